@@ -53,19 +53,39 @@ def audit_options(pair_folders: tuple[Path, Path], words: Path, out: Path, promp
     return ["audit", *(str(part) for name, value in chosen.items() for part in (f"--{name}", value))]
 
 
-def test_help_is_fast_and_complete() -> None:
-    """No command line help loads torch, numpy or transformers: they cost seconds."""
+def heavy_packages_of(*arguments: str) -> tuple[set[str], str]:
+    """Which of the packages that cost seconds a command loads, and what it prints."""
     program = (
         "import sys; from eddecode.cli import app\n"
-        "try: app(['--help'])\n"
+        f"try: app({list(arguments)})\n"
         "except SystemExit: pass\n"
-        "print('LOADED', sorted({'torch', 'numpy', 'transformers', 'matplotlib', 'scipy'} & set(sys.modules)))"
+        "print('LOADED', *({'torch', 'numpy', 'transformers', 'matplotlib', 'scipy'} & set(sys.modules)))"
     )
     said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
-    assert said.rstrip().endswith("LOADED []")
+    printed, _, loaded = said.rpartition("LOADED")
+    return set(loaded.split()), printed
+
+
+def test_help_is_fast_and_complete() -> None:
+    loaded, said = heavy_packages_of("--help")
+    assert loaded == set()
     for command in COMMANDS:
         assert command in said
         assert invoke(command, "--help").exit_code == 0
+
+
+def test_a_finished_run_is_read_without_models_or_statistics(
+    pair_folders: tuple[Path, Path], words: Path, tmp_path: Path
+) -> None:
+    run = str(tmp_path / "run")
+    assert invoke(*audit_options(pair_folders, words, tmp_path / "run")).exit_code == 0
+    for arguments in (
+        ("report", run),
+        ("gate", run, "--max-reversal", "5%"),
+        ("export", run),
+        ("compare", run, run),
+    ):
+        assert heavy_packages_of(*arguments)[0] <= {"numpy"}, arguments
 
 
 def test_version() -> None:

@@ -22,7 +22,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from scipy import stats as distributions
 
 from eddecode.audit.conditions import Condition
 from eddecode.audit.outcomes import Columns
@@ -55,6 +54,8 @@ def mean_estimate(sums: Floats, counts: Floats, level: float = LEVEL) -> Estimat
     value = float(sums.sum() / counts.sum())
     if n == 1:
         return Estimate(round(value, _DIGITS), None, None, None, 1, METHOD, level)
+    from scipy import stats as distributions  # slow to import: see `paired`
+
     parts = (sums - value * counts) / counts.sum()
     error = math.sqrt(n / (n - 1) * float((parts**2).sum()))
     half = float(distributions.t.ppf(0.5 + level / 2, n - 1)) * error

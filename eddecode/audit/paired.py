@@ -25,8 +25,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import signal
-from scipy import stats as distributions
 
 from eddecode.audit.stats import LEVEL, RESAMPLES, Estimate, Floats, effective, resampled_sums, tidy, wilson
 
@@ -268,6 +266,10 @@ def paired_test(a: Clusters, b: Clusters) -> PairedTest:
     if counts[1] + counts[2] == 0:
         return PairedTest(1.0, "mcnemar-exact" if denominators == {1} else "sign-flip-exact", *counts)
     if denominators == {1} and whole:
+        from scipy import (
+            stats as distributions,
+        )  # slow to import, and only the tests of a finished run need it
+
         p = float(distributions.binomtest(counts[1], counts[1] + counts[2], 0.5).pvalue)
         return PairedTest(p, "mcnemar-exact", *counts)
     steps = np.rint(gaps * common).astype(np.int64)
@@ -282,6 +284,9 @@ def _sign_flip(steps: np.ndarray) -> float:
     Equal magnitudes make a binomial each; the sum's distribution is their convolution. Everything is divided by the
     steps' common divisor first, which keeps the arrays short.
     """
+    from scipy import signal
+    from scipy import stats as distributions
+
     seen = abs(int(steps.sum()))
     sizes, counts = np.unique(np.abs(steps[steps != 0]), return_counts=True)
     divisor = math.gcd(*(int(size) for size in sizes))
