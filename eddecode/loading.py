@@ -29,6 +29,7 @@ from eddecode.placement import Placement, has_package, parse_dtype, pick_device
 
 __all__ = [
     "freeze",
+    "keep_softcap",
     "load_config",
     "load_merged",
     "load_model",
@@ -37,6 +38,7 @@ __all__ = [
     "pick_device",
     "place_merged",
     "place_model",
+    "settle_attention",
 ]
 
 _OTHER_HEADS = (
@@ -83,13 +85,25 @@ def load_config(checkpoint: Checkpoint) -> tuple[Any, list[Note]]:
                 f"It is ignored; transformers' own {kind} is used",
             )
         )
+    settle_attention(config)
+    return config, notes
+
+
+def settle_attention(config: Any) -> None:
+    """Leave a model's attention to code that is here, takes a mask, and computes what the configuration says."""
     # flash-attention takes no 4-D mask, and a name with a slash is code from the hub: let transformers choose anew.
     if getattr(config, "_attn_implementation", None) not in (None, "eager", "sdpa"):
         config._attn_implementation = None
-    # The library's sdpa knows no soft-capping of scores: newer releases refuse it, older ones leave it out silently.
+    keep_softcap(config)
+
+
+def keep_softcap(config: Any) -> None:
+    """Have a model whose attention scores are capped (Gemma-2) attend eagerly.
+
+    transformers' sdpa knows no capping: newer releases refuse it, older ones leave it out without a word.
+    """
     if getattr(config.get_text_config(), "attn_logit_softcapping", None):
         config._attn_implementation = "eager"
-    return config, notes
 
 
 def _check_causal(config: Any, raw: dict[str, Any], where: str) -> None:

@@ -17,7 +17,7 @@ from eddecode.checkpoint import Checkpoint, Note
 from eddecode.compare import compare_tensors, held_bytes, kv_bytes_per_token, model_digest, weights_bytes
 from eddecode.errors import PairError, PromptError
 from eddecode.group import Fit, Loaded, Source, load_group
-from eddecode.loading import freeze
+from eddecode.loading import freeze, keep_softcap
 from eddecode.placement import Placement
 from eddecode.prompts import RenderedPrompt
 from eddecode.vocabulary import check_vocabularies, eos_notes, tokens_by_id
@@ -154,7 +154,10 @@ class ModelPair:
     def from_models(
         cls, base: Any, aligned: Any, base_tokenizer: Any = None, aligned_tokenizer: Any = None
     ) -> ModelPair:
-        """A pair of models that are in memory already; both are put in eval mode and frozen."""
+        """A pair of models that are in memory already; both are put in eval mode and frozen.
+
+        Soft-capped attention (Gemma-2) is set to eager, as in a pair that is loaded.
+        """
         for side, model in (("base", base), ("aligned", aligned)):
             head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
             if head is None or getattr(model.config, "is_encoder_decoder", False):
@@ -162,6 +165,7 @@ class ModelPair:
                     f"the {side} model is a {type(model).__name__}; expected a transformers causal language model, "
                     "with a config and an output embedding"
                 )
+            keep_softcap(model.config)
             freeze(model)
         return cls(base, aligned, (base_tokenizer, aligned_tokenizer))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 import tiny
 import torch
 from torch import Tensor
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertConfig, LlamaConfig
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertConfig
 
 from eddecode.audit.judges import Case, make_judge, release, verdicts_of
 from eddecode.audit.judges.classifier import ClassifierJudge
@@ -29,16 +30,16 @@ def ids(tokenizer: Any, text: str) -> list[int]:
 
 def save_classifier(folder: Path, labels: tuple[str, ...], *, arch: str = "bert", **fields: Any) -> Path:
     shape = {
-        "vocab_size": tiny.VOCAB,
         "id2label": dict(enumerate(labels)),
         "pad_token_id": tiny.PAD,
         **fields,
     }
     if arch == "bert":
         bert = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
-        config = BertConfig(**{**bert, "max_position_embeddings": 64, "initializer_range": 0.3, **shape})
+        sizes = {"vocab_size": tiny.VOCAB, "max_position_embeddings": 64, "initializer_range": 0.3}
+        config = BertConfig(**{**bert, **sizes, **shape})
     else:
-        config = LlamaConfig(**{**tiny._GROUPED, **shape})
+        config = tiny.tiny_config(arch, **shape)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(5)
         model = AutoModelForSequenceClassification.from_config(config)
@@ -48,13 +49,17 @@ def save_classifier(folder: Path, labels: tuple[str, ...], *, arch: str = "bert"
 @torch.inference_mode()
 def logits_by_hand(folder: Path, *texts: str) -> Tensor:
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = AutoModelForSequenceClassification.from_pretrained(folder)
+    model = AutoModelForSequenceClassification.from_pretrained(folder, attn_implementation="eager")
     return model(**tokenizer(*texts, return_tensors="pt")).logits[0].double()
 
 
-@pytest.mark.parametrize("arch", ["bert", "llama"])
+@pytest.mark.parametrize("arch", ["bert", "llama", "gemma2"])
 def test_exclusive_labels(tmp_path: Path, arch: str) -> None:
     folder = save_classifier(tmp_path / "tone", ("polite", "rude", "insult"), arch=arch)
+    settings = json.loads(
+        (folder / "config.json").read_text()
+    )  # an attention on the hub is code, and never fetched
+    (folder / "config.json").write_text(json.dumps({**settings, "attn_implementation": "someone/kernel"}))
     judge = make_judge(f"classifier:{folder},batch=2")
     assert (judge.name, judge.role) == ("classifier:tone", "harm")
     for case, verdict in zip(CASES, verdicts_of(judge, CASES), strict=True):

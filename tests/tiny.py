@@ -74,6 +74,7 @@ ARCHITECTURES: dict[str, tuple[type[PreTrainedConfig], dict[str, Any]]] = {
             "sliding_window": WINDOW,
             "attn_logit_softcapping": 5.0,  # low enough to bend these small models' scores
             "final_logit_softcapping": 10.0,
+            "attn_implementation": "eager",  # an older transformers would leave the scores uncapped
         },
     ),
     "mixtral": (MixtralConfig, {**_EXPERTS, "num_local_experts": 4, "sliding_window": None}),

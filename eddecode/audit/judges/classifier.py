@@ -285,6 +285,8 @@ def _config(checkpoint: Any, name: str) -> Any:
     from transformers import AutoConfig
     from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
 
+    from eddecode.loading import settle_attention
+
     try:
         config = AutoConfig.from_pretrained(checkpoint.path, trust_remote_code=False, local_files_only=True)
     except Exception as error:  # a configuration is validated by its own class, which may raise anything
@@ -300,6 +302,7 @@ def _config(checkpoint: Any, name: str) -> Any:
             "expected a sequence classifier (…ForSequenceClassification in config.json). A language model judges by "
             "guard: or yesno:"
         )
+    settle_attention(config)
     return config
 
 
