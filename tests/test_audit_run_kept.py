@@ -322,15 +322,6 @@ def test_figures_of_completions_and_short_ones(tmp_path: Path) -> None:
         assert store.facts("base")["dropped"] == 36 - len(long)
 
 
-def test_sessions_say_what_they_ran_on(tmp_path: Path) -> None:
-    summary = run(config(tmp_path / "run"))
-    with Store.read(tmp_path / "run") as store:
-        (session,) = store.sessions()
-        assert session["config"] == summary.digest
-        assert session["checkpoints"] == {"base": "org/base", "aligned": "org/aligned"}
-        assert {"torch", "transformers", "eddecode", "processor", "cores", "device"} <= set(session)
-
-
 def test_sheets_run_no_formula_and_terminals_obey_nothing(tmp_path: Path) -> None:
     class Nasty(StubSampler):
         def completion(self, *arguments: Any) -> Any:

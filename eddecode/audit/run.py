@@ -6,11 +6,8 @@ same path.
 
 from __future__ import annotations
 
-import os
-import platform
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +15,7 @@ from eddecode.audit.conditions import condition_name
 from eddecode.audit.config_file import write_as_run
 from eddecode.audit.curve import write_curve
 from eddecode.audit.decode import Decoder, Decoders, Progress, Report, decode_missing, load_sampler
+from eddecode.audit.environment import environment
 from eddecode.audit.identity import differences, identity_digest, run_identity
 from eddecode.audit.judges import Case, Judge, JudgeLike, make_judge, make_judges, release, verdicts_of
 from eddecode.audit.judges.human import read_labels, settle
@@ -70,7 +68,7 @@ def audit(
     with Store.create(config.out_folder) as store:
         _same_run(store, identity)
         notes = {"identity": identity, "digest": identity_digest(identity), **_said(config)}
-        store.begin(notes, prompts, conditions, _now(), _environment(identity, config))
+        store.begin(notes, prompts, conditions, _now(), environment(identity, config, loads=sampler is None))
         write_as_run(config, prompts, [judge.name for judge in bench] if judges is not None else None)
         store.seat(bench)
         decode_missing(store, config, prompts, bench, sampler, report)
@@ -115,7 +113,7 @@ def rejudge(
                 f"{folder} keeps no completion text (--no-text), so that nothing is left to judge"
             )
         identity = store.note("identity")
-        store.resume(_now(), _environment(identity))
+        store.resume(_now(), environment(identity))
         store.seat(bench)
         judge_all(store, bench, on_progress or (lambda progress: None))
         if people is not None:
@@ -206,43 +204,3 @@ def _same_run(store: Store, identity: dict[str, Any]) -> None:
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def _environment(identity: dict[str, Any], config: AuditConfig | None = None) -> dict[str, Any]:
-    """What the session runs on and with, for the record: versions, hardware, digests."""
-    found: dict[str, Any] = {
-        "python": platform.python_version(),
-        "machine": platform.machine(),
-        "system": platform.system(),
-        "processor": _processor(),
-        "cores": os.cpu_count(),
-    }
-    for package in ("eddecode", "torch", "transformers", "numpy"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "not installed"
-    found["config"] = identity_digest(identity)
-    found["checkpoints"] = {
-        name: identity[name] for name in ("base", "aligned", "finetuned") if name in identity
-    }
-    if config is not None:
-        found |= {"device": _device(config.device), "utility_loss": config.utility_loss}
-    return found
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
-
-
-def _device(wanted: str | None) -> str:
-    """The device's name; what torch would choose where none is named."""
-    import torch
-
-    if torch.cuda.is_available() and (wanted is None or wanted.startswith("cuda")):
-        return str(torch.cuda.get_device_name(wanted or 0))
-    return wanted or "cpu"

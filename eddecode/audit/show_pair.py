@@ -105,6 +105,8 @@ def _print_tensors(console: Console, tensors: Mapping[str, Any]) -> None:
             f"({_bytes(tensors['identical_bytes'])}), {len(tensors['moved'])} moved."
         )
     )
+    if tensors["trunk"] is not None:
+        console.print(Text(_trunk(tensors["trunk"])))
     for name, said in (
         ("only_base", "only the base has"),
         ("only_aligned", "only the aligned model has"),
@@ -114,6 +116,17 @@ def _print_tensors(console: Console, tensors: Mapping[str, Any]) -> None:
         if tensors[name]:
             shown = ", ".join(tensors[name][:4]) + (" …" if len(tensors[name]) > 4 else "")
             console.print(Text(f"{len(tensors[name])} tensors: {said}: {safe_text(shown)}"))
+
+
+def _trunk(trunk: Mapping[str, Any]) -> str:
+    """What the leading layers that both models have in common save."""
+    cached = trunk["cache_bytes_per_token"]
+    return (
+        f"Shared trunk: the first {trunk['layers']} of {trunk['of']} layers, and what comes before them, are identical "
+        f"({trunk['parameters']:,} parameters, {100 * trunk['share']:.3g}% of a model). Run once for both, they save "
+        f"{_bytes(trunk['layer_bytes'])} of reading per step"
+        + (f", and {_bytes(cached)} of cache per token where both see the same prompt." if cached else ".")
+    )
 
 
 def _change(layer: Mapping[str, Any]) -> str:

@@ -22,6 +22,7 @@ from eddecode.audit.beside import (
     transfer_rows,
 )
 from eddecode.audit.conditions import Condition
+from eddecode.audit.environment import elsewhere
 from eddecode.audit.headline import BOUND, Measured, attacks, headline, pick
 from eddecode.audit.outcomes import Columns, Population, Range, Seated, population, read_columns
 from eddecode.audit.paired import Clusters, shortfall
@@ -84,7 +85,7 @@ def summarise(
         transfer=tuple(transfer_rows(measured, found.alpha, _found_for(store))),
         agreement=tuple(agreement_rows(read, judges)),
         judge_free=_judge_free(store, read, base.condition, aligned.condition),
-        notes=(*_notes(people, read, judges), *notes),
+        notes=(*_notes(store, people, read, judges), *notes),
         folder=store.folder,
     )
 
@@ -195,8 +196,12 @@ def _judge_free(
     }
 
 
-def _notes(people: Population, read: Mapping[Condition, Columns], judges: Sequence[Seated]) -> list[str]:
+def _notes(
+    store: Store, people: Population, read: Mapping[Condition, Columns], judges: Sequence[Seated]
+) -> list[str]:
     notes = []
+    if moved := elsewhere(store.decoded_in()):
+        notes.append(moved)
     repeats = people.prompts - people.size
     if repeats:
         notes.append(

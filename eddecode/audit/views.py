@@ -40,6 +40,11 @@ class Views:
         rows = self._query("SELECT id, started, environment FROM session ORDER BY id")
         return [{"id": id_, "started": started, **json.loads(said)} for id_, started, said in rows]
 
+    def decoded_in(self) -> list[dict[str, Any]]:
+        """The sessions that decoded something, as `sessions` has them."""
+        decoding = {row[0] for row in self._query("SELECT DISTINCT session FROM completion")}
+        return [session for session in self.sessions() if session["id"] in decoding]
+
     def prompts(self) -> list[PromptRecord]:
         """The run's prompts, in order."""
         rows = self._query("SELECT prompt_index, prompt, meta FROM prompt ORDER BY prompt_index")

@@ -1,0 +1,120 @@
+"""What a session of a run works on, for the record: versions, hardware, digests, and how weights are multiplied.
+
+A completion is decided by the run's identity, up to the last digits of floating-point sums. These depend on the
+machine: on its processor or GPU, on the library's release, and on a CPU on whether the compiled product or the
+library's was found faster there. A sampled token that hangs by such a digit may come out differently. So a run that
+went on elsewhere is not refused, but its summary says so.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from eddecode.audit.identity import identity_digest
+from eddecode.audit.plan import AuditConfig
+
+_DIGITS = {  # what last digits depend on, as a note calls it
+    "eddecode": "eddecode",
+    "torch": "torch",
+    "transformers": "transformers",
+    "machine": "machine",
+    "processor": "processor",
+    "device": "device",
+    "products": "products of weights",
+}
+_COMPILED = ("float32", "bfloat16")  # dtypes of weights between whose products there is a choice
+
+
+def environment(
+    identity: Mapping[str, Any], config: AuditConfig | None = None, *, loads: bool = False
+) -> dict[str, Any]:
+    """What this session runs on and with.
+
+    Args:
+        identity: of the run. config: what it was asked for, where completions may be decoded.
+        loads: whether the session loads the models itself; how their weights are multiplied is recorded then.
+    """
+    found: dict[str, Any] = {
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "system": platform.system(),
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+    }
+    for package in ("eddecode", "torch", "transformers", "numpy"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    found["config"] = identity_digest(dict(identity))
+    found["checkpoints"] = {
+        name: identity[name] for name in ("base", "aligned", "finetuned") if name in identity
+    }
+    if config is not None:
+        found |= {"device": _device(config.device), "utility_loss": config.utility_loss}
+        if loads and found["device"] == "cpu":
+            found["products"] = _products(config.dtype)
+    return found
+
+
+def elsewhere(sessions: Sequence[Mapping[str, Any]]) -> str | None:
+    """A note if the sessions that decoded a run (`Store.decoded_in`) worked on different things, else None."""
+    parts = []
+    for name, called in _DIGITS.items():
+        values = list(dict.fromkeys(_shown(session[name]) for session in sessions if name in session))
+        if len(values) > 1:
+            parts.append(f"{called} ({'; '.join(values)})")
+    if not parts:
+        return None
+    numbers = ", ".join(str(session["id"]) for session in sessions)
+    return (
+        f"sessions {numbers} decoded this run and differ in {', '.join(parts)}: the last digits of their sums may "
+        "differ too, and now and then a sampled token with them"
+    )
+
+
+def _products(dtype: str) -> dict[str, str]:
+    """How weights are multiplied on this CPU, by their dtype: `compiled`, or by the `library`.
+
+    A choice by measurement, once per machine; see `eddecode_kernels.linear.pays`.
+    """
+    import torch
+
+    from eddecode.placement import parse_dtype
+    from eddecode_kernels.linear import pays
+
+    wanted = parse_dtype(dtype)
+    kinds = {name: getattr(torch, name) for name in _COMPILED}
+    return {
+        name: "compiled" if pays(kind) else "library"
+        for name, kind in kinds.items()
+        if wanted in ("auto", kind)
+    }
+
+
+def _shown(value: Any) -> str:
+    return (
+        ", ".join(f"{name} {part}" for name, part in value.items()) if isinstance(value, dict) else str(value)
+    )
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+
+
+def _device(wanted: str | None) -> str:
+    """The device's name; what torch would choose where none is named."""
+    import torch
+
+    if torch.cuda.is_available() and (wanted is None or wanted.startswith("cuda")):
+        return str(torch.cuda.get_device_name(wanted or 0))
+    return wanted or "cpu"
