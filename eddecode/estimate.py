@@ -28,8 +28,6 @@ LENGTH = 2048  # tokens of prompt and completion that must fit, unless a caller 
 # What one pass reads at most, as `engine.PREFILL_TOKENS` and `decoder.PREFILL_CHUNK` have it.
 PREFILL_TOKENS, PREFILL_CHUNK = 2048, 512
 
-CONTROL_GROUP = Path("/sys/fs/cgroup")  # version 2, as a container sees its own
-
 _ITEMSIZE = {
     "F64": 8,
     "F32": 4,
@@ -266,7 +264,7 @@ def check_fits(
         if devices is not None:
             pools.setdefault(devices, []).append(i)
     for devices, members in pools.items():
-        free = sum(free_on(device) for device in devices)
+        free = sum(free_bytes(device) for device in devices)
 
         def needed(slots: int, length: int, members: Sequence[int] = members, **form: Any) -> Estimate:
             placed = [replace(placements[i], **form) for i in range(len(placements))]
@@ -302,21 +300,6 @@ def all_devices() -> tuple[torch.device, ...]:
     return (*(torch.device("cuda", i) for i in range(torch.cuda.device_count())), torch.device("cpu"))
 
 
-def free_on(device: torch.device) -> int:
-    """Bytes that are free on a device; of a CPU no more than what its control group leaves (as in a container)."""
-    free = free_bytes(device)
-    if device.type != "cpu":
-        return free
-    try:
-        limit = (CONTROL_GROUP / "memory.max").read_text().strip()
-        used = int((CONTROL_GROUP / "memory.current").read_text())
-        stat = dict(line.split() for line in (CONTROL_GROUP / "memory.stat").read_text().splitlines())
-        cached = int(stat["inactive_file"]) + int(stat["active_file"])  # gives way when memory is needed
-        return free if limit == "max" else max(0, min(free, int(limit) - used + cached))
-    except (OSError, ValueError, KeyError):
-        return free
-
-
 def _ways_out(
     now: Estimate, free: int, needed: Any, devices: tuple[torch.device, ...], placement: Placement
 ) -> str:
@@ -338,7 +321,7 @@ def _ways_out(
         if other.total <= free and other.weights < now.weights:
             ways.append(f"{said} ({size(other.total)})")
     if placement.device_map is None:
-        spread = sum(free_on(device) for device in all_devices())
+        spread = sum(free_bytes(device) for device in all_devices())
         if len(all_devices()) > 1 and now.total <= spread:
             ways.append(f"device_map='auto' ({size(spread)} on {len(all_devices())} devices)")
         ways.append(

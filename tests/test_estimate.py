@@ -134,7 +134,7 @@ def test_what_does_not_fit_is_refused_before_it_is_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = llama_7b(tmp_path / "7b")
-    monkeypatch.setattr(room, "free_on", lambda device: 20 * GIB)
+    monkeypatch.setattr(room, "free_bytes", lambda device: 20 * GIB)
     monkeypatch.setattr("eddecode.group.place_model", pytest.fail)
     with pytest.raises(PairError) as caught:
         ModelPair.load(folder, folder)
@@ -150,7 +150,7 @@ def test_what_does_not_fit_is_refused_before_it_is_read(
 def fits(monkeypatch: pytest.MonkeyPatch, folder: Path, free: int, **placement: Any) -> Callable[..., None]:
     """check_fits of a pair on a CUDA device with that much memory, beside a CPU with the same."""
     devices = (torch.device("cuda", 0), torch.device("cpu"))
-    monkeypatch.setattr(room, "free_on", lambda device: free)
+    monkeypatch.setattr(room, "free_bytes", lambda device: free)
     monkeypatch.setattr(room, "all_devices", lambda: devices)
     checkpoint = room.open_checkpoint(folder, "base")
     placements = [Placement(**{"device": devices[0], **placement})] * 2
@@ -197,7 +197,7 @@ def test_each_device_is_asked_for_what_goes_there(tmp_path: Path, monkeypatch: p
         room.open_checkpoint(folder, side) for folder, side in zip(folders, ("base", "aligned"), strict=True)
     ]
     placements = [Placement(device_map="cuda:0"), Placement(device_map={"": 1})]
-    monkeypatch.setattr(room, "free_on", lambda device: GIB if device.index == 0 else 100_000)
+    monkeypatch.setattr(room, "free_bytes", lambda device: GIB if device.index == 0 else 100_000)
     with pytest.raises(PairError, match=r"^aligned would need .* on cuda:1 "):
         check_fits(checkpoints, [None, None], placements, 1, 64)
 
@@ -206,9 +206,9 @@ def test_the_check_can_be_turned_off_and_lets_pass_what_fits(
     pair_folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     needed = estimate(*pair_folders, dtype="float32", slots=4, length=100)
-    monkeypatch.setattr(room, "free_on", lambda device: needed.total)
+    monkeypatch.setattr(room, "free_bytes", lambda device: needed.total)
     ModelPair.load(*pair_folders, dtype="float32", slots=4, length=100)
-    monkeypatch.setattr(room, "free_on", lambda device: needed.total - 1)
+    monkeypatch.setattr(room, "free_bytes", lambda device: needed.total - 1)
     with pytest.raises(PairError, match=r"for 4 × 100 tokens"):
         ModelPair.load(*pair_folders, dtype="float32", slots=4, length=100)
     ModelPair.load(*pair_folders, dtype="float32", slots=4, length=100, check_memory=False)
@@ -218,23 +218,10 @@ def test_the_check_can_be_turned_off_and_lets_pass_what_fits(
 
 def test_all_models_of_a_group_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     base, aligned = tiny.save_pair(tmp_path)
-    monkeypatch.setattr(room, "free_on", lambda device: estimate(base, aligned, length=256).total)
+    monkeypatch.setattr(room, "free_bytes", lambda device: estimate(base, aligned, length=256).total)
     ModelPair.load(base, aligned)
     with pytest.raises(PairError, match=r"base and aligned 1 and aligned 2 would need"):
         Ensemble.load(base, [aligned, aligned])
-
-
-def test_a_control_group_bounds_the_free_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(room, "CONTROL_GROUP", tmp_path)
-    monkeypatch.setattr(room, "free_bytes", lambda device: 1000)
-    cpu = torch.device("cpu")
-    assert room.free_on(cpu) == 1000  # there is none
-    (tmp_path / "memory.current").write_text("500\n")
-    (tmp_path / "memory.stat").write_text("anon 1\ninactive_file 60\nactive_file 40\n")
-    for limit, free in (("max", 1000), ("900", 500), ("5000", 1000), ("300", 0)):
-        (tmp_path / "memory.max").write_text(limit + "\n")
-        assert room.free_on(cpu) == free
-    assert room.free_on(torch.device("cuda")) == 1000
 
 
 # Held once -------------------------------------------------------------------------------------------------------

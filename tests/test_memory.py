@@ -36,6 +36,61 @@ def test_what_the_page_cache_holds_counts_as_free(tmp_path: Path, monkeypatch: p
         "MemTotal:       16000000 kB\nMemFree:          100000 kB\nMemAvailable:    9000000 kB\n"
     )
     monkeypatch.setattr(memory, "MEMINFO", table)
+    monkeypatch.setattr(memory, "OWN_GROUPS", tmp_path / "none")
     assert memory.free_bytes(torch.device("cpu")) == 9_000_000 * 1024
     monkeypatch.setattr(memory, "MEMINFO", tmp_path / "none")
     assert memory.free_bytes(torch.device("cpu")) == 4 << 30
+
+
+V1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_")
+V2 = ("memory.max", "memory.current", "")
+
+
+def group(folder: Path, names: tuple[str, str, str], limit: str | int, used: int) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / names[0]).write_text(f"{limit}\n")
+    (folder / names[1]).write_text(f"{used}\n")
+    (folder / "memory.stat").write_text(f"anon 1\n{names[2]}inactive_file 60\n{names[2]}active_file 40\n")
+
+
+@pytest.fixture
+def groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A machine with 1000 bytes to be had, and a tree of control groups of our own."""
+    monkeypatch.setattr(memory, "_available", lambda: 1000)
+    monkeypatch.setattr(memory, "OWN_GROUPS", tmp_path / "own")
+    monkeypatch.setattr(memory, "CONTROL_GROUPS", tmp_path / "tree")
+    return tmp_path
+
+
+@pytest.mark.parametrize(("limit", "free"), [("max", 1000), (900, 500), (5000, 1000), (300, 0), ("?", 1000)])
+@pytest.mark.parametrize("at", [".", "a", "a/b"])
+@pytest.mark.parametrize("names", [V1, V2], ids=["v1", "v2"])
+def test_the_tightest_control_group_bounds_what_is_free(
+    groups: Path, names: tuple[str, str, str], at: str, limit: str | int, free: int
+) -> None:
+    root = groups / "tree" / ("memory" if names is V1 else "")
+    for folder in (".", "a", "a/b"):
+        group(root / folder, names, 1 << 62, 500)  # what version 1 says for no limit
+    group(root / at, names, limit, 500)
+    (groups / "own").write_text("3:cpu,cpuacct:/c\n2:memory:/a/b\n" if names is V1 else "0::/a/b\n")
+    assert memory.free_bytes(torch.device("cpu")) == free
+
+
+def test_a_container_that_sees_its_group_as_the_root(groups: Path) -> None:
+    group(groups / "tree", V2, 800, 300)
+    (groups / "own").write_text("0::/somewhere/outside\n")
+    assert memory.free_bytes(torch.device("cpu")) == 600
+
+
+def test_no_control_groups_bound_nothing(groups: Path) -> None:
+    assert memory.free_bytes(torch.device("cpu")) == 1000
+    (groups / "own").write_text("1:cpu:/a\n")
+    group(groups / "tree" / "memory", V1, 10, 0)
+    assert memory.free_bytes(torch.device("cpu")) == 1000
+
+
+def test_a_gpu_has_memory_of_its_own(groups: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    group(groups / "tree", V2, 800, 300)
+    (groups / "own").write_text("0::/\n")
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (7000, 8000))
+    assert memory.free_bytes(torch.device("cuda")) == 7000
