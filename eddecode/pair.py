@@ -292,8 +292,8 @@ def check_ids(name: str, model: Any, ids: Sequence[int]) -> None:
     rows = int(model.get_input_embeddings().weight.shape[0])
     if max(ids) >= rows:
         raise PromptError(
-            f"a prompt's {name}_ids contain {max(ids)}, and the {name} model's embedding has {rows} rows; use "
-            "the tokenizer of that very checkpoint"
+            f"id {max(ids)} is beyond the {rows} embeddings of the {name} model; render the prompt with the tokenizer "
+            "of that model"
         )
 
 

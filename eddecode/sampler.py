@@ -278,17 +278,9 @@ class Sampler:
     def _rendered(self, index: int, prompt: Prompt) -> RenderedPrompt:
         try:
             rendered = self.render(prompt)
+            self.pair.check_prompt(rendered)
         except PromptError as error:
             raise PromptError(f"prompt {index}: {error}") from error
-        for name, ids, model in zip(
-            self.pair.names, self.pair.texts(rendered), self.pair.models, strict=True
-        ):
-            rows = model.get_input_embeddings().weight.shape[0]
-            if max(ids) >= rows:
-                raise PromptError(
-                    f"prompt {index}: id {max(ids)} is beyond the {rows} embeddings of the {name} model; "
-                    "render the prompt with the tokenizer of that model"
-                )
         return rendered
 
     def _requests(self, index: int, prompt: RenderedPrompt, params: SamplingParams) -> list[Request]:

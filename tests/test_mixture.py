@@ -270,7 +270,7 @@ def test_what_makes_no_group_is_refused(tmp_path: Path) -> None:
     with pytest.raises(PairError, match=r"have different aligned models; expected the same in both"):
         Transfer(pairs[0], ModelPair.from_models(aligned, base))
     group = Ensemble.from_models(base, [aligned, tiny.tiny_model(vocab=290)])
-    with pytest.raises(PromptError, match=r"aligned 2_ids contain 295, and the aligned 2 model's embedding"):
+    with pytest.raises(PromptError, match=r"^id 295 is beyond the 290 embeddings of the aligned 2 model"):
         group.check_prompt(RenderedPrompt([1], [295]))
-    with pytest.raises(PromptError, match=r"id 295 is beyond the 290 embeddings of the aligned 2 model"):
+    with pytest.raises(PromptError, match=r"^prompt 0: id 295 is beyond the 290 embeddings of the aligned 2"):
         Sampler(group).generate(RenderedPrompt([1], [295]))

@@ -310,7 +310,8 @@ def test_a_prompt_beyond_the_embedding_is_refused() -> None:
     pair = ModelPair.from_models(tiny.tiny_model(vocab=310), tiny.tiny_model(vocab=300))
     pair.check_prompt(RenderedPrompt([309], [299]))
     with pytest.raises(
-        PromptError, match=r"aligned_ids contain 300, and the aligned model's embedding has 300 rows"
+        PromptError,
+        match=r"^id 300 is beyond the 300 embeddings of the aligned model; render the prompt with",
     ):
         pair.check_prompt(RenderedPrompt([309], [1, 300]))
 
