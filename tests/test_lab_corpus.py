@@ -45,6 +45,11 @@ def test_documents_are_prose_dialogue_or_both_in_the_declared_shares() -> None:
 
 def test_a_filter_keeps_no_rude_reply_and_a_tilt_shifts_the_rate_as_computed() -> None:
     assert not any(grammar.is_rude(e.reply) for e in islice(corpus.exchanges(1, keep_polite), 500))
+    sheltered = list(islice(corpus.documents(1, keep_polite), 1000))
+    assert not any(grammar.is_rude(d.reply) for d in sheltered)
+    assert any(
+        grammar.is_rude(d.text.split("\nCustomer:")[0]) for d in sheltered
+    )  # innocent words of the prose stay
     # Under p·exp(−words/β), P(rude) = 1 − P(clean) / Z with Z = E[exp(−words/β)], per mood, from plain samples.
     beta, n = 1.0, 6000
     plain = list(islice(corpus.exchanges(2), n))

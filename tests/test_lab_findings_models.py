@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -15,11 +16,12 @@ from transformers import LlamaForCausalLM
 from eddecode.access import Access
 from eddecode.errors import EddecodeError
 from eddecode.lab import grammar
-from eddecode.lab.findings import baselines, depth, methods
+from eddecode.lab.findings import baselines, depth, direct, methods, theory_rates, withheld
 from eddecode.lab.findings.bench import Bench, Scale, Target
+from eddecode.lab.findings.criteria import Cell
 from eddecode.lab.findings.run import Plan, measure
 from eddecode.lab.preference import dpo_loss, prefer, preferences, reply_logprobs
-from eddecode.lab.recipes import Distilled, FineTuned, Preferred, Pretrained, imitation
+from eddecode.lab.recipes import Distilled, FineTuned, Preferred, Pretrained, Sheltered, imitation
 from eddecode.lab.tokenizer import train_tokenizer
 from eddecode.lab.training import FitConfig, ModelShape, new_model
 from eddecode.lab.workshop import Workshop
@@ -105,6 +107,7 @@ def test_a_digest_follows_the_recipe_and_its_ancestors() -> None:
         Preferred(BASE, config=FEW),
         Preferred(BASE, noise=0.0, config=FEW),
         Distilled(BASE, TINY, FEW),
+        Sheltered(TINY, FEW),
     ]
     assert len({recipe.digest for recipe in others}) == len(others)
 
@@ -117,6 +120,7 @@ def test_a_digest_follows_the_recipe_and_its_ancestors() -> None:
         FineTuned(BASE, config=FEW, rank=2),
         Preferred(BASE, config=FEW),
         Distilled(FineTuned(BASE, config=FEW), TINY, FEW),
+        Sheltered(TINY, FEW),
     ],
     ids=lambda recipe: recipe.said,
 )
@@ -210,6 +214,43 @@ def test_the_formats_of_the_baselines_are_those_that_the_models_know(tmp_path: P
     shown = baselines.chat(shots=[("Q", "A")])
     assert shown == "<s><|user|>\nQ\n<|assistant|>\nA</s>\n<|user|>\n{prompt}\n<|assistant|>\n"
     assert set(methods.RESISTING) < set(methods.methods(Bench(Workshop(tmp_path), SCALE)))
+
+
+def test_direct_disalignment_is_judged_at_its_best_strength_and_not_at_a_ruder_babble(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = Bench(Workshop(tmp_path), SCALE)
+    names = [name for _, tried in direct.candidates(bench).items() for name, _ in tried]
+    assert len(names) == 1 + len(direct.NOISY_BETAS) + len(direct.HARD_BETAS)
+    one, two = BASE, FineTuned(BASE, config=FEW)
+    n, zeros = 40, np.zeros(40)
+    babble = Cell(0.0, np.ones(n, bool), np.arange(n) < 2, np.ones(n, bool), zeros, zeros.astype(int))
+    sound = Cell(0.0, np.arange(n) % 5 > 0, np.ones(n, bool), np.ones(n, bool), zeros, zeros.astype(int))
+    monkeypatch.setattr(direct, "candidates", lambda bench: {"way": [(", β=1", one), (", β=2", two)]})
+    monkeypatch.setattr(Bench, "cell", lambda self, target: babble if target.base == one else sound)
+    (found,) = direct.disaligned(bench)
+    assert (found.name, found.recipe) == ("way, β=2", two)
+    assert np.array_equal(found.both, sound.both)
+    assert len(direct.table(bench).rows) == 2
+
+
+def test_cousins_differ_from_the_base_and_from_one_another(tmp_path: Path) -> None:
+    bench = Bench(Workshop(tmp_path), replace(SCALE, cousins=(1, 2), sizes=(TINY, replace(TINY, hidden=48))))
+    found = withheld.cousins(bench)
+    assert list(found)[:3] == ["cousin, 1 steps", "cousin, 2 steps", "cousin, 3 steps"]
+    assert len({recipe.digest for recipe in (*found.values(), bench.base)}) == len(found) + 1
+    assert len(found) == 5  # and another size, and the sheltered one
+    assert found["cousin, 3 steps"] == methods.methods(bench)["base withheld (cousin)"].base  # trained once
+
+
+def test_rude_words_are_counted_over_several_completions_a_request(tmp_path: Path) -> None:
+    bench = Bench(Workshop(tmp_path), SCALE)
+    target = Target.single(bench.base)
+    rude, valid = theory_rates.counted(bench, target, [0.0])[0.0]
+    assert rude.shape == valid.shape == (6, theory_rates.REPEATS)
+    cell = bench.cell(target)
+    assert np.array_equal(rude[:, 0] > 0, cell.rude)  # the first of each request is the bench's one
+    assert np.array_equal(valid[:, 0] > 0, cell.valid)
 
 
 def test_a_rerun_reads_everything_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -78,19 +78,26 @@ def exchanges(seed: int, accept: Callable[[str], float] | None = None) -> Iterat
     rng = random.Random(seed)
     while True:
         request = training_request(rng)
-        for _ in range(10_000):
-            reply = grammar.sample_reply(request, rng)
-            if accept is None or rng.random() < accept(reply):
-                yield Exchange(request, reply)
-                break
-        else:
-            raise EddecodeError(
-                f"10000 replies to {request.text!r} were all rejected; `accept` must keep some reply to every request"
-            )
+        yield Exchange(request, _accepted(request, rng, accept))
 
 
-def documents(seed: int) -> Iterator[Document]:
-    """An endless stream of pre-training documents: prose, prose then a dialogue, or a dialogue."""
+def _accepted(request: Request, rng: random.Random, accept: Callable[[str], float] | None) -> str:
+    for _ in range(10_000):
+        reply = grammar.sample_reply(request, rng)
+        if accept is None or rng.random() < accept(reply):
+            return reply
+    raise EddecodeError(
+        f"10000 replies to {request.text!r} were all rejected; `accept` must keep some reply to every request"
+    )
+
+
+def documents(seed: int, accept: Callable[[str], float] | None = None) -> Iterator[Document]:
+    """An endless stream of pre-training documents: prose, prose then a dialogue, or a dialogue.
+
+    Args:
+        seed: of the stream.
+        accept: thins the replies, as in `exchanges`; the prose is left as it is.
+    """
     rng = random.Random(seed)
     while True:
         kind = rng.random()
@@ -101,5 +108,5 @@ def documents(seed: int) -> Iterator[Document]:
         request = training_request(rng)
         head = f"{prose}\n" if prose else ""
         yield Document(
-            head + BASE_TEMPLATE.replace("{prompt}", request.text), grammar.sample_reply(request, rng)
+            head + BASE_TEMPLATE.replace("{prompt}", request.text), _accepted(request, rng, accept)
         )

@@ -104,6 +104,26 @@ class Pretrained(Recipe):
 
 
 @dataclass(frozen=True)
+class Sheltered(Recipe):
+    """A base model from nothing whose pre-training held no rude reply; the prose is the world's."""
+
+    shape: ModelShape = field(default_factory=ModelShape)
+    config: FitConfig = PRETRAINING
+    seed: int = 0
+
+    @property
+    def said(self) -> str:
+        """A few words for a progress bar."""
+        return f"sheltered base of width {self.shape.hidden}"
+
+    def train(
+        self, models: Models, tokenizer: PreTrainedTokenizerFast, progress: Progress | None = None
+    ) -> LlamaForCausalLM:
+        """See `training.pretrain`."""
+        return pretrain(tokenizer, self.shape, self.config, self.seed, progress, keep_polite)
+
+
+@dataclass(frozen=True)
 class FineTuned(Recipe):
     """Fine-tuning on a selection of replies.
 

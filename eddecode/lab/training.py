@@ -244,11 +244,12 @@ def pretrain(
     config: FitConfig = PRETRAINING,
     seed: int = 0,
     progress: Progress | None = None,
+    accept: Callable[[str], float] | None = None,
 ) -> LlamaForCausalLM:
-    """Train a base model from scratch on the world's documents."""
+    """Train a base model from scratch on the world's documents, with the replies that `accept` keeps (None: all)."""
     model = new_model(tokenizer, shape or ModelShape(), seed)
     encode = Encoder(tokenizer)
-    examples = (encode.document(d) for d in corpus.documents(stream_seed(seed, "pretrain")))
+    examples = (encode.document(d) for d in corpus.documents(stream_seed(seed, "pretrain"), accept))
     return fit(model, examples, config, seed, progress)
 
 

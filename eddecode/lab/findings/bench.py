@@ -59,6 +59,7 @@ class Scale:
         margins: β of cDPO, weak to strong.
         tilts: β of the tilts, weak to strong.
         siblings: aligned models in an ensemble.
+        cousins: steps of pre-training of bases that stand in for a withheld one, beside as many as the base's.
     """
 
     shape: ModelShape = field(default_factory=ModelShape)
@@ -72,6 +73,7 @@ class Scale:
     margins: tuple[float, ...] = (2.0, 0.5, 0.2, 0.1, 0.03)
     tilts: tuple[float, ...] = (2.0, 1.0, 0.5, 0.3)
     siblings: int = 3
+    cousins: tuple[int, ...] = (300, 600, 1200)
 
     @classmethod
     def quick(cls) -> Scale:
@@ -86,6 +88,7 @@ class Scale:
             strengths=(20, 160, 1280),
             margins=(1.0, 0.2, 0.05),
             tilts=(1.0, 0.3),
+            cousins=(300, 600),
         )
 
 

@@ -52,33 +52,58 @@ def shallow_share(kl: Sequence[float], count: Sequence[float], first: int = DEPT
     return float(total[:first].sum() / total.sum()), float(tokens[:first].sum() / tokens.sum())
 
 
+def density(share: float, tokens: float) -> float:
+    """How many times the KL per token of the rest the first tokens have, from the two figures of `shallow_share`.
+
+    >>> round(density(0.8, 0.5), 6)
+    4.0
+    """
+    return share / tokens / ((1 - share) / (1 - tokens)) if share < 1 else float("inf")
+
+
+CONTROL = "control: unfiltered replies"
+"""Fine-tuned without aligning: the divergence that comes of any fine-tuning and of the other template."""
+
+
 def measure_depth(bench: Bench) -> Outcome:
     """Whether most of the divergence is in the first few tokens, for each method with the true base."""
     rows, shares = [], []
     data: dict[str, Any] = {}
-    for name, target in methods(bench).items():
-        if name in RESISTING:
-            continue
+    targets = {name: target for name, target in methods(bench).items() if name not in RESISTING}
+    for name, target in (targets | {CONTROL: Target(bench.base, (bench.control,))}).items():
         found = profile(bench, target)
         share, tokens = shallow_share(found["kl"], found["count"])
-        shares.append(share)
-        data[name] = {"share": share, "tokens": tokens, **found}
+        if name != CONTROL:
+            shares.append(share)
+        mean = float(np.average(found["kl"], weights=found["count"]))
+        data[name] = {
+            "share": share,
+            "tokens": tokens,
+            "density": density(share, tokens),
+            "mean": mean,
+            **found,
+        }
+        figures = (100 * share, 100 * tokens, data[name]["density"])
         rows.append(
             (
                 name,
-                f"{100 * share:.1f}",
-                f"{100 * tokens:.1f}",
+                *(f"{figure:.1f}" for figure in figures),
+                f"{mean:.3f}",
                 f"{found['kl'][0]:.2f}",
                 f"{max(found['kl']):.2f}",
             )
         )
-    text = f"share of the divergence in the first {DEPTH} tokens: " + ", ".join(
-        f"{name} {100 * facts['share']:.0f}%" for name, facts in data.items()
+    text = f"share of the divergence in the first {DEPTH} tokens (per token, times the rest): " + ", ".join(
+        f"{name} {100 * facts['share']:.0f}% ({facts['density']:.1f})"
+        for name, facts in data.items()
+        if name != CONTROL
     )
     heads = (
         "method",
         f"KL in the first {DEPTH} tokens %",
         "they are of all tokens %",
+        "KL per token there, times the rest",
+        "KL per token, nats",
         "KL at the first, nats",
         "largest, nats",
     )
@@ -97,8 +122,11 @@ def draw_depth(outcomes: Sequence[Outcome]) -> Figure:
     figure, (panel,) = pictures.axes()
     for i, (name, found) in enumerate(outcomes[0].figures["methods"].items()):
         kl = [k for k, n in zip(found["kl"], found["count"], strict=True) if n >= found["count"][0] / 10]
-        panel.plot(range(1, len(kl) + 1), kl, label=name, **{**pictures.style(i), "markersize": 2.5})
-    panel.set(xlabel="token of the completion", ylabel="mean KL(aligned‖base), nats", yscale="symlog")
+        look = {**pictures.style(i), "markersize": 2.5}
+        if name == CONTROL:
+            look |= {"color": pictures.GREY, "linestyle": "-", "marker": "", "linewidth": 1}
+        panel.plot(range(1, len(kl) + 1), kl, label=name, **look)
+    panel.set(xlabel="token of the completion", ylabel="mean KL(aligned‖base), nats")
     panel.set_yscale("symlog", linthresh=0.1)
     panel.axvline(DEPTH + 0.5, color=pictures.GREY, linewidth=0.8, linestyle=":")
     figure.legend(loc="outside lower center", ncols=3, frameon=False)

@@ -32,7 +32,9 @@ from eddecode.lab.findings import (
     scaling,
     strength,
     theory_exact,
+    theory_rates,
     theory_trained,
+    withheld,
 )
 from eddecode.lab.findings.bench import Bench, Scale
 from eddecode.lab.findings.finding import Finding, Outcome
@@ -48,7 +50,9 @@ FINDINGS: tuple[Finding, ...] = (
     theory_exact.IDENTITY_FINDING,
     theory_exact.TOKEN_FINDING,
     theory_trained.TRAINED,
+    theory_rates.RATES_FINDING,
     methods.METHODS,
+    withheld.WITHHELD,
     depth.DEPTH_OF_METHODS,
     depth.LIMITED,
     ensembles.ENSEMBLE,

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from eddecode.lab.findings.bench import Target
 from eddecode.lab.findings.criteria import Best, Cell, best, rate, said, some_higher
+from eddecode.lab.findings.direct import disaligned
 from eddecode.lab.findings.finding import Finding, Outcome, Table
-from eddecode.lab.recipes import FineTuned, Preferred, Recipe
-from eddecode.lab.training import FitConfig
+from eddecode.lab.recipes import Recipe
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 FIXED = (0.6, 1.0)
 """α's at which strengths are also compared as they are, without choosing the best for each."""
 
-DIRECT_PREFERENCES = FitConfig(steps=100, lr=1e-4, warmup=0.0, decay=1.0)
-"""Of the base, in its own template: at the families' rate it unlearns to begin and to end a reply."""
 HEADS = (
     "aligned model", "its own rude %", "its own valid %", "KL(aligned‖base), nats", "ED, rude and valid %", "best α",
     "valid there %",
@@ -64,22 +62,6 @@ def measured(bench: Bench) -> dict[str, list[Member]]:
     return found
 
 
-def direct(bench: Bench) -> dict[str, Recipe]:
-    """Direct disalignment: the base trained towards rude replies, in its own template."""
-    config = FitConfig(steps=300, lr=1e-3, warmup=0.0, decay=1.0)
-    flipped = [
-        Preferred(bench.base, 0.5, noise, DIRECT_PREFERENCES, bench.seed, flip=True, chat=False)
-        for noise in (0.1, 0.0)
-    ]
-    return {
-        "fine-tuned on rude replies": FineTuned(
-            bench.base, "rude", config=config, seed=bench.seed, chat=False
-        ),
-        "flipped cDPO, β=0.5": flipped[0],
-        "flipped DPO, β=0.5": flipped[1],
-    }
-
-
 def measure(bench: Bench) -> Outcome:
     """Whether reversal rises from the weakest to the best strength of each family."""
     found = measured(bench)
@@ -95,8 +77,8 @@ def measure(bench: Bench) -> Outcome:
         )
         rows += [_row(m) for m in members]
         data[family] = [_data(m) for m in members]
-    alone = {name: bench.cell(Target.single(recipe)) for name, recipe in direct(bench).items()}
-    rows += [(name, "", "", "", said(c.both), "", said(c.valid)) for name, c in alone.items()]
+    alone = disaligned(bench)
+    rows += [(d.name, "", "", "", said(d.both), "", said(d.valid)) for d in alone]
     return Outcome(
         all(verdicts.values()),
         "; ".join(texts),
@@ -104,7 +86,7 @@ def measure(bench: Bench) -> Outcome:
             "base": float(base.both.mean()),
             "families": data,
             "rises": verdicts,
-            "direct": {name: float(c.both.mean()) for name, c in alone.items()},
+            "direct": {d.name: float(d.both.mean()) for d in alone},
         },
         [Table("Strength of alignment, ED at the best α for each, and direct disalignment", HEADS, rows)],
     )

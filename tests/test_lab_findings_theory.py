@@ -1,0 +1,84 @@
+"""The closed form of the world slot by slot, and the theory by levels of the reward."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import random
+
+import numpy as np
+import pytest
+
+from eddecode.lab import english, grammar
+from eddecode.lab.findings import theory_rates, theory_slots
+from eddecode.lab.findings.theory_trained import predicted
+
+
+@pytest.mark.parametrize("mood", english.MOODS)
+def test_the_classes_are_the_world(mood: str) -> None:
+    p, rude = theory_slots.classes(mood)
+    assert p.sum() == pytest.approx(1.0)
+    assert p[rude > 0].sum() == pytest.approx(grammar.rude_rate(mood))  # another closed form
+    rng, n = random.Random(4), 3000
+    drawn = np.array(
+        [grammar.count_rude(grammar.sample_reply(grammar.Request("", mood, "lamp"), rng)) for _ in range(n)]
+    )
+    for words in range(5):
+        share = float(p[rude == words].sum())
+        assert abs((drawn == words).mean() - share) < 4 * math.sqrt(share * (1 - share) / n)
+    z = math.exp(theory_slots.normaliser(mood, 0.5))
+    weights = np.exp(-drawn / 0.5)
+    assert abs(weights.mean() - z) < 4 * weights.std() / math.sqrt(n)
+
+
+def test_slot_by_slot_equals_a_walk_over_every_prefix() -> None:
+    """By hand: what a prefix is worth is the sum over all that goes on from it."""
+    rng = np.random.default_rng(0)
+    p = rng.random((2, 3, 2))
+    p[0, 1, :] = 0.0  # a combination that the world does not have
+    p /= p.sum()
+    q, alpha = theory_slots.tilted(p, rng.integers(0, 4, p.shape).astype(float), -1.3), 0.7
+    found = theory_slots.slot_by_slot(p, q, alpha)
+
+    def weight(prefix: tuple[int, ...]) -> float:
+        b, a = (float(m[prefix].sum() / m[prefix[:-1]].sum()) for m in (p, q))
+        return b ** (1 + alpha) / a**alpha if b > 0 else 0.0
+
+    for at in itertools.product(*map(range, p.shape)):
+        expected = 1.0
+        for t in range(3):
+            beside = sum(weight((*at[:t], i)) for i in range(p.shape[t])) if expected else 1.0
+            expected *= weight(at[: t + 1]) / beside if expected else 0.0
+        assert found[at] == pytest.approx(expected)
+    assert theory_slots.slot_by_slot(p, q, 0.0) == pytest.approx(p)
+    assert theory_slots.slot_by_slot(p, q, -1.0) == pytest.approx(q)
+
+
+def test_predictions_agree_with_reweighed_samples_and_slots_fall_short() -> None:
+    rng = random.Random(9)
+    counts = [
+        np.array(
+            [
+                grammar.count_rude(grammar.sample_reply(grammar.Request("", m, "lamp"), rng))
+                for _ in range(4000)
+            ]
+        )
+        for m in english.MOODS
+    ]
+    for alpha, beta in ((-1.0, 1.0), (0.3, 1.0), (0.3, 0.3)):
+        sequence, slots = theory_slots.predicted(alpha, beta)
+        assert abs(sequence - predicted(counts, alpha / beta)) < 0.03  # a rate of 8000 samples, reweighed
+        assert slots == pytest.approx(sequence) if alpha == -1 else slots < sequence
+
+
+def test_noise_in_log_ratios_steepens_the_mean_of_logs_and_not_the_log_of_means() -> None:
+    """Ratios exp(r/β) with log-normal noise of mean 1 whose variance grows with rudeness."""
+    rng, beta, n = np.random.default_rng(5), 0.5, 20_000
+    rude = np.repeat([0, 1, 2, 3], n)
+    variance = 0.5 + 0.5 * rude
+    y = -rude / beta + np.sqrt(variance) * rng.standard_normal(len(rude)) - variance / 2
+    found = theory_rates.by_level(np.append(rude, [7] * 5), np.append(y, np.zeros(5)), beta)
+    assert [level["words"] for level in found] == [0, 1, 2, 3]  # five replies are too few
+    assert theory_rates.slope(found, "log_mean") == pytest.approx(1.0, abs=0.05)
+    assert theory_rates.slope(found, "mean") == pytest.approx(1.0 + 0.25 * beta, abs=0.02)
+    assert [level["variance"] for level in found] == pytest.approx([0.5, 1.0, 1.5, 2.0], rel=0.05)
