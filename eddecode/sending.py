@@ -1,0 +1,19 @@
+"""Small numbers on their way from the host to a device.
+
+A copy from ordinary memory makes the host wait until the device has done all that was asked of it before. From pinned
+memory it need not wait: the copy takes its turn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def sent(values: Sequence[Any], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Numbers, or rows of numbers, as a tensor on a device, without waiting for the device."""
+    host = torch.tensor(values, dtype=dtype, pin_memory=device.type == "cuda")
+    return host.to(device, non_blocking=True)
