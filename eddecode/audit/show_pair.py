@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from eddecode.audit.safe import safe_text
+from eddecode.estimate import size
 
 _MOST_LAYERS = 12  # beyond, the middle ones are left out of the table; --json has them all
 
@@ -44,7 +45,7 @@ def _sides(description: Mapping[str, Any]) -> Table:
         ("checkpoint", lambda side: side["source"] + (" (adapter)" if side["adapter"] else "")),
         ("architecture", lambda side: side["architecture"]),
         ("parameters", lambda side: f"{side['parameters']:,}"),
-        ("weights", lambda side: f"{_bytes(side['weights_bytes'])}, {', '.join(side['dtypes'])}"),
+        ("weights", lambda side: f"{size(side['weights_bytes'])}, {', '.join(side['dtypes'])}"),
         ("device", lambda side: ", ".join(side["devices"])),
         ("tokenizer", _tokenizer),
         ("chat template", lambda side: _yes(side["tokenizer"] and side["tokenizer"]["chat_template"])),
@@ -61,12 +62,12 @@ def _sides(description: Mapping[str, Any]) -> Table:
 
 
 def _memory(description: Mapping[str, Any]) -> str:
-    sides = [description[side] for side in ("base", "aligned")]
-    weights = _bytes(sum(side["weights_bytes"] for side in sides))
-    per_token = [side["kv_bytes_per_token"] for side in sides]
+    """What both take as they are held: a tensor that they share counts once."""
+    weights = size(description["memory"]["weights_bytes"])
+    per_token = [description[side]["kv_bytes_per_token"] for side in ("base", "aligned")]
     if None in per_token:
         return f"Memory: {weights} of weights; the cache's size per token is not known."
-    return f"Memory: {weights} of weights, and {_bytes(sum(per_token))} of cache per token of a completion."
+    return f"Memory: {weights} of weights, and {size(sum(per_token))} of cache per token of a completion."
 
 
 def _print_notes(console: Console, notes: list[Mapping[str, Any]]) -> None:
@@ -102,7 +103,7 @@ def _print_tensors(console: Console, tensors: Mapping[str, Any]) -> None:
     console.print(
         Text(
             f"In all {_share(moved)}; {len(tensors['identical'])} tensors are identical "
-            f"({_bytes(tensors['identical_bytes'])}), {len(tensors['moved'])} moved."
+            f"({size(tensors['identical_bytes'])}), {len(tensors['moved'])} moved."
         )
     )
     if tensors["trunk"] is not None:
@@ -124,8 +125,8 @@ def _trunk(trunk: Mapping[str, Any]) -> str:
     return (
         f"Shared trunk: the first {trunk['layers']} of {trunk['of']} layers, and what comes before them, are identical "
         f"({trunk['parameters']:,} parameters, {100 * trunk['share']:.3g}% of a model). Run once for both, they save "
-        f"{_bytes(trunk['layer_bytes'])} of reading per step"
-        + (f", and {_bytes(cached)} of cache per token where both see the same prompt." if cached else ".")
+        f"{size(trunk['layer_bytes'])} of reading per step"
+        + (f", and {size(cached)} of cache per token where both see the same prompt." if cached else ".")
     )
 
 
@@ -144,12 +145,3 @@ def _tokenizer(side: Mapping[str, Any]) -> str:
 
 def _yes(value: Any) -> str:
     return "yes" if value else "no"
-
-
-def _bytes(count: int) -> str:
-    size = float(count)
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if size < 1024:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1024
-    return f"{size:.1f} TiB"
