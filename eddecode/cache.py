@@ -88,6 +88,14 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers ships no
                 store[*_between(window.index(store.device))] = rearrange(states, "b h t d -> b t h d")
         return self.keys[window.slots, :, : window.stop], self.values[window.slots, :, : window.stop]
 
+    def room(self, heads: int, size: int, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values of the window's slots up to its end, as views: for a caller that writes by itself."""
+        if not self.is_initialized:
+            shape = like.new_empty(0, heads, 0, size)
+            self.lazy_initialization(shape, shape)
+        window = self._open_window()
+        return self.keys[window.slots, :, : window.stop], self.values[window.slots, :, : window.stop]
+
     def _open_window(self) -> Window:
         if self.window is None:
             raise RuntimeError("a SlotCache was written to outside of SlotCache.open()")
@@ -165,13 +173,25 @@ class SlotCache(Cache):  # type: ignore[misc]
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
         """See `SlotLayer.update`; layers are made as the model's first pass reaches them."""
+        return self._layer(layer_idx).update(key_states, value_states)
+
+    def room(self, layer_idx: int, heads: int, size: int, like: Tensor) -> tuple[Tensor, Tensor]:
+        """See `SlotLayer.room`; (B, heads, stop, size) each, of the dtype and device of `like`."""
+        return self._layer(layer_idx).room(heads, size, like)
+
+    @property
+    def positions(self) -> Tensor:
+        """Where the pass in progress writes, (B, T)."""
+        return self._window.positions
+
+    def _layer(self, layer_idx: int) -> SlotLayer:
         while len(self.layers) <= layer_idx:
             layer = SlotLayer()
             layer.reserve(*self._reserved)
             layer.window = self._window
             self.layers.append(layer)
         made: SlotLayer = self.layers[layer_idx]
-        return made.update(key_states, value_states)
+        return made
 
     def advance(self, counts: Sequence[int], slots: slice = slice(None)) -> None:
         """Count written tokens as part of their rows."""

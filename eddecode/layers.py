@@ -9,50 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from eddecode.blocks import block_forward
+from eddecode.low_rank import Change
 from eddecode_kernels.activation import silu_for
 from eddecode_kernels.linear import linear_for, pays
 from eddecode_kernels.norm import rms_norm_for
-
-
-@dataclass
-class Rows:
-    """Which rows of the batch in progress take the change; None is none. Set before a pass, read by every layer."""
-
-    changed: slice | None = None
-
-
-@dataclass(frozen=True)
-class Change:
-    """A low-rank change W + B·A of one linear layer (LoRA, arXiv 2106.09685, §4.1), for some rows of a batch.
-
-    Attributes:
-        a: (r, in) and b: (out, r), of the layer's dtype; a scaling factor is part of b.
-        rows: which rows take it.
-    """
-
-    a: Tensor
-    b: Tensor
-    rows: Rows
-
-    def on(self, forward: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-        """The layer with the change: x (n, T, in) to (n, T, out)."""
-        down = linear_for(self.a, None, self.a.dtype) or partial(nn.functional.linear, weight=self.a)
-        up = linear_for(self.b, None, self.b.dtype) or partial(nn.functional.linear, weight=self.b)
-
-        def changed(x: Tensor) -> Tensor:
-            y = forward(x)
-            if self.rows.changed is not None:
-                y[self.rows.changed] += up(down(x[self.rows.changed]))
-            return y
-
-        return changed
 
 
 class Layers:
@@ -62,10 +29,22 @@ class Layers:
     rows of a batch take and others do not.
     """
 
-    def __init__(self, model: Any, changes: Mapping[str, Change] | None = None) -> None:
+    def __init__(
+        self, model: Any, changes: Mapping[str, Change] | None = None, *, blocks: bool = True
+    ) -> None:
+        """blocks: exchange whole blocks where that is possible, and not only their layers."""
         head = model.get_output_embeddings()
-        self._forwards: list[tuple[dict[str, Any], Callable[[Tensor], Tensor]]] = []
+        self._forwards: list[tuple[dict[str, Any], Callable[..., Any]]] = []
+        self.blocks = 0
+        within: tuple[str, ...] = ()  # names of what is inside exchanged blocks
         for name, module in model.named_modules():
+            if name.startswith(within):
+                continue
+            if blocks and (block := _block_for(module, name, model, changes)) is not None:
+                self._forwards.append((vars(module), block))
+                self.blocks += 1
+                within = (*within, f"{name}.")
+                continue
             if module is head or hasattr(module, "_hf_hook"):
                 continue  # the head gives float32 (see `Head`); hooked layers may not have their weights here
             small = _norm_for(module) or _activation_for(module, model)
@@ -94,6 +73,15 @@ class Layers:
         finally:
             for attributes, _ in self._forwards:
                 attributes.pop("forward", None)
+
+
+def _block_for(
+    module: Any, name: str, model: Any, changes: Mapping[str, Change] | None
+) -> Callable[..., Any] | None:
+    """The compiled form of a decoder layer, where the product that it is built on pays."""
+    if not hasattr(module, "self_attn") or model.device.type != "cpu" or not pays(model.dtype):
+        return None
+    return block_forward(module, name, changes)
 
 
 @torch.no_grad()

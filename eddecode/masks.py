@@ -25,10 +25,13 @@ class Seen(torch.Tensor):
 
     Attributes:
         first, stop: (B, T) int64 contiguous; keys first ≤ position < stop are seen.
+        common, angles: kept by the compiled blocks of a pass, for those that follow.
     """
 
     first: Tensor
     stop: Tensor
+    common: Any = None
+    angles: Tensor | None = None
 
     @staticmethod
     def of(first: Tensor, stop: Tensor) -> Seen:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from eddecode.decoder import Decoder, Prefix, RecomputeDecoder, SlotDecoder
 from eddecode.errors import EngineError
+from eddecode.layers import Layers
 from eddecode.memory import is_out_of_memory
 
 if TYPE_CHECKING:
@@ -131,8 +132,10 @@ def decoder_for(model: Any, name: str) -> SlotDecoder | RecomputeDecoder:
     """The fastest decoder that agrees with a plain forward pass of the model."""
     fastest = SlotDecoder(model)
     ladder = [fastest]
+    if fastest.layers.blocks:
+        ladder.append(SlotDecoder(model, layers=Layers(model, blocks=False)))
     if not fastest.own_attention:
-        ladder.append(SlotDecoder(model, own_attention=True, layers=fastest.layers))
+        ladder.append(SlotDecoder(model, own_attention=True, layers=ladder[-1].layers))
     for decoder in ladder:
         objection = objection_to(model, partial(disagreement, decoder))
         if objection is None:

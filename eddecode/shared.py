@@ -17,7 +17,8 @@ from einops import rearrange, repeat
 from torch import Tensor
 
 from eddecode.decoder import Prefix, SlotDecoder
-from eddecode.layers import Change, Layers, Rows
+from eddecode.layers import Layers
+from eddecode.low_rank import Change, Rows
 from eddecode.runner import PairRunner, objection_to, plain_logits, relative_error, trial_texts
 
 if TYPE_CHECKING:

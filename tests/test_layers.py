@@ -10,7 +10,8 @@ import tiny
 import torch
 
 from eddecode import ModelPair, Sampler, SamplingParams
-from eddecode.layers import Change, Layers, Rows
+from eddecode.layers import Layers
+from eddecode.low_rank import Change, Rows
 from eddecode_kernels import linear as compiled
 from eddecode_kernels.activation import silu_for
 from eddecode_kernels.linear import linear_for
@@ -89,7 +90,7 @@ def test_it_is_in_place_only_while_the_engine_runs(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("eddecode.layers.pays", lambda dtype: True)
     model = tiny.tiny_model("llama")
     layer = model.model.layers[0].mlp.up_proj
-    layers = Layers(model)
+    layers = Layers(model, blocks=False)
     with layers.swapped():
         assert ("forward" in vars(layer)) == (len(layers) > 0)
     assert "forward" not in vars(layer)
@@ -171,7 +172,7 @@ def test_layers_of_a_known_form_are_exchanged(arch: str, monkeypatch: pytest.Mon
     monkeypatch.setattr("eddecode.layers.pays", lambda dtype: True)
     model = tiny.tiny_model(arch)
     norms = [module for module in model.modules() if type(module).__name__.endswith("RMSNorm")]
-    with Layers(model).swapped():
+    with Layers(model, blocks=False).swapped():
         assert norms
         assert all("forward" in vars(norm) for norm in norms)
     norms[0].variance_epsilon = norms[0].eps = "no number"

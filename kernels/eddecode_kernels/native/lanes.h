@@ -48,6 +48,12 @@ inline float smallest(F16 x) {
     return low;
 }
 
+inline float sum_of(F16 x) {  // halves onto halves
+    for (int half = 8; half > 0; half /= 2)
+        for (int i = 0; i < half; ++i) x[i] += x[i + half];
+    return x[0];
+}
+
 // exp(x) for x <= 0, within 2 ulp; 0 below −87 (no subnormals); NaN stays NaN. x = n·ln2 + r, |r| <= ln2/2, and
 // exp(r) = 1 + r + r²·q(r) with q the minimax fit of degree 4 (relative error 3e-9, far below float rounding).
 inline F16 exp_nonpositive(F16 x) {

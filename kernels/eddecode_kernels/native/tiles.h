@@ -102,6 +102,26 @@ inline void tile(const typename D::T* w, const typename D::T* x, int64_t K, floa
         for (int r = 0; r < R; ++r) out[m * pitch + r] = total[m * R + r];
 }
 
+// Up to 16 rows of W times one row of x, all sums at once: for the short rows of keys. Rows beyond `rows` repeat the last.
+template <class D>
+inline void column(const typename D::T* w, const typename D::T* x, int64_t K, int rows, float* out) {
+    F16 sum[LANES];
+    for (F16& s : sum) s = F16{};
+    int64_t at[LANES];
+    for (int r = 0; r < ROWS; ++r) at[r] = std::min(r, rows - 1) * K;
+    int64_t k = 0;
+    for (; k + D::STEP <= K; k += D::STEP) {
+        const auto xs = D::get(x + k);
+        for (int r = 0; r < ROWS; ++r) sum[r] = D::multiply_add(sum[r], D::get(w + at[r] + k), xs);
+    }
+    if (k < K) {
+        const auto xs = get_part<D>(x + k, K - k);
+        for (int r = 0; r < ROWS; ++r) sum[r] = D::multiply_add(sum[r], get_part<D>(w + at[r] + k, K - k), xs);
+    }
+    const F16 total = sums_of(sum);
+    std::memcpy(out, &total, rows * sizeof *out);
+}
+
 // `rows` rows of W (16, or fewer at the end of W) times all M rows of x.
 template <class D>
 void strip(const typename D::T* w, const typename D::T* x, int64_t K, int64_t M, int rows, float* out) {
@@ -123,12 +143,42 @@ void strip(const typename D::T* w, const typename D::T* x, int64_t K, int64_t M,
         for (int64_t m = 0; m < M; ++m) tile<D, 1, 1, false>(w + r * K, x + m * K, K, out + m * ROWS + r, ROWS);
 }
 
+// Numbers of either type to float32 and back; a part of a vector is padded with zeros.
+
+inline F16 widen(const float* at) { return load(at); }
+
+inline F16 widen(const uint16_t* at) {
+    typedef uint16_t H16 __attribute__((vector_size(32)));
+    H16 halves;
+    std::memcpy(&halves, at, sizeof halves);
+    return (F16)(__builtin_convertvector(halves, I16) << 16);
+}
+
+template <class T>
+F16 widen_part(const T* at, int64_t count) {
+    if (count >= LANES) return widen(at);
+    T padded[LANES] = {};
+    std::memcpy(padded, at, count * sizeof *at);
+    return widen(padded);
+}
+
 inline void round_to(float* at, float x) { *at = x; }
 
 inline void round_to(uint16_t* at, float x) {  // to nearest, ties to even; NaN stays NaN
     uint32_t bits;
     std::memcpy(&bits, &x, sizeof bits);
     *at = x != x ? 0x7fc0 : (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+}
+
+inline void round_some(float* at, F16 x, int64_t count) { std::memcpy(at, &x, std::min(count, LANES) * sizeof *at); }
+
+inline void round_some(uint16_t* at, F16 x, int64_t count) {
+    typedef uint16_t H16 __attribute__((vector_size(32)));
+    typedef uint32_t U16 __attribute__((vector_size(64)));
+    U16 bits = (U16)x;
+    bits = x == x ? (bits + 0x7fff + (bits >> 16 & 1)) >> 16 : U16{} + 0x7fc0;
+    const H16 halves = __builtin_convertvector(bits, H16);
+    std::memcpy(at, &halves, std::min(count, LANES) * sizeof *at);
 }
 
 }  // namespace eddecode

@@ -1,0 +1,164 @@
+// Attention of new tokens over the slots of a cache: each row has a length of its own, so each query knows the first and
+// the last key that it sees, and nothing else is read. No mask is built, no head is repeated, scores and weights stay in
+// float32. A query's sums are taken in an order that depends on what it sees alone: the same bits in any batch.
+
+#pragma once
+
+#include <cmath>
+#include <vector>
+
+#include "tiles.h"
+
+namespace eddecode {
+
+struct Attention {
+    const void *queries, *keys, *values;
+    void* out;                                            // (rows, tokens, heads, value_size), contiguous
+    const int64_t *first, *stop;                          // (rows, tokens): keys first <= position < stop are seen
+    int64_t rows, tokens, heads, key_heads, key_size, value_size;
+    int64_t query_row, query_head, query_token;           // strides in elements; the innermost ones are 1,
+    int64_t key_row, key_head, value_row, value_head;     // and a key follows the one before it at once
+    int64_t threads;
+    float scale, softcap;                                 // softcap 0 is none
+};
+
+constexpr int TOGETHER = 4;  // queries of one head of keys that are answered together, so that keys are read once for all
+constexpr int WIDE = 4;      // vectors of a value's numbers that are summed at a time
+
+constexpr int64_t FETCHED = 64;  // keys of the next head that are fetched ahead; the hardware goes on by itself
+
+inline void fetch(const void* from, int64_t bytes) {
+    for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch((const char*)from + at);
+}
+
+struct Query {
+    int64_t token, head, first, stop;
+};
+
+// scores[m·pitch + position − first], for all positions that any of the queries sees. The values of these positions are
+// fetched meanwhile: they are read next, and lie elsewhere.
+template <class D>
+void score(const typename D::T* keys, const typename D::T* packed, int64_t K, int M, int64_t first, int64_t stop,
+           float* scores, int64_t pitch, const char* values, int64_t value_bytes) {
+    for (int64_t at = first; at < stop; at += ROWS) {
+        const int rows = int(std::min<int64_t>(ROWS, stop - at));
+        fetch(values + at * value_bytes, rows * value_bytes);
+        if (M == 1) {
+            column<D>(keys + at * K, packed, K, rows, scores + at - first);
+            continue;
+        }
+        float out[TOGETHER * ROWS];
+        strip<D>(keys + at * K, packed, K, M, rows, out);
+        for (int m = 0; m < M; ++m)
+            for (int r = 0; r < rows; ++r) scores[m * pitch + at - first + r] = out[m * ROWS + r];
+    }
+}
+
+// Scores of one query to weights that are not yet divided by their sum, which is returned.
+inline float weigh(float* scores, int64_t span, int64_t from, int64_t to, float scale, float softcap) {
+    const int64_t padded = (span + LANES - 1) / LANES * LANES;
+    for (int64_t i = 0; i < from; ++i) scores[i] = -INF;
+    for (int64_t i = to; i < padded; ++i) scores[i] = -INF;
+    F16 tops = all(-INF);
+    for (int64_t i = 0; i < padded; i += LANES) {
+        F16 s = load(scores + i) * scale;
+        if (softcap > 0)
+            for (int lane = 0; lane < LANES; ++lane) s[lane] = softcap * std::tanh(s[lane] / softcap);
+        for (int lane = 0; softcap > 0 && lane < LANES; ++lane)
+            if (i + lane < from || i + lane >= to) s[lane] = -INF;  // a cap would have made it a number
+        store(scores + i, s);
+        tops = s > tops ? s : tops;
+    }
+    const float top = largest(tops);
+    F16 sum{};
+    for (int64_t i = 0; i < padded; i += LANES) {
+        F16 weight = exp_nonpositive(load(scores + i) - top);
+        store(scores + i, weight);
+        sum += weight;
+    }
+    return sum_of(sum);
+}
+
+// M queries' weighted sums of `wide` vectors of the values; the last one holds `last` numbers.
+template <class T, int M>
+void gather(const T* values, int64_t size, int wide, int64_t last, const float* weights, int64_t pitch, int64_t first,
+            int64_t stop, F16 (*sums)[WIDE]) {
+    for (int m = 0; m < M; ++m)
+        for (int v = 0; v < WIDE; ++v) sums[m][v] = F16{};
+    for (int64_t at = first; at < stop; ++at) {
+        const T* value = values + at * size;
+        for (int v = 0; v < wide; ++v) {
+            const T* part = value + v * LANES;
+            F16 x = v + 1 == wide && last < LANES ? widen_part(part, last) : widen(part);
+            for (int m = 0; m < M; ++m)
+                sums[m][v] = Float32::multiply_add(sums[m][v], all(weights[m * pitch + at - first]), x);
+        }
+    }
+}
+
+template <class D>
+void answer(const Attention& a, int64_t row, int64_t key_head, const Query* query, int M) {
+    using T = typename D::T;
+    const T* keys = (const T*)a.keys + row * a.key_row + key_head * a.key_head;
+    const T* values = (const T*)a.values + row * a.value_row + key_head * a.value_head;
+    int64_t first = query[0].first, stop = query[0].stop;
+    for (int m = 1; m < M; ++m) {
+        first = std::min(first, query[m].first);
+        stop = std::max(stop, query[m].stop);
+    }
+    first = first / LANES * LANES;  // a position has its lane whatever else is seen: sums keep their order
+    const int64_t span = stop - first, pitch = (span + LANES - 1) / LANES * LANES;
+    static thread_local std::vector<float> scores;
+    static thread_local std::vector<T> packed;
+    if (int64_t(scores.size()) < TOGETHER * pitch) scores.resize(TOGETHER * pitch * 2);
+    if (int64_t(packed.size()) < TOGETHER * a.key_size) packed.resize(TOGETHER * a.key_size);
+    for (int m = 0; m < M; ++m)
+        std::memcpy(packed.data() + m * a.key_size,
+                    (const T*)a.queries + row * a.query_row + query[m].head * a.query_head + query[m].token * a.query_token,
+                    a.key_size * sizeof(T));
+    score<D>(keys, packed.data(), a.key_size, M, first, stop, scores.data(), pitch, (const char*)values,
+             a.value_size * sizeof(T));
+    float total[TOGETHER];
+    for (int m = 0; m < M; ++m)
+        total[m] = weigh(scores.data() + m * pitch, span, query[m].first - first, query[m].stop - first, a.scale, a.softcap);
+
+    for (int64_t start = 0; start < a.value_size; start += WIDE * LANES) {
+        const int64_t left = std::min<int64_t>(a.value_size - start, WIDE * LANES);
+        const int wide = int((left + LANES - 1) / LANES);
+        const int64_t last = left - (wide - 1) * LANES;
+        F16 sums[TOGETHER][WIDE];
+        auto gathered = M == 1 ? gather<T, 1> : M == 2 ? gather<T, 2> : M == 3 ? gather<T, 3> : gather<T, 4>;
+        gathered(values + start, a.value_size, wide, last, scores.data(), pitch, first, stop, sums);
+        for (int m = 0; m < M; ++m) {
+            T* out = (T*)a.out + ((row * a.tokens + query[m].token) * a.heads + query[m].head) * a.value_size + start;
+            for (int v = 0; v < wide; ++v) round_some(out + v * LANES, sums[m][v] / total[m], v + 1 == wide ? last : LANES);
+        }
+    }
+}
+
+// Every query of the pass by the threads of the team that calls this; they have all answered when it returns.
+template <class D>
+void attend_together(const Attention& a) {
+    using T = typename D::T;
+    const int64_t group = a.heads / a.key_heads, queries = group * a.tokens;
+    const int64_t parts = (queries + TOGETHER - 1) / TOGETHER, tasks = a.rows * a.key_heads * parts;
+    const int64_t share = std::max<int64_t>(1, std::min<int64_t>(a.key_heads * parts, tasks / 16));
+#pragma omp for schedule(dynamic, share)
+    for (int64_t task = 0; task < tasks; ++task) {
+        const int64_t part = task % parts, key_head = task / parts % a.key_heads, row = task / parts / a.key_heads;
+        Query query[TOGETHER];
+        const int M = int(std::min<int64_t>(TOGETHER, queries - part * TOGETHER));
+        for (int m = 0; m < M; ++m) {
+            // Neighbours in `query` are heads of one group first, then tokens: they see nearly the same keys.
+            const int64_t i = part * TOGETHER + m, token = i / group;
+            query[m] = {token, key_head * group + i % group, a.first[row * a.tokens + token],
+                        a.stop[row * a.tokens + token]};
+        }
+        if (part == parts - 1 && key_head + 1 < a.key_heads)  // the next head's keys lie apart: ask for them in time
+            fetch((const T*)a.keys + row * a.key_row + (key_head + 1) * a.key_head + query[0].first * a.key_size,
+                  std::min<int64_t>(query[M - 1].stop - query[0].first, FETCHED) * a.key_size * sizeof(T));
+        answer<D>(a, row, key_head, query, M);
+    }
+}
+
+}  // namespace eddecode

@@ -1,0 +1,36 @@
+// Root-mean-square normalisation of a row: x / sqrt(mean x² + ε), times a weight.
+#pragma once
+
+#include <cmath>
+
+#include "tiles.h"
+
+namespace eddecode {
+
+// `from_one`: the weight counts from one and rounding comes last (Gemma); else the normalised row is rounded to the
+// weight's type before it is weighted (Llama). Sums have a fixed order, whatever else is in the batch.
+template <class X, class T, class Y>
+void normalise(const X* x, const T* weight, Y* y, int64_t size, double epsilon, bool from_one) {
+    F16 sums{};
+    for (int64_t i = 0; i < size; i += LANES) {
+        const F16 v = widen_part(x + i, size - i);
+        sums += v * v;
+    }
+    float total = 0;
+    for (int lane = 0; lane < LANES; ++lane) total += sums[lane];
+    const float scale = 1.0f / std::sqrt(total / float(size) + float(epsilon));
+    for (int64_t i = 0; i < size; i += LANES) {
+        F16 v = widen_part(x + i, size - i) * scale;
+        const F16 w = widen_part(weight + i, size - i);
+        if (from_one) {
+            v *= 1.0f + w;
+        } else {
+            T rounded[LANES];
+            round_some(rounded, v, LANES);
+            v = widen(rounded) * w;
+        }
+        round_some(y + i, v, size - i);
+    }
+}
+
+}  // namespace eddecode
