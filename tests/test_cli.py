@@ -302,11 +302,9 @@ def test_pair_as_table_and_as_json(pair_folders: tuple[Path, Path]) -> None:
 def test_what_two_models_share_counts_once(pair_folders: tuple[Path, Path]) -> None:
     base = pair_folders[0]
     as_json = json.loads(invoke("pair", base, base, "--json").stdout)
-    assert as_json["memory"]["weights_bytes"] == as_json["base"]["weights_bytes"]
-    assert (
-        f"Memory: {size(as_json['base']['weights_bytes'])} of weights, and"
-        in invoke("pair", base, base).stdout
-    )
+    held, alone = as_json["memory"]["weights_bytes"], as_json["base"]["weights_bytes"]
+    assert alone <= held < 1.01 * alone  # what is computed anew, such as rotary frequencies, is held twice
+    assert f"Memory: {size(held)} of weights, and" in invoke("pair", base, base).stdout
 
 
 def test_an_audit_file_makes_the_same_run_and_flags_win(
