@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from eddecode.sampling import SamplingParams, uniforms
+from eddecode.sending import sent
 from eddecode_kernels import SamplingRows
 
 
@@ -155,7 +156,89 @@ class Draws:
     def uniforms(self) -> Tensor:
         """(n,) float64."""
         values = [row.uniform(position) for row, position in self.places]
-        return torch.tensor(values, dtype=torch.float64, device=self.device)
+        return sent(values, torch.float64, self.device)  # without waiting: the models may still be at work
+
+    def forbidden(self, position: int) -> tuple[int, ...]:
+        """Ids that the token at a position must not be."""
+        params = self.request.params
+        ids = params.suppress_tokens
+        if position < params.min_new_tokens:
+            ids = (*ids, *self.request.eos, *params.stop_token_ids)
+        elif params.suppress_eos:
+            ids = (*ids, *self.request.eos)
+        return ids
+
+    def append(self, token: int, logprobs: list[float]) -> None:
+        """Take a token, and decide whether it was the last."""
+        self.tokens.append(token)
+        self.logprobs.append(logprobs)
+        request, params = self.request, self.request.params
+        if token in request.eos and not params.ignore_eos:
+            self.finish_reason = "eos"
+        elif token in params.stop_token_ids or (
+            request.stops is not None
+            and len(self.tokens) >= params.min_new_tokens
+            and request.stops(self.tokens)
+        ):
+            self.finish_reason = "stop"
+        elif len(self.tokens) >= params.max_new_tokens:
+            self.finish_reason = "length"
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Tokens to draw in one call of the kernels: each is one position of one row.
+
+    Attributes:
+        places: (row, position in its completion) of each.
+        weights: (N, n) float32.
+        sampling: the parameters of each.
+    """
+
+    places: list[tuple[Row, int]]
+    weights: Tensor
+    sampling: SamplingRows
+    device: torch.device
+
+    @classmethod
+    def at(cls, places: list[tuple[Row, int]], device: torch.device) -> Draws:
+        """Gather the parameters of places."""
+        params = [row.request.params for row, _ in places]
+
+        def column(values: list[Any], dtype: torch.dtype = torch.float32) -> Tensor:
+            return torch.tensor(values, dtype=dtype, device=device)
+
+        return cls(
+            places=places,
+            weights=column([row.weights(position) for row, position in places]).T.contiguous(),
+            sampling=SamplingRows(
+                temperature=column([p.temperature for p in params]),
+                top_k=column([p.top_k for p in params], torch.int64),
+                top_p=column([p.top_p for p in params]),
+                min_p=column([p.min_p for p in params]),
+                plausibility=column([p.plausibility for p in params]),
+            ),
+            device=device,
+        )
+
+    def next(self) -> Draws:
+        """The same rows one position further: what depends on the row alone is kept."""
+        if any(row.request.params.access is not None for row, _ in self.places):
+            return Draws.at([(row, position + 1) for row, position in self.places], self.device)
+        return replace(self, places=[(row, position + 1) for row, position in self.places])
+
+    def alone(self) -> Draws:
+        """The same places under the base model alone."""
+        weights = torch.zeros_like(self.weights)
+        weights[0] = 1
+        return replace(self, weights=weights)
+
+    def uniforms(self) -> Tensor:
+        """(n,) float64."""
+        values = [row.uniform(position) for row, position in self.places]
+        return sent(
+            values, torch.float64, self.device
+        )  # the models may still be at work: this must not wait for them
 
     def forbidden(self) -> list[tuple[int, tuple[int, ...]]]:
         """(place, ids) of the places where ids are forbidden."""

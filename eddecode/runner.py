@@ -16,8 +16,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from eddecode.capture import Capture
 from eddecode.decoder import Decoder, Prefix, RecomputeDecoder, SlotDecoder
 from eddecode.errors import EngineError
+from eddecode.graph import GraphDecoder
 from eddecode.layers import Layers
 from eddecode.memory import is_out_of_memory
 
@@ -34,10 +36,18 @@ class PairRunner:
 
     Each model is tried once on short texts: where decoding through the cache does not agree with a plain forward
     pass, that model is recomputed from scratch for every token, and a warning says so.
+
+    Args:
+        pair: the models.
+        capture: how to capture the step of a model, so that it need not be launched from Python (`eddecode.graph`);
+            None captures nothing.
     """
 
-    def __init__(self, pair: ModelGroup) -> None:
+    _capture: Capture | None = None
+
+    def __init__(self, pair: ModelGroup, capture: Capture | None = None) -> None:
         self._describe(pair)
+        self._capture = capture
         self.decoders.extend(self.apart)
 
     def _describe(self, pair: ModelGroup) -> None:
@@ -58,7 +68,10 @@ class PairRunner:
     @cached_property
     def apart(self) -> list[SlotDecoder | RecomputeDecoder]:
         """Decoders of each model on its own weights, also where the runner decodes several in one pass."""
-        return [decoder_for(model, name) for model, name in zip(self._models, self.names, strict=True)]
+        return [
+            decoder_for(model, name, self._capture)
+            for model, name in zip(self._models, self.names, strict=True)
+        ]
 
     def fresh(self) -> PairRunner:
         """The same models with no slot occupied.
@@ -128,8 +141,18 @@ class PairRunner:
             decoder.trim()
 
 
-def decoder_for(model: Any, name: str) -> SlotDecoder | RecomputeDecoder:
+def decoder_for(model: Any, name: str, capture: Capture | None = None) -> SlotDecoder | RecomputeDecoder:
     """The fastest decoder that agrees with a plain forward pass of the model."""
+    if capture is not None:
+        graphs = GraphDecoder(model, capture)
+        objection = objection_to(model, partial(disagreement, graphs, (1, 1, 1)))
+        if objection is None:
+            return graphs.fresh()
+        warnings.warn(
+            f"{name} ({model.config.model_type}): decoding by CUDA graphs {objection}; its steps are launched one by "
+            "one instead, which gives the same and is slower",
+            stacklevel=2,
+        )
     fastest = SlotDecoder(model)
     ladder = [fastest]
     if fastest.layers.blocks:
@@ -186,19 +209,18 @@ def rope_window(model: Any) -> int | None:
 
 
 @torch.inference_mode()
-def disagreement(decoder: SlotDecoder) -> float:
+def disagreement(decoder: SlotDecoder, pieces: tuple[int, ...] = (2, 1)) -> float:
     """Largest difference between cached decoding and plain forward passes, relative to the largest logit.
 
-    Two rows of different lengths read a text through the cache, in pieces of several tokens and of one; each is also
-    run alone and whole.
+    Two rows of different lengths read a text through the cache, and then three tokens in `pieces`: of several and of
+    one, or one by one where a step of one token is what is tried. Each is also run alone and whole.
     """
     texts, read = trial_texts(decoder.model)
     for text, length in zip(texts, read, strict=True):
         decoder.add(decoder.prefill([tuple(text[:length])])[0])
-    pieces = torch.tensor([text[length : length + 3] for text, length in zip(texts, read, strict=True)])
-    found = torch.cat([decoder.extend(pieces[:, :2]), decoder.extend(pieces[:, 2:])], dim=1)[
-        :, 1:
-    ]  # (2, 2, V)
+    more = torch.tensor([text[length : length + 3] for text, length in zip(texts, read, strict=True)])
+    after = [decoder.extend(piece) for piece in torch.split(more, list(pieces), dim=1)]
+    found = torch.cat(after, dim=1)[:, 1:]  # (2, 2, V)
     return relative_error(found, plain_logits(decoder.model, texts, read))
 
 
