@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.text import Text
 
 from eddecode.errors import EddecodeError
+from eddecode.families import FAMILIES
 
 if TYPE_CHECKING:
     from eddecode.audit import AuditConfig, Summary
@@ -27,16 +28,11 @@ Base = Annotated[str, typer.Option(help="Base checkpoint: a local folder or a hu
 Aligned = Annotated[
     str, typer.Option(help="Aligned checkpoint: a local folder or a hub id.", show_default=False)
 ]
+_TEMPLATES = f"chat, a file with {{prompt}}, or a family of the paper ({', '.join(FAMILIES)})."
 BaseTemplate = Annotated[
-    str | None,
-    typer.Option(
-        help="chat, a preset's name, or a file with {prompt}. Default: a plain instruction template."
-    ),
+    str | None, typer.Option(help=f"{_TEMPLATES} Default: a plain instruction template.")
 ]
-AlignedTemplate = Annotated[
-    str | None,
-    typer.Option(help="chat, a preset's name, or a file with {prompt}. Default: its chat template."),
-]
+AlignedTemplate = Annotated[str | None, typer.Option(help=f"{_TEMPLATES} Default: its chat template.")]
 Dtype = Annotated[str, typer.Option(help="Of the weights: auto, float32, bfloat16 or float16.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 … Default: a GPU if there is one.")]
 Temperature = Annotated[float, typer.Option(help="0 is greedy.")]

@@ -324,6 +324,18 @@ def test_a_family_makes_templates_for_both_sides_and_params(name: str) -> None:
     assert (params.temperature, params.max_new_tokens) == (0.7, 64)
 
 
+def test_the_manual_says_of_the_families_what_the_data_says() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "audit.md").read_text(encoding="utf-8")
+    written = {" ": "space", "#": "`#`", "\n": "line break"}
+    for name, f in FAMILIES.items():
+        stops = ", ".join(f"`{stop}`" for stop in f.stop) or "none"
+        ends = "never sampled" if f.suppress_eos else "sampled"
+        cut = ", ".join(written[character] for character in f.strip) or "nothing"
+        row = f"| `{name}` | {f.base_model}, {f.aligned_model} | {f.alpha:g} | {stops} | {ends} | {cut} |"
+        assert row in page
+        assert (f.temperature, f.max_new_tokens) == (0.7, 64)
+
+
 def test_the_stop_strings_are_the_headings_of_the_base_template() -> None:
     assert "# Query:" in INSTRUCTION_TEMPLATE
     assert "# Response:" in INSTRUCTION_TEMPLATE
