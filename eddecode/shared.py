@@ -16,10 +16,12 @@ import torch
 from einops import rearrange, repeat
 from torch import Tensor
 
+from eddecode.compare import common_trunk
 from eddecode.decoder import Prefix, SlotDecoder
 from eddecode.layers import Layers
 from eddecode.low_rank import Change, Rows
 from eddecode.runner import PairRunner, objection_to, plain_logits, relative_error, trial_texts
+from eddecode.trunk import trunk_runner
 
 if TYPE_CHECKING:
     from eddecode.mixture import ModelGroup
@@ -163,6 +165,11 @@ def runner_for(pair: ModelGroup) -> PairRunner:
             shared = SharedRunner(pair, factors, own_attention=own_attention)  # type: ignore[arg-type]
             if shared.objection() is None:
                 return shared
+    if len(pair.models) == 2 and pair.device.type == "cpu":  # on a GPU, steps of whole models can be captured
+        trunk = common_trunk(*pair.models)
+        runner = trunk_runner(pair, trunk.layers) if trunk else None  # type: ignore[arg-type]
+        if runner is not None:
+            return runner
     return PairRunner(pair)
 
 
