@@ -102,6 +102,25 @@ inline void tile(const typename D::T* w, const typename D::T* x, int64_t K, floa
         for (int r = 0; r < R; ++r) out[m * pitch + r] = total[m * R + r];
 }
 
+// 16 rows of W times one row of x, a row after the other: memory is read as it lies, which is as fast as it can be read.
+template <class D>
+inline void stream(const typename D::T* w, const typename D::T* x, int64_t K, float* out) {
+    constexpr int64_t FAR = 8192;  // bytes ahead
+    F16 sum[LANES];
+    for (int r = 0; r < ROWS; ++r) {
+        const typename D::T* row = w + r * K;
+        F16 s{};
+        int64_t k = 0;
+        for (; k + D::STEP <= K; k += D::STEP) {
+            __builtin_prefetch((const char*)(row + k) + FAR);
+            s = D::multiply_add(s, D::get(row + k), D::get(x + k));
+        }
+        if (k < K) s = D::multiply_add(s, get_part<D>(row + k, K - k), get_part<D>(x + k, K - k));
+        sum[r] = s;
+    }
+    store(out, sums_of(sum));
+}
+
 // Up to 16 rows of W times one row of x, all sums at once: for the short rows of keys. Rows beyond `rows` repeat the last.
 template <class D>
 inline void column(const typename D::T* w, const typename D::T* x, int64_t K, int rows, float* out) {
@@ -126,9 +145,9 @@ inline void column(const typename D::T* w, const typename D::T* x, int64_t K, in
 template <class D>
 void strip(const typename D::T* w, const typename D::T* x, int64_t K, int64_t M, int rows, float* out) {
     int r = 0;
-    if (M == 1)
-        for (; r + 8 <= rows; r += 8) tile<D, 8, 1, false>(w + r * K, x, K, out + r, ROWS);
-    else if (M == 2)
+    if (M == 1 && rows == ROWS)
+        return stream<D>(w, x, K, out);
+    if (M == 2)
         for (; r + 8 <= rows; r += 8) tile<D, 8, 2, true>(w + r * K, x, K, out + r, ROWS);
     else
         for (; r + 4 <= rows; r += 4) {
