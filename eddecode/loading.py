@@ -16,7 +16,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
@@ -25,17 +24,13 @@ from transformers.models.auto.modeling_auto import (
 
 from eddecode.checkpoint import ADAPTER_WEIGHTS, Checkpoint, Note, read_header
 from eddecode.errors import PairError
-from eddecode.placement import Placement, has_package, parse_dtype, pick_device
+from eddecode.placement import Placement, has_package
 
 __all__ = [
     "freeze",
     "keep_softcap",
     "load_config",
-    "load_merged",
-    "load_model",
     "load_tokenizer",
-    "parse_dtype",
-    "pick_device",
     "place_merged",
     "place_model",
     "settle_attention",
@@ -127,16 +122,6 @@ def _check_causal(config: Any, raw: dict[str, Any], where: str) -> None:
 # Models ----------------------------------------------------------------------------------------------------------
 
 
-def load_model(
-    checkpoint: Checkpoint, dtype: str | torch.dtype, device: torch.device, device_map: Any
-) -> tuple[Any, list[Note]]:
-    """(the model in eval mode without gradients, notes). dtype as `parse_dtype` gives it.
-
-    device_map: as transformers takes it (needs accelerate); else the whole model goes to `device`.
-    """
-    return place_model(checkpoint, Placement(dtype, device, device_map))
-
-
 def place_model(checkpoint: Checkpoint, placement: Placement) -> tuple[Any, list[Note]]:
     """(the model in eval mode without gradients, notes)."""
     config, notes = load_config(checkpoint)
@@ -213,17 +198,6 @@ def _errors_only(record: logging.LogRecord) -> bool:
 
 
 # Adapters --------------------------------------------------------------------------------------------------------
-
-
-def load_merged(
-    adapter: Checkpoint,
-    base: Checkpoint,
-    dtype: str | torch.dtype,
-    device: torch.device,
-    device_map: Any,
-) -> tuple[Any, list[Note]]:
-    """(a second copy of the base with the adapter merged into it, notes). The first copy is not touched."""
-    return place_merged(adapter, base, Placement(dtype, device, device_map))
 
 
 def place_merged(adapter: Checkpoint, base: Checkpoint, placement: Placement) -> tuple[Any, list[Note]]:

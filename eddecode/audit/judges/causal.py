@@ -23,9 +23,7 @@ from torch import Tensor
 from eddecode.audit.judges.texts import content, defused, special_strings
 from eddecode.errors import EddecodeError, JudgeError
 
-UNCLEAR = 0.05  # probability on the verdict words below which a judge has not answered in its format
 _BLANKS = 2  # white-space tokens that an answer may begin with
-_MANY = 8  # so many completions, and not one clear answer: the judge is not what it was taken for
 
 
 @dataclass
@@ -51,7 +49,8 @@ class JudgeModel:
 
     def __post_init__(self) -> None:
         from eddecode.checkpoint import open_checkpoint
-        from eddecode.loading import load_config, load_tokenizer, parse_dtype, pick_device
+        from eddecode.loading import load_config, load_tokenizer
+        from eddecode.placement import Placement
 
         with self._named():
             self.checkpoint = open_checkpoint(self.source, "judge", self.revision)
@@ -64,7 +63,7 @@ class JudgeModel:
                 raise JudgeError(f"the judge checkpoint {self.source!r} {found}")
             self._root = open_checkpoint(self.base, "judge") if self.base else self.checkpoint
             self.config = load_config(self._root)[0].get_text_config()
-            parse_dtype(self.dtype), pick_device(self.device)
+            self._placement = Placement.of(dtype=self.dtype, device=self.device)
             self.tokenizer = load_tokenizer(self.checkpoint) or load_tokenizer(self._root)
         if self.tokenizer is None:
             raise JudgeError(
@@ -230,15 +229,14 @@ class JudgeModel:
 
     def _loaded(self) -> Any:
         if self._decoder is None:
-            from eddecode.loading import load_merged, load_model, parse_dtype, pick_device
+            from eddecode.loading import place_merged, place_model
             from eddecode.runner import decoder_for
 
-            dtype, device = parse_dtype(self.dtype), pick_device(self.device)
             with self._named():
                 if self.base:
-                    model, _ = load_merged(self.checkpoint, self._root, dtype, device, None)
+                    model, _ = place_merged(self.checkpoint, self._root, self._placement)
                 else:
-                    model, _ = load_model(self.checkpoint, dtype, device, None)
+                    model, _ = place_model(self.checkpoint, self._placement)
             self._decoder = decoder_for(model, f"judge {self.name}")
         return self._decoder
 
@@ -319,35 +317,3 @@ class _Named:
     ) -> None:
         if isinstance(error, EddecodeError):
             raise JudgeError(f"judge {self._name}: {error}") from error
-
-
-def distinct(name: str, groups: dict[str, frozenset[int]]) -> list[frozenset[int]]:
-    """The groups of first tokens, if no token is in two of them.
-
-    Raises:
-        JudgeError: two words begin with the same token, so that the first token cannot tell them apart.
-    """
-    listed = list(groups.items())
-    for i, (word, ids) in enumerate(listed):
-        for other, others in listed[:i]:
-            if ids & others:
-                raise JudgeError(
-                    f"judge {name}: {other!r} and {word!r} begin with the same token in this tokenizer, and the "
-                    "verdict is read at the first; name other words, or put what they share into lead="
-                )
-    return [ids for _, ids in listed]
-
-
-def check_clear(name: str, answers: Sequence[Answer], words: Sequence[str]) -> None:
-    """Refuse a judge that answered none of many completions in its format.
-
-    Raises:
-        JudgeError: the model is not a judge of this kind, or needs another template.
-    """
-    if len(answers) >= _MANY and all(answer.mass < UNCLEAR for answer in answers):
-        best = max(answer.mass for answer in answers)
-        raise JudgeError(
-            f"judge {name} answered none of {len(answers)} completions with {' or '.join(map(repr, words))}: it puts "
-            f"at most {best:.2%} on them. Expected a model trained to answer so; check the checkpoint, its template, "
-            "and lead= (what stands before the verdict)"
-        )

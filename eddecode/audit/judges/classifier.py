@@ -149,7 +149,8 @@ class ClassifierJudge:
         batch: int = 32,
     ) -> None:
         from eddecode.checkpoint import open_checkpoint
-        from eddecode.loading import load_tokenizer, parse_dtype, pick_device
+        from eddecode.loading import load_tokenizer
+        from eddecode.placement import parse_dtype, pick_device
 
         self.name = name or f"classifier:{short_name(model)}"
         self.role: Role = role
