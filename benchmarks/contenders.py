@@ -11,14 +11,12 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from benchmarks.alternatives import AuthorsWay, Floor, ProcessorWay
+from benchmarks.compiled import CompiledFloor
+from benchmarks.errors import NotAvailable
 from benchmarks.pairs import BenchPair
 from benchmarks.tasks import Work
 from eddecode.sampler import Sampler
 from eddecode.sampling import SamplingParams
-
-
-class NotAvailable(Exception):  # noqa: N818  # not an error: it is said in the report
-    """A contender cannot do this work (yet)."""
 
 
 class Contender(Protocol):
@@ -92,12 +90,14 @@ class Entry:
         label: in tables and pictures.
         make: from a pair.
         models: how many of the pair's models it runs.
+        usual: whether it takes part without being asked for.
     """
 
     name: str
     label: str
     make: Callable[[BenchPair], Contender]
     models: int = 2
+    usual: bool = True
 
 
 OURS = "eddecode"
@@ -108,8 +108,10 @@ CONTENDERS = {
         Entry("authors", "(a) wrapper inside generate", AuthorsWay),
         Entry("processor", "(b) logits processor", ProcessorWay),
         Entry("floor", "(c) base model alone", Floor, models=1),
+        Entry("compiled", "(d) base model alone, compiled", CompiledFloor, models=1, usual=False),
     )
 }
+USUAL = [entry.name for entry in CONTENDERS.values() if entry.usual]
 
 
 def do(contender: Contender, work: Work) -> Sequence[Sequence[float]]:
@@ -128,3 +130,6 @@ def do(contender: Contender, work: Work) -> Sequence[Sequence[float]]:
             f"expected {work.rows} completions of {work.new_tokens} tokens, got {len(result)} of lengths {lengths}"
         )
     return result
+
+
+__all__ = ["CONTENDERS", "OURS", "SAMPLERS", "USUAL", "Contender", "Eddecode", "Entry", "NotAvailable", "do"]

@@ -67,10 +67,10 @@ class Rounds:
     results: dict[str, Sequence[Sequence[float]]] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
 
-    def ratios(self, slower: str, faster: str) -> list[float]:
-        """Per round, how many times faster one contender was than another."""
-        pairs = zip(self.seconds.get(slower, []), self.seconds.get(faster, []), strict=False)
-        return [a / b for a, b in pairs]
+
+def ratios(slower: Sequence[float], faster: Sequence[float]) -> list[float]:
+    """Per round, how many times as long the one took as the other."""
+    return [a / b for a, b in zip(slower, faster, strict=True)]
 
 
 def seconds_of(contender: Contender, work: Work) -> tuple[float, Sequence[Sequence[float]]]:
@@ -146,11 +146,15 @@ def interleave(
     repeats: int,
     bandwidth: Bandwidth,
     advance: Callable[[float], None] = lambda _: None,
+    first: int = 0,
 ) -> Rounds:
-    """Run every contender once per round; `advance` is told the expected seconds of each finished run."""
+    """Run every contender once per round; `advance` is told the expected seconds of each finished run.
+
+    Rounds are counted from `first`: who goes first depends on the number.
+    """
     rounds = Rounds(missing=dict(prepared.missing))
     names = list(prepared.contenders)
-    for index in range(repeats):
+    for index in range(first, first + repeats):
         rounds.bandwidth.append(bandwidth.measure())
         turn = index % max(len(names), 1)
         for name in names[turn:] + names[:turn]:

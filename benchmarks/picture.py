@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.contenders import CONTENDERS, OURS
+from benchmarks.contenders import CONTENDERS
 
-COLOURS = {"authors": "#4c72b0", "processor": "#dd8452", "floor": "#8c8c8c"}
+COLOURS = {"authors": "#4c72b0", "processor": "#dd8452", "floor": "#8c8c8c", "compiled": "#bcbcbc"}
+COLUMNS = 3  # panels side by side: more would be too small to read
 
 
 def draw(records: Sequence[dict[str, Any]], path: Path) -> None:
@@ -27,26 +28,31 @@ def draw(records: Sequence[dict[str, Any]], path: Path) -> None:
     panels = list(dict.fromkeys((r["size"], r["dtype"], r["pair"]) for r in records))
     # Text stays text and ids do not change from run to run: small files, readable differences.
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "eddecode"}):
+        columns = min(COLUMNS, max(len(panels), 1))
+        lines = -(-max(len(panels), 1) // columns)
         figure, axes = plt.subplots(
-            1,
-            max(len(panels), 1),
-            figsize=(max(6.0, 2.6 * len(panels) + 1), 3.4),
+            lines,
+            columns,
+            figsize=(max(6.0, 2.6 * columns + 1), 2.6 * lines + 0.8),
             sharey=True,
             squeeze=False,
             layout="constrained",
         )
-        for axis, panel in zip(axes[0], panels, strict=True):
-            _panel(axis, [r for r in records if (r["size"], r["dtype"], r["pair"]) == panel])
+        others = [name for name in CONTENDERS if any(name in r["speedup"] for r in records)]
+        for axis, panel in zip(axes.flat, panels, strict=False):
+            _panel(axis, [r for r in records if (r["size"], r["dtype"], r["pair"]) == panel], others)
             axis.set_title("{} {}, {} pair".format(*panel), fontsize=10)
-        axes[0][0].set_ylabel("tokens/s, relative to the alternative")
+        for axis in axes.flat[len(panels) :]:
+            axis.axis("off")
+        for axis in axes[:, 0]:
+            axis.set_ylabel("tokens/s, relative\nto the alternative")
         handles, labels = axes[0][0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=8, frameon=False)
         figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
         plt.close(figure)
 
 
-def _panel(axis: Any, records: Sequence[dict[str, Any]]) -> None:
-    others = [name for name in CONTENDERS if name != OURS]
+def _panel(axis: Any, records: Sequence[dict[str, Any]], others: Sequence[str]) -> None:
     width = 0.8 / len(others)
     for i, name in enumerate(others):
         known = [(x, r["speedup"][name]) for x, r in enumerate(records) if name in r["speedup"]]

@@ -17,7 +17,7 @@ from rich.table import Table
 
 import eddecode
 from benchmarks.contenders import CONTENDERS, OURS
-from benchmarks.measure import Rounds, spread
+from benchmarks.measure import Rounds, ratios, spread
 from benchmarks.pairs import BenchPair
 from benchmarks.roofline import bytes_to_read
 from benchmarks.tasks import Task, Work
@@ -69,55 +69,100 @@ def _cpu() -> str:
     return names[0] if names else platform.processor()
 
 
-def record(pair: BenchPair, task: Task, work: Work, rounds: Rounds, memory: dict[str, Record]) -> Record:
+def record(
+    pair: BenchPair,
+    task: Task,
+    work: Work,
+    rounds: Rounds,
+    memory: dict[str, Record],
+    commit: str | None = None,
+) -> Record:
     """All that is known of one task on one pair; times in seconds, sizes in bytes, spreads over the rounds.
 
     "speedup" is how many times faster eddecode was than each alternative, "cost_over_floor" its time over that of
     the base alone; both are taken within rounds. "agreement" compares with what eddecode gave, where that makes sense.
+    "commit" is the code that was measured.
     """
-    entry: Record = {
-        "size": pair.size,
-        "dtype": pair.dtype,
-        "pair": pair.variant,
-        "task": task.name,
-        "title": task.title,
-        "rows": work.rows,
-        "new_tokens": work.new_tokens,
-        "bandwidth": spread(rounds.bandwidth),
-        "missing": rounds.missing,
-        "contenders": {
-            name: _contender(pair, work, rounds, name) | {"memory": memory.get(name)}
-            for name in CONTENDERS
-            if name in rounds.seconds
-        },
+    return derived(
+        {
+            "size": pair.size,
+            "dtype": pair.dtype,
+            "pair": pair.variant,
+            "task": task.name,
+            "title": task.title,
+            "rows": work.rows,
+            "new_tokens": work.new_tokens,
+            "commit": commit,
+            "bandwidths": list(rounds.bandwidth),
+            "missing": rounds.missing,
+            "contenders": {
+                name: {
+                    "seconds": list(rounds.seconds[name]),
+                    "bytes_to_read": bytes_to_read(pair, work, CONTENDERS[name].models),
+                    "memory": memory.get(name),
+                }
+                for name in CONTENDERS
+                if name in rounds.seconds
+            },
+            "agreement": {
+                name: agreement(work, rounds.results[OURS], rounds.results[name])
+                for name in CONTENDERS
+                if CONTENDERS[name].models == 2
+                and name != OURS
+                and {name, OURS} <= rounds.results.keys()
+                and (work.scoring or work.temperature == 0)
+            },
+        }
+    )
+
+
+def derived(entry: Record) -> Record:
+    """The record with what follows from its rounds: medians and spreads, shares, ratios."""
+    tokens = entry["rows"] * entry["new_tokens"]
+    seconds = {name: contender["seconds"] for name, contender in entry["contenders"].items()}
+    contenders = {}
+    for name, contender in entry["contenders"].items():
+        shares = [
+            contender["bytes_to_read"] / bytes_per_s / s
+            for bytes_per_s, s in zip(entry["bandwidths"], seconds[name], strict=True)
+        ]
+        contenders[name] = contender | {
+            "tokens_per_s": spread([tokens / s for s in seconds[name]]),
+            "roofline": spread(shares),
+        }
+    more: Record = {
+        "bandwidth": spread(entry["bandwidths"]),
+        "contenders": contenders,
         "speedup": {
-            name: spread(ratios)
-            for name in CONTENDERS
-            if name != OURS and (ratios := rounds.ratios(name, OURS))
-        },
-        "agreement": {
-            name: agreement(work, rounds.results[OURS], rounds.results[name])
-            for name in CONTENDERS
-            if name not in (OURS, FLOOR)
-            and {name, OURS} <= rounds.results.keys()
-            and (work.scoring or work.temperature == 0)
+            name: spread(ratios(seconds[name], seconds[OURS]))
+            for name in seconds
+            if name != OURS and OURS in seconds
         },
     }
-    if ratios := rounds.ratios(OURS, FLOOR):
-        entry["cost_over_floor"] = spread(ratios)
-    return entry
+    if {OURS, FLOOR} <= seconds.keys():
+        more["cost_over_floor"] = spread(ratios(seconds[OURS], seconds[FLOOR]))
+    return entry | more
 
 
-def _contender(pair: BenchPair, work: Work, rounds: Rounds, name: str) -> Record:
-    seconds = rounds.seconds[name]
-    needed = bytes_to_read(pair, work, CONTENDERS[name].models)
-    shares = [needed / bytes_per_s / s for bytes_per_s, s in zip(rounds.bandwidth, seconds, strict=True)]
-    return {
-        "seconds": seconds,
-        "tokens_per_s": spread([work.tokens / s for s in seconds]),
-        "bytes_to_read": needed,
-        "roofline": spread(shares),
+def joined(old: Record, new: Record) -> Record:
+    """One record of the rounds of two, the older ones first; both have the same contenders."""
+    if old["contenders"].keys() != new["contenders"].keys():
+        raise ValueError(f"{new['task']}: rounds of different contenders cannot be joined")
+    contenders = {
+        name: contender
+        | {
+            "seconds": old["contenders"][name]["seconds"] + contender["seconds"],
+            "memory": contender["memory"] or old["contenders"][name]["memory"],
+        }
+        for name, contender in new["contenders"].items()
     }
+    commits = dict.fromkeys(str(r["commit"]) for r in (old, new) if r["commit"])
+    together = {
+        "contenders": contenders,
+        "bandwidths": old["bandwidths"] + new["bandwidths"],
+        "commit": ", ".join(commits) or None,
+    }
+    return derived(new | together)
 
 
 def agreement(work: Work, ours: Sequence[Sequence[float]], theirs: Sequence[Sequence[float]]) -> float:
@@ -149,7 +194,9 @@ def show_machine(console: Console, info: Record) -> None:
 
 def show(console: Console, records: Sequence[Record]) -> None:
     """A table per pair; each figure is a median, with the least and the largest below."""
-    console.print("; ".join(entry.label for entry in CONTENDERS.values()), highlight=False, soft_wrap=True)
+    known = {name for r in records for name in r["contenders"]}
+    labels = [entry.label for name, entry in CONTENDERS.items() if name in known]
+    console.print("; ".join(labels), highlight=False, soft_wrap=True)
     pairs = dict.fromkeys((r["size"], r["dtype"], r["pair"]) for r in records)
     for size, dtype, variant in pairs:
         mine = [r for r in records if (r["size"], r["dtype"], r["pair"]) == (size, dtype, variant)]
@@ -163,10 +210,11 @@ def show(console: Console, records: Sequence[Record]) -> None:
 
 
 def _speeds(title: str, records: Sequence[Record]) -> Table:
-    speeds_in = [short(name) + "\ntok/s" for name in CONTENDERS]
+    known = [name for name in CONTENDERS if any(name in r["contenders"] for r in records)]
+    speeds_in = [short(name) + "\ntok/s" for name in known]
     table = _table(title, [*speeds_in, "vs (a)", "vs (b)", "cost\nover (c)", "roof-\nline", "agrees"])
     for r in records:
-        speeds = [_figure(r["contenders"].get(name, {}).get("tokens_per_s"), ".1f") for name in CONTENDERS]
+        speeds = [_figure(r["contenders"].get(name, {}).get("tokens_per_s"), ".1f") for name in known]
         ours = r["contenders"].get(OURS, {})
         table.add_row(
             r["task"],
@@ -202,13 +250,14 @@ def _agreement(r: Record) -> str:
 
 
 def _memory(title: str, records: Sequence[Record]) -> Table:
-    table = _table(title, [*map(short, CONTENDERS), "weights + cache"])
+    known = [name for name in CONTENDERS if any(name in r["contenders"] for r in records)]
+    table = _table(title, [*map(short, known), "weights + cache"])
     for r in records:
         memories = {name: c["memory"] or {} for name, c in r["contenders"].items()}
         needed = memories.get(OURS, {}).get("needed")
         table.add_row(
             r["task"],
-            *(_megabytes(memories.get(name, {}).get("peak")) for name in CONTENDERS),
+            *(_megabytes(memories.get(name, {}).get("peak")) for name in known),
             _megabytes(needed),
         )
     return table

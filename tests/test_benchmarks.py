@@ -14,9 +14,10 @@ import pytest
 import torch
 
 import benchmarks.__main__ as command
-from benchmarks import memory, picture, report
-from benchmarks.contenders import CONTENDERS, OURS, SAMPLERS, Eddecode, NotAvailable, do
-from benchmarks.measure import Prepared, Rounds, estimate, interleave, prepare
+from benchmarks import memory, picture, report, store
+from benchmarks.compiled import CompiledFloor
+from benchmarks.contenders import CONTENDERS, OURS, SAMPLERS, USUAL, Eddecode, NotAvailable, do
+from benchmarks.measure import Prepared, Rounds, estimate, interleave, prepare, ratios
 from benchmarks.pairs import CHANGE, RANK, BenchPair, Shape, build
 from benchmarks.roofline import bytes_to_hold, bytes_to_read, position_bytes
 from benchmarks.tasks import TASKS, Work
@@ -92,6 +93,15 @@ def test_the_floor_is_the_base_alone(pair: BenchPair) -> None:
     assert do(CONTENDERS["floor"].make(pair), work) == expected
 
 
+def test_the_compiled_floor_gives_the_tokens_of_the_floor(pair: BenchPair) -> None:
+    """Without the compiler: what is compiled is the step, and the rest is ours."""
+    work = work_on(pair, "T2", temperature=0.0)
+    contender = CompiledFloor(pair, compile=lambda step: step)
+    assert do(contender, work) == do(CONTENDERS["floor"].make(pair), work)
+    with pytest.raises(NotAvailable, match="a sweep would be compiled for every number of rows"):
+        do(contender, replace(work, alphas=(0.1, 0.2)))
+
+
 @pytest.mark.parametrize("name", PAIR_CONTENDERS)
 def test_scores_are_those_of_a_naive_recomputation(pair: BenchPair, name: str) -> None:
     work = work_on(pair, "T4", alphas=(0.25, 2.0))
@@ -107,7 +117,7 @@ def test_scores_are_those_of_a_naive_recomputation(pair: BenchPair, name: str) -
     )
 
 
-@pytest.mark.parametrize("name", list(CONTENDERS))
+@pytest.mark.parametrize("name", USUAL)
 def test_sampling_makes_all_tokens_and_depends_on_the_seed(pair: BenchPair, name: str) -> None:
     work = work_on(pair, "T2")
     contender = CONTENDERS[name].make(pair)
@@ -274,8 +284,9 @@ def test_rounds_interleave_and_ratios_stay_within_a_round(pair: BenchPair, clock
     assert "".join(log) == "xyzyzxzxy"  # everyone once a round, and everyone first once
     assert told == [2.0] * 9
     assert rounds.bandwidth == [1e6] * 3
-    rounds.seconds = {"x": [2.0, 20.0], "y": [1.0, 10.0]}  # the machine became ten times slower
-    assert rounds.ratios("x", "y") == [2.0, 2.0]
+    assert ratios([2.0, 20.0], [1.0, 10.0]) == [2.0, 2.0]  # the machine became ten times slower
+    interleave(Prepared(contenders, dict.fromkeys(contenders, 2.0), {}), work, 1, SteadyBandwidth(), first=1)  # type: ignore[arg-type]
+    assert "".join(log[9:]) == "yzx"
 
 
 # Reporting ----------------------------------------------------------------------------------------------------------
@@ -284,7 +295,7 @@ def test_rounds_interleave_and_ratios_stay_within_a_round(pair: BenchPair, clock
 def a_record(pair: BenchPair, task: str = "T1") -> dict[str, Any]:
     work = work_on(pair, task)
     rounds = Rounds(bandwidth=[1e9, 2e9, 4e9])
-    for i, name in enumerate(CONTENDERS):
+    for i, name in enumerate(USUAL):
         rounds.seconds[name] = [1.0 + i, 2.0 + i, 4.0 + i]
         rounds.results[name] = [[1] * work.new_tokens] * work.rows
     return report.record(pair, TASKS[task], work, rounds, {OURS: {"peak": 3_000_000, "needed": 2_000_000}})
@@ -326,7 +337,7 @@ def test_the_command_writes_json_tables_and_a_picture(
         (task, dtype) for dtype in ("float32", "bf16") for task in ("T1", "T4")
     ]
     first = saved["results"][0]
-    assert set(first["contenders"]) == set(CONTENDERS)
+    assert set(first["contenders"]) == set(USUAL)
     assert all(len(c["seconds"]) == 2 for c in first["contenders"].values())
     assert first["agreement"] == {"authors": 1.0, "processor": 1.0}
     assert saved["machine"]["torch"] == torch.__version__
@@ -337,6 +348,61 @@ def test_the_command_writes_json_tables_and_a_picture(
     assert b"<svg" in before
     assert command.main(["--from", str(out), "--picture", str(drawn)]) == 0
     assert drawn.read_bytes() == before  # a picture is a function of its figures
+
+
+def test_rounds_are_added_to_what_a_file_holds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(command.SIZES, "10M", SHAPE)
+    monkeypatch.setattr("benchmarks.measure.BUFFER_BYTES", {"cpu": 1 << 22})
+    out = tmp_path / "figures.json"
+    threads = ["--threads", str(torch.get_num_threads()), "--device", "cpu"]
+    arguments = [
+        "--quick",
+        "--sizes",
+        "10M",
+        "--dtypes",
+        "float32",
+        "--contenders",
+        "eddecode,floor",
+        *threads,
+    ]
+    arguments += ["--out", str(out), "--resume", "--budget", "0", "--repeats", "2", "--tasks", "T1,T2"]
+
+    def rounds() -> dict[str, int]:
+        return {r["task"]: len(r["bandwidths"]) for r in json.loads(out.read_text())["results"]}
+
+    seen = []
+    for code in (3, 3, 3, 0, 0):  # no time at all: a round each call, and nothing once all are there
+        assert command.main(arguments) == code
+        seen.append(rounds())
+    assert seen == [{"T1": 1}, {"T1": 2}, {"T1": 2, "T2": 1}, {"T1": 2, "T2": 2}, {"T1": 2, "T2": 2}]
+    record = json.loads(out.read_text())["results"][0]
+    assert all(len(c["seconds"]) == 2 for c in record["contenders"].values())
+    ours, floor = (record["contenders"][name]["seconds"] for name in ("eddecode", "floor"))
+    assert record["cost_over_floor"]["median"] == pytest.approx(
+        statistics.median(a / b for a, b in zip(ours, floor, strict=True))
+    )
+    assert "left for the next time: T1 10M float32, full pair" in " ".join(capsys.readouterr().out.split())
+    assert command.main([*arguments, "--threads", "7"]) == 2
+    assert "was measured with" in " ".join(capsys.readouterr().err.split())
+
+
+def test_several_files_are_shown_as_one(
+    pair: BenchPair, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paths = [tmp_path / name for name in ("one.json", "two.json")]
+    first, second = a_record(pair, "T1"), a_record(pair, "T2")
+    newer = {**first, "title": "measured again"}
+    machine = report.machine("cpu", 1)
+    store.write(paths[0], {"machine": machine, "results": [first]})
+    store.write(paths[1], {"machine": machine, "results": [second, newer]})
+    assert store.read(paths)["results"] == [newer, second]
+    assert command.main(["--from", *map(str, paths), "--picture", str(tmp_path / "both.svg")]) == 0
+    assert {"T1", "T2"} <= set(capsys.readouterr().out.split())
+    (tmp_path / "no.json").write_text("[]", encoding="utf-8")
+    assert command.main(["--from", str(tmp_path / "no.json")]) == 2
+    assert "no.json does not hold figures that --out has written" in " ".join(capsys.readouterr().err.split())
 
 
 def test_unknown_names_are_refused_with_the_known_ones(capsys: pytest.CaptureFixture[str]) -> None:
@@ -363,7 +429,7 @@ def test_peak_memory_counts_what_was_freed_again() -> None:
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peak memory is measured on Linux")
-@pytest.mark.parametrize("name", list(CONTENDERS))
+@pytest.mark.parametrize("name", USUAL)
 def test_a_probe_counts_the_models_that_the_contender_runs(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
