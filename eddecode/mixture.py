@@ -12,7 +12,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypedDict, Unpack
 
 import torch
 from torch import Tensor
@@ -26,6 +26,19 @@ from eddecode.placement import Placement
 from eddecode.prompts import RenderedPrompt
 
 _QUOTED_OR_SIDE = re.compile(r"'[^']*'|\b(base|aligned)\b")
+
+
+class LoadOptions(TypedDict, total=False):
+    """How a group is loaded: as in `ModelPair.load`, for all of its models alike."""
+
+    dtype: str | torch.dtype
+    device: str | torch.device | None
+    device_map: Any
+    quantization: str | None
+    offload_folder: str | Path | None
+    check_memory: bool
+    slots: int
+    length: int | None
 
 
 class Mixture:
@@ -193,15 +206,11 @@ class Ensemble(Mixture):
         aligned: Sequence[str | Path],
         *,
         revision: str | None = None,
-        check_memory: bool = True,
-        slots: int = 1,
-        length: int | None = None,
-        **placement: Any,
+        **options: Unpack[LoadOptions],
     ) -> Ensemble:
         """Load a base and its aligned models (each may be a PEFT adapter over the base).
 
-        placement: dtype, device, device_map, quantization, offload_folder, as in `ModelPair.load`, as are the other
-        options. Errors: PairError as there.
+        options: see `LoadOptions`. Errors: PairError as in `ModelPair.load`.
         """
         if isinstance(aligned, str | Path):
             raise PairError(f"aligned is {str(aligned)!r}; expected a list of checkpoints")
@@ -209,9 +218,9 @@ class Ensemble(Mixture):
         sources = [Source(base, "base", revision)]
         for i, path in enumerate(aligned, 1):
             sources.append(Source(path, f"aligned {i}" if several else "aligned", revision, over=0))
-        loaded = load_group(sources, Placement.of(**placement), Fit(slots, length, check_memory))
-        group = cls([_pair(loaded, (0, i), sources) for i in range(1, len(sources))])
-        group._take_notes(loaded.notes, ("base", "aligned"))
+        pairs, notes = _load_pairs(sources, [(0, i) for i in range(1, len(sources))], **options)
+        group = cls(pairs)
+        group._take_notes(notes, ("base", "aligned"))
         return group
 
     @classmethod
@@ -266,24 +275,20 @@ class Transfer(Mixture):
         aligned: str | Path,
         *,
         revision: str | None = None,
-        check_memory: bool = True,
-        slots: int = 1,
-        length: int | None = None,
-        **placement: Any,
+        **options: Unpack[LoadOptions],
     ) -> Transfer:
         """Load a larger base and a small pair (whose aligned side may be a PEFT adapter over its base).
 
-        placement: dtype, device, device_map, quantization, offload_folder, as in `ModelPair.load`, as are the other
-        options. Errors: PairError as there.
+        options: see `LoadOptions`. Errors: PairError as in `ModelPair.load`.
         """
         sources = [
             Source(large, "large", revision),
             Source(base, "base", revision),
             Source(aligned, "aligned", revision, over=1),
         ]
-        loaded = load_group(sources, Placement.of(**placement), Fit(slots, length, check_memory))
-        group = cls(_pair(loaded, (1, 2), sources), _pair(loaded, (0, 2), sources))
-        group._take_notes(loaded.notes, ("base", "aligned"))
+        (small, steered), notes = _load_pairs(sources, [(1, 2), (0, 2)], **options)
+        group = cls(small, steered)
+        group._take_notes(notes, ("base", "aligned"))
         return group
 
     @classmethod
@@ -302,6 +307,20 @@ class Transfer(Mixture):
 
 
 ModelGroup: TypeAlias = ModelPair | Mixture
+
+
+def _load_pairs(
+    sources: Sequence[Source],
+    places: Sequence[tuple[int, int]],
+    *,
+    check_memory: bool = True,
+    slots: int = 1,
+    length: int | None = None,
+    **placement: Any,
+) -> tuple[list[ModelPair], list[Note]]:
+    """(the pairs that stand at some places of a list of checkpoints, notes on all of them); each is loaded once."""
+    loaded = load_group(sources, Placement.of(**placement), Fit(slots, length, check_memory))
+    return [_pair(loaded, at, sources) for at in places], loaded.notes
 
 
 def _pair(loaded: Loaded, at: tuple[int, int], sources: Sequence[Source]) -> ModelPair:
