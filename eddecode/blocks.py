@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from eddecode.cache import SlotCache
 from eddecode.low_rank import Change, Rows
 from eddecode.masks import Seen
-from eddecode_kernels.block import PRODUCTS, BlockCall, BlockParts, Pass, Product, block_for
+from eddecode_kernels.block import PRODUCTS, BlockParts, Blocks, Pass, Places, Product, block_for
 
 Forward = Callable[..., Any]
 
@@ -45,7 +46,7 @@ _ACTIVATIONS = {  # class of the activation module → its name here
 }
 
 
-def block_forward(layer: Any, name: str, changes: Mapping[str, Change] | None = None) -> Forward | None:
+def block_forward(layer: Any, name: str, changes: Mapping[str, Change] | None = None) -> BlockForward | None:
     """The compiled form of a decoder layer's forward, or None if it is not a block of the known kind.
 
     Args:
@@ -70,7 +71,7 @@ def block_forward(layer: Any, name: str, changes: Mapping[str, Change] | None = 
             return None
         if _agrees(layer, unchanged, tried):
             rows = next((change.rows for change in mine.values()), Rows())
-            return _forward(layer, parts, call, rows)
+            return BlockForward(layer, call, rows)
     return None
 
 
@@ -156,10 +157,21 @@ def _product(linear: nn.Linear, change: Change | None, rows: slice) -> Product:
     return Product(linear.weight[rows], bias, change.a, change.b[rows])
 
 
-def _forward(layer: Any, parts: BlockParts, call: BlockCall, rows: Rows) -> Forward:
-    index, own = layer.self_attn.layer_idx, type(layer).forward
+class BlockForward:
+    """A compiled block in the place of a decoder layer's `forward`.
 
-    def forward(
+    Attributes:
+        block: the compiled block.
+        rows: which rows of the batch in progress take the low-rank changes.
+        index: of the layer in the cache.
+    """
+
+    def __init__(self, layer: Any, block: Blocks, rows: Rows) -> None:
+        self.block, self.rows, self.index = block, rows, int(layer.self_attn.layer_idx)
+        self._own = partial(type(layer).forward, layer)
+
+    def __call__(
+        self,
         hidden_states: Tensor,
         attention_mask: Any = None,
         position_ids: Any = None,
@@ -168,9 +180,9 @@ def _forward(layer: Any, parts: BlockParts, call: BlockCall, rows: Rows) -> Forw
         position_embeddings: Any = None,
         **options: Any,
     ) -> Any:
+        """As the layer's own, which still serves where the mask and the cache are not the engine's."""
         if not isinstance(attention_mask, Seen) or not isinstance(past_key_values, SlotCache):
-            return own(
-                layer,
+            return self._own(
                 hidden_states,
                 attention_mask=attention_mask,
                 position_ids=position_ids,
@@ -180,29 +192,25 @@ def _forward(layer: Any, parts: BlockParts, call: BlockCall, rows: Rows) -> Forw
                 **options,
             )
         cos, sin = position_embeddings
-        common = attention_mask.common
         if (
-            common is None or attention_mask.angles is not cos
-        ):  # the first block of the pass that sees by this mask
-            positions = past_key_values.positions
-            shape = (*positions.shape, cos.shape[-1])
-            common = Pass(
-                cos.expand(shape),
-                sin.expand(shape),
-                positions,
-                attention_mask.first,
-                attention_mask.stop,
-                rows.changed,
-            )
-            attention_mask.common, attention_mask.angles = common, cos
-        keys, values = past_key_values.room(index, parts.key_heads, parts.size, hidden_states)
-        return call(hidden_states, common, keys, values)
+            attention_mask.common is None or attention_mask.angles is not cos
+        ):  # the first that sees by this mask
+            attention_mask.common = pass_of(past_key_values, attention_mask, cos, sin, self.rows)
+            attention_mask.angles = cos
+        heads, size, _ = self.block.shape
+        places = past_key_values.places([self.index], heads, size, hidden_states)
+        x = hidden_states.clone(memory_format=torch.contiguous_format)  # a caller may keep what went in
+        return self.block(x, [attention_mask.common], places)
 
-    return forward
+
+def pass_of(cache: SlotCache, seen: Seen, cos: Tensor, sin: Tensor, rows: Rows) -> Pass:
+    """What blocks need to know of the pass in progress; cos and sin (B or 1, T, turned)."""
+    shape = (*cache.positions.shape, cos.shape[-1])
+    return Pass(cos.expand(shape), sin.expand(shape), cache.positions, seen.first, seen.stop, rows.changed)
 
 
 @torch.inference_mode()
-def _agrees(layer: Any, parts: BlockParts, call: BlockCall) -> bool:
+def _agrees(layer: Any, parts: BlockParts, call: Blocks) -> bool:
     """Whether the compiled block gives what the layer gives: two rows of three tokens, from the beginning."""
     dtype, width = parts.norm_in.dtype, parts.norm_in.shape[0]
     config = layer.self_attn.config
@@ -229,7 +237,7 @@ def _agrees(layer: Any, parts: BlockParts, call: BlockCall) -> bool:
         return False
     store = torch.zeros(2, rows, parts.key_heads, tokens, parts.size, dtype=dtype)
     common = Pass(cos, sin, position, torch.zeros_like(position), position + 1, None)
-    found = call(x, common, store[0], store[1])
+    found = call(x.clone(), [common], Places([(store[0], store[1])]))
     change = (expected - x).float().abs().max().clamp(min=1e-6)
     return bool((found - expected).float().abs().max() <= TRIAL_TOLERANCE[dtype] * change)
 

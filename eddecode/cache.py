@@ -17,6 +17,8 @@ from einops import rearrange
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
+from eddecode_kernels.block import Places
+
 LENGTH_STEP = 64  # buffers grow by that many positions, or by an eighth: growing is rare and waste is small
 
 
@@ -88,13 +90,12 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers ships no
                 store[*_between(window.index(store.device))] = rearrange(states, "b h t d -> b t h d")
         return self.keys[window.slots, :, : window.stop], self.values[window.slots, :, : window.stop]
 
-    def room(self, heads: int, size: int, like: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values of the window's slots up to its end, as views: for a caller that writes by itself."""
+    def buffers(self, heads: int, size: int, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values (slots, heads, capacity, size), for a caller that writes by itself."""
         if not self.is_initialized:
             shape = like.new_empty(0, heads, 0, size)
             self.lazy_initialization(shape, shape)
-        window = self._open_window()
-        return self.keys[window.slots, :, : window.stop], self.values[window.slots, :, : window.stop]
+        return self.keys, self.values
 
     def _open_window(self) -> Window:
         if self.window is None:
@@ -134,6 +135,7 @@ class SlotCache(Cache):  # type: ignore[misc]
         super().__init__(layer_class_to_replicate=SlotLayer)
         self.lengths: list[int] = []
         self._reserved = (0, 0)
+        self._places: dict[Any, Places] = {}
 
     def reserve(self, slots: int, capacity: int) -> None:
         """Have room for that many slots and positions; never shrinks (see `trim`)."""
@@ -151,6 +153,7 @@ class SlotCache(Cache):  # type: ignore[misc]
             for layer in self.layers:
                 layer.reserve(slots, capacity)
             self._reserved = (slots, capacity)
+            self._places.clear()  # the buffers have moved
 
     def open(self, new: int, slots: slice = slice(None)) -> Window:
         """Prepare a pass that writes `new` tokens to every occupied slot, or to some; returns where they go.
@@ -175,9 +178,15 @@ class SlotCache(Cache):  # type: ignore[misc]
         """See `SlotLayer.update`; layers are made as the model's first pass reaches them."""
         return self._layer(layer_idx).update(key_states, value_states)
 
-    def room(self, layer_idx: int, heads: int, size: int, like: Tensor) -> tuple[Tensor, Tensor]:
-        """See `SlotLayer.room`; (B, heads, stop, size) each, of the dtype and device of `like`."""
-        return self._layer(layer_idx).room(heads, size, like)
+    def places(self, layers: Sequence[int], heads: int, size: int, like: Tensor) -> Places:
+        """Where layers keep the keys and values of the slots of the pass in progress, for compiled blocks."""
+        slots = self._window.slots
+        key = (tuple(layers), slots.start, slots.step)
+        if key not in self._places:
+            pairs = [self._layer(index).buffers(heads, size, like) for index in layers]
+            rows = slice(slots.start, None, slots.step)
+            self._places[key] = Places([(keys[rows], values[rows]) for keys, values in pairs])
+        return self._places[key]
 
     @property
     def positions(self) -> Tensor:

@@ -192,7 +192,9 @@ class SlotDecoder:
         if self.own_attention:
             mask = self.masks.build(positions, window.stop, self.model.dtype)
         else:
-            attention, mask = slot_attention_in(self.masks.config), self.masks.seen(positions)
+            mask = self.masks.seen(positions)
+            if not self.layers.attend:
+                attention = slot_attention_in(self.masks.config)
         with self.layers.swapped(), attention:
             return part(
                 input_ids=tokens.to(self.device),

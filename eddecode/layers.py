@@ -15,8 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from eddecode.blocks import block_forward
+from eddecode.blocks import BlockForward, block_forward
 from eddecode.low_rank import Change
+from eddecode.stack import stack_forward
 from eddecode_kernels.activation import silu_for
 from eddecode_kernels.linear import linear_for, pays
 from eddecode_kernels.norm import rms_norm_for
@@ -32,17 +33,22 @@ class Layers:
     def __init__(
         self, model: Any, changes: Mapping[str, Change] | None = None, *, blocks: bool = True
     ) -> None:
-        """blocks: exchange whole blocks where that is possible, and not only their layers."""
+        """blocks: exchange whole blocks where that is possible, and not only their layers.
+
+        Attributes:
+            blocks: how many are exchanged.
+            attend: whether the exchanged ones do all the attention of a pass.
+        """
         head = model.get_output_embeddings()
         self._forwards: list[tuple[dict[str, Any], Callable[..., Any]]] = []
-        self.blocks = 0
         within: tuple[str, ...] = ()  # names of what is inside exchanged blocks
+        found: dict[Any, BlockForward] = {}
         for name, module in model.named_modules():
             if name.startswith(within):
                 continue
             if blocks and (block := _block_for(module, name, model, changes)) is not None:
                 self._forwards.append((vars(module), block))
-                self.blocks += 1
+                found[module] = block
                 within = (*within, f"{name}.")
                 continue
             if module is head or hasattr(module, "_hf_hook"):
@@ -59,6 +65,15 @@ class Layers:
                 forward = changes[name].on(forward or partial(nn.Linear.forward, module))
             if forward is not None:
                 self._forwards.append((vars(module), forward))
+        self.blocks = len(found)
+        self.attend = False
+        body = model.base_model
+        if (
+            found
+            and (stack := stack_forward(body, found, _norm_for(getattr(body, "norm", None)))) is not None
+        ):
+            self._forwards.append((vars(body), stack))
+            self.attend = True
 
     def __len__(self) -> int:
         return len(self._forwards)
@@ -77,7 +92,7 @@ class Layers:
 
 def _block_for(
     module: Any, name: str, model: Any, changes: Mapping[str, Change] | None
-) -> Callable[..., Any] | None:
+) -> BlockForward | None:
     """The compiled form of a decoder layer, where the product that it is built on pays."""
     if not hasattr(module, "self_attn") or model.device.type != "cpu" or not pays(model.dtype):
         return None

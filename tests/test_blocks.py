@@ -87,6 +87,20 @@ def test_in_bfloat16_it_is_as_near_to_float32_as_the_library_is(name: str) -> No
     assert ours < 1.3 * library  # fewer roundings, but one text is one draw
 
 
+def whole(model: Any) -> bool:
+    return Layers(model).attend
+
+
+def test_a_body_of_blocks_runs_as_one_call_unless_it_does_more_than_that() -> None:
+    assert whole(model_of(BLOCKS["llama"]))
+    assert whole(model_of(BLOCKS["mistral"]))
+    assert whole(model_of(BLOCKS["qwen3"]))
+    assert not whole(model_of(BLOCKS["gemma"]))  # scales its embeddings
+    hooked = model_of(BLOCKS["llama"])
+    hooked.model.layers[1].register_forward_hook(lambda *_: None)
+    assert not whole(hooked)
+
+
 @pytest.mark.parametrize("name", OTHERS)
 def test_what_is_not_such_a_block_stays_as_it_is(name: str) -> None:
     layers = Layers(model_of(OTHERS[name]))

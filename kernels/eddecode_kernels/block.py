@@ -1,14 +1,14 @@
 """A whole block of a Llama-shaped transformer in one call, on the CPU: attention and feed-forward over new tokens.
 
 What lies between the matrix products of a block, the library does in some twenty small operations with buffers of
-their own. `block_for` gives all of it as one compiled call, with the same weights where and as they are; it says so by
-returning None where it does not apply.
+their own. `block_for` gives all of it as one compiled call, with the same weights where and as they are, and `in_a_row`
+several blocks as one call; they say so by returning None where that does not apply.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from ctypes import Structure, byref, c_double, c_float, c_int64, c_void_p
+from collections.abc import Sequence
+from ctypes import POINTER, Structure, c_double, c_float, c_int64, c_void_p, pointer
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,7 @@ from torch import Tensor
 from eddecode_kernels.compiler import library
 from eddecode_kernels.problem import UnavailableError
 
-_NAMES = {torch.float32: "eddecode_block_f32", torch.bfloat16: "eddecode_block_bf16"}
+_NAMES = {torch.float32: "eddecode_blocks_f32", torch.bfloat16: "eddecode_blocks_bf16"}
 ACTIVATIONS = ("silu", "gelu_tanh")
 LARGEST_HEAD = 1024  # numbers; the kernel holds one head on its stack
 
@@ -144,70 +144,109 @@ class Pass:
         )
 
 
-BlockCall = Callable[[Tensor, Pass, Tensor, Tensor], Tensor]
+class Places:
+    """Where blocks keep keys and values: of one cache, until its buffers move.
 
-
-def block_for(parts: BlockParts) -> BlockCall | None:
-    """The compiled block, or None where it does not apply.
-
-    Returns:
-        A function of hidden states (B, T, d), the pass, and the keys and values that the rows see, (B, G, ≥ stop, size)
-        each, innermost axes contiguous; it writes the new ones in place and returns the hidden states after the block.
-        It holds on to the weights.
+    Args:
+        pairs: per block keys and values (rows, G, positions, size), innermost axes contiguous.
     """
+
+    def __init__(self, pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
+        self.pairs = list(pairs)
+        self.shapes = {(t.shape[1], t.shape[3], t.dtype) for pair in pairs for t in pair}
+        self.rows = min(t.shape[0] for pair in pairs for t in pair)
+        if any(t.stride()[2:] != (t.shape[3], 1) for pair in pairs for t in pair):
+            raise ValueError("keys and values are not contiguous in their two innermost axes")
+        self.structs = (_Cache * len(self.pairs))(
+            *(
+                _Cache(k.data_ptr(), v.data_ptr(), k.stride(0), k.stride(1), v.stride(0), v.stride(1))
+                for k, v in self.pairs
+            )
+        )
+
+
+class Blocks:
+    """Compiled blocks in a row; see `block_for` and `in_a_row`."""
+
+    def __init__(self, parts: Sequence[BlockParts]) -> None:
+        self.parts = list(parts)
+        first = self.parts[0]
+        self.dtype, self.width = first.norm_in.dtype, first.norm_in.shape[0]
+        self.shape = first.key_heads, first.size, self.dtype
+        self._compiled: Any = getattr(library(), _NAMES[self.dtype])
+        self._compiled.argtypes, self._compiled.restype = (
+            (c_void_p, c_void_p, c_void_p, c_int64, c_void_p),
+            None,
+        )
+        made = [_struct(each) for each in self.parts]
+        self._alive = [tensors for _, tensors in made]
+        self._structs = [struct for struct, _ in made]
+        self._pointers = (POINTER(_Block) * len(made))(*(pointer(struct) for struct in self._structs))
+
+    def __len__(self) -> int:
+        return len(self.parts)
+
+    def __call__(self, x: Tensor, passes: Sequence[Pass], places: Places) -> Tensor:
+        """Hidden states (B, T, d) after the blocks.
+
+        Args:
+            x: contiguous; overwritten with the result.
+            passes: one per block.
+            places: of as many blocks; new keys and values are written there.
+
+        Raises:
+            ValueError: dtypes or shapes are not those of the weights.
+        """
+        common = passes[0]
+        if any(each.norm_in.dtype != self.dtype for each in self.parts) or {x.dtype, common.dtype} != {
+            self.dtype
+        }:
+            raise ValueError(
+                f"hidden states are {x.dtype} and the weights are now {self.parts[0].norm_in.dtype}; expected "
+                f"{self.dtype}: a model must not be converted while it decodes"
+            )
+        if (
+            places.shapes != {self.shape}
+            or places.rows < common.shape[0]
+            or x.shape != (*common.shape, self.width)
+            or common.turned > self.shape[1]
+            or not len(passes) == len(places.pairs) == len(self)
+            or not x.is_contiguous()
+        ):
+            raise ValueError(
+                f"hidden states are {tuple(x.shape)} and keys (heads, size, dtype) {places.shapes} of {places.rows} "
+                f"rows in {len(places.pairs)} blocks; expected {(*common.shape, self.width)} contiguous and {self.shape} in "
+                f"{len(self)} blocks"
+            )
+        each = (POINTER(_Pass) * len(passes))(*(pointer(one.struct) for one in passes))
+        self._compiled(self._pointers, each, places.structs, len(self), x.data_ptr())
+        return x
+
+
+def block_for(parts: BlockParts) -> Blocks | None:
+    """The compiled block, or None where it does not apply. It holds on to the weights."""
     dtype = parts.norm_in.dtype
-    name = _NAMES.get(dtype)
     tensors = [parts.norm_in, parts.norm_mid, parts.norm_query, parts.norm_key]
     for product in parts.products.values():
         tensors += [product.weight, product.a]
     stored = [tensor for tensor in tensors if tensor is not None]
     if (
-        name is None
+        dtype not in _NAMES
         or parts.size > LARGEST_HEAD
         or any(t.dtype != dtype or t.device.type != "cpu" or not t.is_contiguous() for t in stored)
     ):
         return None
     try:
-        compiled: Any = getattr(library(), name)
+        return Blocks([parts])
     except UnavailableError:
         return None
-    compiled.argtypes, compiled.restype = (c_void_p,) * 5, None
-    block, alive = _struct(parts)
-    width, size, key_heads = parts.norm_in.shape[0], parts.size, parts.key_heads
 
-    def run(x: Tensor, common: Pass, keys: Tensor, values: Tensor, _alive: Any = (parts, alive)) -> Tensor:
-        if any(tensor.dtype != dtype for tensor in (parts.norm_in, x, keys, values)) or common.dtype != dtype:
-            raise ValueError(
-                f"hidden states are {x.dtype} and the weights are now {parts.norm_in.dtype}; expected {dtype}: a model "
-                "must not be converted while it decodes"
-            )
-        expected = (common.shape[0], key_heads, size)
-        if (
-            common.turned > size
-            or x.shape != (*common.shape, width)
-            or any(
-                (t.shape[0], t.shape[1], t.shape[3]) != expected or t.stride()[2:] != (size, 1)
-                for t in (keys, values)
-            )
-        ):
-            raise ValueError(
-                f"hidden states are {tuple(x.shape)}, keys {tuple(keys.shape)}, values {tuple(values.shape)}; expected "
-                f"{(*common.shape, width)} and {expected[:2]}, …, {size} each"
-            )
-        x = x.contiguous()
-        y = torch.empty_like(x)
-        cache = _Cache(
-            keys.data_ptr(),
-            values.data_ptr(),
-            keys.stride(0),
-            keys.stride(1),
-            values.stride(0),
-            values.stride(1),
-        )
-        compiled(byref(block), byref(common.struct), byref(cache), x.data_ptr(), y.data_ptr())
-        return y
 
-    return run
+def in_a_row(blocks: Sequence[Blocks]) -> Blocks | None:
+    """Several blocks as one call, or None if they are not of one shape."""
+    if len({(block.width, block.shape) for block in blocks}) != 1:
+        return None
+    return Blocks([parts for block in blocks for parts in block.parts])
 
 
 def _struct(parts: BlockParts) -> tuple[_Block, list[Tensor]]:

@@ -279,10 +279,12 @@ void run(const Block& b, const Pass& pass, const Cache& cache, const typename D:
 
 using namespace eddecode;
 
-extern "C" void eddecode_block_f32(const Block* b, const Pass* pass, const Cache* cache, const float* x, float* y) {
-    run<Float32>(*b, *pass, *cache, x, y);
-}
+// `count` blocks one after the other; x becomes what the last one gives.
+#define EDDECODE_BLOCKS(name, D)                                                                                       \
+    extern "C" void name(const Block* const* blocks, const Pass* const* passes, const Cache* caches, int64_t count,    \
+                         D::T* x) {                                                                                    \
+        for (int64_t i = 0; i < count; ++i) run<D>(*blocks[i], *passes[i], caches[i], x, x);                           \
+    }
 
-extern "C" void eddecode_block_bf16(const Block* b, const Pass* pass, const Cache* cache, const uint16_t* x, uint16_t* y) {
-    run<BFloat16>(*b, *pass, *cache, x, y);
-}
+EDDECODE_BLOCKS(eddecode_blocks_f32, Float32)
+EDDECODE_BLOCKS(eddecode_blocks_bf16, BFloat16)

@@ -1,0 +1,114 @@
+"""The body of a model whose layers are all compiled blocks, run as one call.
+
+What the library does around the layers of a step (checks, masks, one Python call per layer) takes a millisecond for a
+dozen layers, while a small model's weights are read in five. A body is known by its parts, as a block is: embeddings,
+layers, a last norm and rotary angles, and nothing else; it must give what the model's own gives on a trial.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.modeling_outputs import BaseModelOutputWithPast
+
+from eddecode.blocks import TRIAL_TOLERANCE, BlockForward, pass_of
+from eddecode.cache import SlotCache
+from eddecode.masks import Masks, Seen
+from eddecode_kernels.block import in_a_row
+
+_PARTS = {"embed_tokens", "layers", "norm", "rotary_emb"}
+
+
+class StackForward:
+    """All blocks in a row in the place of a body's `forward`."""
+
+    def __init__(self, body: Any, blocks: Sequence[BlockForward], norm: Callable[[Tensor], Tensor]) -> None:
+        joined = in_a_row([block.block for block in blocks])
+        if joined is None:
+            raise ValueError("the blocks of the body are not of one shape")
+        self._body, self._stack, self._norm = body, joined, norm
+        self._rows, self._indices = blocks[0].rows, tuple(block.index for block in blocks)
+        self._kinds = tuple(getattr(body.config, "layer_types", None) or [None] * len(blocks))
+        self._own = partial(type(body).forward, body)
+
+    def __call__(
+        self,
+        input_ids: Any = None,
+        attention_mask: Any = None,
+        position_ids: Any = None,
+        past_key_values: Any = None,
+        **options: Any,
+    ) -> Any:
+        """As the body's own, which still serves where the mask and the cache are not the engine's."""
+        masks = (
+            attention_mask if isinstance(attention_mask, dict) else dict.fromkeys(self._kinds, attention_mask)
+        )
+        ours = isinstance(past_key_values, SlotCache) and all(
+            isinstance(mask, Seen) for mask in masks.values()
+        )
+        if input_ids is None or options.get("inputs_embeds") is not None or not ours:
+            return self._own(
+                input_ids=input_ids,
+                attention_mask=attention_mask,
+                position_ids=position_ids,
+                past_key_values=past_key_values,
+                **options,
+            )
+        hidden = nn.functional.embedding(input_ids, self._body.embed_tokens.weight)
+        cos, sin = self._body.rotary_emb(hidden, position_ids=position_ids)
+        passes = {kind: pass_of(past_key_values, seen, cos, sin, self._rows) for kind, seen in masks.items()}
+        heads, size, _ = self._stack.shape
+        places = past_key_values.places(self._indices, heads, size, hidden)
+        hidden = self._stack(hidden, [passes[kind] for kind in self._kinds], places)
+        return BaseModelOutputWithPast(last_hidden_state=self._norm(hidden), past_key_values=past_key_values)
+
+
+def stack_forward(
+    body: Any, blocks: Mapping[Any, BlockForward], norm: Callable[[Tensor], Tensor] | None
+) -> StackForward | None:
+    """The compiled form of a body's forward, or None if it is not a plain stack of blocks.
+
+    Args:
+        body: the model without its head.
+        blocks: its layers that are compiled blocks.
+        norm: the compiled form of its last norm.
+    """
+    if (
+        norm is None
+        or {name for name, _ in body.named_children()} != _PARTS
+        or not all(layer in blocks for layer in body.layers)
+        or body.config.num_hidden_layers != len(body.layers)
+        or type(body.embed_tokens).forward is not nn.Embedding.forward
+        or body.embed_tokens.max_norm is not None
+        or any(
+            module._forward_hooks or module._forward_pre_hooks for module in (*body.children(), *body.layers)
+        )
+    ):
+        return None
+    mine = [blocks[layer] for layer in body.layers]
+    if in_a_row([block.block for block in mine]) is None:
+        return None
+    stack = StackForward(body, mine, norm)
+    return stack if _agrees(body, stack) else None
+
+
+@torch.inference_mode()
+def _agrees(body: Any, stack: StackForward) -> bool:
+    """Whether the stack gives what the body gives: two rows of three tokens, from the beginning."""
+    tokens = torch.tensor([[1, 2, 3], [3, 1, 0]]) % body.embed_tokens.weight.shape[0]
+    cache = SlotCache()
+    cache.lengths = [0, 0]
+    positions = cache.open(3).positions
+    try:
+        seen = Masks(body.config).seen(positions)
+        expected = body(input_ids=tokens, position_ids=positions, use_cache=False).last_hidden_state
+        found = stack(tokens, seen, positions, cache).last_hidden_state
+    except (TypeError, ValueError, RuntimeError, AttributeError, KeyError, IndexError):
+        return False
+    # Errors of the blocks add up; a scale that is left out, or a norm too many, is of the size of the states.
+    limit = 10 * TRIAL_TOLERANCE[found.dtype] * expected.float().abs().max()
+    return bool((found - expected).float().abs().max() <= limit)
