@@ -16,7 +16,7 @@ from transformers import LlamaForCausalLM
 from eddecode.access import Access
 from eddecode.errors import EddecodeError
 from eddecode.lab import grammar
-from eddecode.lab.findings import baselines, depth, direct, methods, theory_rates, withheld
+from eddecode.lab.findings import baselines, depth, direct, methods, theory_decoding, withheld
 from eddecode.lab.findings.bench import Bench, Scale, Target
 from eddecode.lab.findings.criteria import Cell
 from eddecode.lab.findings.run import Plan, measure
@@ -246,8 +246,8 @@ def test_cousins_differ_from_the_base_and_from_one_another(tmp_path: Path) -> No
 def test_rude_words_are_counted_over_several_completions_a_request(tmp_path: Path) -> None:
     bench = Bench(Workshop(tmp_path), SCALE)
     target = Target.single(bench.base)
-    rude, valid = theory_rates.counted(bench, target, [0.0])[0.0]
-    assert rude.shape == valid.shape == (6, theory_rates.REPEATS)
+    rude, valid = theory_decoding.counted(bench, target, [0.0])[0.0]
+    assert rude.shape == valid.shape == (6, theory_decoding.REPEATS)
     cell = bench.cell(target)
     assert np.array_equal(rude[:, 0] > 0, cell.rude)  # the first of each request is the bench's one
     assert np.array_equal(valid[:, 0] > 0, cell.valid)

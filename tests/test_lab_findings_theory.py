@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from eddecode.lab import english, grammar
-from eddecode.lab.findings import theory_rates, theory_slots
+from eddecode.lab.findings import theory_levels, theory_slots
 from eddecode.lab.findings.theory_trained import predicted
 
 
@@ -77,8 +77,22 @@ def test_noise_in_log_ratios_steepens_the_mean_of_logs_and_not_the_log_of_means(
     rude = np.repeat([0, 1, 2, 3], n)
     variance = 0.5 + 0.5 * rude
     y = -rude / beta + np.sqrt(variance) * rng.standard_normal(len(rude)) - variance / 2
-    found = theory_rates.by_level(np.append(rude, [7] * 5), np.append(y, np.zeros(5)), beta)
+    found = theory_levels.by_level(np.append(rude, [7] * 5), np.append(y, np.zeros(5)), beta)
     assert [level["words"] for level in found] == [0, 1, 2, 3]  # five replies are too few
-    assert theory_rates.slope(found, "log_mean") == pytest.approx(1.0, abs=0.05)
-    assert theory_rates.slope(found, "mean") == pytest.approx(1.0 + 0.25 * beta, abs=0.02)
+    assert theory_levels.slope(found, "log_mean") == pytest.approx(1.0, abs=0.05)
+    assert theory_levels.slope(found, "mean") == pytest.approx(1.0 + 0.25 * beta, abs=0.02)
     assert [level["variance"] for level in found] == pytest.approx([0.5, 1.0, 1.5, 2.0], rel=0.05)
+
+
+def test_rates_of_levels_are_counted_where_both_models_have_enough() -> None:
+    base = np.array([[0, 0], [1, 1], [0, 0], [1, 2]] * 5)
+    aligned = np.array([[0, 0], [0, 0], [0, 1], [0, 0]] * 5)
+    found = [{"words": float(k), "expected": -k / 0.5} for k in range(3)]
+    theory_levels.add_rates(found, base, aligned, log_z=0.1)
+    assert [level["base"] for level in found] == [20, 15, 5]
+    assert found[1]["log_rates"] == pytest.approx(math.log(5 / 15) + 0.1)
+    assert "log_rates" not in found[2]  # the aligned model never says two
+    assert theory_levels.slope(found, "log_rates", "weight") == pytest.approx(
+        math.log(35 / 20 * 15 / 5) * 0.5
+    )
+    assert math.isnan(theory_levels.slope(found[2:], "log_rates", "weight"))
