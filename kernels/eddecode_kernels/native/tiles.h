@@ -141,23 +141,40 @@ inline void column(const typename D::T* w, const typename D::T* x, int64_t K, in
     std::memcpy(out, &total, rows * sizeof *out);
 }
 
+// R rows of W times all M rows of x. The first tile of every four rows of W is the one that waits for memory.
+template <class D>
+inline void band(const typename D::T* w, const typename D::T* x, int64_t K, int64_t M, int R, float* out) {
+    int64_t m = 0;
+    if (M >= 4) {
+        for (int r = 0; r < R; r += 4) tile<D, 4, 4, true>(w + r * K, x, K, out + r, ROWS);
+        m = 4;
+    }
+    for (; m + 4 <= M; m += 4)
+        for (int r = 0; r < R; r += 4) tile<D, 4, 4, false>(w + r * K, x + m * K, K, out + m * ROWS + r, ROWS);
+    for (int r = 0; r < R; r += 4) {
+        const auto *wr = w + r * K, *xm = x + m * K;
+        float* at = out + m * ROWS + r;
+        if (M - m == 3) tile<D, 4, 3, true>(wr, xm, K, at, ROWS);
+        if (M - m == 2) tile<D, 4, 2, false>(wr, xm, K, at, ROWS);
+        if (M - m == 1) tile<D, 4, 1, false>(wr, xm, K, at, ROWS);
+    }
+}
+
 // `rows` rows of W (16, or fewer at the end of W) times all M rows of x.
 template <class D>
 void strip(const typename D::T* w, const typename D::T* x, int64_t K, int64_t M, int rows, float* out) {
+    if (M == 1 && rows == ROWS) return stream<D>(w, x, K, out);
     int r = 0;
-    if (M == 1 && rows == ROWS)
-        return stream<D>(w, x, K, out);
-    if (M == 2)
+    if (M == 2) {
         for (; r + 8 <= rows; r += 8) tile<D, 8, 2, true>(w + r * K, x, K, out + r, ROWS);
-    else
-        for (; r + 4 <= rows; r += 4) {
-            int64_t m = 0;
-            if (M >= 4) tile<D, 4, 4, true>(w + r * K, x, K, out + r, ROWS), m = 4;
-            for (; m + 4 <= M; m += 4) tile<D, 4, 4, false>(w + r * K, x + m * K, K, out + m * ROWS + r, ROWS);
-            if (M - m == 3) tile<D, 4, 3, true>(w + r * K, x + m * K, K, out + m * ROWS + r, ROWS);
-            if (M - m == 2) tile<D, 4, 2, false>(w + r * K, x + m * K, K, out + m * ROWS + r, ROWS);
-            if (M - m == 1) tile<D, 4, 1, false>(w + r * K, x + m * K, K, out + m * ROWS + r, ROWS);
-        }
+    } else {
+        // As many rows of W as stay in the first cache while all of x passes by.
+        constexpr int64_t NEAR = 24 << 10;
+        const int64_t fit = NEAR / (K * int64_t(sizeof(typename D::T)));
+        const int step = fit >= 16 ? 16 : fit >= 8 ? 8 : 4;
+        for (; r + 4 <= rows; r += step) band<D>(w + r * K, x, K, M, std::min(step, (rows - r) / 4 * 4), out + r);
+        r = std::min(r, rows / 4 * 4);
+    }
     for (; r < rows; ++r)
         for (int64_t m = 0; m < M; ++m) tile<D, 1, 1, false>(w + r * K, x + m * K, K, out + m * ROWS + r, ROWS);
 }
