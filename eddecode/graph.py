@@ -206,5 +206,6 @@ class GraphDecoder(SlotDecoder):
 
 
 def _leave(held: Held, idle: list[Held], most: int) -> None:
-    """A decoder is gone: keep its buffers for the next one, unless they take more than `most` bytes."""
-    idle[:] = [held] if held.nbytes <= most else []
+    """A decoder is gone: keep the largest buffers for the next one, of those that take at most `most` bytes."""
+    fitting = [each for each in (*idle, held) if each.nbytes <= most]
+    idle[:] = sorted(fitting, key=lambda each: each.nbytes)[-1:]

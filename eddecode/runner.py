@@ -148,11 +148,7 @@ def decoder_for(model: Any, name: str, capture: Capture | None = None) -> SlotDe
         objection = objection_to(model, partial(disagreement, graphs, (1, 1, 1)))
         if objection is None:
             return graphs.fresh()
-        warnings.warn(
-            f"{name} ({model.config.model_type}): decoding by CUDA graphs {objection}; its steps are launched one by "
-            "one instead, which gives the same and is slower",
-            stacklevel=2,
-        )
+        warn_without_graphs(name, model, objection)
     fastest = SlotDecoder(model)
     ladder = [fastest]
     if fastest.layers.blocks:
@@ -169,6 +165,15 @@ def decoder_for(model: Any, name: str, capture: Capture | None = None) -> SlotDe
         stacklevel=2,
     )
     return RecomputeDecoder(model)
+
+
+def warn_without_graphs(name: str, model: Any, objection: str) -> None:
+    """Say that a model's steps are not captured although that was asked for, and why."""
+    warnings.warn(
+        f"{name} ({model.config.model_type}): decoding by CUDA graphs {objection}; its steps are launched one by one "
+        "instead, which gives the same and is slower",
+        stacklevel=3,
+    )
 
 
 def objection_to(model: Any, trial: Callable[[], float]) -> str | None:

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, get_args
 
+from eddecode.capture import CudaGraph
 from eddecode.engine import Engine
 from eddecode.errors import ParamsError, PromptError
 from eddecode.given import GivenCompletions, collect
@@ -104,6 +105,8 @@ class Sampler:
         speculation: "auto", "base" or "ngram" guess tokens and verify them, while that is faster; the tokens are the
             same as with "off". See `eddecode.speculative`.
         memory_budget: bytes for keys and values; None takes half of what is free on the device when decoding starts.
+        cuda_graphs: on a GPU, capture the steps of the models instead of launching them from Python; a model that this
+            does not work for is decoded without, and a warning says so. See docs/gpu.md.
     """
 
     def __init__(
@@ -115,12 +118,18 @@ class Sampler:
         max_slots: int = MAX_SLOTS,
         memory_budget: int | None = None,
         speculation: Mode = "off",
+        cuda_graphs: bool = False,
     ) -> None:
         if max_slots < 1:
             raise ParamsError(f"max_slots is {max_slots}; expected at least 1")
         if memory_budget is not None and memory_budget < 1:
             raise ParamsError(f"memory_budget is {memory_budget}; expected a number of bytes, or None")
+        if cuda_graphs and pair.device.type != "cuda":
+            raise ParamsError(
+                f"cuda_graphs=True captures steps of a CUDA device; the pair is on {pair.device}"
+            )
         self.pair = pair
+        self.cuda_graphs = cuda_graphs
         self.max_slots = max_slots
         self.memory_budget = memory_budget
         if speculation not in get_args(Mode):
@@ -135,7 +144,7 @@ class Sampler:
     def runner(self) -> PairRunner:
         """The pair's runner, made on first use."""
         if self._runner is None:
-            self._runner = runner_for(self.pair)
+            self._runner = runner_for(self.pair, CudaGraph if self.cuda_graphs else None)
         return self._runner
 
     def render(self, prompt: Prompt) -> RenderedPrompt:
@@ -263,7 +272,10 @@ class Sampler:
         return engine, engine.submit(requests)
 
     def _budget(self) -> int:
-        return int(SHARE * free_bytes(self.pair.device)) if self.memory_budget is None else self.memory_budget
+        if self.memory_budget is not None:
+            return self.memory_budget
+        share = SHARE / 2 if self.cuda_graphs else SHARE  # buffers are rounded up to powers of two
+        return int(share * free_bytes(self.pair.device))
 
     @staticmethod
     def _params(params: SamplingParams | Sequence[SamplingParams] | None, count: int) -> list[SamplingParams]:

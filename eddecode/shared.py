@@ -16,11 +16,20 @@ import torch
 from einops import rearrange, repeat
 from torch import Tensor
 
+from eddecode.capture import Capture
 from eddecode.compare import common_trunk
 from eddecode.decoder import Prefix, SlotDecoder
+from eddecode.graph import GraphDecoder
 from eddecode.layers import Layers
 from eddecode.low_rank import Change, Rows
-from eddecode.runner import PairRunner, objection_to, plain_logits, relative_error, trial_texts
+from eddecode.runner import (
+    PairRunner,
+    objection_to,
+    plain_logits,
+    relative_error,
+    trial_texts,
+    warn_without_graphs,
+)
 from eddecode.trunk import trunk_runner
 
 if TYPE_CHECKING:
@@ -102,14 +111,25 @@ class SharedRunner(PairRunner):
         pair: the two models, the aligned one with its change merged in: what the shared pass is checked against.
         factors: the change, by layer.
         own_attention: see `SlotDecoder`.
+        capture: see `PairRunner`.
     """
 
-    def __init__(self, pair: ModelPair, factors: Factors, *, own_attention: bool = False) -> None:
+    def __init__(
+        self,
+        pair: ModelPair,
+        factors: Factors,
+        *,
+        own_attention: bool = False,
+        capture: Capture | None = None,
+    ) -> None:
         self._describe(pair)
         self._rows = Rows()
         changes = {name: Change(a, b, self._rows) for name, (a, b) in factors.items()}
-        self._backbone = SlotDecoder(
-            pair.base, own_attention=own_attention, layers=Layers(pair.base, changes)
+        layers = Layers(pair.base, changes)
+        self._backbone = (
+            SlotDecoder(pair.base, own_attention=own_attention, layers=layers)
+            if capture is None
+            else GraphDecoder(pair.base, capture, layers=layers)
         )
         self.decoders = [Half(self._backbone, self._rows, role) for role in (BASE, ALIGNED)]
 
@@ -143,34 +163,46 @@ class SharedRunner(PairRunner):
 
     @torch.inference_mode()
     def _disagreement(self) -> float:
-        """See `eddecode.runner.disagreement`: each half on its own over two tokens, then both over one."""
+        """See `eddecode.runner.disagreement`: each half on its own over two tokens, then both over one.
+
+        Both read the second token once more before the third: a step that was captured is then repeated.
+        """
         runner = self.fresh()
         texts, read = trial_texts(self._models[BASE])
         for text, length in zip(texts, read, strict=True):
             runner.add([runner.prefill(role, [tuple(text[:length])])[0] for role in (BASE, ALIGNED)])
         pieces = torch.tensor([text[length : length + 3] for text, length in zip(texts, read, strict=True)])
         apart = [runner.extend(role, pieces[:, :2], read)[:, 1] for role in (BASE, ALIGNED)]
-        together = runner.decode(pieces[:, 2], [[length + 2 for length in read]] * 2)
+        again, last = (runner.decode(pieces[:, i], [[length + i for length in read]] * 2) for i in (1, 2))
         return max(
             relative_error(torch.stack([first, second], dim=1), plain_logits(model, texts, read))
-            for model, first, second in zip(self._models, apart, together, strict=True)
+            for firsts in (apart, again)
+            for model, first, second in zip(self._models, firsts, last, strict=True)
         )
 
 
-def runner_for(pair: ModelGroup) -> PairRunner:
-    """The fastest runner of a pair that agrees with plain forward passes of its models."""
+def runner_for(pair: ModelGroup, capture: Capture | None = None) -> PairRunner:
+    """The fastest runner of a pair that agrees with plain forward passes; `capture` as in `PairRunner`."""
     factors = getattr(pair, "factors", None)
+    if factors and capture is not None:
+        captured = SharedRunner(pair, factors, capture=capture)  # type: ignore[arg-type]
+        objection = captured.objection()
+        if objection is None:
+            return captured
+        warn_without_graphs("base and aligned", pair.models[BASE], objection)
     if factors:
         for own_attention in (False, True):
             shared = SharedRunner(pair, factors, own_attention=own_attention)  # type: ignore[arg-type]
             if shared.objection() is None:
                 return shared
-    if len(pair.models) == 2 and pair.device.type == "cpu":  # on a GPU, steps of whole models can be captured
+    if (
+        len(pair.models) == 2 and pair.device.type == "cpu" and capture is None
+    ):  # on a GPU, steps of whole models can be captured
         trunk = common_trunk(*pair.models)
         runner = trunk_runner(pair, trunk.layers) if trunk else None  # type: ignore[arg-type]
         if runner is not None:
             return runner
-    return PairRunner(pair)
+    return PairRunner(pair, capture)
 
 
 def low_rank_factors(wrapped: Any) -> dict[str, tuple[Tensor, Tensor]] | None:
