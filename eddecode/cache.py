@@ -90,12 +90,14 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers ships no
                 store[*_between(window.index(store.device))] = rearrange(states, "b h t d -> b t h d")
         return self.keys[window.slots, :, : window.stop], self.values[window.slots, :, : window.stop]
 
-    def buffers(self, heads: int, size: int, like: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values (slots, heads, capacity, size), for a caller that writes by itself."""
+    def room(self, heads: int, size: int, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values (rows, heads, capacity, size) from the window's first row on, for who writes by himself."""
         if not self.is_initialized:
             shape = like.new_empty(0, heads, 0, size)
             self.lazy_initialization(shape, shape)
-        return self.keys, self.values
+        slots = self._open_window().slots
+        rows = slice(slots.start, None, slots.step)
+        return self.keys[rows], self.values[rows]
 
     def _open_window(self) -> Window:
         if self.window is None:
@@ -183,9 +185,8 @@ class SlotCache(Cache):  # type: ignore[misc]
         slots = self._window.slots
         key = (tuple(layers), slots.start, slots.step)
         if key not in self._places:
-            pairs = [self._layer(index).buffers(heads, size, like) for index in layers]
-            rows = slice(slots.start, None, slots.step)
-            self._places[key] = Places([(keys[rows], values[rows]) for keys, values in pairs])
+            made = [self._layer(index) for index in layers]
+            self._places[key] = Places([layer.room(heads, size, like) for layer in made])
         return self._places[key]
 
     @property

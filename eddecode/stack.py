@@ -7,7 +7,8 @@ layers, a last norm and rotary angles, and nothing else; it must give what the m
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -32,6 +33,7 @@ class StackForward:
             raise ValueError("the blocks of the body are not of one shape")
         self._body, self._stack, self._norm = body, joined, norm
         self._rows, self._indices = blocks[0].rows, tuple(block.index for block in blocks)
+        self._places = [(vars(layer), block) for layer, block in zip(body.layers, blocks, strict=True)]
         self._kinds = tuple(getattr(body.config, "layer_types", None) or [None] * len(blocks))
         self._own = partial(type(body).forward, body)
 
@@ -43,14 +45,18 @@ class StackForward:
         past_key_values: Any = None,
         **options: Any,
     ) -> Any:
-        """As the body's own, which still serves where the mask and the cache are not the engine's."""
+        """As the body's own, which still serves where the mask and the cache are not the engine's.
+
+        And where something else stands in for one of the layers.
+        """
         masks = (
             attention_mask if isinstance(attention_mask, dict) else dict.fromkeys(self._kinds, attention_mask)
         )
         ours = isinstance(past_key_values, SlotCache) and all(
             isinstance(mask, Seen) for mask in masks.values()
         )
-        if input_ids is None or options.get("inputs_embeds") is not None or not ours:
+        whole = all(attributes.get("forward") is block for attributes, block in self._places)
+        if input_ids is None or options.get("inputs_embeds") is not None or not (ours and whole):
             return self._own(
                 input_ids=input_ids,
                 attention_mask=attention_mask,
@@ -65,6 +71,17 @@ class StackForward:
         places = past_key_values.places(self._indices, heads, size, hidden)
         hidden = self._stack(hidden, [passes[kind] for kind in self._kinds], places)
         return BaseModelOutputWithPast(last_hidden_state=self._norm(hidden), past_key_values=past_key_values)
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Within the block the layers run their blocks, for a trial."""
+        for attributes, block in self._places:
+            attributes["forward"] = block
+        try:
+            yield
+        finally:
+            for attributes, _ in self._places:
+                del attributes["forward"]
 
 
 def stack_forward(
@@ -106,7 +123,8 @@ def _agrees(body: Any, stack: StackForward) -> bool:
     try:
         seen = Masks(body.config).seen(positions)
         expected = body(input_ids=tokens, position_ids=positions, use_cache=False).last_hidden_state
-        found = stack(tokens, seen, positions, cache).last_hidden_state
+        with stack.alone():
+            found = stack(tokens, seen, positions, cache).last_hidden_state
     except (TypeError, ValueError, RuntimeError, AttributeError, KeyError, IndexError):
         return False
     # Errors of the blocks add up; a scale that is left out, or a norm too many, is of the size of the states.
