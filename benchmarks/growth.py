@@ -35,7 +35,7 @@ from benchmarks import report, store
 from benchmarks.alternatives import PairProcessor, generate
 from benchmarks.growth_picture import draw
 from benchmarks.measure import Bandwidth
-from benchmarks.pairs import DTYPES, BenchPair, Shape, build
+from benchmarks.pairs import DTYPES, BenchPair, Shape, build, texts_of
 from benchmarks.roofline import position_bytes, step_weights
 from benchmarks.tasks import Work
 from eddecode.engine import Engine
@@ -159,9 +159,7 @@ class Ours:
 
 def prompt_of(point: Point) -> RenderedPrompt:
     """The same number of random ids for both models."""
-    generator = torch.Generator().manual_seed(3)
-    both = torch.randint(point.shape.vocabulary, (2, point.prompt), generator=generator).tolist()
-    return RenderedPrompt(both[0], both[1])
+    return texts_of(1, point.prompt, point.shape.vocabulary)[0]
 
 
 def alphas_of(point: Point) -> list[float]:

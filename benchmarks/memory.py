@@ -7,7 +7,8 @@ count: what the contender keeps for itself (packed weights, caches) and what it 
 figure, the interpreter and the libraries are not. One run is counted, the first one. On the CPU it is resident memory,
 so weights that were not touched before, and pages that the C library holds back, blur it by a few megabytes.
 
-    python -m benchmarks.memory '{"contender": "eddecode", "task": "T1", "size": "10M", …}'
+    python -m benchmarks.memory                                   # eddecode's sweeps at 130M, a line for each
+    python -m benchmarks.memory '{"contender": "eddecode", "task": "T1", "size": "10M", …}'        # one probe
 """
 
 from __future__ import annotations
@@ -18,18 +19,22 @@ import gc
 import json
 import subprocess
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 TIMEOUT = 900
+GOAL = 1.1  # of weights and used cache
 
 
 @dataclass(frozen=True)
 class Probe:
-    """What to measure; the fields are those of the command line."""
+    """What to measure; the fields are those of the command line.
+
+    `alphas`, `prompts`, `prompt_tokens` and `new_tokens` take the place of the task's own, where they are not 0.
+    """
 
     contender: str
     task: str
@@ -39,6 +44,27 @@ class Probe:
     device: str
     threads: int
     quick: bool = False
+    alphas: int = 0
+    prompts: int = 0
+    prompt_tokens: int = 0
+    new_tokens: int = 0
+
+    def work(self, pair: Any) -> Any:
+        """The work on a pair (`benchmarks.tasks.Work`)."""
+        from benchmarks.pairs import texts_of
+        from benchmarks.tasks import TASKS
+
+        work = TASKS[self.task].work(pair, quick=self.quick)
+        if self.prompts:
+            length = self.prompt_tokens
+            work = replace(work, prompts=texts_of(self.prompts, length, pair.base.config.vocab_size))
+        if self.alphas:
+            work = replace(work, alphas=tuple(0.125 * (i + 1) for i in range(self.alphas)))
+        return replace(work, new_tokens=self.new_tokens or work.new_tokens)
+
+
+# Beside T3: four batches of 64 rows, of prompts so long that the cache takes more than the weights.
+LONG: dict[str, Any] = {"alphas": 16, "prompts": 16, "prompt_tokens": 256, "new_tokens": 32}
 
 
 def measure(probe: Probe) -> dict[str, Any]:
@@ -68,19 +94,19 @@ def measure(probe: Probe) -> dict[str, Any]:
 
 def run(probe: Probe) -> dict[str, Any]:
     """The probe itself, in the process that it measures."""
-    from benchmarks.contenders import CONTENDERS, NotAvailable, do
+    from benchmarks.contenders import CONTENDERS, OURS, NotAvailable, do
     from benchmarks.pairs import Shape, build
     from benchmarks.roofline import all_weights, bytes_to_hold
-    from benchmarks.tasks import TASKS
+    from eddecode.sampler import MAX_SLOTS
 
     torch.set_num_threads(probe.threads)
     entry = CONTENDERS[probe.contender]
     toy = build(Shape(64, 96, 2, 4, 300), probe.dtype, probe.variant, probe.device)
     with contextlib.suppress(NotAvailable):
-        do(entry.make(toy), TASKS[probe.task].work(toy).shorter(4))
+        do(entry.make(toy), replace(probe, prompts=0).work(toy).shorter(4))
     del toy
     pair = build(probe.size, probe.dtype, probe.variant, probe.device, base_only=entry.models == 1)
-    work = TASKS[probe.task].work(pair, quick=probe.quick)
+    work = probe.work(pair)
     models = [model for model in (pair.base, pair.aligned)[: entry.models] if model is not None]
     before = start_counting(probe.device)
     try:
@@ -89,7 +115,8 @@ def run(probe: Probe) -> dict[str, Any]:
         return {"error": f"not available: {why}"}
     extra = peak_bytes(probe.device) - before
     weights = sum(map(all_weights, models))
-    needed = bytes_to_hold(pair, work, entry.models)
+    slots = MAX_SLOTS if probe.contender == OURS else None  # more rows than that wait for their turn
+    needed = bytes_to_hold(pair, work, entry.models, slots)
     return {"weights": weights, "extra": extra, "peak": weights + extra, "needed": needed}
 
 
@@ -126,5 +153,24 @@ def _status(field: str) -> int:
     raise OSError(f"/proc/self/status has no {field}: peak memory is measured on Linux only")
 
 
+def table(size: str = "130M") -> None:
+    """Measure eddecode's sweeps, and print a line for each: megabytes at the peak, and what they are of the need."""
+    print(f"{'':34}{'weights':>9}{'needed':>9}{'peak':>9}   peak ÷ needed (goal: {GOAL})")
+    sweeps: dict[str, dict[str, Any]] = {"T3": {}, "16 α's × 16 long prompts": LONG}
+    for name, changes in sweeps.items():
+        for dtype in ("bf16", "float32"):
+            found = measure(
+                Probe("eddecode", "T3", size, dtype, "full", "cpu", torch.get_num_threads(), **changes)
+            )
+            if "error" in found:
+                print(f"{name}: {found['error']}")
+                continue
+            figures = "".join(f"{found[key] / 1e6:9,.0f}" for key in ("weights", "needed", "peak"))
+            print(f"{name + ', ' + dtype:<34}{figures}   {found['peak'] / found['needed']:.3f}", flush=True)
+
+
 if __name__ == "__main__":
-    print(json.dumps(run(Probe(**json.loads(sys.argv[1])))))
+    if len(sys.argv) > 1:
+        print(json.dumps(run(Probe(**json.loads(sys.argv[1])))))
+    else:
+        table()

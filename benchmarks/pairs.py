@@ -105,6 +105,13 @@ def random_prompts(count: int, vocabulary: int) -> tuple[RenderedPrompt, ...]:
     return tuple(RenderedPrompt(ids(24, 40), ids(40, LONGEST_PROMPT)) for _ in range(count))
 
 
+def texts_of(count: int, length: int, vocabulary: int) -> tuple[RenderedPrompt, ...]:
+    """Prompts of that many random ids, other ones for each model."""
+    generator = torch.Generator().manual_seed(3)
+    ids = torch.randint(vocabulary, (count, 2, length), generator=generator).tolist()
+    return tuple(RenderedPrompt(base, aligned) for base, aligned in ids)
+
+
 def build(
     size: str | Shape, dtype: str, variant: str = "full", device: str = "cpu", *, base_only: bool = False
 ) -> BenchPair:

@@ -48,17 +48,21 @@ def bytes_to_read(pair: BenchPair, work: Work, models: int) -> int:
     )
 
 
-def bytes_to_hold(pair: BenchPair, work: Work, models: int) -> int:
-    """Bytes that a run must hold at its end: weights, and the keys and values of all rows."""
+def bytes_to_hold(pair: BenchPair, work: Work, models: int, slots: int | None = None) -> int:
+    """Bytes that a run must hold: weights, and the keys and values of all rows, or of as many as there are slots."""
     if work.scoring:
         return _held_weights(pair, models)
     cache = sum(
-        position_bytes(model)
-        * len(work.alphas)
-        * sum(len(prompt.ids[side]) + work.new_tokens - 1 for prompt in work.prompts)
+        position_bytes(model) * sum(_longest(work, side, slots))
         for side, model in enumerate(_models(pair, models))
     )
     return _held_weights(pair, models) + cache
+
+
+def _longest(work: Work, side: int, slots: int | None) -> list[int]:
+    """Positions of the rows that hold most, at their ends; the token drawn last is never read."""
+    rows = [len(prompt.ids[side]) + work.new_tokens - 1 for prompt in work.prompts] * len(work.alphas)
+    return sorted(rows, reverse=True)[:slots]
 
 
 def _models(pair: BenchPair, models: int) -> list[Any]:

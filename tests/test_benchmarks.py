@@ -224,6 +224,26 @@ def test_bytes_to_hold_are_weights_and_the_keys_and_values_of_every_row() -> Non
     assert bytes_to_hold(pair, work, 2) == held
 
 
+def test_rows_that_wait_hold_nothing(pair: BenchPair) -> None:
+    work = work_on(pair, "T2", alphas=(0.5, 1.0))
+    held = bytes_to_hold(pair, replace(work, alphas=(), prompts=()), 2)  # the weights
+    for slots in (1, 3, 16, 99):
+        positions = [
+            sorted((len(p.ids[side]) + work.new_tokens - 1 for p in work.prompts * 2), reverse=True)[:slots]
+            for side in (0, 1)
+        ]
+        expected = position_bytes(pair.base) * sum(map(sum, positions))
+        assert bytes_to_hold(pair, work, 2, slots) - held == expected
+
+
+def test_a_probe_can_ask_for_a_larger_sweep(pair: BenchPair) -> None:
+    probe = memory.Probe(OURS, "T3", "10M", "float32", "full", "cpu", 1)
+    assert probe.work(pair) == TASKS["T3"].work(pair)
+    work = replace(probe, alphas=16, prompts=4, prompt_tokens=11, new_tokens=5).work(pair)
+    assert (len(set(work.alphas)), len(set(work.prompts)), work.new_tokens) == (16, 4, 5)
+    assert {len(ids) for prompt in work.prompts for ids in prompt.ids} == {11}
+
+
 # Measuring ----------------------------------------------------------------------------------------------------------
 
 
