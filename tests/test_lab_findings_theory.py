@@ -54,6 +54,20 @@ def test_slot_by_slot_equals_a_walk_over_every_prefix() -> None:
     assert theory_slots.slot_by_slot(p, q, -1.0) == pytest.approx(q)
 
 
+def test_divergence_by_slot_sums_to_the_whole_and_a_filter_costs_minus_log_of_what_it_keeps() -> None:
+    for mood in english.MOODS:
+        p, rude = theory_slots.classes(mood)
+        q = theory_slots.filtered(p, rude)
+        assert sum(theory_slots.divergence(p, q)) == pytest.approx(-math.log(1 - grammar.rude_rate(mood)))
+        tilted = theory_slots.tilted(p, rude, -1.5)
+        whole = float((tilted[p > 0] * np.log(tilted[p > 0] / p[p > 0])).sum())
+        assert sum(theory_slots.divergence(p, tilted)) == pytest.approx(whole)
+        opener, base = tilted.sum(axis=(1, 2)), p.sum(axis=(1, 2))
+        assert theory_slots.divergence(p, tilted)[0] == pytest.approx(
+            float((opener * np.log(opener / base)).sum())
+        )
+
+
 def test_predictions_agree_with_reweighed_samples_and_slots_fall_short() -> None:
     rng = random.Random(9)
     counts = [

@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import os
+import resource
+import time
 from pathlib import Path
 from typing import Annotated
 
@@ -94,6 +96,7 @@ def findings_command(
     plan = Plan(out, scale, count, tuple(only or ()), jobs or min(2, len(os.sched_getaffinity(0))))
     words = [f"python -m eddecode.lab findings --out {out}", "--quick" if quick else "", f"--seeds {count}"]
     command = " ".join(filter(None, [*words, *(f"--only {name}" for name in plan.only)]))
+    began = time.monotonic()
     try:
         out.mkdir(parents=True, exist_ok=True)
         results = run(plan, console)
@@ -107,6 +110,12 @@ def findings_command(
     console.print(table)
     console.print(
         f"written: {', '.join(str(page) for page in [*pages, out / 'findings.json'])}", highlight=False
+    )
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    console.print(
+        f"this took {sum(u.ru_utime + u.ru_stime for u in used):.0f} core seconds, "
+        f"{time.monotonic() - began:.0f} s by the clock",
+        highlight=False,
     )
 
 

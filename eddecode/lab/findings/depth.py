@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from eddecode.access import Access
+from eddecode.lab import english
+from eddecode.lab.findings import theory_slots
 from eddecode.lab.findings.bench import Target
 from eddecode.lab.findings.criteria import best, higher, said
 from eddecode.lab.findings.finding import Finding, Outcome, Table
-from eddecode.lab.findings.methods import RESISTING, methods
+from eddecode.lab.findings.methods import REFERENCE, RESISTING, methods
 from eddecode.lab.scoring import MAX_NEW_TOKENS
 from eddecode.sampling import SamplingParams
 
@@ -65,6 +67,16 @@ CONTROL = "control: unfiltered replies"
 """Fine-tuned without aligning: the divergence that comes of any fine-tuning and of the other template."""
 
 
+def in_the_world() -> tuple[float, float]:
+    """Of an exact filter of the world, in closed form: the opener's share of the divergence, and all of it, nats."""
+    slots = []
+    for mood in english.MOODS:
+        p, rude = theory_slots.classes(mood)
+        slots.append(theory_slots.divergence(p, theory_slots.filtered(p, rude)))
+    each = np.mean(slots, axis=0)
+    return float(each[0] / each.sum()), float(each.sum())
+
+
 def measure_depth(bench: Bench) -> Outcome:
     """Whether most of the divergence is in the first few tokens, for each method with the true base."""
     rows, shares = [], []
@@ -75,42 +87,43 @@ def measure_depth(bench: Bench) -> Outcome:
         share, tokens = shallow_share(found["kl"], found["count"])
         if name != CONTROL:
             shares.append(share)
-        mean = float(np.average(found["kl"], weights=found["count"]))
-        data[name] = {
-            "share": share,
-            "tokens": tokens,
-            "density": density(share, tokens),
-            "mean": mean,
-            **found,
-        }
-        figures = (100 * share, 100 * tokens, data[name]["density"])
+        whole = float(np.dot(found["kl"], found["count"]) / found["count"][0])
+        facts = {"share": share, "tokens": tokens, "density": density(share, tokens), "whole": whole}
+        data[name] = {**facts, **found}
+        figures = (100 * share, 100 * tokens, facts["density"])
         rows.append(
             (
                 name,
                 *(f"{figure:.1f}" for figure in figures),
-                f"{mean:.3f}",
+                f"{whole:.2f}",
                 f"{found['kl'][0]:.2f}",
                 f"{max(found['kl']):.2f}",
             )
         )
     text = f"share of the divergence in the first {DEPTH} tokens (per token, times the rest): " + ", ".join(
-        f"{name} {100 * facts['share']:.0f}% ({facts['density']:.1f})"
-        for name, facts in data.items()
+        f"{name} {100 * one['share']:.0f}% ({one['density']:.1f})"
+        for name, one in data.items()
         if name != CONTROL
+    )
+    opener, exact = in_the_world()
+    rows.append(("the world, exact filter: opener", f"{100 * opener:.1f}", "", "", f"{exact:.2f}", "", ""))
+    text += (
+        f"; per completion {data[REFERENCE]['whole']:.2f} nats for the filter, {data[CONTROL]['whole']:.2f} for the "
+        f"control; an exact filter of the world: {exact:.2f} nats, {100 * opener:.0f}% of it in the opener"
     )
     heads = (
         "method",
         f"KL in the first {DEPTH} tokens %",
         "they are of all tokens %",
         "KL per token there, times the rest",
-        "KL per token, nats",
+        "KL per completion, nats",
         "KL at the first, nats",
         "largest, nats",
     )
     return Outcome(
         all(share >= 0.5 for share in shares),
         text,
-        {"methods": data},
+        {"methods": data, "world": {"opener": opener, "whole": exact}},
         [Table("Depth of each alignment", heads, rows)],
     )
 
@@ -172,7 +185,7 @@ DEPTH_OF_METHODS = Finding(
     measure_depth,
     draw_depth,
     "A reply has some 30 tokens and three places to be rude in; the first of them mostly decides the style of "
-    "the rest.",
+    "the rest. Any fine-tuning diverges a little at every token, as the control does, and that counts as depth here.",
 )
 LIMITED = Finding(
     "depth-limited",

@@ -123,27 +123,26 @@ def _row(level: dict[str, float]) -> tuple[str, ...]:
 
 
 def draw(outcomes: Sequence[Outcome]) -> Figure:
-    """Against r/β: single log-ratios, and rates, a line per β; grey where both are equal (first seed)."""
+    """Against r/β, a line per β: single log-ratios beside the log of their mean, and rates; grey where it should lie
+    (first seed)."""
     from eddecode.lab.findings import pictures
 
     data = outcomes[0].figures
-    figure, panels = pictures.axes(3)
-    names = ("mean", "log_mean", "log_rates")
-    titles = ("Mean of the log-ratio", "Log of the mean ratio", "Log of the ratio of rates")
-    reach = min(level["expected"] for level in data["levels"])
-    low = min(level["mean"] for level in data["levels"])
-    for panel, name, title in zip(panels, names, titles, strict=True):
-        for i, fit in enumerate(data["fits"]):
-            mine = [x for x in data["levels"] if x["beta"] == fit["beta"] and name in x]
-            label = f"β={fit['beta']:g}"
-            panel.plot(
-                [x["expected"] for x in mine], [x[name] for x in mine], label=label, **pictures.style(i)
-            )
+    figure, (left, right) = pictures.axes(2)
+    for i, fit in enumerate(data["fits"]):
+        mine, look = [x for x in data["levels"] if x["beta"] == fit["beta"]], pictures.style(i)
+        xs = [x["expected"] for x in mine]
+        left.plot(xs, [x["mean"] for x in mine], label=f"β={fit['beta']:g}", **look)
+        left.plot(xs, [x["log_mean"] for x in mine], **{**look, "linestyle": ":", "marker": ""})
+        known = [x for x in mine if "log_rates" in x]
+        right.plot([x["expected"] for x in known], [x["log_rates"] for x in known], **look)
+    for panel in (left, right):
+        reach = panel.get_xlim()[0]
         panel.plot([reach, 0], [reach, 0], color=pictures.GREY, linewidth=0.8)
-        panel.set(xlabel="r/β", ylim=(low * 1.05, 2))
-        panel.set_title(title, loc="left", fontsize=10)
-    panels[0].set_ylabel("with log Z, nats")
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False)
+        panel.set(xlabel="r/β", ylabel="with log Z, nats")
+    left.set_title("Mean of the log-ratio (dotted: log of the mean ratio)", loc="left", fontsize=10)
+    right.set_title("Log of the ratio of rates", loc="left", fontsize=10)
+    figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False)
     return figure
 
 

@@ -82,6 +82,24 @@ def _shares(p: Array) -> Array:
     return shares
 
 
+def filtered(p: Array, rude: Array) -> Array:
+    """p given that no word is rude: what an exact filter would teach."""
+    return _shares(np.where(rude == 0, p, 0.0).ravel()).reshape(p.shape)
+
+
+def divergence(p: Array, aligned: Array) -> list[float]:
+    """KL(aligned‖p) of each slot given those before it, nats; they sum to that of the whole."""
+    found = []
+    for t in range(p.ndim):
+        later = tuple(range(t + 1, p.ndim))
+        weight = aligned.sum(axis=later)
+        ratio = np.divide(
+            _shares(weight), _shares(p.sum(axis=later)), out=np.ones_like(weight), where=weight > 0
+        )
+        found.append(float((weight * np.log(ratio)).sum()))
+    return found
+
+
 def predicted(alpha: float, beta: float) -> tuple[float, float]:
     """Rude rate of ED on the exact tilt, the mean over moods: (sequence level, slot by slot)."""
     rates = []

@@ -27,6 +27,8 @@ WORLD_SAMPLES = 6000
 GENTLE = 0.6
 """α/β up to which the prediction is to be met."""
 TOLERANCE = 0.10
+SHOWN = 2.0
+"""α/β up to which the picture goes."""
 HEADS = ("β", "α", "α/β", "predicted rude %", "measured rude %", "valid %")
 
 
@@ -128,11 +130,15 @@ def draw(outcomes: Sequence[Outcome]) -> Figure:
 
     data = outcomes[0].figures
     figure, (panel,) = pictures.axes()
+    shown = [p for p in data["points"] if p["alpha"] >= 0 and p["alpha"] / p["beta"] <= SHOWN]
     for i, fit in enumerate(data["fits"]):
-        mine = [p for p in data["points"] if p["beta"] == fit["beta"] and p["alpha"] >= 0]
-        xs, style = [p["alpha"] / p["beta"] for p in mine], pictures.style(i)
-        panel.plot(xs, [100 * p["rude"] for p in mine], label=f"β={fit['beta']:g}, measured", **style)
-        panel.plot(xs, [100 * p["predicted"] for p in mine], **{**style, "linestyle": ":", "marker": ""})
+        mine = [p for p in shown if p["beta"] == fit["beta"]]
+        xs = [p["alpha"] / p["beta"] for p in mine]
+        panel.plot(
+            xs, [100 * p["rude"] for p in mine], label=f"β={fit['beta']:g}, measured", **pictures.style(i)
+        )
+    line = sorted((p["alpha"] / p["beta"], 100 * p["predicted"]) for p in shown)  # of α/β alone
+    panel.plot(*zip(*line, strict=True), color="black", linestyle=":", linewidth=1)
     panel.set_xlabel("α/β (dotted: predicted from the world, sequence level)")
     pictures.percent(panel)
     panel.set_ylabel("rude")
