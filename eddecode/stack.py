@@ -92,11 +92,10 @@ def stack_forward(
     Args:
         body: the model without its head.
         blocks: its layers that are compiled blocks.
-        norm: the compiled form of its last norm.
+        norm: the compiled form of its last norm; None leaves it as it is.
     """
     if (
-        norm is None
-        or {name for name, _ in body.named_children()} != _PARTS
+        {name for name, _ in body.named_children()} != _PARTS
         or not all(layer in blocks for layer in body.layers)
         or body.config.num_hidden_layers != len(body.layers)
         or type(body.embed_tokens).forward is not nn.Embedding.forward
@@ -109,7 +108,7 @@ def stack_forward(
     mine = [blocks[layer] for layer in body.layers]
     if in_a_row([block.block for block in mine]) is None:
         return None
-    stack = StackForward(body, mine, norm)
+    stack = StackForward(body, mine, norm or body.norm)
     return stack if _agrees(body, stack) else None
 
 

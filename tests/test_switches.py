@@ -29,6 +29,7 @@ from eddecode.sampling import SamplingParams, stream_key, uniforms
 from eddecode.shared import SharedRunner
 from eddecode.speculative import Speculation
 from eddecode_kernels import cpu
+from eddecode_kernels.block import Blocks
 from eddecode_kernels.linear import linear_for
 
 Patch = pytest.MonkeyPatch
@@ -188,6 +189,29 @@ def own_attention(patch: Patch, count: Callable[[], None]) -> None:
     patch.setattr("eddecode.attention.attend", calling(import_module("eddecode.attention").attend, count))
 
 
+def no_blocks(patch: Patch) -> None:
+    patch.setattr("eddecode.layers.block_forward", lambda *args: None)
+
+
+def compiled_blocks(patch: Patch, count: Callable[[], None]) -> None:
+    patch.setattr(Blocks, "__call__", calling(Blocks.__call__, count))
+    patch.setattr("eddecode.layers.pays", lambda dtype: True)
+
+
+def no_stack(patch: Patch) -> None:
+    patch.setattr("eddecode.layers.stack_forward", lambda *args: None)
+
+
+def one_stack(patch: Patch, count: Callable[[], None]) -> None:
+    def counted(stack: Blocks, *args: Any) -> Any:
+        if len(stack) > 1:
+            count()
+        return call(stack, *args)
+
+    call = Blocks.__call__
+    patch.setattr(Blocks, "__call__", counted)
+
+
 def reference_kernel(patch: Patch) -> None:
     patch.setenv("EDDECODE_KERNELS", "reference")
 
@@ -275,7 +299,8 @@ SWITCHES = {
     "activation": made_by("eddecode.layers.silu_for"),
     "head": made_by("eddecode.head.linear_for"),
     "attention": Switch(no_attention, own_attention, compiled=True),
-    "blocks": made_by("eddecode.layers.block_forward", needs=("attention",)),
+    "blocks": Switch(no_blocks, compiled_blocks, needs=("attention",), compiled=True),
+    "stack": Switch(no_stack, one_stack, needs=("blocks",), pairs=("full", "lora"), compiled=True),
     "kernel": Switch(reference_kernel, compiled_kernel, compiled=True),
     "batch": Switch(one_at_a_time, together, options=(("max_slots", 16),)),
     "prefixes": Switch(everyone_reads, read_once),
@@ -287,10 +312,15 @@ SWITCHES = {
 GUESSERS = ("base guesses", "ngram guesses")
 
 
+def needed(chosen: Sequence[str]) -> set[str]:
+    """These switches, and those that they are parts of."""
+    return set(chosen).union(*(needed(SWITCHES[name].needs) for name in chosen))
+
+
 def choose(patch: Patch, kind: str, chosen: Sequence[str]) -> tuple[Sampler, Used]:
     """A sampler with these speed-ups and no others, and which of them were at work since it was made."""
     used: Used = Counter()
-    wanted = {name for each in chosen for name in (each, *SWITCHES[each].needs)}
+    wanted = needed(chosen)
     for name, switch in SWITCHES.items():
         if name not in wanted:
             switch.off(patch)
@@ -338,6 +368,7 @@ def test_tokens_and_probabilities_are_the_naive_ones(
         found = [[token.base, token.aligned, token.contrast] for token in completion.logprobs or ()]
         torch.testing.assert_close(torch.tensor(found), torch.tensor(row.logprobs), atol=LIMIT, rtol=0)
     if len(chosen) <= 1:
-        assert set(used) - {name for each in chosen for name in SWITCHES[each].needs} == set(chosen)
+        assert set(chosen) <= set(used) <= needed(chosen)
     else:
-        assert {"kernel", "batch", "prefixes", "head", chosen[-1]} <= set(used)
+        assert {"kernel", "batch", "prefixes", "head", "blocks", chosen[-1]} <= set(used)
+        assert kind == "trunk" or "stack" in used
