@@ -19,3 +19,9 @@ logging.disable_progress_bar()
 def pair_folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A Llama pair as two checkpoint folders (base, aligned); read them, do not write to them."""
     return tiny.save_pair(tmp_path_factory.mktemp("pair"))
+
+
+@pytest.fixture
+def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures of an audit are drawn after everything is on disk, take longest, and have tests of their own."""
+    monkeypatch.setattr("eddecode.audit.run.write_curve", lambda *_: None)

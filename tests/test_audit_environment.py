@@ -7,17 +7,14 @@ from typing import Any
 
 import pytest
 import torch
+from stub_runs import Interrupted, config, run
 from stub_sampler import StubSampler
-from test_audit_run import Interrupted, config, run
 
 from eddecode.audit import AuditConfig, environment
 from eddecode.audit.run import rejudge
 from eddecode.audit.store import Store
 
-
-@pytest.fixture(autouse=True)
-def _no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("eddecode.audit.run.write_curve", lambda *_: None)
+pytestmark = pytest.mark.usefixtures("no_pictures")
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from stub_runs import PROMPTS, Interrupted, config, exported, judges, run
 from stub_sampler import StubSampler
 
 from eddecode.audit import AuditConfig, audit
@@ -23,30 +24,7 @@ from eddecode.audit.run import Progress
 from eddecode.audit.store import Store
 from eddecode.errors import ConfigError, ParamsError, StoreError
 
-PROMPTS = [f"where is my order {i}?" for i in range(12)]
-
-
-def config(out: Path, **changes: Any) -> AuditConfig:
-    wanted: dict[str, Any] = {"alphas": "1,0.3,0", "samples": 3, "seed": 5, "prompts": PROMPTS, **changes}
-    return AuditConfig(base="org/base", aligned="org/aligned", out=out, **wanted)
-
-
-def judges() -> list[Any]:
-    return [LexiconJudge(["idiot"])]
-
-
-@pytest.fixture(autouse=True)
-def _no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pictures are drawn after everything is on disk, take longest, and have tests of their own."""
-    monkeypatch.setattr("eddecode.audit.run.write_curve", lambda *_: None)
-
-
-def run(settings: AuditConfig, **changes: Any) -> Any:
-    return audit(settings, **{"sampler": StubSampler(), "judges": judges(), **changes})
-
-
-def exported(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in export_jsonl(folder)]
+pytestmark = pytest.mark.usefixtures("no_pictures")
 
 
 # α as text
@@ -154,20 +132,6 @@ def test_repeated_prompts_are_one_cluster_and_noted(tmp_path: Path) -> None:
 # resuming
 
 
-class Interrupted(StubSampler):
-    """Stops after some completions, as by Ctrl-C."""
-
-    def __init__(self, after: int) -> None:
-        super().__init__()
-        self.after = after
-
-    def as_completed(self, prompts: Any, params: Any) -> Iterator[Any]:
-        for count, completion in enumerate(super().as_completed(prompts, params)):
-            if count == self.after:
-                raise KeyboardInterrupt
-            yield completion
-
-
 @pytest.mark.parametrize("after", [0, 1, 63, 64, 100, 179])
 def test_interrupted_and_resumed_is_the_same_run(tmp_path: Path, after: int) -> None:
     undisturbed = run(config(tmp_path / "a"))
@@ -197,7 +161,7 @@ _CHILD = """
 import sys
 sys.path.insert(0, sys.argv[1])
 from pathlib import Path
-from test_audit_run import config, run
+from stub_runs import config, run
 
 def report(progress):
     global left

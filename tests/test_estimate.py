@@ -1,27 +1,24 @@
-"""Memory: reckoned before loading, refused with a way out, held once where it is the same, spread over places."""
+"""Memory: reckoned before loading, and refused with a way out."""
 
 from __future__ import annotations
 
-import ctypes
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import decoding
 import pytest
 import tiny
 import torch
 from transformers import DeepseekV3Config, DeepseekV3ForCausalLM, LlamaConfig
 
-from eddecode import ModelPair, Sampler, SamplingParams, decoder, engine
+from eddecode import ModelPair, Sampler, decoder, engine
 from eddecode import estimate as room
-from eddecode.compare import share_identical
 from eddecode.errors import PairError
 from eddecode.estimate import check_fits, estimate
 from eddecode.mixture import Ensemble
-from eddecode.placement import Placement, quantization_config
+from eddecode.placement import Placement
 
 GIB = 1 << 30
 
@@ -222,229 +219,3 @@ def test_all_models_of_a_group_count(tmp_path: Path, monkeypatch: pytest.MonkeyP
     ModelPair.load(base, aligned)
     with pytest.raises(PairError, match=r"base and aligned 1 and aligned 2 would need"):
         Ensemble.load(base, [aligned, aligned])
-
-
-# Held once -------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def blocks_of_their_own() -> Iterator[None]:
-    """Let malloc map every block from 128 KiB on by itself, so that what is freed shows at once.
-
-    It does so with a real model's tensors, and with these small ones unless earlier tests taught it otherwise.
-    """
-    set_option, threshold = getattr(ctypes.CDLL(None), "mallopt", None), -3  # M_MMAP_THRESHOLD of glibc
-    if set_option is None:
-        pytest.skip("this C library has no mallopt")
-    set_option(threshold, 1 << 17)
-    yield
-    set_option(threshold, 1 << 25)
-
-
-def resident() -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmRSS"))
-
-
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads resident memory from Linux's /proc")
-@pytest.mark.usefixtures("blocks_of_their_own")
-@pytest.mark.parametrize("dtype", ["auto", "bfloat16"], ids=["mapped from the file", "converted"])
-def test_identical_tensors_give_their_memory_back(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str
-) -> None:
-    """Of weights that are mapped, a file's pages go with the last of its tensors; of converted ones, each by itself."""
-    base = tiny.tiny_model(hidden_size=512, intermediate_size=2048, num_hidden_layers=6)
-    aligned = tiny.tiny_aligned(base, amount=0.0)
-    if dtype != "auto":
-        aligned.lm_head.weight.data += 1
-    folders = [tiny.save_model(tmp_path / name, m) for name, m in (("base", base), ("aligned", aligned))]
-    del base, aligned
-    with monkeypatch.context() as patch:
-        patch.setattr("eddecode.group.share_identical", lambda models: 0)
-        pair = ModelPair.load(*folders, dtype=dtype)
-    ids = torch.arange(8)[None]
-    with torch.no_grad():
-        before = [model(ids).logits for model in pair.models]  # touches every page
-    apart = resident()
-    freed = share_identical(pair.models)
-    own = ("lm_head.weight",) if dtype != "auto" else ()
-    assert freed == sum(p.nbytes for name, p in pair.aligned.named_parameters() if name not in own)
-    assert apart - resident() > 0.8 * freed > 20e6
-    with torch.no_grad():
-        assert all(torch.equal(model(ids).logits, z) for model, z in zip(pair.models, before, strict=True))
-    described = pair.describe()
-    assert described["memory"]["shared_bytes"] == freed
-    apart_bytes = sum(described[side]["weights_bytes"] for side in pair.names)
-    assert described["memory"]["weights_bytes"] == apart_bytes - freed
-
-
-def test_load_shares_and_says_so(tmp_path: Path) -> None:
-    base = tiny.tiny_model()
-    aligned = tiny.tiny_aligned(base)
-    aligned.model.layers[0].load_state_dict(base.model.layers[0].state_dict())
-    folders = [tiny.save_model(tmp_path / name, m) for name, m in (("base", base), ("aligned", aligned))]
-    pair = ModelPair.load(*folders)
-    ours, theirs = (dict(model.named_parameters()) for model in pair.models)
-    for name, parameter in ours.items():
-        assert (parameter.data_ptr() == theirs[name].data_ptr()) == ("layers.0." in name)
-    size = sum(p.nbytes for name, p in ours.items() if "layers.0." in name)
-    assert pair.describe()["memory"]["shared_bytes"] == size
-    assert any(f"{size / 1024:.1f} KiB of the weights are identical" in str(note) for note in pair.notes)
-    identical = pair.describe(tensors=True)["tensors"]["identical"]
-    assert set(identical) == {name for name in ours if "layers.0." in name}
-
-
-def test_models_in_memory_are_left_as_they_are() -> None:
-    base = tiny.tiny_model()
-    pair = ModelPair.from_models(base, tiny.tiny_aligned(base, amount=0.0))
-    assert pair.describe()["memory"]["shared_bytes"] == 0
-
-
-def test_content_counts_and_not_the_name() -> None:
-    base, other = tiny.tiny_model(), tiny.tiny_model(seed=9)
-    other.model.layers[1].self_attn.q_proj.weight.data.copy_(base.model.layers[0].self_attn.o_proj.weight)
-    share_identical([base, other])
-    there = other.model.layers[1].self_attn.q_proj.weight.data_ptr()
-    assert there == base.model.layers[0].self_attn.o_proj.weight.data_ptr()
-
-
-def test_what_must_not_be_shared_is_not() -> None:
-    """Trained, differing in one bit, of another dtype, or twice in one model; and a tied head stays tied."""
-    base = tiny.tiny_model("gpt2")
-    aligned = tiny.tiny_aligned(base, amount=0.0)
-    block, twin = base.transformer.h[0], aligned.transformer.h[0]
-    twin.attn.c_attn.weight.requires_grad_(True)
-    twin.mlp.c_fc.weight.data.view(torch.int32)[3, 5] ^= 1
-    twin.mlp.c_proj.weight.data = twin.mlp.c_proj.weight.double()
-    twin.ln_1.bias.data.mul_(-1)  # −0.0 equals 0.0, not to the bit
-    share_identical([base, aligned])
-    for name in ("attn.c_attn.weight", "mlp.c_fc.weight", "mlp.c_proj.weight", "ln_1.bias"):
-        assert twin.get_parameter(name).data_ptr() != block.get_parameter(name).data_ptr()
-    assert twin.attn.c_proj.weight.data_ptr() == block.attn.c_proj.weight.data_ptr()
-    assert block.ln_1.weight.data_ptr() != block.ln_2.weight.data_ptr()
-    assert aligned.lm_head.weight is aligned.transformer.wte.weight
-    assert aligned.lm_head.weight.data_ptr() == base.lm_head.weight.data_ptr()
-    assert share_identical([base, aligned]) == 0  # nothing is left to share
-
-
-# Spread over places ----------------------------------------------------------------------------------------------
-
-PARTS = (
-    "model.embed_tokens",
-    "model.layers.0",
-    "model.layers.1",
-    "model.norm",
-    "model.rotary_emb",
-    "lm_head",
-)
-MAPS: dict[str, Any] = {
-    "auto": "auto",
-    "all on disk": {"": "disk"},
-    "a layer on disk": dict.fromkeys(PARTS, "cpu") | {"model.layers.1": "disk"},
-    "embedding and head on disk": dict.fromkeys(PARTS, "cpu")
-    | {"model.embed_tokens": "disk", "lm_head": "disk"},
-    "one model each": {"base": "cpu", "aligned": {"": "disk"}},
-}
-
-
-@pytest.mark.parametrize(
-    ("arch", "device_map"),
-    [
-        *(("llama", device_map) for device_map in MAPS.values()),
-        ("gemma2", {"": "disk"}),
-        ("qwen2_moe", {"": "disk"}),
-    ],
-    ids=[*MAPS, "gemma2", "qwen2_moe"],
-)
-def test_a_spread_pair_decodes_as_a_plain_one(tmp_path: Path, arch: str, device_map: Any) -> None:
-    pytest.importorskip("accelerate")
-    folders = tiny.save_pair(tmp_path, arch)
-    spread = ModelPair.load(*folders, device_map=device_map, offload_folder=tmp_path / "offload")
-    params, prompts = SamplingParams(alpha=0.7, max_new_tokens=6), decoding.mixed_prompts(4)
-    plain = Sampler(ModelPair.load(*folders)).generate(prompts, params)
-    assert decoding.tokens(Sampler(spread).generate(prompts, params)) == decoding.tokens(plain)
-    offloaded = device_map != "auto"
-    assert ("meta" in spread.describe()["aligned"]["devices"]) == offloaded
-    assert spread.digests() == ModelPair.load(*folders).digests()
-
-
-def test_models_offloaded_by_accelerate_decode_as_before(tmp_path: Path) -> None:
-    accelerate = pytest.importorskip("accelerate")
-    params, prompts = SamplingParams(alpha=0.7, max_new_tokens=6), decoding.mixed_prompts(4)
-    plain = decoding.tokens(decoding.sampler().generate(prompts, params))
-    base, aligned = tiny.tiny_pair_models()
-    cpu = torch.device("cpu")
-    pair = ModelPair.from_models(
-        accelerate.cpu_offload(base, execution_device=cpu),
-        accelerate.disk_offload(aligned, tmp_path, execution_device=cpu),
-    )
-    assert decoding.tokens(Sampler(pair).generate(prompts, params)) == plain
-    assert pair.device == cpu
-    assert pair.describe()["memory"]["shared_bytes"] == 0
-    with pytest.raises(PairError, match=r"has weights that are offloaded, so that its content cannot be"):
-        pair.digests()
-
-
-def test_a_device_map_for_one_model_alone_is_refused(pair_folders: tuple[Path, Path]) -> None:
-    pytest.importorskip("accelerate")
-    with pytest.raises(PairError, match=r"device_map has the keys \['base'\]; .* every one of base, aligned"):
-        ModelPair.load(*pair_folders, device_map={"base": "cpu"})
-
-
-# Fewer bits ------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def with_bitsandbytes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As if the library were installed."""
-    # Not importlib's own: other packages would take it for installed too, and remember.
-    monkeypatch.setattr("eddecode.placement.has_package", lambda name: True)
-
-
-def test_quantization_names_the_missing_library(
-    pair_folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("eddecode.placement.has_package", lambda name: name != "bitsandbytes")
-    with pytest.raises(
-        PairError, match=r"'4bit' needs the package bitsandbytes \(pip install bitsandbytes\); or"
-    ):
-        ModelPair.load(*pair_folders, quantization="4bit")
-    with pytest.raises(PairError, match=r"quantization is '3bit'; expected '8bit', '4bit', or None"):
-        ModelPair.load(*pair_folders, quantization="3bit")
-
-
-def test_what_bitsandbytes_is_asked_for() -> None:
-    four, eight = quantization_config("4bit", "auto"), quantization_config("8bit", torch.float16)
-    assert (four.load_in_4bit, four.load_in_8bit, four.bnb_4bit_quant_type) == (True, False, "nf4")
-    assert four.bnb_4bit_compute_dtype == torch.bfloat16
-    assert quantization_config("4bit", torch.float16).bnb_4bit_compute_dtype == torch.float16
-    assert (eight.load_in_4bit, eight.load_in_8bit) == (False, True)
-
-
-@pytest.mark.usefixtures("with_bitsandbytes")
-def test_the_loader_is_given_the_quantization(
-    pair_folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked: list[dict[str, Any]] = []
-
-    def loader(path: Path, **arguments: Any) -> Any:
-        asked.append(arguments)
-        return tiny.tiny_model(), {}
-
-    monkeypatch.setattr("eddecode.loading.AutoModelForCausalLM.from_pretrained", loader)
-    pair = ModelPair.load(*pair_folders, quantization="4bit", device="cpu")
-    assert [arguments["quantization_config"].load_in_4bit for arguments in asked] == [True, True]
-    assert asked[0]["device_map"] == {"": torch.device("cpu")}
-    assert any("rounded to 4 bits" in note.what and "1 + 2α" in note.action for note in pair.notes)
-
-
-@pytest.mark.usefixtures("with_bitsandbytes")
-def test_an_adapter_is_not_merged_into_few_bits(tmp_path: Path) -> None:
-    peft = pytest.importorskip("peft")
-    base, _ = tiny.save_pair(tmp_path)
-    config = peft.LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")
-    peft.get_peft_model(tiny.tiny_model(), config).save_pretrained(tmp_path / "adapter")
-    with pytest.raises(
-        PairError, match=r"cannot be merged into weights of 8bit: the sum would be rounded once more"
-    ):
-        ModelPair.load(base, tmp_path / "adapter", quantization="8bit")

@@ -1,8 +1,7 @@
-"""ModelPair: what it loads, what it holds, what it notes and describes. Damage and refusals: test_pair_refusals.py."""
+"""ModelPair: what it loads, from where, and what it holds. Damage and refusals: test_pair_refusals.py."""
 
 from __future__ import annotations
 
-import json
 import shutil
 from fnmatch import fnmatch
 from pathlib import Path
@@ -11,22 +10,11 @@ from typing import Any
 import pytest
 import tiny
 import torch
+from pairs import logits, noted, rewrite, save_adapter
 from transformers import AutoModelForCausalLM
 
-from eddecode import ModelPair, RenderedPrompt
-from eddecode.errors import PairError, PromptError
-
-IDS = torch.arange(10, 30)[None]
-
-
-def logits(model: Any) -> torch.Tensor:
-    with torch.no_grad():
-        return model(IDS).logits
-
-
-def noted(pair: ModelPair, text: str) -> bool:
-    return any(text in str(note) for note in pair.notes)
-
+from eddecode import ModelPair
+from eddecode.errors import PairError
 
 # Loading ---------------------------------------------------------------------------------------------------------
 
@@ -103,12 +91,6 @@ def test_loading_holds_no_tensor_twice(tmp_path: Path) -> None:
     assert resident("VmHWM") - before < 1.4 * weights
 
 
-def rewrite(path: Path, drop: tuple[str, ...] = (), **fields: Any) -> None:
-    """Change fields of a JSON file."""
-    content = {**json.loads(path.read_text()), **fields}
-    path.write_text(json.dumps({key: value for key, value in content.items() if key not in drop}))
-
-
 # From the hub ----------------------------------------------------------------------------------------------------
 
 
@@ -143,21 +125,6 @@ def test_a_hub_id_fetches_the_files_that_are_read_and_no_other(
 
 
 # Adapters --------------------------------------------------------------------------------------------------------
-
-
-def save_adapter(base: Path, folder: Path, **settings: Any) -> Any:
-    """A LoRA adapter with random weights over the checkpoint in `base`; returns the wrapped model."""
-    peft = pytest.importorskip("peft")
-    config = peft.LoraConfig(
-        r=4, lora_alpha=8, target_modules=["q_proj", "up_proj"], task_type="CAUSAL_LM", **settings
-    )
-    wrapped = peft.get_peft_model(AutoModelForCausalLM.from_pretrained(base), config).eval()
-    generator = torch.Generator().manual_seed(0)
-    for name, parameter in wrapped.named_parameters():
-        if "lora_" in name or "modules_to_save" in name:
-            parameter.data.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
-    wrapped.save_pretrained(folder)
-    return wrapped
 
 
 @pytest.mark.parametrize("settings", [{}, {"modules_to_save": ["lm_head"]}], ids=["lora", "with a head"])
@@ -206,293 +173,6 @@ def test_an_adapter_with_added_tokens_widens_the_copy(tmp_path: Path) -> None:
     pair = ModelPair.load(base, tmp_path / "adapter")
     assert pair.describe()["aligned"]["logit_width"] == tiny.VOCAB + 1
     assert pair.vocabulary.tolist() == [True] * tiny.VOCAB
-
-
-# Vocabularies and notes ------------------------------------------------------------------------------------------
-
-
-def test_padding_and_added_tokens_are_masked_and_noted() -> None:
-    base, aligned = tiny.tiny_pair_models(vocab=320)
-    pair = ModelPair.from_models(
-        base, aligned, tiny.tiny_tokenizer(), tiny.tiny_tokenizer(extra=("<|tool|>",))
-    )
-    assert pair.vocabulary.dtype == torch.bool
-    assert pair.vocabulary.tolist() == [True] * 300 + [False] * 20
-    assert noted(pair, "base: 20 of 320 logits belong to no token")
-    assert noted(pair, "aligned: 19 of 320 logits belong to no token")
-    assert noted(pair, "1 tokens are known to the aligned tokenizer alone: 300 ('<|tool|>')")
-
-
-def test_the_narrower_model_bounds_the_vocabulary() -> None:
-    pair = ModelPair.from_models(
-        tiny.tiny_model(vocab=300), tiny.tiny_model(vocab=310), *[tiny.tiny_tokenizer()] * 2
-    )
-    assert pair.vocabulary.shape == (300,)
-    assert noted(pair, "300 ids wide in base and 310 in aligned")
-
-
-def test_ids_without_a_token_are_holes() -> None:
-    class Holed:
-        """A tokenizer that has lost one id."""
-
-        chat_template, eos_token_id, bos_token, eos_token = "x", 2, "<s>", "</s>"
-
-        def get_vocab(self) -> dict[str, int]:
-            return {f"t{i}": i for i in range(300) if i != 17}
-
-        def __len__(self) -> int:
-            return 300
-
-    pair = ModelPair.from_models(*tiny.tiny_pair_models(), Holed(), Holed())
-    assert [i for i, known in enumerate(pair.vocabulary.tolist()) if not known] == [17]
-
-
-def test_a_renamed_reserved_token_is_masked_not_refused() -> None:
-    models = tiny.tiny_pair_models(vocab=301)
-    pair = ModelPair.from_models(
-        *models,
-        tiny.tiny_tokenizer(extra=("<|reserved_special_token_0|>",)),
-        tiny.tiny_tokenizer(extra=("<|tool|>",)),
-    )
-    assert not pair.vocabulary[300]
-    assert pair.vocabulary[:300].all()
-    assert noted(
-        pair, "1 reserved ids have two names: id 300 is '<|reserved_special_token_0|>' in base and '<|tool|>'"
-    )
-
-
-def test_a_tokenizer_beyond_the_logits_is_noted() -> None:
-    pair = ModelPair.from_models(*tiny.tiny_pair_models(vocab=290), *[tiny.tiny_tokenizer()] * 2)
-    assert pair.vocabulary.shape == (290,)
-    assert noted(pair, "the tokenizer knows 10 ids that the model has no row for, such as 290")
-
-
-def test_without_any_tokenizer_every_id_counts(tmp_path: Path) -> None:
-    models = tiny.tiny_pair_models(vocab=40)
-    folders = [
-        tiny.save_model(tmp_path / name, m) for name, m in zip(("base", "aligned"), models, strict=True)
-    ]
-    pair = ModelPair.load(*folders)
-    assert pair.vocabulary.tolist() == [True] * 40
-    assert (pair.tokenizer, pair.base_tokenizer, pair.aligned_tokenizer) == (None, None, None)
-    assert noted(pair, "neither checkpoint has a tokenizer. Only RenderedPrompt works")
-    assert json.dumps(pair.describe())
-
-
-@pytest.mark.parametrize("side", ["base", "aligned"])
-def test_one_tokenizer_serves_both_with_a_note(side: str) -> None:
-    tokenizer = tiny.tiny_tokenizer()
-    pair = ModelPair.from_models(*tiny.tiny_pair_models(), **{f"{side}_tokenizer": tokenizer})
-    assert pair.base_tokenizer is pair.aligned_tokenizer is pair.tokenizer is tokenizer
-    other = {"base": "aligned", "aligned": "base"}[side]
-    assert noted(pair, f"{other}: has no tokenizer; the {side} model's is used for both")
-
-
-def test_a_missing_chat_template_is_noted_for_the_aligned_side_alone() -> None:
-    models, chat, plain = tiny.tiny_pair_models(), tiny.tiny_tokenizer(), tiny.tiny_tokenizer(chat=False)
-    assert noted(ModelPair.from_models(*models, chat, plain), "has no chat template. Give the prompt format")
-    assert not noted(ModelPair.from_models(*models, plain, chat), "chat template")
-
-
-def test_context_windows_are_noted_where_they_differ() -> None:
-    base, aligned = tiny.tiny_model(), tiny.tiny_model(max_position_embeddings=128)
-    pair = ModelPair.from_models(base, aligned, *[tiny.tiny_tokenizer()] * 2)
-    assert pair.context_windows == (256, 128)
-    assert noted(pair, "base has 256 positions, aligned 128")
-
-
-@pytest.mark.parametrize("arch", tiny.ARCHITECTURES)
-def test_every_architecture_tells_its_context_window(arch: str) -> None:
-    assert ModelPair.from_models(*tiny.tiny_pair_models(arch)).context_windows == (256, 256)
-
-
-def test_a_prompt_beyond_the_embedding_is_refused() -> None:
-    pair = ModelPair.from_models(tiny.tiny_model(vocab=310), tiny.tiny_model(vocab=300))
-    pair.check_prompt(RenderedPrompt([309], [299]))
-    with pytest.raises(
-        PromptError,
-        match=r"^id 300 is beyond the 300 embeddings of the aligned model; render the prompt with",
-    ):
-        pair.check_prompt(RenderedPrompt([309], [1, 300]))
-
-
-# End of sequence -------------------------------------------------------------------------------------------------
-
-
-def test_eos_ids_come_from_generation_config_then_config_then_tokenizer() -> None:
-    base, aligned = tiny.tiny_pair_models()
-    base.generation_config.eos_token_id = [2, 4]
-    aligned.generation_config.eos_token_id = None
-    aligned.config.eos_token_id = 5
-    pair = ModelPair.from_models(base, aligned, *[tiny.tiny_tokenizer()] * 2)
-    assert pair.eos_ids == (frozenset({2, 4}), frozenset({5}))
-    assert noted(pair, "base ends at 2 ('</s>'), 4 ('<|assistant|>'), aligned at 5 ('<|system|>')")
-    aligned.config.eos_token_id = None
-    assert ModelPair.from_models(base, aligned, *[tiny.tiny_tokenizer()] * 2).eos_ids[1] == {2}
-    assert all(bool(pair.vocabulary[i]) for ids in pair.eos_ids for i in ids)
-
-
-def test_a_list_of_eos_ids_on_disk_is_read(tmp_path: Path) -> None:
-    folders = tiny.save_pair(tmp_path)
-    rewrite(folders[1] / "generation_config.json", eos_token_id=[2, 3])
-    pair = ModelPair.load(*folders)
-    assert pair.eos_ids == (frozenset({2}), frozenset({2, 3}))
-
-
-def test_an_eos_that_one_model_does_not_know_is_noted() -> None:
-    base, aligned = tiny.tiny_model(vocab=300), tiny.tiny_model(vocab=301)
-    aligned.generation_config.eos_token_id = 300
-    pair = ModelPair.from_models(
-        base, aligned, tiny.tiny_tokenizer(), tiny.tiny_tokenizer(extra=("<|end|>",))
-    )
-    assert noted(pair, "aligned: its end-of-sequence ids 300 ('<|end|>') are not known to both models")
-
-
-def test_no_eos_at_all_is_noted() -> None:
-    models = tiny.tiny_pair_models(vocab=40)
-    for model in models:
-        model.generation_config.eos_token_id = model.config.eos_token_id = None
-    pair = ModelPair.from_models(*models)
-    assert pair.eos_ids == (frozenset(), frozenset())
-    assert noted(pair, "no end-of-sequence id")
-
-
-# Describe --------------------------------------------------------------------------------------------------------
-
-
-def test_relative_movement_against_a_float64_computation() -> None:
-    base, aligned = tiny.tiny_pair_models()
-    with torch.no_grad():
-        for name, tensor in aligned.named_parameters():
-            if "layers.0" in name:
-                tensor.copy_(dict(base.named_parameters())[name])
-    found = ModelPair.from_models(base, aligned).describe(tensors=True)["tensors"]
-    a, b = dict(base.named_parameters()), dict(aligned.named_parameters())
-
-    def relative(names: list[str]) -> float:
-        difference = torch.cat([(b[n].double() - a[n].double()).flatten() for n in names])
-        return float(difference.norm() / torch.cat([a[n].double().flatten() for n in names]).norm())
-
-    assert set(found["identical"]) == {name for name in a if "layers.0." in name}
-    assert found["moved"] == pytest.approx({n: relative([n]) for n in a if "layers.0." not in n}, rel=1e-12)
-    layers = {layer["layer"]: layer for layer in found["layers"]}
-    assert set(layers) == {"model.embed_tokens", "model.layers.0", "model.layers.1", "model.norm", "lm_head"}
-    assert layers["model.layers.0"]["identical"]
-    assert layers["model.layers.0"]["relative_change"] == 0.0
-    second = [n for n in a if "layers.1." in n]
-    assert layers["model.layers.1"]["relative_change"] == pytest.approx(relative(second), rel=1e-12)
-    assert layers["model.layers.1"]["parameters"] == sum(a[n].numel() for n in second)
-    assert found["relative_change"] == pytest.approx(relative(list(a)), rel=1e-12)
-    assert found["identical_bytes"] == sum(4 * a[n].numel() for n in found["identical"])
-
-
-def test_chunks_do_not_change_a_comparison(monkeypatch: pytest.MonkeyPatch) -> None:
-    pair = ModelPair.from_models(*tiny.tiny_pair_models())
-    whole, digests = pair.describe(tensors=True)["tensors"], pair.digests()
-    monkeypatch.setattr("eddecode.compare._CHUNK", 100)
-    chunked = pair.describe(tensors=True)["tensors"]
-    assert chunked["moved"] == pytest.approx(whole["moved"], rel=1e-12)
-    assert ModelPair.from_models(*pair.models).digests() == digests
-
-
-def test_bitwise_means_bits() -> None:
-    base = tiny.tiny_model("gpt2")  # its biases are zeros
-    aligned = tiny.tiny_aligned(base, amount=0.0)
-    aligned.transformer.h[0].ln_1.bias.data.copy_(
-        -aligned.transformer.h[0].ln_1.bias
-    )  # −0.0 equals 0.0, not to the bit
-    found = ModelPair.from_models(base, aligned).describe(tensors=True)["tensors"]
-    assert found["moved"] == {"transformer.h.0.ln_1.bias": 0.0}
-
-
-def test_tensors_that_have_no_partner_are_listed() -> None:
-    base, aligned = tiny.tiny_model(), tiny.tiny_model(vocab=310, attention_bias=True)
-    found = ModelPair.from_models(base, aligned).describe(tensors=True)["tensors"]
-    assert found["different_shape"] == ["model.embed_tokens.weight", "lm_head.weight"]
-    assert found["only_base"] == []
-    assert "model.layers.0.self_attn.q_proj.bias" in found["only_aligned"]
-
-
-def test_a_tied_head_is_compared_once() -> None:
-    models = tiny.tiny_pair_models("gpt2")
-    found = ModelPair.from_models(*models).describe(tensors=True)["tensors"]
-    assert sum(layer["parameters"] for layer in found["layers"]) == models[0].num_parameters()
-    assert "lm_head.weight" not in found["moved"]
-
-
-@pytest.mark.parametrize("arch", tiny.ARCHITECTURES)
-def test_cache_bytes_per_token_are_those_of_a_real_cache(arch: str) -> None:
-    pair = ModelPair.from_models(*tiny.tiny_pair_models(arch))
-    with torch.no_grad():
-        cache = pair.base(IDS[:, :4], use_cache=True).past_key_values
-    held = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
-    described = pair.describe()["base"]
-    assert described["kv_bytes_per_token"] == held / 4
-    assert described["weights_bytes"] >= 4 * described["parameters"]
-
-
-def test_describe_is_json_and_says_what_was_loaded(pair_folders: tuple[Path, Path]) -> None:
-    found = json.loads(json.dumps(ModelPair.load(*pair_folders, dtype="bfloat16").describe(tensors=True)))
-    base = found["base"]
-    assert base["source"] == str(pair_folders[0])
-    assert (base["architecture"], base["model_type"]) == ("LlamaForCausalLM", "llama")
-    assert base["dtypes"] == {"bfloat16": base["parameters"]}
-    assert base["tokenizer"]["size"] == base["logit_width"] == 300
-    assert (base["tokenizer"]["chat_template"], found["aligned"]["tokenizer"]["chat_template"]) == (
-        False,
-        True,
-    )
-    assert found["vocabulary"] == {"width": 300, "sampleable": 300, "masked": 0}
-    assert base["eos_ids"] == [tiny.EOS]
-    assert found["notes"] == []
-
-
-# Digests ---------------------------------------------------------------------------------------------------------
-
-
-def test_digests_follow_content_not_sharding_names_or_dtype(tmp_path: Path) -> None:
-    one = tiny.save_pair(tmp_path / "one")
-    many = tiny.save_pair(tmp_path / "many", shard="20KB")
-    digests = ModelPair.load(*one).digests()
-    assert digests == ModelPair.load(*many, dtype="bfloat16").digests()
-    assert len(set(digests)) == 2
-    assert all(len(digest) == 32 for digest in digests)
-
-
-def test_digests_change_with_one_weight_or_one_setting(tmp_path: Path) -> None:
-    folders = tiny.save_pair(tmp_path)
-    before = ModelPair.load(*folders).digests()
-    rewrite(folders[0] / "config.json", rms_norm_eps=1e-3)
-    raw = bytearray((folders[1] / "model.safetensors").read_bytes())
-    raw[-1] ^= 1
-    (folders[1] / "model.safetensors").write_bytes(raw)
-    after = ModelPair.load(*folders).digests()
-    assert before[0] != after[0]
-    assert before[1] != after[1]
-
-
-def test_digests_of_an_adapter_include_its_base(tmp_path: Path) -> None:
-    first, second = tiny.save_pair(tmp_path)
-    save_adapter(first, tmp_path / "adapter")
-    assert (
-        ModelPair.load(first, tmp_path / "adapter").digests()[1]
-        != ModelPair.load(second, tmp_path / "adapter").digests()[1]
-    )
-    before = ModelPair.load(first, tmp_path / "adapter").digests()
-    rewrite(tmp_path / "adapter" / "adapter_config.json", base_model_name_or_path="moved/elsewhere")
-    assert ModelPair.load(first, tmp_path / "adapter").digests() == before
-    rewrite(tmp_path / "adapter" / "adapter_config.json", lora_alpha=16)
-    assert ModelPair.load(first, tmp_path / "adapter").digests()[1] != before[1]
-
-
-def test_digests_of_models_in_memory_are_by_content() -> None:
-    base, aligned = tiny.tiny_pair_models()
-    digests = ModelPair.from_models(base, aligned).digests()
-    assert ModelPair.from_models(*tiny.tiny_pair_models()).digests() == digests
-    with torch.no_grad():
-        aligned.lm_head.weight[0, 0] += 1
-    changed = ModelPair.from_models(base, aligned).digests()
-    assert (changed[0] == digests[0], changed[1] == digests[1]) == (True, False)
 
 
 # In memory -------------------------------------------------------------------------------------------------------
