@@ -61,8 +61,7 @@ class Engine:
         self.rows: list[Row] = []  # row i is in slot i
         self._prefixes: dict[tuple[int, tuple[int, ...]], Prefix] = {}
         self._readers: Counter[tuple[int, tuple[int, ...]]] = Counter()  # waiting rows that begin with a text
-        self._draws: Draws | None = None  # the next token of every row, until rows enter or leave
-        self.last: tuple[Draws, list[Tensor]] | None = None  # what the last plain step drew from
+        self._draws: Draws | None = None  # the next token of every row, while only `decode` gives them tokens
         self._token_bytes: float | None = None  # keys and values of one position in all models
         self._finished: list[Row] = []
         self._together = 0  # rows that the step in progress would have decoded together
@@ -108,13 +107,11 @@ class Engine:
 
     def decode(self) -> None:
         """Decode one token for every row."""
-        if self._draws is None:
-            self._draws = self._next_draws(self.rows)
+        draws = self._draws or self._next_draws(self.rows)
         tokens = torch.tensor([row.tokens[-1] for row in self.rows])
         logits = self.runner.decode(tokens, self.lengths())
-        self._append(self._draws, self.draw(self._draws, logits))
-        self.last = self._draws, logits
-        self._draws = self._draws.next()
+        self._append(draws, self.draw(draws, logits))
+        self._draws = draws.next()
 
     def _next_draws(self, rows: Sequence[Row]) -> Draws:
         return Draws.at([(row, len(row.tokens)) for row in rows], self.runner.device)
@@ -149,7 +146,6 @@ class Engine:
             if row.finish_reason is None:
                 self.runner.add([self._prefixes[part] for part in key])
                 self.rows.append(row)
-                self._draws = None
             else:
                 self._finished.append(row)
             self.waiting.popleft()
@@ -183,6 +179,8 @@ class Engine:
         if self._token_bytes is None:
             of_each_model = {model: self._prefixes[model, text] for model, text in keys}
             self._token_bytes = sum(prefix.nbytes / prefix.length for prefix in of_each_model.values())
+            if self.speculation is not None:
+                self._token_bytes += self.speculation.token_bytes
 
     def _forget(self, key: Sequence[tuple[int, tuple[int, ...]]]) -> None:
         """Drop what no waiting row begins with any more."""
@@ -242,6 +240,7 @@ class Engine:
         """Give a row its next token."""
         self._check_finite(row, logprobs)
         row.append(token, logprobs)
+        self._draws = None
 
     def _named(self, message: str, draws: Draws) -> str:
         """The kernels know rows and models by their numbers: say which request and which model is meant."""
@@ -276,7 +275,7 @@ class Engine:
         self.runner.remove(slot)
         self.rows[slot] = self.rows[-1]
         self.rows.pop()
-        self._draws = self.last = None
+        self._draws = None
         return row
 
     def _shrink(self, error: BaseException) -> None:
@@ -295,6 +294,8 @@ class Engine:
         self._readers = Counter(key for row in self.waiting for key in enumerate(row.texts()))
         self._prefixes.clear()
         self.runner.trim()
+        if self.speculation is not None:
+            self.speculation.trim()
         release_memory()
 
 

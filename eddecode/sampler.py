@@ -9,8 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, get_args
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from eddecode.assistant import speculation_for
 from eddecode.capture import CudaGraph
 from eddecode.engine import Engine
 from eddecode.errors import ParamsError, PromptError
@@ -22,7 +24,6 @@ from eddecode.runner import PairRunner
 from eddecode.sampling import SamplingParams, stream_key
 from eddecode.scoring import Scorer, Scores
 from eddecode.shared import runner_for
-from eddecode.speculative import Mode, Speculation
 from eddecode.text import StopStrings, cut, decode, newest, settled
 
 if TYPE_CHECKING:
@@ -102,8 +103,9 @@ class Sampler:
             name, a string with `{prompt}`, a file that holds one, or a callable; see `eddecode.prompts.make_template`.
         aligned_template: the same for the aligned model; None is its own chat template.
         max_slots: completions that decode together at most.
-        speculation: "auto", "base" or "ngram" guess tokens and verify them, while that is faster; the tokens are the
-            same as with "off". See `eddecode.speculative`.
+        speculation: who guesses tokens ahead, while that is faster; the tokens are the same as with "off". "base",
+            "ngram", "auto" for both; or a small model with the pair's vocabulary: a checkpoint's folder or hub id, or a
+            transformers model. See `eddecode.speculative`.
         memory_budget: bytes for keys and values; None takes half of what is free on the device when decoding starts.
         cuda_graphs: on a GPU, capture the steps of the models instead of launching them from Python; a model that this
             does not work for is decoded without, and a warning says so. See docs/gpu.md.
@@ -117,7 +119,7 @@ class Sampler:
         aligned_template: TemplateSpec = None,
         max_slots: int = MAX_SLOTS,
         memory_budget: int | None = None,
-        speculation: Mode = "off",
+        speculation: str | Path | Any = "off",
         cuda_graphs: bool = False,
     ) -> None:
         if max_slots < 1:
@@ -132,9 +134,7 @@ class Sampler:
         self.cuda_graphs = cuda_graphs
         self.max_slots = max_slots
         self.memory_budget = memory_budget
-        if speculation not in get_args(Mode):
-            raise ParamsError(f"speculation is {speculation!r}; expected one of {', '.join(get_args(Mode))}")
-        self.speculation: Mode = speculation
+        self._speculation = speculation_for(pair, speculation)
         self._specs = (base_template, aligned_template)
         self._renderer: Renderer | None = None
         self._runner: PairRunner | None = None
@@ -267,7 +267,7 @@ class Sampler:
             windows=self.runner.windows,
             max_slots=self.max_slots,
             memory_budget=self._budget(),
-            speculation=None if self.speculation == "off" else Speculation(self.speculation),
+            speculation=self._speculation and self._speculation.fresh(),
         )
         return engine, engine.submit(requests)
 

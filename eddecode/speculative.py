@@ -7,8 +7,7 @@ this is stricter than speculative sampling (Leviathan et al., ICML 2023, arXiv 2
 distribution only. What it costs is some acceptance: two distributions that overlap by 1−ε agree on a shared uniform a
 little less often than that.
 
-The base model guesses by sampling with the same uniforms: its logits are needed anyway, and at small α it is close to
-the contrast. A text that repeats itself guesses for nothing: what followed the last two tokens before.
+Who guesses is in `eddecode.guessers` and `eddecode.assistant`; when it pays, and how far ahead, in `eddecode.gain`.
 """
 
 from __future__ import annotations
@@ -20,216 +19,212 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 from einops import rearrange
-from torch import Tensor
 
+from eddecode.gain import CAUTION, LONGEST, Account, Chances, Pace, Record
+from eddecode.guessers import BaseGuesser, Column, Guesser, NgramGuesser, places
 from eddecode.rows import Draws, Row
 
 if TYPE_CHECKING:
     from eddecode.engine import Engine
 
-Guesser = Literal["base", "ngram"]
 Mode = Literal["off", "auto", "base", "ngram"]
 
-LENGTHS = (2, 3, 4, 6)  # tokens guessed at a time
-MUST_GAIN = 1.1  # a way is tried or kept only if it is that much faster, by what is known
-LISTEN = 4  # every that many plain steps, what would have been guessed is compared with what was drawn
-MEMORY = 0.8  # of an average, at each new value: some five values back
-TRUST = 8  # comparisons before an acceptance rate counts
-
-
-@dataclass(frozen=True)
-class Way:
-    """A way to take a step: who guesses, and how many tokens. No guesser and one token is the plain step."""
-
-    guesser: Guesser | None = None
-    length: int = 1
-
-
-PLAIN = Way()
-
 
 @dataclass
-class Average:
-    """A running average that forgets."""
+class Draft:
+    """What a guesser said in one step.
 
-    value: float = 0.0
-    count: int = 0
+    Attributes:
+        guesser, account: who, and what is known of it at this batch size.
+        chances: the same of each row's kind of request.
+        columns: the guesses, place by place.
+        read: how many of them the models are to read.
+        expected: tokens that all rows together can expect of the step.
+    """
 
-    def add(self, value: float) -> None:
-        """Take in a value; the first few weigh alike."""
-        keep = min(MEMORY, self.count / (self.count + 1))
-        self.value = keep * self.value + (1 - keep) * value
-        self.count += 1
+    guesser: Guesser
+    account: Account
+    chances: list[Chances]
+    expected: float
+    columns: list[Column] = field(default_factory=list)
+    read: int = 0
 
-
-@dataclass
-class Pace:
-    """What is known of one batch size: seconds of each way, and how often the guesses are right."""
-
-    seconds: dict[Way, Average] = field(default_factory=dict)
-    accepted: dict[Guesser, Average] = field(default_factory=dict)
-
-    def tokens(self, way: Way) -> float:
-        """Tokens that a row can expect of one step: each after the first counts if all before it were right."""
-        if way.guesser is None:
-            return 1.0
-        right = min(self.accepted.get(way.guesser, Average()).value, 0.999)
-        return (1 - right**way.length) / (1 - right)
-
-    def cost(self, way: Way, base_share: float) -> float:
-        """Seconds of one step, measured, or else estimated from the plain one.
-
-        base_share: of the plain step's seconds, those of the base model.
-        """
-        known = self.seconds.get(way)
-        if known is not None:
-            return known.value
-        plain = self.seconds[PLAIN].value
-        passes = way.length * base_share + (1 - base_share) if way.guesser == "base" else 1.0
-        return plain * passes * 1.1
+    @property
+    def followed(self) -> bool:
+        """Whether the step goes on from here: a pass of the base, once made, is not made again."""
+        return self.read > 0 or self.guesser.is_base
 
 
 class Speculation:
-    """Chooses how the engine takes its next step, and takes the steps that guess.
+    """Takes the engine's steps, with guesses where they pay.
 
     Args:
-        mode: "base" or "ngram" to guess in that way only, "auto" for the better one. Whichever: it guesses only while
-            the measured gain is above a tenth.
-        always: guess this many tokens at every step, whether it pays or not; for tests and measurements.
+        guessers: who may be asked, in this order.
+        record: what is known of their costs and chances; kept from one engine to the next.
+        always: read this many tokens at every step, whether it pays or not; for tests and measurements.
     """
 
-    def __init__(self, mode: Mode = "auto", always: int = 0) -> None:
-        self.guessers: tuple[Guesser, ...] = (
-            ("base", "ngram") if mode == "auto" else (mode,) if mode != "off" else ()
-        )
+    def __init__(self, guessers: Sequence[Guesser], record: Record | None = None, always: int = 0) -> None:
+        self.guessers = tuple(guessers)
+        self.record = record or Record()
         self.always = always
-        self.paces: dict[int, Pace] = {}
-        self.steps = 0
-        self.guessed = self.right = 0
+
+    @classmethod
+    def of(cls, mode: Mode) -> Speculation | None:
+        """By the guessers that a name stands for."""
+        guessers: dict[Mode, list[Guesser]] = {
+            "auto": [NgramGuesser(), BaseGuesser()],  # whoever asks for nothing goes first
+            "base": [BaseGuesser()],
+            "ngram": [NgramGuesser()],
+        }
+        return None if mode == "off" else cls(guessers[mode])
+
+    def fresh(self) -> Speculation:
+        """The same guessers for another engine, with what is known so far."""
+        return Speculation([guesser.fresh() for guesser in self.guessers], self.record, self.always)
+
+    @property
+    def token_bytes(self) -> int:
+        """What the guessers keep of every token of a row."""
+        return sum(guesser.token_bytes for guesser in self.guessers)
+
+    def trim(self) -> None:
+        """Give back memory that the guessers can do without."""
+        for guesser in self.guessers:
+            guesser.trim()
 
     def step(self, engine: Engine) -> None:
         """Give every row of the engine its next token or tokens."""
-        pace = self.paces.setdefault(len(engine.rows).bit_length(), Pace())
-        way = self._choose(engine, pace)
+        rows = list(engine.rows)
+        pace, before = self.record.pace(len(rows)), [len(row.tokens) for row in rows]
+        drafts = [] if pace.plain_due() and not self.always else self._ask(engine, rows, pace)
         start = time.perf_counter()
-        if way == PLAIN:
-            guesses = self._listen(engine)
+        if drafts and drafts[-1].followed:
+            self._leap(engine, rows, drafts[-1])
+            drafts[-1].account.verify.add(drafts[-1].read + 1, time.perf_counter() - start)
+        else:
             engine.decode()
-            self._compare(engine, pace, guesses)
-        else:
-            self._leap(engine, pace, way)
-        self.steps += 1
-        pace.seconds.setdefault(way, Average()).add(time.perf_counter() - start)
+            pace.add_plain(time.perf_counter() - start)
+        for draft in drafts:
+            _compare(draft, rows, before)
+        if not self.always:
+            _settle(pace, drafts, len(rows))
 
-    def _choose(self, engine: Engine, pace: Pace) -> Way:
-        room = min(row.request.params.max_new_tokens - len(row.tokens) for row in engine.rows)
-        if self.always:
-            return Way(self.guessers[0], min(self.always, room)) if room > 1 else PLAIN
-        plain = pace.seconds.get(PLAIN)
-        if plain is None or plain.count < TRUST or self.steps % 64 == 0:
-            return PLAIN  # what guessing is compared with is measured again from time to time
-        share = engine.runner.base_share
-        best, best_speed = PLAIN, MUST_GAIN / pace.cost(PLAIN, share)
+    # Asking
+
+    def _ask(self, engine: Engine, rows: Sequence[Row], pace: Pace) -> list[Draft]:
+        """The drafts of those who were asked, up to the first that is followed."""
+        drafts: list[Draft] = []
         for guesser in self.guessers:
-            if pace.accepted.get(guesser, Average()).count < TRUST:
-                continue
-            for length in LENGTHS:
-                way = Way(guesser, length)
-                speed = pace.tokens(way) / pace.cost(way, share)
-                if length <= room and speed > best_speed:
-                    best, best_speed = way, speed
-        return best
-
-    # Listening: what would the guessers have said?
-
-    def _listen(self, engine: Engine) -> dict[Guesser, list[int | None]]:
-        if self.steps % LISTEN or "ngram" not in self.guessers:
-            return {}
-        return {"ngram": [guess[0] if (guess := repeat(row, 1)) else None for row in engine.rows]}
-
-    def _compare(self, engine: Engine, pace: Pace, guesses: dict[Guesser, list[int | None]]) -> None:
-        if self.steps % LISTEN:
-            return
-        drawn = [row.tokens[-1] for row in engine.rows]
-        if "base" in self.guessers and engine.last is not None:
-            draws, logits = engine.last
-            guesses["base"] = list(engine.draw(draws.alone(), logits).tokens.tolist())
-        for guesser, said in guesses.items():
-            right = sum(guess == token for guess, token in zip(said, drawn, strict=True)) / len(drawn)
-            pace.accepted.setdefault(guesser, Average()).add(right)
-
-    # Leaping
-
-    def _leap(self, engine: Engine, pace: Pace, way: Way) -> None:
-        rows, count = list(engine.rows), way.length
-        lengths = engine.lengths()
-        last = torch.tensor([row.tokens[-1] for row in rows])
-        if way.guesser == "base":
-            guesses, base = self._ask_base(engine, rows, last, lengths, count)
-            others = range(1, len(engine.runner.names))
-        else:
-            guesses = torch.tensor([repeat(row, count - 1) or [row.tokens[-1]] * (count - 1) for row in rows])
-            base, others = None, range(len(engine.runner.names))
-        read = torch.cat([last[:, None], guesses[:, : count - 1]], dim=1)  # (n, count)
-        passes = [engine.runner.extend(model, read, lengths[model]) for model in others]
-        logits = [rearrange(z, "n t v -> (t n) v") for z in passes]
-        if base is not None:
-            logits = [base, *logits]
-        draws = Draws.at(
-            [(row, len(row.tokens) + i) for i in range(count) for row in rows], engine.runner.device
-        )
-        draw = engine.draw(draws, logits)
-        self._keep(engine, pace, way, rows, guesses.tolist(), draw.tokens.tolist(), draw.logprobs.T.tolist())
+            account = self._account(engine, pace, guesser)
+            room = min(LONGEST, _room(engine), guesser.room(rows))
+            if room > 1 and (self.always or account.may_be_asked(pace.plain_seconds)):
+                params = [row.request.params for row in rows]
+                chances = [self.record.chances(guesser.name, p.alpha, p.temperature) for p in params]
+                drafts.append(Draft(guesser, account, chances, expected=len(rows)))
+                self._draft(engine, rows, pace, drafts[-1], room)
+                if drafts[-1].followed:
+                    break
+        return drafts
 
     @staticmethod
-    def _ask_base(
-        engine: Engine, rows: Sequence[Row], last: Tensor, lengths: Sequence[Sequence[int]], count: int
-    ) -> tuple[Tensor, Tensor]:
-        """Guesses (n, count) of the base model, and its logits (count·n, V) at the places that they are for."""
-        draws = Draws.at([(row, len(row.tokens)) for row in rows], engine.runner.device).alone()
-        tokens, guesses, logits = last, [], []
-        for i in range(count):
-            before = [length + i for length in lengths[0]]
-            logits.append(engine.runner.extend(0, tokens[:, None], before)[:, 0])
-            tokens = engine.draw(draws, [logits[-1]] * len(engine.runner.names)).tokens
-            guesses.append(tokens)
-            draws = draws.next().alone()
-        return torch.stack(guesses, dim=1), torch.cat(logits)
+    def _account(engine: Engine, pace: Pace, guesser: Guesser) -> Account:
+        if guesser.name not in pace.accounts:
+            share = guesser.share(engine)
+            pace.accounts[guesser.name] = Account(share, saved=share if guesser.is_base else 0.0)
+        return pace.accounts[guesser.name]
 
-    def _keep(
-        self,
-        engine: Engine,
-        pace: Pace,
-        way: Way,
-        rows: Sequence[Row],
-        guesses: list[list[int]],
-        tokens: list[int],
-        logprobs: list[list[float]],
-    ) -> None:
-        """Append drawn tokens to each row, up to the first that was not guessed."""
-        guessed = right = 0
+    def _draft(self, engine: Engine, rows: Sequence[Row], pace: Pace, draft: Draft, room: int) -> None:
+        """Guesses for as long as one more is worth its cost."""
+        account, plain, worth = draft.account, pace.plain_seconds, pace.worth(len(rows))
+        longest = min(room, self.always or account.verify.longest)
+        needed = [1.0] * len(
+            rows
+        )  # the chance that a row needs the next token: that all before it were right
+        draft.guesser.follow(rows)
+        start = time.perf_counter()
+        for column in draft.guesser.guesses(engine, rows):
+            draft.columns.append(column)
+            if len(draft.columns) == longest:
+                break
+            needed = [
+                chance * chances.of(level)
+                if len(row.tokens) + len(draft.columns) < row.request.params.max_new_tokens
+                else 0.0
+                for chance, chances, level, row in zip(
+                    needed, draft.chances, column.levels, rows, strict=True
+                )
+            ]
+            gain = sum(needed) * worth
+            reading = CAUTION * account.reading_more(plain)
+            go_on = self.always or gain > CAUTION * account.asking(1, plain) + reading
+            if go_on or (not draft.guesser.is_base and gain > reading):
+                draft.read, draft.expected = draft.read + 1, draft.expected + sum(needed)
+            if not go_on:
+                break
+        account.guess.add((time.perf_counter() - start) / max(1, len(draft.columns)))
+        plain_is_left = not (self.always or draft.guesser.is_base)
+        if plain_is_left and draft.expected * worth < CAUTION * account.reading(draft.read + 1, plain):
+            draft.read, draft.expected = 0, len(rows)
+
+    # Going on
+
+    def _leap(self, engine: Engine, rows: Sequence[Row], draft: Draft) -> None:
+        """Let the models read the draft, draw at every place, and give each row what follows from it."""
+        count, lengths = draft.read + 1, engine.lengths()
+        guesses = [column.tokens for column in draft.columns[: draft.read]]
+        read = torch.tensor([[row.tokens[-1] for row in rows], *guesses]).T.contiguous()  # (n, count)
+        known = [column.logits for column in draft.columns if column.logits is not None]
+        passes = [torch.stack(known, dim=1)] if known else []  # (n, count, V) each
+        for model in range(len(passes), len(lengths)):
+            passes.append(engine.runner.extend(model, read, lengths[model]))
+        ahead = [places(rows, i) for i in range(count)]
+        draws = Draws.at([place for row in zip(*ahead, strict=True) for place in row], engine.runner.device)
+        draw = engine.draw(draws, [rearrange(z, "n t v -> (n t) v") for z in passes])
+        tokens, logprobs = draw.tokens.tolist(), draw.logprobs.T.tolist()
         for r, row in enumerate(rows):
-            for i in range(way.length):
-                place = i * len(rows) + r
-                engine.append(row, tokens[place], logprobs[place])
-                if row.finish_reason is not None or i == way.length - 1:
+            for i in range(count):
+                token = tokens[r * count + i]
+                engine.append(row, token, logprobs[r * count + i])
+                if row.finish_reason is not None or i == draft.read:
                     break
-                guessed += 1
-                if tokens[place] != guesses[r][i]:
+                self.record.guessed += 1
+                if guesses[i][r] != token:
                     break
-                right += 1
-        self.guessed, self.right = self.guessed + guessed, self.right + right
-        if guessed and way.guesser is not None:
-            pace.accepted.setdefault(way.guesser, Average()).add(right / guessed)
+                self.record.right += 1
 
 
-def repeat(row: Row, count: int) -> list[int] | None:
-    """The `count` tokens that followed the last two where they stood together before; None if they did not."""
-    text = [*row.request.ids[0], *row.tokens]
-    if len(text) < 3:
-        return None
-    for at in range(len(text) - 3, -1, -1):
-        if text[at : at + 2] == text[-2:]:
-            found = text[at + 2 : at + 2 + count]
-            return [*found, *found[-1:] * (count - len(found))]
-    return None
+def _room(engine: Engine) -> int:
+    """Tokens that every model can read before its window ends."""
+    left = [
+        window - max(lengths)
+        for window, lengths in zip(engine.windows, engine.lengths(), strict=True)
+        if window is not None
+    ]
+    return min(left, default=LONGEST)
+
+
+def _compare(draft: Draft, rows: Sequence[Row], before: Sequence[int]) -> None:
+    """Learn from what was drawn since each row had `before` tokens, also of guesses that nobody read."""
+    for r, (row, chances) in enumerate(zip(rows, draft.chances, strict=True)):
+        for column, token in zip(draft.columns, row.tokens[before[r] :], strict=False):
+            right = column.tokens[r] == token
+            chances.add(column.levels[r], right)
+            if not right:
+                break
+
+
+def _settle(pace: Pace, drafts: Sequence[Draft], rows: int) -> None:
+    """Keep the books of a step: by what it should have taken and brought, since one step alone is mostly luck."""
+    plain = pace.plain_seconds
+    seconds, tokens = plain, float(rows)
+    asked = 0.0
+    for draft in drafts:
+        asking = draft.account.asking(len(draft.columns), plain)
+        if draft.followed:
+            seconds, tokens = draft.account.reading(draft.read + 1, plain), draft.expected
+            draft.account.settle((asking + seconds) / plain - tokens / rows)
+        else:
+            draft.account.settle(asking / plain)
+        asked += asking
+    pace.took(asked + seconds, tokens)
