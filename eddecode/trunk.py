@@ -25,6 +25,7 @@ from eddecode.compare import decoder_layers
 from eddecode.decoder import PREFILL_CHUNK, Prefix, SlotDecoder
 from eddecode.errors import UnsupportedLayersError
 from eddecode.layers import Layers
+from eddecode.pieces import Pieces, pieces_of
 from eddecode.runner import PairRunner, objection_to, plain_logits, relative_error, trial_texts
 from eddecode.trunk_cache import (
     ALIGNED,
@@ -79,6 +80,7 @@ class Trunk:
     def __init__(self, decoder: SlotDecoder, depth: int) -> None:
         self.decoder, self.depth = decoder, depth
         self.layers = _layers(decoder.model)
+        self.pieces = _pieces(decoder, depth)
         self.cache = TrunkCache()
 
     def run(self, cache: SlotCache, tokens: Tensor, rows: slice = slice(None)) -> Tensor:
@@ -86,6 +88,9 @@ class Trunk:
         made: list[Any] = []
 
         def body(**inputs: Any) -> None:
+            if self.pieces is not None:
+                made.append(self.pieces.begin(inputs))
+                return
             later = dict.fromkeys(self.layers[self.depth :], lambda *args, **options: made[0])
             with _kept(self.layers[self.depth - 1], made), _standing_in(later):
                 self.decoder.model.base_model(**inputs)
@@ -115,6 +120,7 @@ class Tail(SlotDecoder):
         self.depth = depth
         self.cache: TailCache = TailCache(depth)
         self.common = _layers(model)[:depth]
+        self.pieces = _pieces(self, depth)
 
     def fresh(self) -> Tail:
         """See `SlotDecoder.fresh`."""
@@ -147,24 +153,39 @@ class Tail(SlotDecoder):
         return self._after(self.cache, tokens, hidden, torch.arange(tokens.shape[1]).expand(tokens.shape))
 
     @torch.inference_mode()
-    def whole(self, trunk: TrunkCache, rows: slice, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    def whole(self, trunk: TrunkCache, rows: slice, tokens: Tensor, made: list[Any] | None = None) -> Tensor:
         """Append (n, T) tokens to all rows in one pass through the trunk, too, whose `rows` are in the order of slots.
 
         Returns:
-            Logits after each (n, T, V), and what the trunk made of them (n, T, d).
+            Logits after each (n, T, V). If there is a list `made`, what the trunk makes of them (n, T, d) goes there.
         """
-        made: list[Any] = []
 
         def all_of_it(**inputs: Any) -> Any:
-            with _kept(self.common[-1], made):
+            if made is None:
+                return self.model(**inputs)
+            if self.pieces is None:
+                with _kept(self.common[-1], made):
+                    return self.model(**inputs)
+            pieces = self.pieces
+
+            def body(**given: Any) -> Any:
+                made.append(pieces.begin(given))
+                return pieces.end(made[0], given)
+
+            with _standing_in({self.model.base_model: body}):
                 return self.model(**inputs)
 
         keep = torch.arange(tokens.shape[1]).expand(tokens.shape)
-        return self._logits(all_of_it, JoinedCache(trunk, rows, self.cache), tokens, keep), _hidden(made)
+        return self._logits(all_of_it, JoinedCache(trunk, rows, self.cache), tokens, keep)
 
     def _after(self, cache: SlotCache, tokens: Tensor, hidden: Tensor, keep: Tensor) -> Tensor:
         def rest(**inputs: Any) -> Any:
-            with _standing_in(dict.fromkeys(self.common, lambda *args, **options: hidden)):
+            if self.pieces is not None:
+                pieces = self.pieces
+                stand_ins = {self.model.base_model: lambda **given: pieces.end(hidden, given)}
+            else:
+                stand_ins = dict.fromkeys(self.common, lambda *args, **options: hidden)
+            with _standing_in(stand_ins):
                 return self.model(**inputs)
 
         return self._logits(rest, cache, tokens, keep)
@@ -285,8 +306,9 @@ class TrunkRunner(PairRunner):
         ]
         if rows[BASE] == rows[ALIGNED] and slots == sorted(slots):
             self.decoders[BASE].rewind(lengths[BASE])
-            first, hidden = self.decoders[BASE].whole(cache, rows[BASE], tokens[:, None])
-            second = self._follow(ALIGNED, tokens[:, None], lengths[ALIGNED], hidden)
+            made: list[Any] = []
+            first = self.decoders[BASE].whole(cache, rows[BASE], tokens[:, None], made)
+            second = self._follow(ALIGNED, tokens[:, None], lengths[ALIGNED], _hidden(made))
             return [first[:, 0].to(self.device), second[:, 0]]
         hidden = self.trunk.run(cache, tokens[slots, None])
         return [
@@ -302,7 +324,7 @@ class TrunkRunner(PairRunner):
         cache.lengths[rows] = [lengths[slot] for slot in slots]
         if slots == sorted(slots):
             self.decoders[model].rewind(lengths)
-            return self.decoders[model].whole(cache, rows, tokens)[0].to(self.device)
+            return self.decoders[model].whole(cache, rows, tokens).to(self.device)
         return self._follow(model, tokens, lengths, self.trunk.run(cache, tokens[slots], rows))
 
     def _follow(self, model: int, tokens: Tensor, lengths: Sequence[int], hidden: Tensor) -> Tensor:
@@ -369,6 +391,10 @@ class TrunkRunner(PairRunner):
 
 def _layers(model: Any) -> list[nn.Module]:
     return list(decoder_layers(model) or ())
+
+
+def _pieces(decoder: SlotDecoder, depth: int) -> Pieces | None:
+    return None if decoder.own_attention else pieces_of(decoder.model, decoder.layers, depth)
 
 
 def _begin(cache: SlotCache, texts: Sequence[Ids]) -> Tensor:

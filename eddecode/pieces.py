@@ -1,0 +1,82 @@
+"""A body of compiled blocks in two pieces, each of them one call: the layers of a trunk, and those that follow.
+
+As `eddecode.stack` runs a whole body without what the library does around its layers; what it has found out about the
+body, that it is embeddings, blocks, a last norm and rotary angles and nothing else, holds for its pieces.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.modeling_outputs import BaseModelOutputWithPast
+
+from eddecode.blocks import BlockForward, pass_of
+from eddecode.cache import SlotCache
+from eddecode.layers import Layers
+from eddecode_kernels.block import in_a_row
+
+
+class Piece:
+    """Some of the blocks of a body, in a row."""
+
+    def __init__(self, body: Any, blocks: Sequence[BlockForward]) -> None:
+        joined = in_a_row([block.block for block in blocks])
+        if joined is None:
+            raise ValueError("the blocks of the body are not of one shape")
+        self._angles, self._row, self._rows = body.rotary_emb, joined, blocks[0].rows
+        self._indices = tuple(block.index for block in blocks)
+        kinds = getattr(body.config, "layer_types", None)
+        self._kinds = tuple(kinds[index] if kinds else None for index in self._indices)
+
+    def __call__(self, hidden: Tensor, inputs: Any) -> Tensor:
+        """Hidden states (B, T, d), contiguous, which are overwritten with those after the piece.
+
+        Args:
+            hidden: what comes in.
+            inputs: of the pass in progress, as `SlotDecoder.through` hands them to a body.
+        """
+        cache: SlotCache = inputs["past_key_values"]
+        mask = inputs["attention_mask"]
+        cos, sin = self._angles(hidden, position_ids=inputs["position_ids"])
+        passes = {
+            kind: pass_of(cache, mask[kind] if isinstance(mask, dict) else mask, cos, sin, self._rows)
+            for kind in set(self._kinds)
+        }
+        heads, size, _ = self._row.shape
+        places = cache.places(self._indices, heads, size, hidden)
+        return self._row(hidden, [passes[kind] for kind in self._kinds], places)
+
+
+class Pieces:
+    """The two pieces of a model's body: `trunk`, of the first layers, and `tail`."""
+
+    def __init__(self, body: Any, blocks: Sequence[BlockForward], depth: int) -> None:
+        self._body = body
+        self.trunk, self.tail = Piece(body, blocks[:depth]), Piece(body, blocks[depth:])
+
+    def begin(self, inputs: Any) -> Tensor:
+        """What the trunk makes of the ids in the inputs of a pass, (B, T, d)."""
+        return self.trunk(
+            nn.functional.embedding(inputs["input_ids"], self._body.embed_tokens.weight), inputs
+        )
+
+    def end(self, hidden: Tensor, inputs: Any) -> Any:
+        """What the body returns where the trunk has made these hidden states, which are left as they are."""
+        hidden = self.tail(hidden.clone(memory_format=torch.contiguous_format), inputs)
+        return BaseModelOutputWithPast(
+            last_hidden_state=self._body.norm(hidden), past_key_values=inputs["past_key_values"]
+        )
+
+
+def pieces_of(model: Any, layers: Layers, depth: int) -> Pieces | None:
+    """The pieces of a model's body, or None where its layers are not exchanged for one stack of blocks."""
+    if not layers.attend:
+        return None
+    body = model.base_model
+    with layers.swapped():
+        blocks = [vars(layer).get("forward") for layer in body.layers]
+    known = [block for block in blocks if isinstance(block, BlockForward)]
+    return Pieces(body, known, depth) if len(known) == len(blocks) else None
