@@ -41,7 +41,10 @@ BLOCKS = {
         **SHAPE, rope_parameters={"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}
     ),
     "gemma": GemmaConfig(**{**SHAPE, "head_dim": 8}),
-    "mistral": tiny.tiny_config("mistral", 97),
+    "mistral": tiny.tiny_config("mistral", 97, sliding_window=3),  # shorter than the texts of a trial
+    "qwen2, windows in some layers": Qwen2Config(
+        **{**SHAPE, "num_hidden_layers": 3}, use_sliding_window=True, sliding_window=3, max_window_layers=1
+    ),
 }
 OTHERS = {
     "granite": GraniteConfig(**{**SHAPE, "residual_multiplier": 0.5}),
@@ -95,6 +98,8 @@ def test_a_body_of_blocks_runs_as_one_call_unless_it_does_more_than_that() -> No
     assert whole(model_of(BLOCKS["llama"]))
     assert whole(model_of(BLOCKS["mistral"]))
     assert whole(model_of(BLOCKS["qwen3"]))
+    assert len(set(BLOCKS["qwen2, windows in some layers"].layer_types)) == 2
+    assert whole(model_of(BLOCKS["qwen2, windows in some layers"]))
     assert not whole(model_of(BLOCKS["gemma"]))  # scales its embeddings
     hooked = model_of(BLOCKS["llama"])
     hooked.model.layers[1].register_forward_hook(lambda *_: None)
