@@ -77,7 +77,8 @@ class Head:
         if weight.dtype == torch.float32:
             return F.linear(hidden.float(), weight, bias)
         flat = rearrange(hidden, "b k d -> (b k) d")
-        logits = _mm_cuda(flat, weight) if weight.is_cuda else self._mm_chunked(flat.float(), weight)
+        by_cuda = weight.is_cuda and weight.dtype != torch.float64  # which CUDA's product does not narrow
+        logits = _mm_cuda(flat, weight) if by_cuda else self._mm_chunked(flat.float(), weight)
         if bias is not None:
             logits += bias
         return rearrange(logits, "(b k) v -> b k v", b=hidden.shape[0])
