@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from benchmarks.findings.__main__ import DOCS, HERE, assemble
 from eddecode.errors import ConfigError
 from eddecode.lab.findings import criteria, page, pictures, theory_exact
 from eddecode.lab.findings.bench import Scale
@@ -178,6 +179,33 @@ def test_the_run_writes_every_finding_with_its_verdict(tmp_path: Path) -> None:
     assert web.read_text() == before
 
 
+def test_the_page_of_the_documents_is_the_runs_with_the_reading_at_its_end(tmp_path: Path) -> None:
+    out, here, docs = (tmp_path / name for name in ("out", "here", "docs"))
+    for folder in (out / "findings", here, docs / "findings"):
+        folder.mkdir(parents=True)
+    (out / "findings.md").write_text("# Page\n")
+    (out / "findings.json").write_text('{"findings": []}\n')
+    (out / "findings" / "new.svg").write_text("<svg/>")
+    (docs / "findings" / "old.svg").write_text("<svg/>")  # of a finding that is no more
+    (here / "reading.md").write_text("## Reading the page\n")
+    assert assemble(out, here, docs).read_text() == "# Page\n\n## Reading the page\n"
+    assert [path.name for path in (docs / "findings").iterdir()] == ["new.svg"]
+    assert (here / "findings.json").read_text() == '{"findings": []}\n'
+
+
+def test_the_documents_show_every_finding_as_the_raw_figures_have_it() -> None:
+    data = json.loads((HERE / "findings.json").read_text("utf-8"))["findings"]
+    text = (DOCS / "findings.md").read_text("utf-8")
+    assert [entry["name"] for entry in data] == [finding.name for finding in FINDINGS]
+    for entry, finding in zip(data, FINDINGS, strict=True):
+        assert finding.criterion in text
+        assert entry["figures"]["said"][0] in text
+        assert finding.draw is None or (DOCS / "findings" / f"{finding.name}.svg").exists()
+    held = sum(entry["reproduced"] for entry in data)
+    assert f"{held} of {len(data)} reproduced." in text
+    assert text.endswith((HERE / "reading.md").read_text("utf-8"))
+
+
 def test_a_finding_is_reproduced_only_if_it_is_on_every_seed(tmp_path: Path) -> None:
     hit, miss = Outcome(True, "hit", {"x": float("inf")}), Outcome(False, "miss <b>", {"x": 1.0})
     finding = Finding("made-up", 1, "Made up & tried", "c < d", "k", lambda bench: hit)
@@ -208,6 +236,8 @@ def test_headline_findings_alone_are_repeated_and_unknown_names_refused(tmp_path
     again = {name for name, repetition in plan.tasks if repetition == 2}
     assert again == {finding.name for finding in FINDINGS if finding.headline}
     assert {"reversal", "alpha", "strength"} <= again
+    assert len(plan.tasks) == len(set(plan.tasks)) == len(FINDINGS) + 2 * len(again)
+    assert [task for task in plan.tasks if task[0] == "reversal"] == [("reversal", k) for k in range(3)]
     with pytest.raises(ConfigError, match="no finding is called 'reversl'; expected one of reversal"):
         _ = Plan(tmp_path, Scale(), only=("reversl",)).findings
 

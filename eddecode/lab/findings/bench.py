@@ -88,7 +88,7 @@ class Scale:
             strengths=(20, 160, 1280),
             margins=(1.0, 0.2, 0.05),
             tilts=(1.0, 0.3),
-            cousins=(300, 600),
+            cousins=(600,),
         )
 
 

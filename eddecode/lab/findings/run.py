@@ -61,6 +61,8 @@ FINDINGS: tuple[Finding, ...] = (
     scaling.TRANSFER,
     scaling.SIZES,
 )
+EARLY = (scaling.SIZES.name,)
+"""Begun first: it trains other bases than the rest, the largest of all among them."""
 SEED_STEP = 1_000_000
 """Seeds of repetitions lie apart, so that those that a finding derives from its own never meet."""
 
@@ -98,13 +100,11 @@ class Plan:
 
     @property
     def tasks(self) -> list[tuple[str, int]]:
-        """(finding, repetition), the first repetition of everything first."""
-        return [
-            (finding.name, repetition)
-            for repetition in range(self.seeds)
-            for finding in self.findings
-            if repetition == 0 or finding.headline
-        ]
+        """(finding, repetition), the first repetition of everything first, in an order that keeps processes from
+        waiting for one another's base: `EARLY` first, and then each headline finding on all of its other seeds."""
+        first = sorted(self.findings, key=lambda finding: finding.name not in EARLY)
+        again = [(f.name, k) for f in self.findings if f.headline for k in range(1, self.seeds)]
+        return [(finding.name, 0) for finding in first] + again
 
 
 @dataclass(frozen=True)

@@ -139,7 +139,8 @@ def draw(outcomes: Sequence[Outcome]) -> Figure:
     for panel in (left, right):
         reach = panel.get_xlim()[0]
         panel.plot([reach, 0], [reach, 0], color=pictures.GREY, linewidth=0.8)
-        panel.set(xlabel="r/β", ylabel="with log Z, nats")
+        panel.set_xlabel("r/β")
+    left.set_ylabel("with log Z, nats")
     left.set_title("Mean of the log-ratio (dotted: log of the mean ratio)", loc="left", fontsize=10)
     right.set_title("Log of the ratio of rates", loc="left", fontsize=10)
     figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False)

@@ -96,7 +96,7 @@ def draw(outcomes: Sequence[Outcome]) -> Figure:
     figure, (panel,) = pictures.axes()
     pictures.bars(panel, [c["name"] for c in found], [pictures.Band(*c["ed"]) for c in found])
     panel.plot([100 * c["alone"] for c in found], range(len(found))[::-1], "|", color="black", markersize=16)
-    panel.set_xlabel("ED at its best α, rude and valid (black mark: what it is contrasted with, alone)")
+    panel.set_xlabel("ED at its best α, rude and valid (black mark: alone)")
     return figure
 
 
