@@ -17,7 +17,7 @@ import tiny
 import torch
 from rich.console import Console
 
-from eddecode import ModelPair, RenderedPrompt, Sampler, SamplingParams, trunk
+from eddecode import ModelPair, RenderedPrompt, Sampler, SamplingParams, trunk_parts
 from eddecode.audit.show_pair import print_pair
 from eddecode.compare import common_trunk, decoder_layers
 from eddecode.runner import PairRunner
@@ -157,7 +157,7 @@ def test_whatever_the_engine_asks_for_comes_out_as_from_two_models(arch: str) ->
 def test_prompts_longer_than_one_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     pair = pair_of("mistral")
     expected = two_passes(pair).generate(prompts(), mixed_params())
-    monkeypatch.setattr(trunk, "PREFILL_CHUNK", 5)
+    monkeypatch.setattr(trunk_parts, "PREFILL_CHUNK", 5)
     assert decoding.tokens(Sampler(pair).generate(prompts(), mixed_params())) == decoding.tokens(expected)
 
 
@@ -255,8 +255,10 @@ def test_a_text_that_both_models_read_is_read_by_the_trunk_once(monkeypatch: pyt
     runner = runner_for(pair_of()).fresh()
     assert isinstance(runner, TrunkRunner)
     read: list[Any] = []
-    real = trunk.Trunk.read
-    monkeypatch.setattr(trunk.Trunk, "read", lambda self, texts: read.append(texts) or real(self, texts))
+    real = trunk_parts.Trunk.read
+    monkeypatch.setattr(
+        trunk_parts.Trunk, "read", lambda self, texts: read.append(texts) or real(self, texts)
+    )
     one, two = decoding.ids(1, 4), decoding.ids(2, 7)
     kept = runner.prefill(BASE, [one])
     (again, _) = runner.prefill(ALIGNED, [one, two])
