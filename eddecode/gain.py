@@ -62,17 +62,21 @@ class Curve:
         """Take in a pass."""
         self._known.setdefault(tokens, Recent()).add(seconds)
 
+    def _seconds(self, known: int) -> float:
+        # Fewer tokens take no longer than more: what was held up at a number that is seldom read does not count.
+        return min(seconds.value(0.0) for tokens, seconds in self._known.items() if tokens >= known)
+
     def slope(self, otherwise: float) -> float:
         """Seconds that one more token costs; `otherwise`: a pass over one token, where none is known."""
-        few, many = min(self._known, default=0), max(self._known, default=0)
-        if few < many:
-            return max(0.0, (self._known[many].value(0.0) - self._known[few].value(0.0)) / (many - few))
-        return SLOPE * (self._known[few].value(0.0) if few else otherwise)
+        few = min(self._known, default=0)
+        first = self._seconds(few) if few else otherwise
+        rises = [(self._seconds(tokens) - first) / (tokens - few) for tokens in self._known if tokens > few]
+        return statistics.median(rises) if rises else SLOPE * first
 
     def at(self, tokens: int, otherwise: float) -> float:
         """Seconds of a pass over so many tokens, reckoned from the nearest number that is known."""
         near = min(self._known, key=lambda known: abs(known - tokens), default=1)
-        seconds = self._known[near].value(0.0) if self._known else otherwise
+        seconds = self._seconds(near) if self._known else otherwise
         return max(0.0, seconds + (tokens - near) * self.slope(otherwise))
 
     @property

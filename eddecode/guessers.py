@@ -87,13 +87,16 @@ class BaseGuesser:
 
     name, is_base, token_bytes = "base", True, 0
 
+    def __init__(self) -> None:
+        self._asked: tuple[list[Row], Draws] | None = None  # of the last step
+
     def share(self, engine: Engine) -> float:
         """The base's part of a step."""
         return engine.runner.base_share
 
     def fresh(self) -> BaseGuesser:
-        """It remembers nothing."""
-        return self
+        """Another one: rows differ."""
+        return BaseGuesser()
 
     def follow(self, rows: Sequence[Row]) -> None:
         """The base model is where the engine is."""
@@ -107,7 +110,9 @@ class BaseGuesser:
 
     def guesses(self, engine: Engine, rows: Sequence[Row]) -> Iterator[Column]:
         """See `Guesser.guesses`; each takes a pass."""
-        lengths, draws = engine.lengths()[0], alone(rows, engine.runner.device)
+        if self._asked is None or self._asked[0] != rows:
+            self._asked = list(rows), alone(rows, engine.runner.device)
+        lengths, draws = engine.lengths()[0], self._asked[1]
         tokens = torch.tensor([row.tokens[-1] for row in rows])
         for i in itertools.count():
             logits = engine.runner.extend(0, tokens[:, None], [length + i for length in lengths])[:, 0]
