@@ -121,3 +121,12 @@ def test_a_cache_that_cannot_be_written_is_replaced_by_a_private_folder(
     folder = compiler.cache_folder()
     assert folder.parent == tmp_path
     assert folder.stat().st_mode & 0o077 == 0
+
+
+def test_a_failure_is_remembered_without_those_whom_it_was_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    failure = UnavailableError("no C++ compiler")
+    monkeypatch.setattr(compiler, "_library", lambda: failure)
+    for _ in range(2):
+        with pytest.raises(UnavailableError, match=r"no C\+\+ compiler"):
+            compiler.library()
+    assert failure.__traceback__ is None

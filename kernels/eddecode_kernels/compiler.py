@@ -40,7 +40,7 @@ def library() -> ctypes.CDLL:
     """
     found = _library()
     if isinstance(found, UnavailableError):
-        raise found
+        raise UnavailableError(str(found))  # anew: one that is raised again keeps the frames of all its callers alive
     return found
 
 
