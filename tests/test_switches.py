@@ -308,8 +308,11 @@ SWITCHES = {
     "trunk": Switch(no_trunk, shared_trunk, pairs=("trunk",)),
     "base guesses": Switch(no_guesses, guesses, options=(("speculation", "base"),)),
     "ngram guesses": Switch(no_guesses, guesses, options=(("speculation", "ngram"),)),
+    "assistant guesses": Switch(
+        no_guesses, guesses, options=(("speculation", tiny.tiny_model(num_hidden_layers=1)),)
+    ),
 }
-GUESSERS = ("base guesses", "ngram guesses")
+GUESSERS = ("base guesses", "ngram guesses", "assistant guesses")
 
 
 def needed(chosen: Sequence[str]) -> set[str]:
