@@ -55,7 +55,7 @@ LADDER = {
     "30M": Shape(hidden=320, feed_forward=864, layers=8, heads=5),
     "58M": Shape(hidden=512, feed_forward=1376, layers=8, heads=8),
     "134M": MIDDLE,
-    "368M": Shape(hidden=1024, feed_forward=2816, layers=24, heads=16),
+    "374M": Shape(hidden=1024, feed_forward=2816, layers=24, heads=16),
 }
 
 
