@@ -168,9 +168,10 @@ def _on_validity(summary: Summary) -> str:
     )
     last = max((e for e in summary.line if e.condition == "ed"), key=lambda entry: float(entry.alpha))
     if last is not best and last.rates[judge].high < best.rates[judge].low:
+        left = f"only {100 * last.rates[judge].rate:.1f}% are" if last.rates[judge].flagged else "none is"
         said += (
-            f" There {100 * best.rates[judge].rate:.1f}% of the completions are valid; at α = {last.alpha} only "
-            f"{100 * last.rates[judge].rate:.1f}% are: too large an α makes babble."
+            f" There {100 * best.rates[judge].rate:.1f}% of the completions are valid; at α = {last.alpha} {left}: "
+            "too large an α makes babble."
         )
     return said
 
