@@ -63,24 +63,41 @@ struct Scratch {
 
 // Which of a chunk's tokens take the low-rank change.
 struct Changed {
-    const Pass& pass;
-    int64_t row, tokens;  // the first row, and the tokens that this chunk has of each
-    bool operator()(int64_t m) const {
-        const int64_t past = row + m / tokens - pass.changed;
-        return pass.every > 0 && past >= 0 && past % pass.every == 0;
+    int64_t tokens[CHUNK], count = 0;
+    Changed(const Pass& pass, int64_t row, int64_t tokens_of_row, int64_t M) {
+        for (int64_t m = 0; pass.every > 0 && m < M; ++m) {
+            const int64_t past = row + m / tokens_of_row - pass.changed;
+            if (past >= 0 && past % pass.every == 0) tokens[count++] = m;
+        }
     }
 };
 
 // thin[m·rank + j] = x·Aᵀ for all rows: few sums, cheaper than picking the rows that need them.
 template <class D>
 void thin_product(const Product& p, const typename D::T* x, int64_t M, float* thin) {
-#pragma omp for schedule(static) nowait
-    for (int64_t j = 0; j < p.rank; j += ROWS) {
-        float out[CHUNK * ROWS];
-        const int rows = int(std::min<int64_t>(ROWS, p.rank - j));
-        strip<D>((const typename D::T*)p.a + j * p.k, x, p.k, M, rows, out);
-        for (int64_t m = 0; m < M; ++m) std::memcpy(thin + m * p.rank + j, out + m * ROWS, rows * sizeof(float));
+    constexpr int64_t SHARE = 16;  // rows of x: there are too few rows of A to share them out alone
+#pragma omp for collapse(2) schedule(static) nowait
+    for (int64_t j = 0; j < p.rank; j += ROWS)
+        for (int64_t start = 0; start < M; start += SHARE) {
+            float out[SHARE * ROWS];
+            const int rows = int(std::min<int64_t>(ROWS, p.rank - j));
+            const int64_t count = std::min(SHARE, M - start);
+            strip<D>((const typename D::T*)p.a + j * p.k, x + start * p.k, p.k, count, rows, out);
+            for (int64_t m = 0; m < count; ++m)
+                std::memcpy(thin + (start + m) * p.rank + j, out + m * ROWS, rows * sizeof(float));
+        }
+}
+
+// out[m·16 + r] += thin·B for M of the changed tokens and outputs n … n+15.
+template <int M>
+void add_thin(const Product& p, int64_t n, int64_t rows, const float* thin, const int64_t* tokens, float* out) {
+    F16 sum[M];
+    for (F16& s : sum) s = F16{};
+    for (int64_t j = 0; j < p.rank; ++j) {
+        const F16 b = widen_part(p.b + j * p.n + n, rows);
+        for (int m = 0; m < M; ++m) sum[m] = Float32::multiply_add(sum[m], all(thin[tokens[m] * p.rank + j]), b);
     }
+    for (int m = 0; m < M; ++m) store(out + tokens[m] * ROWS, load(out + tokens[m] * ROWS) + sum[m]);
 }
 
 // Outputs n … n+15 of all rows, out[m·16 + r]; what stands beyond the last output is not defined.
@@ -93,14 +110,10 @@ void outputs(const Product& p, int64_t n, const typename D::T* x, int64_t M, con
         const F16 bias = widen_part(p.bias + n, rows);
         for (int64_t m = 0; m < M; ++m) store(out + m * ROWS, load(out + m * ROWS) + bias);
     }
-    if (!p.rank || !changed.pass.every) return;
-    for (int64_t m = 0; m < M; ++m) {
-        if (!changed(m)) continue;
-        F16 sum{};
-        for (int64_t j = 0; j < p.rank; ++j)
-            sum = Float32::multiply_add(sum, all(thin[m * p.rank + j]), widen_part(p.b + j * p.n + n, rows));
-        store(out + m * ROWS, load(out + m * ROWS) + sum);
-    }
+    if (!p.rank) return;
+    int64_t i = 0;
+    for (; i + 4 <= changed.count; i += 4) add_thin<4>(p, n, rows, thin, changed.tokens + i, out);
+    for (; i < changed.count; ++i) add_thin<1>(p, n, rows, thin, changed.tokens + i, out);
 }
 
 // done(n, rows, out) for every strip of a product, by the threads of the team; they do not wait for each other at the end.
@@ -143,7 +156,7 @@ struct Run {
     T* y;
     T *normed, *queries, *attended, *middle, *inner;
     float *projected, *thin;
-    Changed changed{pass, row, tokens};
+    Changed changed{pass, row, tokens, M};
 
     int64_t at(int64_t m) const { return (row + m / tokens) * pass.tokens + token + m % tokens; }
 
@@ -157,7 +170,7 @@ struct Run {
     // x·Aᵀ of the products that follow, one behind the other.
     template <class... Products>
     void thinned(const T* from, const Products&... products) const {
-        if (!pass.every) return;
+        if (!changed.count) return;
         float* to = thin;
         ((thin_product<D>(products, from, M, to), to += M * products.rank), ...);
 #pragma omp barrier
