@@ -17,6 +17,7 @@ from einops import rearrange
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
+from eddecode.memory import zeros
 from eddecode_kernels.block import Places
 
 LENGTH_STEP = 64  # buffers grow by that many positions, or by an eighth: growing is rare and waste is small
@@ -121,7 +122,7 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers ships no
 
 def _room(like: Tensor, slots: int, capacity: int) -> Tensor:
     # Zeros, not empty: a NaN left in fresh memory would survive the mask (NaN + −inf is NaN).
-    return like.new_zeros(slots, like.shape[1], capacity, like.shape[3])
+    return zeros(like, slots, like.shape[1], capacity, like.shape[3])
 
 
 def _between(index: tuple[Tensor, Tensor]) -> tuple[Tensor, slice, Tensor]:

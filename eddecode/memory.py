@@ -1,14 +1,18 @@
-"""How much memory there is, and whether an error says that there was not enough."""
+"""How much memory there is, how to take it, and whether an error says that there was not enough."""
 
 from __future__ import annotations
 
 import gc
+import math
+import mmap
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 SHARE = 0.5  # of the memory that is free now, for keys and values: activations and the user need some too
+OWN_PAGES = 1 << 18  # bytes from which a buffer is worth pages of its own
 
 # What could be had, not what lies idle: a checkpoint that was just read fills the page cache, and that gives way.
 MEMINFO = Path("/proc/meminfo")
@@ -70,6 +74,25 @@ def _groups() -> Iterator[tuple[Path, tuple[str, str, tuple[str, str]]]]:
         for part in path.strip("/").split("/"):
             folder /= part
             yield folder, names
+
+
+def zeros(like: Tensor, *shape: int) -> Tensor:
+    """Zeros of the dtype and on the device of a tensor, that take memory only where something is written.
+
+    On a CPU a large one is on pages of its own: what is freed goes back to the system at once, whereas the C library
+    keeps what it has been given back, and a buffer that grows would be held twice.
+
+    Raises:
+        MemoryError: the system has no room for it, on a CPU.
+    """
+    size = math.prod(shape) * like.dtype.itemsize
+    if like.device.type != "cpu" or size < OWN_PAGES or not hasattr(mmap, "MAP_ANONYMOUS"):
+        return like.new_zeros(shape)
+    try:
+        pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except OSError as error:
+        raise MemoryError(f"no room for {size:,} bytes of keys or values: {error}") from error
+    return torch.frombuffer(pages, dtype=like.dtype).view(shape)  # holds on to the pages
 
 
 def release_memory() -> None:

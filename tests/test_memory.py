@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import mmap
 from pathlib import Path
 
 import pytest
 import torch
 
 from eddecode import memory
+from eddecode.memory import is_out_of_memory, zeros
 
 
 @pytest.mark.parametrize(
@@ -94,3 +96,30 @@ def test_a_gpu_has_memory_of_its_own(groups: Path, monkeypatch: pytest.MonkeyPat
     (groups / "own").write_text("0::/\n")
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (7000, 8000))
     assert memory.free_bytes(torch.device("cuda")) == 7000
+
+
+@pytest.mark.skipif(not hasattr(mmap, "MAP_ANONYMOUS"), reason="pages cannot be asked of this system")
+def test_large_zeros_take_memory_only_where_they_are_written_and_give_it_back() -> None:
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE
+
+    before, size = resident(), 256 << 20
+    made = zeros(torch.empty(0, dtype=torch.bfloat16), 4, size // 8)
+    assert made.shape == (4, size // 8)
+    assert made.dtype == torch.bfloat16
+    assert resident() - before < size // 8
+    made[1] = 1
+    assert size // 8 < resident() - before < size // 2
+    assert made.sum() == size // 8
+    view = made[1, :10]
+    del made
+    assert view.sum() == 10  # a view holds on to the pages
+    del view
+    assert resident() - before < size // 8
+    assert zeros(torch.empty(0), 2, 3).tolist() == [[0.0] * 3] * 2  # small ones too
+
+
+def test_zeros_that_cannot_be_had_say_so() -> None:
+    with pytest.raises((MemoryError, RuntimeError)) as error:
+        zeros(torch.empty(0), 1 << 30, 1 << 26)
+    assert is_out_of_memory(error.value)
