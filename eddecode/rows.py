@@ -147,12 +147,6 @@ class Draws:
             return Draws.at([(row, position + 1) for row, position in self.places], self.device)
         return replace(self, places=[(row, position + 1) for row, position in self.places])
 
-    def alone(self) -> Draws:
-        """The same places under the base model alone."""
-        weights = torch.zeros_like(self.weights)
-        weights[0] = 1
-        return replace(self, weights=weights)
-
     def uniforms(self) -> Tensor:
         """(n,) float64."""
         values = [row.uniform(position) for row, position in self.places]

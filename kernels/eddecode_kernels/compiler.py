@@ -40,7 +40,8 @@ def library() -> ctypes.CDLL:
     """
     found = _library()
     if isinstance(found, UnavailableError):
-        raise UnavailableError(str(found))  # anew: one that is raised again keeps the frames of all its callers alive
+        # Anew: one that is raised again keeps the frames of all its callers alive.
+        raise UnavailableError(str(found))
     return found
 
 
