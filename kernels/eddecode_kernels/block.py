@@ -215,7 +215,7 @@ class Blocks:
         ):
             raise ValueError(
                 f"hidden states are {tuple(x.shape)}, keys (heads, size, dtype) {places.shapes} of {places.rows} rows "
-                f"in {len(places.pairs)} blocks; expected {(*common.shape, self.width)} contiguous, and {self.shape} in "
+                f"in {len(places.pairs)} blocks; expected {(*common.shape, self.width)} contiguous and {self.shape} in "
                 f"{len(self)} blocks"
             )
         each = (POINTER(_Pass) * len(passes))(*(pointer(one.struct) for one in passes))
