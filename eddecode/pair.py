@@ -261,7 +261,9 @@ class ModelPair:
          "tensors": only if asked for (reads every weight once):
                  {"identical": [names equal to the bit], "identical_bytes", "moved": {name: relative change},
                   "different_shape": [name], "not_in_memory": [name], "only_base": [name], "only_aligned": [name],
-                  "layers": [{"layer", "parameters", "identical": bool, "relative_change"}], "relative_change": of all}}
+                  "layers": [{"layer", "parameters", "identical": bool, "relative_change"}], "relative_change": of all,
+                  "trunk": None | leading layers in common: {"layers", "of", "parameters", "share", "layer_bytes",
+                  "cache_bytes_per_token"}}}
 
         A relative change is ‖aligned − base‖ / ‖base‖ (Frobenius); None where the base's tensor is all zeros.
         """
