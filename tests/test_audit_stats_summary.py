@@ -316,6 +316,9 @@ class Large:
     def prompts(self) -> list[Any]:
         return self.said
 
+    def decoded_in(self) -> list[dict[str, Any]]:
+        return [{"id": 1}]
+
     def flags(self, key: str, judges: Sequence[str]) -> Iterator[Any]:
         drawn = np.random.default_rng(int(1000 * uniform(key))).random((self.count, len(judges)))
         level = 0.3 + 0.4 * uniform(key)
