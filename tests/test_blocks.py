@@ -58,6 +58,7 @@ OTHERS = {
 @pytest.fixture(autouse=True)
 def _compiled_layers_pay(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("eddecode.layers.pays", lambda dtype: True)
+    monkeypatch.setattr("eddecode.head.pays", lambda dtype: True)
 
 
 def model_of(config: Any, dtype: torch.dtype = torch.float32, seed: int = 0) -> Any:

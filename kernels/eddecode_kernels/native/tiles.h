@@ -60,12 +60,23 @@ typename D::V get_part(const typename D::T* at, int64_t count) {
 // bit H of l is set, else to a. Four rounds turn 16 vectors into one that holds the sum of vector i in lane i.
 template <int H>
 F16 fold(F16 a, F16 b) {
+#if defined(__clang__)
+#define LOW(l) (((l) & ~H) + ((l) & H ? 16 : 0))
+#define EACH(of)                                                                                                       \
+    of(0), of(1), of(2), of(3), of(4), of(5), of(6), of(7), of(8), of(9), of(10), of(11), of(12), of(13), of(14), of(15)
+#define HIGH(l) (LOW(l) | H)
+    return __builtin_shufflevector(a, b, EACH(LOW)) + __builtin_shufflevector(a, b, EACH(HIGH));
+#undef LOW
+#undef HIGH
+#undef EACH
+#else
     I16 low, high;
     for (int lane = 0; lane < LANES; ++lane) {
         low[lane] = (lane & ~H) + (lane & H ? LANES : 0);
         high[lane] = low[lane] | H;
     }
     return __builtin_shuffle(a, b, low) + __builtin_shuffle(a, b, high);
+#endif
 }
 
 inline F16 sums_of(F16* v) {
