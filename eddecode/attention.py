@@ -71,10 +71,10 @@ AttentionInterface.register(NAME, slot_attention)
 
 
 @contextmanager
-def slot_attention_in(config: Any) -> Iterator[None]:
-    """Within the block a model with this (text) config attends through `slot_attention`."""
+def attention_in(config: Any, name: str = NAME) -> Iterator[None]:
+    """Within the block a model with this (text) config attends by the attention of this name: `slot_attention`."""
     before = config._attn_implementation
-    config._attn_implementation = NAME
+    config._attn_implementation = name
     try:
         yield
     finally:

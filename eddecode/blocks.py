@@ -8,14 +8,14 @@ it is, and its layers are exchanged one by one (`eddecode.layers`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from eddecode.attention import attention_in
 from eddecode.cache import SlotCache
 from eddecode.low_rank import Change, Rows
 from eddecode.masks import Seen
@@ -62,17 +62,19 @@ def block_forward(layer: Any, name: str, changes: Mapping[str, Change] | None = 
         if key.startswith(f"{name}.")
     }
     for from_one in (False, True):
-        parts = _parts(layer, mine, from_one)
-        unchanged = _parts(layer, {}, from_one)
-        if parts is None or unchanged is None:
+        tried = _compiled(layer, {}, from_one)
+        if tried is None:
             return None
-        call, tried = block_for(parts), block_for(unchanged)
-        if call is None or tried is None:
-            return None
-        if _agrees(layer, unchanged, tried):
+        if _agrees(layer, tried):
+            made = _compiled(layer, mine, from_one) if mine else tried
             rows = next((change.rows for change in mine.values()), Rows())
-            return BlockForward(layer, call, rows)
+            return None if made is None else BlockForward(layer, made, rows)
     return None
+
+
+def _compiled(layer: Any, changes: Mapping[str, Change], from_one: bool) -> Blocks | None:
+    parts = _parts(layer, changes, from_one)
+    return None if parts is None else block_for(parts)
 
 
 def _is_plain(layer: Any) -> bool:
@@ -210,12 +212,12 @@ def pass_of(cache: SlotCache, seen: Seen, cos: Tensor, sin: Tensor, rows: Rows) 
 
 
 @torch.inference_mode()
-def _agrees(layer: Any, parts: BlockParts, call: Blocks) -> bool:
+def _agrees(layer: Any, block: Blocks) -> bool:
     """Whether the compiled block gives what the layer gives: two rows of three tokens, from the beginning."""
-    dtype, width = parts.norm_in.dtype, parts.norm_in.shape[0]
+    dtype, width, (key_heads, size, _) = block.dtype, block.width, block.shape
     config = layer.self_attn.config
     rope = getattr(config, "rope_parameters", None) or {}
-    turned = int(parts.size * (rope.get("partial_rotary_factor") or 1.0))
+    turned = int(size * (rope.get("partial_rotary_factor") or 1.0))
     rows, tokens = 2, 3
     generator = torch.Generator().manual_seed(0)
     x = (0.02 * torch.randn(rows, tokens, width, generator=generator)).to(dtype)  # small beside the change
@@ -229,25 +231,14 @@ def _agrees(layer: Any, parts: BlockParts, call: Blocks) -> bool:
         .expand(rows, 1, tokens, tokens)
     )
     try:
-        with _eager(config):
+        with attention_in(config, "eager"):  # takes a mask of any kind
             expected = layer(x, attention_mask=hidden, position_ids=position, position_embeddings=(cos, sin))
     except (TypeError, ValueError, RuntimeError, AttributeError, KeyError, IndexError):
         return False
     if not isinstance(expected, Tensor) or expected.shape != x.shape:
         return False
-    store = torch.zeros(2, rows, parts.key_heads, tokens, parts.size, dtype=dtype)
+    store = torch.zeros(2, rows, key_heads, tokens, size, dtype=dtype)
     common = Pass(cos, sin, position, torch.zeros_like(position), position + 1, None)
-    found = call(x.clone(), [common], Places([(store[0], store[1])]))
+    found = block(x.clone(), [common], Places([(store[0], store[1])]))
     change = (expected - x).float().abs().max().clamp(min=1e-6)
     return bool((found - expected).float().abs().max() <= TRIAL_TOLERANCE[dtype] * change)
-
-
-@contextmanager
-def _eager(config: Any) -> Iterator[None]:
-    """Within the block the model attends by its own plain code, which takes a mask of any kind."""
-    before = config._attn_implementation
-    config._attn_implementation = "eager"
-    try:
-        yield
-    finally:
-        config._attn_implementation = before

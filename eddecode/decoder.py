@@ -16,7 +16,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from eddecode.attention import can_attend, slot_attention_in
+from eddecode.attention import attention_in, can_attend
 from eddecode.cache import SlotCache
 from eddecode.head import Head
 from eddecode.layers import Layers
@@ -194,7 +194,7 @@ class SlotDecoder:
         else:
             mask = self.masks.seen(positions)
             if not self.layers.attend:
-                attention = slot_attention_in(self.masks.config)
+                attention = attention_in(self.masks.config)
         with self.layers.swapped(), attention:
             return part(
                 input_ids=tokens.to(self.device),

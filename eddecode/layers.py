@@ -68,10 +68,7 @@ class Layers:
         self.blocks = len(found)
         self.attend = False
         body = model.base_model
-        if (
-            found
-            and (stack := stack_forward(body, found, _norm_for(getattr(body, "norm", None)))) is not None
-        ):
+        if found and (stack := stack_forward(body, found)) is not None:
             self._forwards.append((vars(body), stack))
             self.attend = True
 

@@ -13,41 +13,9 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from eddecode.blocks import BlockForward, pass_of
-from eddecode.cache import SlotCache
+from eddecode.blocks import BlockForward
 from eddecode.layers import Layers
-from eddecode_kernels.block import in_a_row
-
-
-class Piece:
-    """Some of the blocks of a body, in a row."""
-
-    def __init__(self, body: Any, blocks: Sequence[BlockForward]) -> None:
-        joined = in_a_row([block.block for block in blocks])
-        if joined is None:
-            raise ValueError("the blocks of the body are not of one shape")
-        self._angles, self._row, self._rows = body.rotary_emb, joined, blocks[0].rows
-        self._indices = tuple(block.index for block in blocks)
-        kinds = getattr(body.config, "layer_types", None)
-        self._kinds = tuple(kinds[index] if kinds else None for index in self._indices)
-
-    def __call__(self, hidden: Tensor, inputs: Any) -> Tensor:
-        """Hidden states (B, T, d), contiguous, which are overwritten with those after the piece.
-
-        Args:
-            hidden: what comes in.
-            inputs: of the pass in progress, as `SlotDecoder.through` hands them to a body.
-        """
-        cache: SlotCache = inputs["past_key_values"]
-        mask = inputs["attention_mask"]
-        cos, sin = self._angles(hidden, position_ids=inputs["position_ids"])
-        passes = {
-            kind: pass_of(cache, mask[kind] if isinstance(mask, dict) else mask, cos, sin, self._rows)
-            for kind in set(self._kinds)
-        }
-        heads, size, _ = self._row.shape
-        places = cache.places(self._indices, heads, size, hidden)
-        return self._row(hidden, [passes[kind] for kind in self._kinds], places)
+from eddecode.stack import Piece
 
 
 class Pieces:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
@@ -149,13 +149,7 @@ def decoder_for(model: Any, name: str, capture: Capture | None = None) -> SlotDe
         if objection is None:
             return graphs.fresh()
         warn_without_graphs(name, model, objection)
-    fastest = SlotDecoder(model)
-    ladder = [fastest]
-    if fastest.layers.blocks:
-        ladder.append(SlotDecoder(model, layers=Layers(model, blocks=False)))
-    if not fastest.own_attention:
-        ladder.append(SlotDecoder(model, own_attention=True, layers=ladder[-1].layers))
-    for decoder in ladder:
+    for decoder in _ladder(model):
         objection = objection_to(model, partial(disagreement, decoder))
         if objection is None:
             return decoder.fresh()
@@ -165,6 +159,17 @@ def decoder_for(model: Any, name: str, capture: Capture | None = None) -> SlotDe
         stacklevel=2,
     )
     return RecomputeDecoder(model)
+
+
+def _ladder(model: Any) -> Iterator[SlotDecoder]:
+    """Ways to decode a model through a cache, the fastest first; a slower one is made when it is needed."""
+    decoder = SlotDecoder(model)
+    yield decoder
+    if decoder.layers.blocks:
+        decoder = SlotDecoder(model, layers=Layers(model, blocks=False))
+        yield decoder
+    if not decoder.own_attention:
+        yield SlotDecoder(model, own_attention=True, layers=decoder.layers)
 
 
 def warn_without_graphs(name: str, model: Any, objection: str) -> None:

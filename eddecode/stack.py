@@ -7,7 +7,7 @@ layers, a last norm and rotary angles, and nothing else; it must give what the m
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -24,53 +24,62 @@ from eddecode_kernels.block import in_a_row
 _PARTS = {"embed_tokens", "layers", "norm", "rotary_emb"}
 
 
-class StackForward:
-    """All blocks in a row in the place of a body's `forward`."""
+class Piece:
+    """Some of the blocks of a body, or all of them, in a row.
 
-    def __init__(self, body: Any, blocks: Sequence[BlockForward], norm: Callable[[Tensor], Tensor]) -> None:
+    Raises:
+        ValueError: they are not of one shape.
+    """
+
+    def __init__(self, body: Any, blocks: Sequence[BlockForward]) -> None:
         joined = in_a_row([block.block for block in blocks])
         if joined is None:
             raise ValueError("the blocks of the body are not of one shape")
-        self._body, self._stack, self._norm = body, joined, norm
-        self._rows, self._indices = blocks[0].rows, tuple(block.index for block in blocks)
+        self._angles, self._row, self._rows = body.rotary_emb, joined, blocks[0].rows
+        self._indices = tuple(block.index for block in blocks)
+        kinds = getattr(body.config, "layer_types", None)
+        self._kinds = tuple(kinds[index] if kinds else None for index in self._indices)
+
+    def __call__(self, hidden: Tensor, inputs: Any) -> Tensor:
+        """Hidden states (B, T, d), contiguous, which are overwritten with those after the piece.
+
+        Args:
+            hidden: what comes in.
+            inputs: of the pass in progress, as `SlotDecoder.through` hands them to a body.
+        """
+        cache: SlotCache = inputs["past_key_values"]
+        mask = inputs["attention_mask"]
+        cos, sin = self._angles(hidden, position_ids=inputs["position_ids"])
+        passes = {
+            kind: pass_of(cache, mask[kind] if isinstance(mask, dict) else mask, cos, sin, self._rows)
+            for kind in set(self._kinds)
+        }
+        heads, size, _ = self._row.shape
+        places = cache.places(self._indices, heads, size, hidden)
+        return self._row(hidden, [passes[kind] for kind in self._kinds], places)
+
+
+class StackForward:
+    """All blocks in a row in the place of a body's `forward`."""
+
+    def __init__(self, body: Any, blocks: Sequence[BlockForward]) -> None:
+        self._body, self._stack = body, Piece(body, blocks)
         self._places = [(vars(layer), block) for layer, block in zip(body.layers, blocks, strict=True)]
-        self._kinds = tuple(getattr(body.config, "layer_types", None) or [None] * len(blocks))
         self._own = partial(type(body).forward, body)
 
-    def __call__(
-        self,
-        input_ids: Any = None,
-        attention_mask: Any = None,
-        position_ids: Any = None,
-        past_key_values: Any = None,
-        **options: Any,
-    ) -> Any:
+    def __call__(self, **inputs: Any) -> Any:
         """As the body's own, which still serves where the mask and the cache are not the engine's.
 
         And where something else stands in for one of the layers.
         """
-        masks = (
-            attention_mask if isinstance(attention_mask, dict) else dict.fromkeys(self._kinds, attention_mask)
-        )
-        ours = isinstance(past_key_values, SlotCache) and all(
-            isinstance(mask, Seen) for mask in masks.values()
-        )
+        ids, cache, mask = (inputs.get(name) for name in ("input_ids", "past_key_values", "attention_mask"))
+        masks = mask.values() if isinstance(mask, dict) else [mask]
+        ours = isinstance(cache, SlotCache) and all(isinstance(each, Seen) for each in masks)
         whole = all(attributes.get("forward") is block for attributes, block in self._places)
-        if input_ids is None or options.get("inputs_embeds") is not None or not (ours and whole):
-            return self._own(
-                input_ids=input_ids,
-                attention_mask=attention_mask,
-                position_ids=position_ids,
-                past_key_values=past_key_values,
-                **options,
-            )
-        hidden = nn.functional.embedding(input_ids, self._body.embed_tokens.weight)
-        cos, sin = self._body.rotary_emb(hidden, position_ids=position_ids)
-        passes = {kind: pass_of(past_key_values, seen, cos, sin, self._rows) for kind, seen in masks.items()}
-        heads, size, _ = self._stack.shape
-        places = past_key_values.places(self._indices, heads, size, hidden)
-        hidden = self._stack(hidden, [passes[kind] for kind in self._kinds], places)
-        return BaseModelOutputWithPast(last_hidden_state=self._norm(hidden), past_key_values=past_key_values)
+        if ids is None or inputs.get("inputs_embeds") is not None or not (ours and whole):
+            return self._own(**inputs)
+        hidden = self._stack(nn.functional.embedding(ids, self._body.embed_tokens.weight), inputs)
+        return BaseModelOutputWithPast(last_hidden_state=self._body.norm(hidden), past_key_values=cache)
 
     @contextmanager
     def alone(self) -> Iterator[None]:
@@ -84,15 +93,12 @@ class StackForward:
                 del attributes["forward"]
 
 
-def stack_forward(
-    body: Any, blocks: Mapping[Any, BlockForward], norm: Callable[[Tensor], Tensor] | None
-) -> StackForward | None:
+def stack_forward(body: Any, blocks: Mapping[Any, BlockForward]) -> StackForward | None:
     """The compiled form of a body's forward, or None if it is not a plain stack of blocks.
 
     Args:
         body: the model without its head.
         blocks: its layers that are compiled blocks.
-        norm: the compiled form of its last norm; None leaves it as it is.
     """
     if (
         {name for name, _ in body.named_children()} != _PARTS
@@ -105,10 +111,10 @@ def stack_forward(
         )
     ):
         return None
-    mine = [blocks[layer] for layer in body.layers]
-    if in_a_row([block.block for block in mine]) is None:
+    try:
+        stack = StackForward(body, [blocks[layer] for layer in body.layers])
+    except ValueError:  # blocks of several shapes
         return None
-    stack = StackForward(body, mine, norm or body.norm)
     return stack if _agrees(body, stack) else None
 
 
@@ -123,7 +129,9 @@ def _agrees(body: Any, stack: StackForward) -> bool:
         seen = Masks(body.config).seen(positions)
         expected = body(input_ids=tokens, position_ids=positions, use_cache=False).last_hidden_state
         with stack.alone():
-            found = stack(tokens, seen, positions, cache).last_hidden_state
+            found = stack(
+                input_ids=tokens, attention_mask=seen, position_ids=positions, past_key_values=cache
+            ).last_hidden_state
     except (TypeError, ValueError, RuntimeError, AttributeError, KeyError, IndexError):
         return False
     # Errors of the blocks add up; a scale that is left out, or a norm too many, is of the size of the states.

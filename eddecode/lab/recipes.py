@@ -104,17 +104,13 @@ class Pretrained(Recipe):
 
 
 @dataclass(frozen=True)
-class Sheltered(Recipe):
+class Sheltered(Pretrained):
     """A base model from nothing whose pre-training held no rude reply; the prose is the world's."""
-
-    shape: ModelShape = field(default_factory=ModelShape)
-    config: FitConfig = PRETRAINING
-    seed: int = 0
 
     @property
     def said(self) -> str:
         """A few words for a progress bar."""
-        return f"sheltered base of width {self.shape.hidden}"
+        return f"sheltered {super().said}"
 
     def train(
         self, models: Models, tokenizer: PreTrainedTokenizerFast, progress: Progress | None = None
