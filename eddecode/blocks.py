@@ -8,7 +8,7 @@ it is, and its layers are exchanged one by one (`eddecode.layers`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -20,8 +20,6 @@ from eddecode.cache import SlotCache
 from eddecode.low_rank import Change, Rows
 from eddecode.masks import Seen
 from eddecode_kernels.block import PRODUCTS, BlockParts, Blocks, Pass, Places, Product, block_for
-
-Forward = Callable[..., Any]
 
 # Relative to the largest change that the block makes. A wrong activation, scale or pairing of heads lies far above.
 TRIAL_TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 0.03}
@@ -97,8 +95,8 @@ def _parts(layer: Any, changes: Mapping[str, Change], from_one: bool) -> BlockPa
     activation = _ACTIVATIONS.get(
         type(getattr(layer.mlp, "act_fn", getattr(layer.mlp, "activation_fn", None))).__name__
     )
-    epsilon = getattr(norm, "variance_epsilon", getattr(norm, "eps", None))
-    if products is None or not size or scale is None or activation is None or not isinstance(epsilon, float):
+    epsilon = epsilon_of(norm)
+    if products is None or not size or scale is None or activation is None or epsilon is None:
         return None
     norms = [
         norm,
@@ -119,6 +117,12 @@ def _parts(layer: Any, changes: Mapping[str, Change], from_one: bool) -> BlockPa
         heads=products["query"].weight.shape[0] // size, key_heads=products["key"].weight.shape[0] // size, size=size,
         scale=float(scale),
     )  # fmt: skip
+
+
+def epsilon_of(norm: Any) -> float | None:
+    """What a normalisation layer adds to the mean square; families have two names for it."""
+    epsilon = getattr(norm, "variance_epsilon", getattr(norm, "eps", None))
+    return epsilon if isinstance(epsilon, float) else None
 
 
 def _products(layer: Any, changes: Mapping[str, Change]) -> dict[str, Product] | None:

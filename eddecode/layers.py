@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from eddecode.blocks import BlockForward, block_forward
+from eddecode.blocks import BlockForward, block_forward, epsilon_of
 from eddecode.low_rank import Change
 from eddecode.stack import stack_forward
 from eddecode_kernels.activation import silu_for
@@ -102,8 +102,8 @@ def _norm_for(module: Any) -> Callable[[Tensor], Tensor] | None:
     if not type(module).__name__.endswith("RMSNorm"):
         return None
     weight = getattr(module, "weight", None)
-    epsilon = getattr(module, "variance_epsilon", getattr(module, "eps", None))
-    if not isinstance(weight, Tensor) or not isinstance(epsilon, float) or weight.dim() != 1:
+    epsilon = epsilon_of(module)
+    if not isinstance(weight, Tensor) or epsilon is None or weight.dim() != 1:
         return None
     x = torch.linspace(-2, 3, 2 * weight.shape[0]).reshape(1, 2, -1).to(weight.dtype)
     for from_one in (False, True):

@@ -131,12 +131,12 @@ def draw(outcomes: Sequence[Outcome]) -> Figure:
     from eddecode.lab.findings import pictures
 
     found = outcomes[0].figures["methods"]
-    figure, (panel,) = pictures.axes()
-    rates = [pictures.Band(*m["ed"]) for m in found]
-    pictures.bars(panel, [m["name"] for m in found], rates)
-    panel.plot([100 * m["base"] for m in found], range(len(found))[::-1], "|", color="black", markersize=16)
-    panel.set_xlabel("ED at its best α, rude and valid (black mark: its base)")
-    return figure
+    return pictures.marked_bars(
+        [m["name"] for m in found],
+        [m["ed"] for m in found],
+        [m["base"] for m in found],
+        "ED at its best α, rude and valid (black mark: its base)",
+    )
 
 
 METHODS = Finding(

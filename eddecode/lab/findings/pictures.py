@@ -110,3 +110,14 @@ def svg(figure: Figure) -> str:
         figure.savefig(kept, format="svg", metadata={"Date": None})
     text = kept.getvalue()
     return text[text.index("<svg") :]
+
+
+def marked_bars(
+    names: Sequence[str], rates: Sequence[Sequence[float]], marks: Sequence[float], label: str
+) -> Figure:
+    """A bar with its interval for each name, and a black mark where it stands without ED; `rates` as for `Band`."""
+    figure, (panel,) = axes()
+    bars(panel, names, [Band(*rate) for rate in rates])
+    panel.plot([100 * mark for mark in marks], range(len(marks))[::-1], "|", color="black", markersize=16)
+    panel.set_xlabel(label)
+    return figure

@@ -93,11 +93,12 @@ def draw(outcomes: Sequence[Outcome]) -> Figure:
     from eddecode.lab.findings import pictures
 
     found = outcomes[0].figures["cousins"]
-    figure, (panel,) = pictures.axes()
-    pictures.bars(panel, [c["name"] for c in found], [pictures.Band(*c["ed"]) for c in found])
-    panel.plot([100 * c["alone"] for c in found], range(len(found))[::-1], "|", color="black", markersize=16)
-    panel.set_xlabel("ED at its best α, rude and valid (black mark: alone)")
-    return figure
+    return pictures.marked_bars(
+        [c["name"] for c in found],
+        [c["ed"] for c in found],
+        [c["alone"] for c in found],
+        "ED at its best α, rude and valid (black mark: alone)",
+    )
 
 
 WITHHELD = Finding(
