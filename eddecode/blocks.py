@@ -19,6 +19,7 @@ from eddecode.attention import attention_in
 from eddecode.cache import SlotCache
 from eddecode.low_rank import Change, Rows
 from eddecode.masks import Seen
+from eddecode.norms import epsilon_of
 from eddecode_kernels.block import PRODUCTS, BlockParts, Blocks, Pass, Places, Product, block_for
 
 # Relative to the largest change that the block makes. A wrong activation, scale or pairing of heads lies far above.
@@ -119,12 +120,6 @@ def _parts(layer: Any, changes: Mapping[str, Change], from_one: bool) -> BlockPa
     )  # fmt: skip
 
 
-def epsilon_of(norm: Any) -> float | None:
-    """What a normalisation layer adds to the mean square; families have two names for it."""
-    epsilon = getattr(norm, "variance_epsilon", getattr(norm, "eps", None))
-    return epsilon if isinstance(epsilon, float) else None
-
-
 def _products(layer: Any, changes: Mapping[str, Change]) -> dict[str, Product] | None:
     """The seven products by name; None if a layer is missing or not a plain linear one."""
     found: dict[str, Product] = {}
@@ -201,7 +196,9 @@ class BlockForward:
         if (
             attention_mask.common is None or attention_mask.angles is not cos
         ):  # the first that sees by this mask
-            attention_mask.common = pass_of(past_key_values, attention_mask, cos, sin, self.rows)
+            shape = (*past_key_values.positions.shape, cos.shape[-1])
+            angles = cos.expand(shape), sin.expand(shape)
+            attention_mask.common = pass_of(past_key_values, attention_mask, angles, self.rows)
             attention_mask.angles = cos
         heads, size, _ = self.block.shape
         places = past_key_values.places([self.index], heads, size, hidden_states)
@@ -209,10 +206,9 @@ class BlockForward:
         return self.block(x, [attention_mask.common], places)
 
 
-def pass_of(cache: SlotCache, seen: Seen, cos: Tensor, sin: Tensor, rows: Rows) -> Pass:
-    """What blocks need to know of the pass in progress; cos and sin (B or 1, T, turned)."""
-    shape = (*cache.positions.shape, cos.shape[-1])
-    return Pass(cos.expand(shape), sin.expand(shape), cache.positions, seen.first, seen.stop, rows.changed)
+def pass_of(cache: SlotCache, seen: Seen, angles: tuple[Tensor, Tensor], rows: Rows) -> Pass:
+    """What blocks need to know of the pass in progress; `angles` as `Pass` takes them."""
+    return Pass(*angles, cache.positions, seen.first, seen.stop, rows.changed)
 
 
 @torch.inference_mode()

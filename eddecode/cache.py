@@ -164,7 +164,8 @@ class SlotCache(Cache):  # type: ignore[misc]
         The lengths stay as they are until `advance`: a pass that fails can be repeated.
         """
         lengths = self.lengths[slots]
-        positions = torch.tensor(lengths)[:, None] + torch.arange(new)
+        starts = torch.tensor(lengths)[:, None]
+        positions = starts if new == 1 else starts + torch.arange(new)
         stop = max(lengths) + new
         self.reserve(len(self.lengths), stop)
         same = min(lengths) == max(lengths)
@@ -194,6 +195,11 @@ class SlotCache(Cache):  # type: ignore[misc]
     def positions(self) -> Tensor:
         """Where the pass in progress writes, (B, T)."""
         return self._window.positions
+
+    @property
+    def stop(self) -> int:
+        """All positions of the pass in progress are below this."""
+        return self._window.stop
 
     def _layer(self, layer_idx: int) -> SlotLayer:
         while len(self.layers) <= layer_idx:

@@ -179,30 +179,37 @@ class SlotDecoder:
 
     def _forward(self, cache: SlotCache, tokens: Tensor, keep: Tensor, slots: slice = slice(None)) -> Tensor:
         """Run the model over (B, T) new tokens; logits at the places `keep` (B, K) of each row, (B, K, V) float32."""
+        stack = None if self.own_attention else self.layers.straight
+        if stack is not None:
+            return self.head.at(stack.states(self._inputs(cache, tokens, slots)), keep)
         with self.head.keeping(keep):
             result = self.through(self.model, cache, tokens, slots)
         return self.head.kept(result.logits, keep)
 
     def through(self, part: Any, cache: SlotCache, tokens: Tensor, slots: slice = slice(None)) -> Any:
         """What `part`, the model or its body without the head, returns for (B, T) new tokens of slots of a cache."""
+        attention: AbstractContextManager[None] = nullcontext()
+        if not (self.own_attention or self.layers.attend):
+            attention = attention_in(self.masks.config)
+        with self.layers.swapped(), attention:
+            return part(**self._inputs(cache, tokens, slots))
+
+    def _inputs(self, cache: SlotCache, tokens: Tensor, slots: slice) -> dict[str, Any]:
+        """Open a pass, and say what a model takes for it."""
         window = cache.open(tokens.shape[1], slots)
         positions = window.positions.to(self.device)
-        attention: AbstractContextManager[None] = nullcontext()
         mask: Any
         if self.own_attention:
             mask = self.masks.build(positions, window.stop, self.model.dtype)
         else:
             mask = self.masks.seen(positions)
-            if not self.layers.attend:
-                attention = attention_in(self.masks.config)
-        with self.layers.swapped(), attention:
-            return part(
-                input_ids=tokens.to(self.device),
-                attention_mask=mask,
-                position_ids=positions,
-                past_key_values=cache,
-                use_cache=True,
-            )
+        return {
+            "input_ids": tokens.to(self.device),
+            "attention_mask": mask,
+            "position_ids": positions,
+            "past_key_values": cache,
+            "use_cache": True,
+        }
 
 
 class RecomputeDecoder:

@@ -53,7 +53,7 @@ class Head:
         before = vars(self.linear).get(name)
 
         def forward(hidden: Tensor) -> Tensor:
-            return self.project(_at(hidden, places))
+            return self.at(hidden, places)
 
         setattr(self.linear, name, forward)
         try:
@@ -67,6 +67,10 @@ class Head:
     def kept(self, logits: Tensor, places: Tensor) -> Tensor:
         """The logits at `places` (B, K) as (B, K, V) float32, for heads that could not be swapped too."""
         return (logits if self.exact else _at(logits, places)).float()
+
+    def at(self, hidden: Tensor, places: Tensor) -> Tensor:
+        """The logits at places (B, K) of hidden states (B, T, d), as (B, K, V) float32."""
+        return self.project(_at(hidden, places))
 
     def project(self, hidden: Tensor) -> Tensor:
         """Hidden states (B, K, d) of any float dtype to logits (B, K, V) float32."""

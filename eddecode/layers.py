@@ -12,15 +12,15 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from eddecode.blocks import BlockForward, block_forward, epsilon_of
+from eddecode.blocks import BlockForward, block_forward
+from eddecode.causal import is_body_and_head, is_changed
 from eddecode.low_rank import Change
-from eddecode.stack import stack_forward
+from eddecode.norms import norm_forward
+from eddecode.stack import StackForward, stack_forward
 from eddecode_kernels.activation import silu_for
 from eddecode_kernels.linear import linear_for, pays
-from eddecode_kernels.norm import rms_norm_for
 
 
 class Layers:
@@ -53,7 +53,7 @@ class Layers:
                 continue
             if module is head or hasattr(module, "_hf_hook"):
                 continue  # the head gives float32 (see `Head`); hooked layers may not have their weights here
-            small = _norm_for(module) or _activation_for(module, model)
+            small = norm_forward(module) or _activation_for(module, model)
             if small is not None:
                 self._forwards.append((vars(module), small))
             if type(module).forward is not nn.Linear.forward:
@@ -67,13 +67,22 @@ class Layers:
                 self._forwards.append((vars(module), forward))
         self.blocks = len(found)
         self.attend = False
+        self._straight: StackForward | None = None
+        self._around: tuple[Any, ...] = ()
         body = model.base_model
         if found and (stack := stack_forward(body, found)) is not None:
             self._forwards.append((vars(body), stack))
             self.attend = True
+            if is_body_and_head(model):
+                self._straight, self._around = stack, (model, body, head)
 
     def __len__(self) -> int:
         return len(self._forwards)
+
+    @property
+    def straight(self) -> StackForward | None:
+        """The whole body, where the model is nothing but its body and its head; None while more hangs on them."""
+        return self._straight if not any(map(is_changed, self._around)) else None
 
     @contextmanager
     def swapped(self) -> Iterator[None]:
@@ -94,28 +103,6 @@ def _block_for(
     if not hasattr(module, "self_attn") or model.device.type != "cpu" or not pays(model.dtype):
         return None
     return block_forward(module, name, changes)
-
-
-@torch.no_grad()
-def _norm_for(module: Any) -> Callable[[Tensor], Tensor] | None:
-    """The compiled form of a normalisation layer, if one of the known forms gives what the layer gives."""
-    if not type(module).__name__.endswith("RMSNorm"):
-        return None
-    weight = getattr(module, "weight", None)
-    epsilon = epsilon_of(module)
-    if not isinstance(weight, Tensor) or epsilon is None or weight.dim() != 1:
-        return None
-    x = torch.linspace(-2, 3, 2 * weight.shape[0]).reshape(1, 2, -1).to(weight.dtype)
-    for from_one in (False, True):
-        norm = rms_norm_for(weight, epsilon, from_one=from_one)
-        if norm is None:
-            return None
-        expected = module(x)
-        if expected.dtype == x.dtype and torch.allclose(
-            norm(x), expected, rtol=4 * torch.finfo(x.dtype).eps, atol=1e-6
-        ):
-            return norm
-    return None
 
 
 def _activation_for(module: Any, model: Any) -> Callable[[Tensor], Tensor] | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, TypeVar
 
 import torch
@@ -65,19 +66,29 @@ class Masks:
         return self._each(positions, Seen.of)
 
     def _each(self, positions: Tensor, make: Callable[[Tensor, Tensor], T]) -> T | dict[str, T]:
+        stop = positions + 1
+        if self._mixed:
+            return {kind: make(self._first(kind, positions), stop) for kind in self._kinds}
+        return make(self._first(self._kinds[0], positions), stop)
+
+    @cached_property
+    def _mixed(self) -> bool:
+        return getattr(self.config, "layer_types", None) is not None
+
+    @cached_property
+    def _kinds(self) -> list[str]:
+        """The kinds of the model's layers; looking up what a configuration lacks takes long."""
         config = self.config
         if "local" in (getattr(config, "attention_layers", None) or ()):
             # GPT-Neo windows its local layers by itself, from the end of the keys: wrong for the shorter rows.
             raise UnsupportedLayersError("local attention with a window of the model's own")
-        kinds = getattr(config, "layer_types", None)
-        if kinds is not None:
-            return {kind: make(self._first(kind, positions), positions + 1) for kind in set(kinds)}
-        kind = "full_attention"
+        if self._mixed:
+            return sorted(set(config.layer_types))
         if getattr(config, "sliding_window", None) is not None:
-            kind = "sliding_attention"
-        elif getattr(config, "attention_chunk_size", None) is not None:
-            kind = "chunked_attention"
-        return make(self._first(kind, positions), positions + 1)
+            return ["sliding_attention"]
+        if getattr(config, "attention_chunk_size", None) is not None:
+            return ["chunked_attention"]
+        return ["full_attention"]
 
     def _first(self, kind: str, positions: Tensor) -> Tensor:
         """The first key that each query sees in a layer of this kind, (B, T)."""

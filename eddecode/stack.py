@@ -16,9 +16,11 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
+from eddecode.angles import Angles
 from eddecode.blocks import TRIAL_TOLERANCE, BlockForward, pass_of
 from eddecode.cache import SlotCache
 from eddecode.masks import Masks, Seen
+from eddecode.norms import norm_forward
 from eddecode_kernels.block import in_a_row
 
 _PARTS = {"embed_tokens", "layers", "norm", "rotary_emb"}
@@ -35,7 +37,7 @@ class Piece:
         joined = in_a_row([block.block for block in blocks])
         if joined is None:
             raise ValueError("the blocks of the body are not of one shape")
-        self._angles, self._row, self._rows = body.rotary_emb, joined, blocks[0].rows
+        self._angles, self._row, self._rows = Angles(body.rotary_emb), joined, blocks[0].rows
         self._indices = tuple(block.index for block in blocks)
         kinds = getattr(body.config, "layer_types", None)
         self._kinds = tuple(kinds[index] if kinds else None for index in self._indices)
@@ -49,9 +51,9 @@ class Piece:
         """
         cache: SlotCache = inputs["past_key_values"]
         mask = inputs["attention_mask"]
-        cos, sin = self._angles(hidden, position_ids=inputs["position_ids"])
+        angles = self._angles(hidden, inputs["position_ids"], cache.stop)
         passes = {
-            kind: pass_of(cache, mask[kind] if isinstance(mask, dict) else mask, cos, sin, self._rows)
+            kind: pass_of(cache, mask[kind] if isinstance(mask, dict) else mask, angles, self._rows)
             for kind in set(self._kinds)
         }
         heads, size, _ = self._row.shape
@@ -66,6 +68,7 @@ class StackForward:
         self._body, self._stack = body, Piece(body, blocks)
         self._places = [(vars(layer), block) for layer, block in zip(body.layers, blocks, strict=True)]
         self._own = partial(type(body).forward, body)
+        self._norm = norm_forward(body.norm) or body.norm
 
     def __call__(self, **inputs: Any) -> Any:
         """As the body's own, which still serves where the mask and the cache are not the engine's.
@@ -78,8 +81,15 @@ class StackForward:
         whole = all(attributes.get("forward") is block for attributes, block in self._places)
         if ids is None or inputs.get("inputs_embeds") is not None or not (ours and whole):
             return self._own(**inputs)
-        hidden = self._stack(nn.functional.embedding(ids, self._body.embed_tokens.weight), inputs)
-        return BaseModelOutputWithPast(last_hidden_state=self._body.norm(hidden), past_key_values=cache)
+        return BaseModelOutputWithPast(last_hidden_state=self.states(inputs), past_key_values=cache)
+
+    def states(self, inputs: Mapping[str, Any]) -> Tensor:
+        """The hidden states after the last norm, (B, T, d), of a pass with the engine's own mask and cache."""
+        hidden = self._stack(
+            nn.functional.embedding(inputs["input_ids"], self._body.embed_tokens.weight), inputs
+        )
+        normed: Tensor = self._norm(hidden)
+        return normed
 
     @contextmanager
     def alone(self) -> Iterator[None]:

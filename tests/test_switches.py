@@ -21,7 +21,9 @@ import tiny
 import torch
 from decoding import tokens
 
+from eddecode.angles import Angles
 from eddecode.engine import Engine
+from eddecode.layers import Layers
 from eddecode.pair import ModelPair
 from eddecode.prompts import RenderedPrompt
 from eddecode.sampler import Sampler
@@ -212,6 +214,35 @@ def one_stack(patch: Patch, count: Callable[[], None]) -> None:
     patch.setattr(Blocks, "__call__", counted)
 
 
+def through_the_library(patch: Patch) -> None:
+    patch.setattr("eddecode.layers.is_body_and_head", lambda model: False)
+
+
+def straight(patch: Patch, count: Callable[[], None]) -> None:
+    def counted(layers: Layers) -> Any:
+        stack = found.__get__(layers)
+        if stack is not None:
+            count()
+        return stack
+
+    found = Layers.straight
+    patch.setattr(Layers, "straight", property(counted))
+
+
+def angles_worked_out(patch: Patch) -> None:
+    patch.setattr("eddecode.angles._stays", lambda kind: False)
+
+
+def angles_looked_up(patch: Patch, count: Callable[[], None]) -> None:
+    def counted(angles: Angles, *args: Any) -> Any:
+        if angles.by_position:
+            count()
+        return call(angles, *args)
+
+    call = Angles.__call__
+    patch.setattr(Angles, "__call__", counted)
+
+
 def reference_kernel(patch: Patch) -> None:
     patch.setenv("EDDECODE_KERNELS", "reference")
 
@@ -295,12 +326,18 @@ def guesses(patch: Patch, count: Callable[[], None]) -> None:
 
 SWITCHES = {
     "linear": made_by("eddecode.layers.linear_for", "eddecode.low_rank.linear_for"),
-    "norm": made_by("eddecode.layers.rms_norm_for"),
+    "norm": made_by("eddecode.norms.rms_norm_for"),
     "activation": made_by("eddecode.layers.silu_for"),
     "head": made_by("eddecode.head.linear_for"),
     "attention": Switch(no_attention, own_attention, compiled=True),
     "blocks": Switch(no_blocks, compiled_blocks, needs=("attention",), compiled=True),
     "stack": Switch(no_stack, one_stack, needs=("blocks",), pairs=("full", "lora"), compiled=True),
+    "straight": Switch(
+        through_the_library, straight, needs=("stack",), pairs=("full", "lora"), compiled=True
+    ),
+    "angles": Switch(
+        angles_worked_out, angles_looked_up, needs=("stack",), pairs=("full", "lora"), compiled=True
+    ),
     "kernel": Switch(reference_kernel, compiled_kernel, compiled=True),
     "batch": Switch(one_at_a_time, together, options=(("max_slots", 16),)),
     "prefixes": Switch(everyone_reads, read_once),
@@ -374,4 +411,4 @@ def test_tokens_and_probabilities_are_the_naive_ones(
         assert set(chosen) <= set(used) <= needed(chosen)
     else:
         assert {"kernel", "batch", "prefixes", "head", "blocks", chosen[-1]} <= set(used)
-        assert kind == "trunk" or "stack" in used
+        assert kind == "trunk" or {"stack", "straight", "angles"} <= set(used)

@@ -123,7 +123,7 @@ inline void stream(const typename D::T* w, const typename D::T* x, int64_t K, fl
         F16 s{};
         int64_t k = 0;
         for (; k + D::STEP <= K; k += D::STEP) {
-            __builtin_prefetch((const char*)(row + k) + FAR);
+            __builtin_prefetch((const char*)(row + k) + FAR, 0, 0);
             s = D::multiply_add(s, D::get(row + k), D::get(x + k));
         }
         if (k < K) s = D::multiply_add(s, get_part<D>(row + k, K - k), get_part<D>(x + k, K - k));

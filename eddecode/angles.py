@@ -1,0 +1,48 @@
+"""Rotary angles (RoPE, arXiv 2104.09864) by position, looked up where a model would work them out at every step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+STEP = 1024  # positions that a table grows by
+CHANGING = (
+    "dynamic",
+    "longrope",
+)  # kinds of RoPE whose angles depend on the longest text of the batch as well
+
+
+class Angles:
+    """Cosines and sines of a body's rotary module.
+
+    Attributes:
+        by_position: whether they depend on the position alone, and tables are handed out; else those of each token.
+    """
+
+    def __init__(self, module: Any) -> None:
+        self._module = module
+        self.by_position = _stays(getattr(module, "rope_type", None))
+        self._tables: tuple[Tensor, Tensor] | None = None
+
+    def __call__(self, hidden: Tensor, positions: Tensor, stop: int) -> tuple[Tensor, Tensor]:
+        """Cosines and sines, (P, turned) by position for at least `stop` positions, or (B, T, turned) by token.
+
+        Args:
+            hidden: of the dtype, and on the device, that they are wanted in.
+            positions: (B, T) int64, all below `stop`.
+        """
+        if not self.by_position:
+            cos, sin = self._module(hidden, position_ids=positions)
+            shape = (*positions.shape, cos.shape[-1])
+            return cos.expand(shape), sin.expand(shape)
+        if self._tables is None or len(self._tables[0]) < stop or self._tables[0].dtype != hidden.dtype:
+            every = torch.arange(-(-stop // STEP) * STEP, device=hidden.device)[None]
+            cos, sin = self._module(hidden, position_ids=every)
+            self._tables = cos[0].contiguous(), sin[0].contiguous()
+        return self._tables
+
+
+def _stays(kind: Any) -> bool:
+    return isinstance(kind, str) and not any(changing in kind for changing in CHANGING)
