@@ -18,7 +18,7 @@ class Angles:
     """Cosines and sines of a body's rotary module.
 
     Attributes:
-        by_position: whether they depend on the position alone, and tables are handed out; else those of each token.
+        by_position: whether they depend on the position alone, so that there can be tables.
     """
 
     def __init__(self, module: Any) -> None:
@@ -26,14 +26,15 @@ class Angles:
         self.by_position = _stays(getattr(module, "rope_type", None))
         self._tables: tuple[Tensor, Tensor] | None = None
 
-    def __call__(self, hidden: Tensor, positions: Tensor, stop: int) -> tuple[Tensor, Tensor]:
+    def __call__(self, hidden: Tensor, positions: Tensor, stop: int | None) -> tuple[Tensor, Tensor]:
         """Cosines and sines, (P, turned) by position for at least `stop` positions, or (B, T, turned) by token.
 
         Args:
             hidden: of the dtype, and on the device, that they are wanted in.
-            positions: (B, T) int64, all below `stop`.
+            positions: (B, T) int64.
+            stop: all positions are below this, and a table will do; None if only each token's own will.
         """
-        if not self.by_position:
+        if stop is None or not self.by_position:
             cos, sin = self._module(hidden, position_ids=positions)
             shape = (*positions.shape, cos.shape[-1])
             return cos.expand(shape), sin.expand(shape)

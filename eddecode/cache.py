@@ -17,7 +17,7 @@ from einops import rearrange
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-from eddecode.memory import zeros
+from eddecode.memory import side_by_side, zeros
 from eddecode_kernels.block import Places
 
 LENGTH_STEP = 64  # buffers grow by that many positions, or by an eighth: growing is rare and waste is small
@@ -142,10 +142,13 @@ class SlotCache(Cache):  # type: ignore[misc]
 
     def reserve(self, slots: int, capacity: int) -> None:
         """Have room for that many slots and positions; never shrinks (see `trim`)."""
-        slots, capacity = max(slots, self._reserved[0]), max(capacity, self._reserved[1])
+        self._resize(max(slots, self._reserved[0]), max(capacity, self._reserved[1]))
+
+    def _grow(self, slots: int, capacity: int) -> None:
+        """Have room for that many slots and positions, and for more positions to come."""
         if capacity > self._reserved[1]:
             capacity = -(-max(capacity, self._reserved[1] * 9 // 8) // LENGTH_STEP) * LENGTH_STEP
-        self._resize(slots, capacity)
+        self.reserve(slots, capacity)
 
     def trim(self) -> None:
         """Give back all memory that the occupied slots do not need."""
@@ -167,7 +170,7 @@ class SlotCache(Cache):  # type: ignore[misc]
         starts = torch.tensor(lengths)[:, None]
         positions = starts if new == 1 else starts + torch.arange(new)
         stop = max(lengths) + new
-        self.reserve(len(self.lengths), stop)
+        self._grow(len(self.lengths), stop)
         same = min(lengths) == max(lengths)
         occupied = slice(slots.start or 0, len(self.lengths), slots.step or 1)
         window = Window(positions, occupied, stop, lengths[0] if same else None)
@@ -219,7 +222,7 @@ class SlotCache(Cache):  # type: ignore[misc]
     def add(self, states: list[tuple[Tensor, Tensor]]) -> None:
         """Occupy the next slot with states from elsewhere: per layer keys and values (heads, length, head_dim)."""
         slot, length = len(self.lengths), states[0][0].shape[1]
-        self.reserve(slot + 1, length)
+        self._grow(slot + 1, length)
         while len(self.layers) < len(states):
             layer = SlotLayer()
             layer.reserve(*self._reserved)
@@ -233,10 +236,9 @@ class SlotCache(Cache):  # type: ignore[misc]
 
     def copy_out(self, slot: int, length: int) -> list[tuple[Tensor, Tensor]]:
         """The first `length` positions of a slot, as `add` takes them."""
-        return [
-            (layer.keys[slot, :, :length].clone(), layer.values[slot, :, :length].clone())
-            for layer in self.layers
-        ]
+        stores = [store for layer in self.layers for store in (layer.keys, layer.values)]
+        copies = side_by_side([store[slot, :, :length] for store in stores])
+        return list(zip(copies[::2], copies[1::2], strict=True))
 
     def remove(self, slot: int) -> None:
         """Vacate a slot; the last occupied slot moves into its place."""

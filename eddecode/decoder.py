@@ -21,6 +21,7 @@ from eddecode.cache import SlotCache
 from eddecode.head import Head
 from eddecode.layers import Layers
 from eddecode.masks import Masks
+from eddecode.memory import is_lazy
 
 PREFILL_CHUNK = 512  # tokens of one row per pass: bounds the attention scores of a long prompt
 
@@ -59,8 +60,8 @@ class Decoder(Protocol):
         """How many slots are occupied."""
         ...
 
-    def reserve(self, slots: int) -> None:
-        """Have room for that many rows."""
+    def reserve(self, slots: int, positions: int = 0) -> None:
+        """Have room for that many rows, which may come to have that many positions."""
         ...
 
     def add(self, prefix: Prefix) -> None:
@@ -145,9 +146,9 @@ class SlotDecoder:
         return len(self.cache.lengths)
 
     @torch.inference_mode()
-    def reserve(self, slots: int) -> None:
-        """See `Decoder.reserve`."""
-        self.cache.reserve(slots, 0)
+    def reserve(self, slots: int, positions: int = 0) -> None:
+        """See `Decoder.reserve`; positions to come only where they take no memory before they are written."""
+        self.cache.reserve(slots, positions if is_lazy(self.device) else 0)
 
     @torch.inference_mode()
     def add(self, prefix: Prefix) -> None:
@@ -236,7 +237,7 @@ class RecomputeDecoder:
         """See `Decoder.occupied`."""
         return len(self.rows)
 
-    def reserve(self, slots: int) -> None:
+    def reserve(self, slots: int, positions: int = 0) -> None:
         """Nothing is held."""
 
     def add(self, prefix: Prefix) -> None:

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from eddecode.decoder import Prefix
 from eddecode.errors import ContextError, EngineError
-from eddecode.memory import is_out_of_memory, release_memory
+from eddecode.gain import LONGEST
+from eddecode.memory import is_out_of_memory, release_memory, trim_heap
 from eddecode.rows import Draws, Request, Row
 from eddecode.runner import PairRunner
 from eddecode.speculative import Speculation
@@ -141,7 +142,7 @@ class Engine:
         ]
         draws = self._next_draws(entering)
         self._append(draws, self.draw(draws, logits))
-        self.runner.reserve(len(self.rows) + len(entering))
+        self.runner.reserve(len(self.rows) + len(entering), self._positions([*self.rows, *entering]))
         for row, key in zip(entering, keys, strict=True):
             if row.finish_reason is None:
                 self.runner.add([self._prefixes[part] for part in key])
@@ -150,6 +151,16 @@ class Engine:
                 self._finished.append(row)
             self.waiting.popleft()
             self._forget(key)
+        if not self._prefixes:  # all has been read, which took memory that decoding does not need
+            trim_heap()
+
+    def _positions(self, rows: Sequence[Row]) -> list[int]:
+        """Per model, how many positions the longest of these rows may come to have, with what may be guessed."""
+        guessed = 0 if self.speculation is None else LONGEST
+        return [
+            max(len(row.request.ids[model]) + row.request.params.max_new_tokens for row in rows) + guessed
+            for model in range(len(self.runner.names))
+        ]
 
     def _next_rows(self) -> list[Row]:
         """Waiting rows, in order, as many as slots and memory allow; one at least if nothing runs."""

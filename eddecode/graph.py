@@ -136,8 +136,8 @@ class GraphDecoder(SlotDecoder):
         return GraphDecoder(self.model, self.capture, layers=self.layers, idle=self.idle)
 
     @torch.inference_mode()
-    def reserve(self, slots: int) -> None:
-        """See `Decoder.reserve`."""
+    def reserve(self, slots: int, positions: int = 0) -> None:
+        """See `Decoder.reserve`; on a device positions to come would take memory now."""
         self._make_room(slots, 0)
 
     @torch.inference_mode()

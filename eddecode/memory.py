@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import math
 import mmap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -76,17 +78,23 @@ def _groups() -> Iterator[tuple[Path, tuple[str, str, tuple[str, str]]]]:
             yield folder, names
 
 
-def zeros(like: Tensor, *shape: int) -> Tensor:
-    """Zeros of the dtype and on the device of a tensor, that take memory only where something is written.
+def is_lazy(device: torch.device) -> bool:
+    """Whether large `zeros` on a device take memory only where something is written."""
+    return device.type == "cpu" and hasattr(mmap, "MAP_ANONYMOUS")
 
-    On a CPU a large one is on pages of its own: what is freed goes back to the system at once, whereas the C library
-    keeps what it has been given back, and a buffer that grows would be held twice.
+
+def zeros(like: Tensor, *shape: int) -> Tensor:
+    """Zeros of the dtype and on the device of a tensor.
+
+    On a CPU they take memory only where something is written, and a large one is on pages of its own: what is freed
+    goes back to the system at once, whereas the C library keeps what it has been given back, and a buffer that grows
+    would be held twice.
 
     Raises:
         MemoryError: the system has no room for it, on a CPU.
     """
     size = math.prod(shape) * like.dtype.itemsize
-    if like.device.type != "cpu" or size < OWN_PAGES or not hasattr(mmap, "MAP_ANONYMOUS"):
+    if not is_lazy(like.device) or size < OWN_PAGES:
         return like.new_zeros(shape)
     try:
         pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
@@ -95,8 +103,36 @@ def zeros(like: Tensor, *shape: int) -> Tensor:
     return torch.frombuffer(pages, dtype=like.dtype).view(shape)  # holds on to the pages
 
 
+def side_by_side(parts: Sequence[Tensor]) -> list[Tensor]:
+    """Copies of tensors, contiguous, in one buffer of `zeros` for each device and dtype: what goes together."""
+    copies: list[Tensor] = [torch.empty(0)] * len(parts)
+    for kind in {(part.device, part.dtype) for part in parts}:
+        members = [i for i, part in enumerate(parts) if (part.device, part.dtype) == kind]
+        sizes = [parts[i].numel() for i in members]
+        buffer = zeros(parts[members[0]], sum(sizes))
+        for i, room in zip(members, torch.split(buffer, sizes), strict=True):
+            copies[i] = room.view(parts[i].shape).copy_(parts[i])
+    return copies
+
+
 def release_memory() -> None:
     """Return what nobody holds to the device."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+    trim_heap()
+
+
+def trim_heap() -> None:
+    """Have the C library give back what was freed; it would keep what lies below anything still in use (glibc)."""
+    trim = getattr(_c_library(), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+
+@cache
+def _c_library() -> ctypes.CDLL | None:
+    try:
+        return ctypes.CDLL(None)
+    except (OSError, TypeError):  # no way to look into the running program (Windows)
+        return None

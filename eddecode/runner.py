@@ -90,10 +90,15 @@ class PairRunner:
             prefix.logits = prefix.logits.to(self.device)
         return prefixes
 
-    def reserve(self, slots: int) -> None:
-        """Have room for that many rows, so that adding them does not grow the buffers one by one."""
-        for decoder in self.decoders:
-            decoder.reserve(slots)
+    def reserve(self, slots: int, positions: Sequence[int] = ()) -> None:
+        """Have room for that many rows, so that adding them does not grow the buffers one by one.
+
+        Args:
+            slots: rows.
+            positions: per model, how many positions a row may come to have; empty if that is not known.
+        """
+        for decoder, most in zip(self.decoders, positions or [0] * len(self.decoders), strict=True):
+            decoder.reserve(slots, most)
 
     def add(self, prefixes: Sequence[Prefix]) -> None:
         """Occupy the next slot with a row that has read one prefix per model: in all models, or in none."""

@@ -17,7 +17,7 @@ from eddecode.capture import CudaGraph
 from eddecode.engine import Engine
 from eddecode.errors import ParamsError, PromptError
 from eddecode.given import GivenCompletions, collect
-from eddecode.memory import SHARE, free_bytes
+from eddecode.memory import SHARE, free_bytes, trim_heap
 from eddecode.prompts import Prompt, RenderedPrompt, Renderer, make_template
 from eddecode.rows import Request, Row
 from eddecode.runner import PairRunner
@@ -145,6 +145,7 @@ class Sampler:
         """The pair's runner, made on first use."""
         if self._runner is None:
             self._runner = runner_for(self.pair, CudaGraph if self.cuda_graphs else None)
+            trim_heap()  # its trials are over
         return self._runner
 
     def render(self, prompt: Prompt) -> RenderedPrompt:

@@ -75,9 +75,9 @@ class Half:
         with self.speaking():
             return self.backbone.extend(tokens, self.slots)
 
-    def reserve(self, slots: int) -> None:
+    def reserve(self, slots: int, positions: int = 0) -> None:
         """See `Decoder.reserve`."""
-        self.backbone.reserve(2 * slots)
+        self.backbone.reserve(2 * slots, positions)
 
     def add(self, prefix: Prefix) -> None:
         """See `Decoder.add`; the base's half of a row goes in first."""

@@ -51,7 +51,9 @@ class Piece:
         """
         cache: SlotCache = inputs["past_key_values"]
         mask = inputs["attention_mask"]
-        angles = self._angles(hidden, inputs["position_ids"], cache.stop)
+        positions = inputs["position_ids"]
+        written = cache.stop if positions is cache.positions else None  # a family may count otherwise
+        angles = self._angles(hidden, positions, written)
         passes = {
             kind: pass_of(cache, mask[kind] if isinstance(mask, dict) else mask, angles, self._rows)
             for kind in set(self._kinds)

@@ -60,7 +60,7 @@ class TrunkRunner(PairRunner):
     def _start(self, trunk: Trunk) -> None:
         self.trunk = trunk
         self._readings: WeakValueDictionary[Ids, Reading] = WeakValueDictionary()  # while a prefix has them
-        self._slots = 0
+        self._slots, self._positions = 0, 0
 
     def fresh(self) -> TrunkRunner:
         """See `PairRunner.fresh`."""
@@ -81,16 +81,16 @@ class TrunkRunner(PairRunner):
             prefix.logits = prefix.logits.to(self.device)
         return prefixes
 
-    def reserve(self, slots: int) -> None:
+    def reserve(self, slots: int, positions: Sequence[int] = ()) -> None:
         """See `PairRunner.reserve`."""
-        self._slots = slots
-        super().reserve(slots)
+        self._slots, self._positions = slots, max(positions, default=0)
+        super().reserve(slots, positions)
         self._reserve_rows(bool(self.trunk.cache.parts[ONLY_BASE]))
 
     @torch.inference_mode()
     def _reserve_rows(self, apart: bool) -> None:
         """Have room in the trunk for the rows of all slots, two of each where prompts differ."""
-        self.trunk.cache.reserve(self._slots * (2 if apart else 1), 0)
+        self.trunk.reserve(self._slots * (2 if apart else 1), self._positions)
 
     @torch.inference_mode()
     def add(self, prefixes: Sequence[Prefix]) -> None:

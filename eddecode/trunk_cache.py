@@ -51,7 +51,7 @@ class TrunkCache(SlotCache):
             self.parts[part].append(slot)
             return
         hole, length = len(self.lengths), states[0][0].shape[1]
-        self.reserve(hole + 1, length)
+        self._grow(hole + 1, length)
         self.lengths.append(0)
         for later in reversed(range(part + 1, len(self.parts))):
             if self.parts[later]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from decoding import GREEDY, ids, pair, prompt, sampler, tokens
 
 from eddecode import engine as engine_module
 from eddecode.engine import Engine
+from eddecode.cache import SlotLayer
 from eddecode.errors import ContextError, ParamsError
 from eddecode.rows import Request, Row
 from eddecode.runner import PairRunner
@@ -116,11 +118,11 @@ def test_memory_that_runs_out_halves_what_was_tried(monkeypatch: pytest.MonkeyPa
     assert len(made.rows) == 1
     real, failed = PairRunner.reserve, []
 
-    def short(self: PairRunner, slots: int) -> None:
+    def short(self: PairRunner, slots: int, positions: Sequence[int] = ()) -> None:
         if not failed:
             failed.append(slots)
             raise torch.OutOfMemoryError("CUDA out of memory")
-        real(self, slots)
+        real(self, slots, positions)
 
     monkeypatch.setattr(PairRunner, "reserve", short)
     made.step()
@@ -128,6 +130,24 @@ def test_memory_that_runs_out_halves_what_was_tried(monkeypatch: pytest.MonkeyPa
     assert made.max_slots == 6
     run(made)
     assert all(len(row.tokens) == 5 for row in rows)
+
+
+def test_buffers_are_as_long_as_they_will_have_to_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a CPU room takes no memory before it is written; a buffer that grows is copied."""
+    made = engine(max_slots=12)
+    rows = made.submit([request(i, max_new_tokens=150) for i in range(12)])
+    made.step()
+    assert len(made.rows) == 12
+    grown, real = [], SlotLayer._moved
+
+    def counted(old: torch.Tensor, slots: int, capacity: int) -> torch.Tensor:
+        grown.append(capacity)
+        return real(old, slots, capacity)
+
+    monkeypatch.setattr(SlotLayer, "_moved", staticmethod(counted))
+    run(made)
+    assert not grown
+    assert all(len(row.tokens) == 150 for row in rows)
 
 
 def test_nothing_is_queued_if_one_request_is_too_long() -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from eddecode import memory
-from eddecode.memory import is_out_of_memory, zeros
+from eddecode.memory import is_out_of_memory, side_by_side, zeros
 
 
 @pytest.mark.parametrize(
@@ -123,3 +123,16 @@ def test_zeros_that_cannot_be_had_say_so() -> None:
     with pytest.raises((MemoryError, RuntimeError)) as error:
         zeros(torch.empty(0), 1 << 30, 1 << 26)
     assert is_out_of_memory(error.value)
+
+
+def test_copies_lie_side_by_side_and_are_equal() -> None:
+    numbers = torch.arange(2 * 3 * 4 * 5).view(2, 3, 4, 5)
+    parts = [numbers[1, :, :2], numbers.bfloat16()[0, :, 1:], numbers[0, :1, :0], numbers[0, 2]]
+    copies = side_by_side(parts)
+    for copy, part in zip(copies, parts, strict=True):
+        assert copy.is_contiguous()
+        assert copy.dtype == part.dtype
+        assert torch.equal(copy, part)
+    assert copies[3].data_ptr() - copies[0].data_ptr() == copies[0].nbytes
+    numbers.zero_()
+    assert copies[3].any()

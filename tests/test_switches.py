@@ -235,9 +235,10 @@ def angles_worked_out(patch: Patch) -> None:
 
 def angles_looked_up(patch: Patch, count: Callable[[], None]) -> None:
     def counted(angles: Angles, *args: Any) -> Any:
-        if angles.by_position:
+        found = call(angles, *args)
+        if found[0].dim() == 2:  # by position
             count()
-        return call(angles, *args)
+        return found
 
     call = Angles.__call__
     patch.setattr(Angles, "__call__", counted)
