@@ -12,8 +12,8 @@ import torch
 from decoding import GREEDY, ids, pair, prompt, sampler, tokens
 
 from eddecode import engine as engine_module
-from eddecode.engine import Engine
 from eddecode.cache import SlotLayer
+from eddecode.engine import Engine
 from eddecode.errors import ContextError, ParamsError
 from eddecode.rows import Request, Row
 from eddecode.runner import PairRunner
