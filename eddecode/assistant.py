@@ -144,7 +144,7 @@ class AssistantGuesser:
     @staticmethod
     def _draw(engine: Engine, draws: Draws, logits: Tensor) -> Tensor:
         try:
-            return engine.draw(draws, [logits]).tokens.cpu()
+            return engine.draw(draws, [logits]).tokens
         except EngineError as error:
             raise EngineError(str(error).replace("the base model", "the assistant model")) from error
 

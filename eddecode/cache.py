@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from eddecode.memory import side_by_side, zeros
+from eddecode.sending import moved
 from eddecode_kernels.block import Places
 
 LENGTH_STEP = 64  # buffers grow by that many positions, or by an eighth: growing is rare and waste is small
@@ -40,7 +41,7 @@ class Window:
         """(rows, positions) as index tensors on the device of a layer: (B, 1) and (B, T) int64."""
         if device not in self._copies:
             rows = torch.arange(self.slots.stop, device=device)[self.slots, None]
-            self._copies[device] = rows, self.positions.to(device)
+            self._copies[device] = rows, moved(self.positions, device)
         return self._copies[device]
 
 

@@ -22,6 +22,7 @@ from eddecode.head import Head
 from eddecode.layers import Layers
 from eddecode.masks import Masks
 from eddecode.memory import is_lazy
+from eddecode.sending import moved
 
 PREFILL_CHUNK = 512  # tokens of one row per pass: bounds the attention scores of a long prompt
 
@@ -198,14 +199,14 @@ class SlotDecoder:
     def _inputs(self, cache: SlotCache, tokens: Tensor, slots: slice) -> dict[str, Any]:
         """Open a pass, and say what a model takes for it."""
         window = cache.open(tokens.shape[1], slots)
-        positions = window.positions.to(self.device)
+        positions = moved(window.positions, self.device)
         mask: Any
         if self.own_attention:
             mask = self.masks.build(positions, window.stop, self.model.dtype)
         else:
             mask = self.masks.seen(positions)
         return {
-            "input_ids": tokens.to(self.device),
+            "input_ids": moved(tokens, self.device),
             "attention_mask": mask,
             "position_ids": positions,
             "past_key_values": cache,

@@ -109,9 +109,9 @@ class Engine:
     def decode(self) -> None:
         """Decode one token for every row."""
         draws = self._draws or self._next_draws(self.rows)
-        tokens = torch.tensor([row.tokens[-1] for row in self.rows])
+        tokens = torch.tensor([[row.tokens[-1]] for row in self.rows])
         logits = self.runner.decode(tokens, self.lengths())
-        self._append(draws, self.draw(draws, logits))
+        self._append(draws, self.draw(draws, [after[:, 0] for after in logits]))
         self._draws = draws.next()
 
     def _next_draws(self, rows: Sequence[Row]) -> Draws:

@@ -116,7 +116,7 @@ class BaseGuesser:
         tokens = torch.tensor([row.tokens[-1] for row in rows])
         for i in itertools.count():
             logits = engine.runner.extend(0, tokens[:, None], [length + i for length in lengths])[:, 0]
-            tokens = engine.draw(replace(draws, places=places(rows, i)), [logits]).tokens.cpu()
+            tokens = engine.draw(replace(draws, places=places(rows, i)), [logits]).tokens
             yield Column(tokens.tolist(), levels(logits), logits)
 
 

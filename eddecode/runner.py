@@ -116,17 +116,17 @@ class PairRunner:
             decoder.remove(slot)
 
     def decode(self, tokens: Tensor, lengths: Sequence[Sequence[int]]) -> list[Tensor]:
-        """Append one token to every row.
+        """Append tokens to every row, in all models.
 
         Args:
-            tokens: (n,) int64, the token of each occupied slot.
+            tokens: (n, T) int64, those of each occupied slot.
             lengths: per model, how many tokens each row has read before. A pass that failed half-way is repeated
                 from there.
 
         Returns:
-            Per model (n, V_i) float32: the logits of the token after.
+            Per model (n, T, V_i) float32: the logits after each token.
         """
-        return [self.extend(model, tokens[:, None], before)[:, 0] for model, before in enumerate(lengths)]
+        return [self.extend(model, tokens, before) for model, before in enumerate(lengths)]
 
     def extend(self, model: int, tokens: Tensor, lengths: Sequence[int]) -> Tensor:
         """Append (n, T) tokens to every row of one model, of the given lengths before; logits after each, (n, T, V)."""

@@ -17,3 +17,10 @@ def sent(values: Sequence[Any], dtype: torch.dtype, device: torch.device) -> Ten
     """Numbers, or rows of numbers, as a tensor on a device, without waiting for the device."""
     host = torch.tensor(values, dtype=dtype, pin_memory=device.type == "cuda")
     return host.to(device, non_blocking=True)
+
+
+def moved(values: Tensor, device: torch.device) -> Tensor:
+    """A small tensor on a device, without waiting for the device."""
+    if values.device == device or device.type != "cuda" or values.device.type != "cpu":
+        return values.to(device)
+    return values.pin_memory().to(device, non_blocking=True)

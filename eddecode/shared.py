@@ -146,10 +146,10 @@ class SharedRunner(PairRunner):
             decoder.rewind(before)
         self._rows.changed = slice(ALIGNED, None, 2)
         try:
-            logits = self._backbone.extend(repeat(tokens, "n -> (n roles) 1", roles=2))
+            logits = self._backbone.extend(repeat(tokens, "n t -> (n roles) t", roles=2))
         finally:
             self._rows.changed = None
-        base, aligned = rearrange(logits, "(n roles) 1 v -> roles n v", roles=2).to(self.device)
+        base, aligned = rearrange(logits, "(n roles) t v -> roles n t v", roles=2).to(self.device)
         return [base, aligned]
 
     @property
@@ -173,7 +173,10 @@ class SharedRunner(PairRunner):
             runner.add([runner.prefill(role, [tuple(text[:length])])[0] for role in (BASE, ALIGNED)])
         pieces = torch.tensor([text[length : length + 3] for text, length in zip(texts, read, strict=True)])
         apart = [runner.extend(role, pieces[:, :2], read)[:, 1] for role in (BASE, ALIGNED)]
-        again, last = (runner.decode(pieces[:, i], [[length + i for length in read]] * 2) for i in (1, 2))
+        again, last = (
+            [logits[:, 0] for logits in runner.decode(pieces[:, [i]], [[length + i for length in read]] * 2)]
+            for i in (1, 2)
+        )
         return max(
             relative_error(torch.stack([first, second], dim=1), plain_logits(model, texts, read))
             for firsts in (apart, again)

@@ -175,9 +175,11 @@ class Speculation:
         guesses = [column.tokens for column in draft.columns[: draft.read]]
         read = torch.tensor([[row.tokens[-1] for row in rows], *guesses]).T.contiguous()  # (n, count)
         known = [column.logits for column in draft.columns if column.logits is not None]
-        passes = [torch.stack(known, dim=1)] if known else []  # (n, count, V) each
-        for model in range(len(passes), len(lengths)):
-            passes.append(engine.runner.extend(model, read, lengths[model]))
+        if known:  # the base has read them
+            others = [engine.runner.extend(model, read, lengths[model]) for model in range(1, len(lengths))]
+            passes = [torch.stack(known, dim=1), *others]  # (n, count, V) each
+        else:
+            passes = engine.runner.decode(read, lengths)
         ahead = [places(rows, i) for i in range(count)]
         draws = Draws.at([place for row in zip(*ahead, strict=True) for place in row], engine.runner.device)
         draw = engine.draw(draws, [rearrange(z, "n t v -> (n t) v") for z in passes])

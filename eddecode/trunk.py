@@ -136,13 +136,12 @@ class TrunkRunner(PairRunner):
         if rows[BASE] == rows[ALIGNED] and slots == sorted(slots):
             self.decoders[BASE].rewind(lengths[BASE])
             made: list[Any] = []
-            first = self.decoders[BASE].whole(cache, rows[BASE], tokens[:, None], made)
-            second = self._follow(ALIGNED, tokens[:, None], lengths[ALIGNED], layer_result(made))
-            return [first[:, 0].to(self.device), second[:, 0]]
-        hidden = self.trunk.run(cache, tokens[slots, None])
+            first = self.decoders[BASE].whole(cache, rows[BASE], tokens, made)
+            second = self._follow(ALIGNED, tokens, lengths[ALIGNED], layer_result(made))
+            return [first.to(self.device), second]
+        hidden = self.trunk.run(cache, tokens[slots])
         return [
-            self._follow(model, tokens[:, None], before, hidden[rows[model]])[:, 0]
-            for model, before in enumerate(lengths)
+            self._follow(model, tokens, before, hidden[rows[model]]) for model, before in enumerate(lengths)
         ]
 
     @torch.inference_mode()
@@ -206,15 +205,15 @@ class TrunkRunner(PairRunner):
         for row in zip(*prompts, strict=True):
             runner.add([runner.prefill(model, [tuple(ids)])[0] for model, ids in enumerate(row)])
         apart = [runner.extend(model, pieces[:, :2], read[model])[:, 1] for model in (BASE, ALIGNED)]
-        together = runner.decode(pieces[:, 2], [[length + 2 for length in column] for column in read])
+        together = runner.decode(pieces[:, 2:], [[length + 2 for length in column] for column in read])
         runner.remove(1)  # what is left are rows of both
-        once_more = runner.decode(pieces[:1, 2], [[column[0] + 2] for column in read])
+        once_more = runner.decode(pieces[:1, 2:], [[column[0] + 2] for column in read])
         errors = []
         for i, model in enumerate(self._models):
             texts = [[*p, *more.tolist()] for p, more in zip(prompts[i], pieces, strict=True)]
             expected = plain_logits(model, texts, read[i])  # (2, 2, V)
-            errors.append(relative_error(torch.stack([apart[i], together[i]], dim=1), expected))
-            errors.append(relative_error(once_more[i], expected[:1, 1]))
+            errors.append(relative_error(torch.stack([apart[i], together[i][:, 0]], dim=1), expected))
+            errors.append(relative_error(once_more[i][:, 0], expected[:1, 1]))
         return max(errors)
 
 

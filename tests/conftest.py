@@ -25,3 +25,20 @@ def pair_folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pictures of an audit are drawn after everything is on disk, take longest, and have tests of their own."""
     monkeypatch.setattr("eddecode.audit.run.write_curve", lambda *_: None)
+
+
+@pytest.fixture
+def on_a_tape(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No compiled layers, as on a GPU: a tape hears only what goes through torch. Small buckets, so that texts grow."""
+    from tape import Tape
+
+    from eddecode import cache, graph
+    from eddecode_kernels import compiler
+    from eddecode_kernels.problem import UnavailableError
+
+    monkeypatch.setattr(compiler, "_library", lambda: UnavailableError("switched off"))
+    monkeypatch.setenv("EDDECODE_KERNELS", "reference")
+    monkeypatch.setattr(cache, "LENGTH_STEP", 8)
+    monkeypatch.setattr(graph, "READ", 8)
+    monkeypatch.setattr(graph, "ROOM", 16)
+    Tape.recorded = Tape.played = 0

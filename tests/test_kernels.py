@@ -7,6 +7,7 @@ most about 20 where there is any mass). TOLERANCE bounds what that can move a cu
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -18,6 +19,8 @@ from scipy import stats
 
 from eddecode.errors import EngineError
 from eddecode_kernels import Draw, SamplingRows, contrast_and_sample
+from eddecode_kernels.dispatch import on_host, packed, unpacked
+from eddecode_kernels.problem import Outcome
 
 TOLERANCE = 4e-6
 BACKENDS = ("reference", "cpu")
@@ -383,3 +386,16 @@ def test_arguments_that_do_not_fit_are_named() -> None:
         EngineError, match="backend 'cuda' is unknown; expected one of auto, reference, cpu, triton"
     ):
         contrast_and_sample([z], one, rows, u, backend="cuda")  # type: ignore[arg-type]
+
+
+def test_an_outcome_is_packed_without_loss() -> None:
+    tokens = torch.tensor([0, 262_143, 2**31 + 1])
+    logprobs = torch.tensor([[-0.1, -math.inf, math.nan], [-1e-30, -3e38, 0.0], [-1.1, -2.2, -3.3]])
+    status = torch.tensor([0, 3, 5], dtype=torch.int32)
+    outcome = Outcome(tokens, logprobs, status)
+    found = unpacked(packed(outcome))
+    for name in ("tokens", "logprobs", "status"):
+        one, other = getattr(found, name), getattr(outcome, name)
+        assert one.dtype == other.dtype
+        torch.testing.assert_close(one, other, rtol=0, atol=0, equal_nan=True)
+    assert on_host(outcome) is outcome

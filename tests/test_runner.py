@@ -171,10 +171,10 @@ def test_a_pass_that_failed_in_the_second_model_is_repeated(monkeypatch: pytest.
     with monkeypatch.context() as patch:
         patch.setattr(SlotDecoder, "extend", short)
         with pytest.raises(torch.OutOfMemoryError):
-            runner.decode(torch.tensor([9]), [[4], [7]])
-    for model, logits in enumerate(runner.decode(torch.tensor([9]), [[4], [7]])):
+            runner.decode(torch.tensor([[9]]), [[4], [7]])
+    for model, logits in enumerate(runner.decode(torch.tensor([[9]]), [[4], [7]])):
         expected = reference.next_logits(decoding.pair().models[model], [*texts[model], 9])
-        torch.testing.assert_close(logits[0].double(), torch.from_numpy(expected), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(logits[0, 0].double(), torch.from_numpy(expected), rtol=1e-4, atol=1e-4)
 
 
 def test_a_fresh_runner_shares_the_models_and_no_slot() -> None:

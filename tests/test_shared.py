@@ -11,7 +11,7 @@ import pytest
 import tiny
 import torch
 
-from eddecode import ModelPair, Sampler, SamplingParams
+from eddecode import ModelPair, RenderedPrompt, Sampler, SamplingParams
 from eddecode.cache import SlotCache
 from eddecode.runner import PairRunner
 from eddecode.shared import SharedRunner, runner_for
@@ -77,6 +77,29 @@ def test_the_backbone_is_read_once_for_both(tmp_path: Path, monkeypatch: pytest.
     sampler.generate(decoding.prompt(1, 4, 6), SamplingParams(max_new_tokens=9, ignore_eos=True, n=3))
     # Each model reads its prompt; then rows of two each, the first one alone until it is known what a token takes.
     assert passes == [1, 1, 2, *[6] * 7, 4]
+
+
+def test_guesses_are_read_by_both_models_in_one_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pair = adapted(tmp_path)
+    params = SamplingParams(alpha=0.3, temperature=0, max_new_tokens=24, ignore_eos=True)
+    prompt = RenderedPrompt((5, 9, 7, 5, 9, 7, 5, 9), (8, 5, 9, 7, 5, 9))  # repeats itself
+    expected = two_backbones(pair).generate(prompt, params)
+    sampler = Sampler(pair, speculation="ngram")
+    made = sampler._speculation
+    assert made is not None
+    made.always = 3
+    sampler.runner  # noqa: B018  # trials are over before anything counts
+    passes: list[tuple[int, int]] = []
+    opened = SlotCache.open
+
+    def counted(self: SlotCache, new: int, *slots: Any) -> Any:
+        passes.append((len(self.lengths[slots[0]] if slots else self.lengths), new))
+        return opened(self, new, *slots)
+
+    monkeypatch.setattr(SlotCache, "open", counted)
+    assert decoding.tokens(sampler.generate(prompt, params)) == decoding.tokens(expected)
+    assert (2, 4) in passes  # two rows, the last token and three guesses
+    assert {rows for rows, _ in passes[2:]} == {2}
 
 
 def test_the_base_is_untouched(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ class Clock:
 
 
 class Timed(PairRunner):
-    """A pass over T tokens per row takes price(model, T) seconds; where `joint`, a plain step takes that instead."""
+    """A pass over T tokens per row takes price(model, T) seconds; where `joint`, a step of both models takes that."""
 
     clock: Clock
     price: Callable[[int, int], float]
@@ -43,7 +43,8 @@ class Timed(PairRunner):
         start = self.clock.now
         result = super().decode(tokens, lengths)
         if self.joint is not None:
-            self.clock.now = start + self.joint
+            more = self.price(1, tokens.shape[1]) - self.price(1, 1)
+            self.clock.now = start + self.joint + more
         return result
 
 

@@ -148,9 +148,11 @@ def test_whatever_the_engine_asks_for_comes_out_as_from_two_models(arch: str) ->
             kept = [rng.randint(1, 3) for _ in range(count)]
             lengths = [[n + k for n, k in zip(column, kept, strict=True)] for column in lengths]
         else:
-            new = torch.randint(0, tiny.VOCAB, (count,), generator=torch.Generator().manual_seed(step))
+            new = torch.randint(
+                0, tiny.VOCAB, (count, 1 + step % 2), generator=torch.Generator().manual_seed(step)
+            )
             agree([each.decode(new, lengths) for each in runners])
-            lengths = [[n + 1 for n in column] for column in lengths]
+            lengths = [[n + new.shape[1] for n in column] for column in lengths]
     assert [decoder.occupied for decoder in runners[1].decoders] == [len(lengths[0])] * 2
 
 

@@ -57,7 +57,7 @@ def contrast_and_sample(
             `triton` for tensors on a CUDA device and `cpu` for the rest, or `reference` where these cannot be had.
 
     Returns:
-        A `Draw`: tokens (B,) int64 and logprobs (N+1, B) float32.
+        A `Draw` on the CPU: tokens (B,) int64 and logprobs (N+1, B) float32. To read it is the one wait for a device.
 
     Raises:
         EngineError: shapes or dtypes do not fit together; the logits of a row are NaN or +inf where they count; a
@@ -65,7 +65,7 @@ def contrast_and_sample(
     """
     problem = Problem(tuple(logits), weights, rows, uniforms, vocabulary, forbidden or ())
     _check(problem)
-    return _raise(problem, _run(problem, backend))
+    return _raise(problem, on_host(_run(problem, backend)))
 
 
 def _run(problem: Problem, backend: Backend) -> Outcome:
@@ -133,8 +133,29 @@ def _check(problem: Problem) -> None:
             raise EngineError(f"forbidden names row {row} of {batch}; expected 0 to {batch - 1}")
 
 
+def on_host(outcome: Outcome) -> Outcome:
+    """An outcome on the CPU. From a CUDA device it comes in one piece: each wait is a gap in the device's work."""
+    device = outcome.status.device.type
+    if device == "cuda":
+        return unpacked(packed(outcome).cpu())
+    if device == "cpu":
+        return outcome
+    return Outcome(outcome.tokens.cpu(), outcome.logprobs.cpu(), outcome.status.cpu())
+
+
+def packed(outcome: Outcome) -> Tensor:
+    """(N+3, B) float64: tokens, status and log-probabilities, none of which it rounds."""
+    rows = outcome.tokens[None], outcome.status[None], outcome.logprobs
+    return torch.cat([row.double() for row in rows])
+
+
+def unpacked(numbers: Tensor) -> Outcome:
+    """The outcome that was packed."""
+    return Outcome(numbers[0].long(), numbers[2:].float(), numbers[1].int())
+
+
 def _raise(problem: Problem, outcome: Outcome) -> Draw:
-    """The draw, or an error that names the first row that has none."""
+    """The draw, or an error that names the first row that has none; `outcome` is on the CPU."""
     if not outcome.status.any():
         return Draw(outcome.tokens, outcome.logprobs)
     row = int(outcome.status.ne(0).int().argmax())

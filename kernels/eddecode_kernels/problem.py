@@ -39,7 +39,7 @@ class SamplingRows:
 
 @dataclass(frozen=True)
 class Draw:
-    """One token per row.
+    """One token per row, on the CPU.
 
     Attributes:
         tokens: (B,) int64, the ids that were drawn.
