@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-STEP = 1024  # positions that a table grows by
+STEP = 1024  # positions: a table's length is a multiple of that
 CHANGING = (
     "dynamic",
     "longrope",
@@ -15,7 +15,7 @@ CHANGING = (
 
 
 class Angles:
-    """Cosines and sines of a body's rotary module.
+    """Cosines and sines of a body's rotary module, whose frequencies are not to be changed.
 
     Attributes:
         by_position: whether they depend on the position alone, so that there can be tables.
@@ -38,11 +38,13 @@ class Angles:
             cos, sin = self._module(hidden, position_ids=positions)
             shape = (*positions.shape, cos.shape[-1])
             return cos.expand(shape), sin.expand(shape)
-        if self._tables is None or len(self._tables[0]) < stop or self._tables[0].dtype != hidden.dtype:
-            every = torch.arange(-(-stop // STEP) * STEP, device=hidden.device)[None]
+        tables = self._tables
+        if tables is None or len(tables[0]) < stop or tables[0].dtype != hidden.dtype:
+            most = max(stop, 0 if tables is None else len(tables[0]) * 5 // 4)
+            every = torch.arange(-(-most // STEP) * STEP, device=hidden.device)[None]
             cos, sin = self._module(hidden, position_ids=every)
-            self._tables = cos[0].contiguous(), sin[0].contiguous()
-        return self._tables
+            tables = self._tables = cos[0].contiguous(), sin[0].contiguous()
+        return tables
 
 
 def _stays(kind: Any) -> bool:

@@ -17,7 +17,7 @@ from einops import rearrange
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-from eddecode.memory import side_by_side, zeros
+from eddecode.memory import free_bytes, is_lazy, side_by_side, zeros
 from eddecode.sending import moved
 from eddecode_kernels.block import Places
 
@@ -60,22 +60,22 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers ships no
         self.keys, self.values = _room(key_states, *self.reserved), _room(value_states, *self.reserved)
         self.is_initialized = True
 
-    def reserve(self, slots: int, capacity: int) -> None:
-        """Have room for that many slots and positions from the next write on, keeping what is stored."""
+    def reserve(self, slots: int, capacity: int, used: tuple[int, int] = (0, 0)) -> None:
+        """Have room for that many slots and positions from the next write on, and keep those in use."""
         if (slots, capacity) == self.reserved:
             return
         if self.is_initialized:  # both or none: a failed allocation leaves the layer as it was
             self.keys, self.values = (
-                self._moved(self.keys, slots, capacity),
-                self._moved(self.values, slots, capacity),
+                self._moved(old, slots, capacity, used) for old in (self.keys, self.values)
             )
         self.reserved = (slots, capacity)
 
     @staticmethod
-    def _moved(old: Tensor, slots: int, capacity: int) -> Tensor:
+    def _moved(old: Tensor, slots: int, capacity: int, used: tuple[int, int]) -> Tensor:
+        """A copy of what is in use: to copy room that was never written to would take memory for it."""
         new = _room(old, slots, capacity)
-        slots, capacity = min(old.shape[0], new.shape[0]), min(old.shape[2], new.shape[2])
-        new[:slots, :, :capacity] = old[:slots, :, :capacity]
+        rows, length = used
+        new[:rows, :, :length] = old[:rows, :, :length]
         return new
 
     def update(
@@ -139,11 +139,37 @@ class SlotCache(Cache):  # type: ignore[misc]
         super().__init__(layer_class_to_replicate=SlotLayer)
         self.lengths: list[int] = []
         self._reserved = (0, 0)
+        self._expected = 0  # positions, from before it is known where they will be
         self._places: dict[Any, Places] = {}
 
     def reserve(self, slots: int, capacity: int) -> None:
         """Have room for that many slots and positions; never shrinks (see `trim`)."""
         self._resize(max(slots, self._reserved[0]), max(capacity, self._reserved[1]))
+
+    def expect(self, slots: int, positions: int) -> None:
+        """Have room for that many slots; and for the positions that they may come to have, if that takes no memory.
+
+        That is where large buffers take memory only as they are written. A buffer that grows is copied.
+        """
+        made = [layer for layer in self.layers if layer.is_initialized]
+        stores = [store for layer in made for store in (layer.keys, layer.values)]
+        if stores:
+            self._expect(slots, positions, stores)
+        else:
+            self._expected = positions
+            self.reserve(slots, 0)
+
+    def _expect(self, slots: int, positions: int, like: Sequence[Tensor]) -> None:
+        """As `expect`, with buffers like these (…, heads, positions, head_dim)."""
+        before, capacity = self._reserved
+        grows = slots > before
+        if (grows or positions > capacity) and all(is_lazy(t.device) for t in like):
+            if grows:  # all moves anyway, to buffers no longer than they have to be
+                capacity = max(self.lengths, default=0)
+            needed = positions * sum(t.shape[-3] * t.shape[-1] * t.dtype.itemsize for t in like)
+            if max(slots, before) * needed <= free_bytes(like[0].device):  # no more than could be filled
+                capacity = max(capacity, positions)
+        self._resize(max(slots, before), capacity)
 
     def _grow(self, slots: int, capacity: int) -> None:
         """Have room for that many slots and positions, and for more positions to come."""
@@ -157,10 +183,11 @@ class SlotCache(Cache):  # type: ignore[misc]
 
     def _resize(self, slots: int, capacity: int) -> None:
         if (slots, capacity) != self._reserved:
+            self._places.clear()  # the buffers move
+            used = len(self.lengths), max(self.lengths, default=0)
             for layer in self.layers:
-                layer.reserve(slots, capacity)
+                layer.reserve(slots, capacity, used)
             self._reserved = (slots, capacity)
-            self._places.clear()  # the buffers have moved
 
     def open(self, new: int, slots: slice = slice(None)) -> Window:
         """Prepare a pass that writes `new` tokens to every occupied slot, or to some; returns where they go.
@@ -223,6 +250,8 @@ class SlotCache(Cache):  # type: ignore[misc]
     def add(self, states: list[tuple[Tensor, Tensor]]) -> None:
         """Occupy the next slot with states from elsewhere: per layer keys and values (heads, length, head_dim)."""
         slot, length = len(self.lengths), states[0][0].shape[1]
+        if not self.layers:
+            self._expect(slot + 1, self._expected, [state for pair in states for state in pair])
         self._grow(slot + 1, length)
         while len(self.layers) < len(states):
             layer = SlotLayer()

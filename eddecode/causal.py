@@ -28,34 +28,36 @@ def is_changed(module: Any) -> bool:
 
 @torch.inference_mode()
 def _adds_nothing(model: Any, body: Any, head: Any) -> bool:
-    """Whether the head gets what the body gives, the body the ids that the model gets, and the caller the head's."""
-    width, ids = head.weight.shape[1], torch.tensor([[1, 0, 1]])
-    hidden = torch.linspace(-100, 100, 3 * width).to(head.weight.dtype).view(1, 3, width)
-    logits = torch.linspace(-100, 100, 3 * head.weight.shape[0]).view(
-        1, 3, -1
-    )  # float32, as `Head` gives them
-    given = hidden.clone(), logits.clone()
+    """Whether ids and positions reach the body as they are, its states the head, and the head's logits the caller."""
+    ids, positions = torch.tensor([[1, 0, 1]]), torch.tensor([[0, 1, 2]])
     got: dict[str, Any] = {}
 
     def run_body(**inputs: Any) -> BaseModelOutputWithPast:
-        got["ids"] = inputs.get("input_ids")
+        got["inputs"] = inputs.get("input_ids"), inputs.get("position_ids")
         return BaseModelOutputWithPast(last_hidden_state=hidden)
 
     def run_head(states: Tensor) -> Tensor:
         got["states"] = states
         return logits
 
-    vars(body)["forward"], vars(head)["forward"] = run_body, run_head
     try:
-        out = model(input_ids=ids, position_ids=torch.tensor([[0, 1, 2]]), use_cache=False).logits
+        vocabulary, width = head.weight.shape
+        hidden = torch.linspace(-100, 100, 3 * width).to(head.weight.dtype).view(1, 3, width)
+        logits = torch.linspace(-100, 100, 3 * vocabulary).view(
+            1, 3, vocabulary
+        )  # float32, as `Head` gives them
+        given = hidden.clone(), logits.clone()
+        vars(body)["forward"], vars(head)["forward"] = run_body, run_head
+        out = model(input_ids=ids, position_ids=positions, use_cache=False).logits
+        unchanged = torch.equal(hidden, given[0]) and torch.equal(logits, given[1])
     except (TypeError, ValueError, RuntimeError, AttributeError, KeyError, IndexError):
         return False
     finally:
-        del vars(body)["forward"], vars(head)["forward"]
-    unchanged = torch.equal(hidden, given[0]) and torch.equal(logits, given[1])
-    return (
-        unchanged and got.get("ids") is ids and _is_same(got.get("states"), hidden) and _is_same(out, logits)
-    )
+        for module in (body, head):
+            vars(module).pop("forward", None)
+    ids_in, positions_in = got.get("inputs", (None, None))
+    handed_on = ids_in is ids and positions_in is positions
+    return unchanged and handed_on and _is_same(got.get("states"), hidden) and _is_same(out, logits)
 
 
 def _is_same(found: Any, given: Tensor) -> bool:

@@ -21,7 +21,6 @@ from eddecode.cache import SlotCache
 from eddecode.head import Head
 from eddecode.layers import Layers
 from eddecode.masks import Masks
-from eddecode.memory import is_lazy
 from eddecode.sending import moved
 
 PREFILL_CHUNK = 512  # tokens of one row per pass: bounds the attention scores of a long prompt
@@ -148,8 +147,8 @@ class SlotDecoder:
 
     @torch.inference_mode()
     def reserve(self, slots: int, positions: int = 0) -> None:
-        """See `Decoder.reserve`; positions to come only where they take no memory before they are written."""
-        self.cache.reserve(slots, positions if is_lazy(self.device) else 0)
+        """See `Decoder.reserve`."""
+        self.cache.expect(slots, positions)
 
     @torch.inference_mode()
     def add(self, prefix: Prefix) -> None:
@@ -181,7 +180,7 @@ class SlotDecoder:
 
     def _forward(self, cache: SlotCache, tokens: Tensor, keep: Tensor, slots: slice = slice(None)) -> Tensor:
         """Run the model over (B, T) new tokens; logits at the places `keep` (B, K) of each row, (B, K, V) float32."""
-        stack = None if self.own_attention else self.layers.straight
+        stack = self.layers.straight if self.head.exact and not self.own_attention else None
         if stack is not None:
             return self.head.at(stack.states(self._inputs(cache, tokens, slots)), keep)
         with self.head.keeping(keep):

@@ -151,7 +151,7 @@ class Engine:
                 self._finished.append(row)
             self.waiting.popleft()
             self._forget(key)
-        if not self._prefixes:  # all has been read, which took memory that decoding does not need
+        if not self.waiting:  # all has been read, which took memory that decoding does not need
             trim_heap()
 
     def _positions(self, rows: Sequence[Row]) -> list[int]:

@@ -37,7 +37,7 @@ class Layers:
 
         Attributes:
             blocks: how many are exchanged.
-            attend: whether the exchanged ones do all the attention of a pass.
+            stack: the whole body as one call, or None.
         """
         head = model.get_output_embeddings()
         self._forwards: list[tuple[dict[str, Any], Callable[..., Any]]] = []
@@ -66,23 +66,28 @@ class Layers:
             if forward is not None:
                 self._forwards.append((vars(module), forward))
         self.blocks = len(found)
-        self.attend = False
-        self._straight: StackForward | None = None
-        self._around: tuple[Any, ...] = ()
+        self.stack: StackForward | None = None
+        self._around: tuple[Any, ...] | None = (
+            None  # the model, its body and its head, where it is no more than they
+        )
         body = model.base_model
         if found and (stack := stack_forward(body, found)) is not None:
             self._forwards.append((vars(body), stack))
-            self.attend = True
-            if is_body_and_head(model):
-                self._straight, self._around = stack, (model, body, head)
+            self.stack = stack
+            self._around = (model, body, head) if is_body_and_head(model) else None
 
     def __len__(self) -> int:
         return len(self._forwards)
 
     @property
+    def attend(self) -> bool:
+        """Whether the exchanged ones do all the attention of a pass."""
+        return self.stack is not None
+
+    @property
     def straight(self) -> StackForward | None:
         """The whole body, where the model is nothing but its body and its head; None while more hangs on them."""
-        return self._straight if not any(map(is_changed, self._around)) else None
+        return None if self._around is None or any(map(is_changed, self._around)) else self.stack
 
     @contextmanager
     def swapped(self) -> Iterator[None]:

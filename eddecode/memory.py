@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import gc
 import math
@@ -98,8 +99,10 @@ def zeros(like: Tensor, *shape: int) -> Tensor:
         return like.new_zeros(shape)
     try:
         pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    except OSError as error:
+    except (OSError, OverflowError) as error:
         raise MemoryError(f"no room for {size:,} bytes of keys or values: {error}") from error
+    with contextlib.suppress(OSError, AttributeError):  # where there are no huge ones
+        pages.madvise(mmap.MADV_NOHUGEPAGE)  # of which one number written would take two megabytes
     return torch.frombuffer(pages, dtype=like.dtype).view(shape)  # holds on to the pages
 
 

@@ -6,24 +6,23 @@ body, that it is embeddings, blocks, a last norm and rotary angles and nothing e
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from eddecode.blocks import BlockForward
 from eddecode.layers import Layers
-from eddecode.stack import Piece
+from eddecode.stack import Piece, StackForward
 
 
 class Pieces:
     """The two pieces of a model's body: `trunk`, of the first layers, and `tail`."""
 
-    def __init__(self, body: Any, blocks: Sequence[BlockForward], depth: int) -> None:
-        self._body = body
-        self.trunk, self.tail = Piece(body, blocks[:depth]), Piece(body, blocks[depth:])
+    def __init__(self, body: Any, stack: StackForward, depth: int) -> None:
+        self._body, self._stack = body, stack
+        self.trunk = Piece(body, stack.blocks[:depth], stack.angles)
+        self.tail = Piece(body, stack.blocks[depth:], stack.angles)
 
     def begin(self, inputs: Any) -> Tensor:
         """What the trunk makes of the ids in the inputs of a pass, (B, T, d)."""
@@ -35,16 +34,10 @@ class Pieces:
         """What the body returns where the trunk has made these hidden states, which are left as they are."""
         hidden = self.tail(hidden.clone(memory_format=torch.contiguous_format), inputs)
         return BaseModelOutputWithPast(
-            last_hidden_state=self._body.norm(hidden), past_key_values=inputs["past_key_values"]
+            last_hidden_state=self._stack.normed(hidden), past_key_values=inputs["past_key_values"]
         )
 
 
 def pieces_of(model: Any, layers: Layers, depth: int) -> Pieces | None:
     """The pieces of a model's body, or None where its layers are not exchanged for one stack of blocks."""
-    if not layers.attend:
-        return None
-    body = model.base_model
-    with layers.swapped():
-        blocks = [vars(layer).get("forward") for layer in body.layers]
-    known = [block for block in blocks if isinstance(block, BlockForward)]
-    return Pieces(body, known, depth) if len(known) == len(blocks) else None
+    return None if layers.stack is None else Pieces(model.base_model, layers.stack, depth)

@@ -20,7 +20,7 @@ def sent(values: Sequence[Any], dtype: torch.dtype, device: torch.device) -> Ten
 
 
 def moved(values: Tensor, device: torch.device) -> Tensor:
-    """A small tensor on a device, without waiting for the device."""
+    """A small tensor on a device; from the CPU to a CUDA device without waiting for the device."""
     if values.device == device or device.type != "cuda" or values.device.type != "cpu":
         return values.to(device)
     return values.pin_memory().to(device, non_blocking=True)

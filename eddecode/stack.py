@@ -19,6 +19,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 from eddecode.angles import Angles
 from eddecode.blocks import TRIAL_TOLERANCE, BlockForward, pass_of
 from eddecode.cache import SlotCache
+from eddecode.causal import is_changed
 from eddecode.masks import Masks, Seen
 from eddecode.norms import norm_forward
 from eddecode_kernels.block import in_a_row
@@ -33,11 +34,11 @@ class Piece:
         ValueError: they are not of one shape.
     """
 
-    def __init__(self, body: Any, blocks: Sequence[BlockForward]) -> None:
+    def __init__(self, body: Any, blocks: Sequence[BlockForward], angles: Angles) -> None:
         joined = in_a_row([block.block for block in blocks])
         if joined is None:
             raise ValueError("the blocks of the body are not of one shape")
-        self._angles, self._row, self._rows = Angles(body.rotary_emb), joined, blocks[0].rows
+        self._angles, self._row, self._rows = angles, joined, blocks[0].rows
         self._indices = tuple(block.index for block in blocks)
         kinds = getattr(body.config, "layer_types", None)
         self._kinds = tuple(kinds[index] if kinds else None for index in self._indices)
@@ -64,10 +65,16 @@ class Piece:
 
 
 class StackForward:
-    """All blocks in a row in the place of a body's `forward`."""
+    """All blocks in a row in the place of a body's `forward`.
+
+    Attributes:
+        blocks: the layers' compiled forms.
+        angles: of the body.
+    """
 
     def __init__(self, body: Any, blocks: Sequence[BlockForward]) -> None:
-        self._body, self._stack = body, Piece(body, blocks)
+        self.blocks, self.angles = blocks, Angles(body.rotary_emb)
+        self._body, self._stack = body, Piece(body, blocks, self.angles)
         self._places = [(vars(layer), block) for layer, block in zip(body.layers, blocks, strict=True)]
         self._own = partial(type(body).forward, body)
         self._norm = norm_forward(body.norm) or body.norm
@@ -90,8 +97,13 @@ class StackForward:
         hidden = self._stack(
             nn.functional.embedding(inputs["input_ids"], self._body.embed_tokens.weight), inputs
         )
-        normed: Tensor = self._norm(hidden)
-        return normed
+        return self.normed(hidden)
+
+    def normed(self, hidden: Tensor) -> Tensor:
+        """Hidden states after the last norm."""
+        norm = self._body.norm
+        found: Tensor = (norm if is_changed(norm) else self._norm)(hidden)
+        return found
 
     @contextmanager
     def alone(self) -> Iterator[None]:

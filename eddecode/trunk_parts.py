@@ -21,7 +21,6 @@ from eddecode.compare import decoder_layers
 from eddecode.decoder import PREFILL_CHUNK, Prefix, SlotDecoder
 from eddecode.errors import UnsupportedLayersError
 from eddecode.layers import Layers
-from eddecode.memory import is_lazy
 from eddecode.pieces import Pieces, pieces_of
 from eddecode.trunk_cache import JoinedCache, TailCache, TrunkCache
 
@@ -69,7 +68,7 @@ class Trunk:
 
     def reserve(self, rows: int, positions: int) -> None:
         """See `SlotDecoder.reserve`."""
-        self.cache.reserve(rows, positions if is_lazy(self.decoder.device) else 0)
+        self.cache.expect(rows, positions)
 
     def run(self, cache: SlotCache, tokens: Tensor, rows: slice = slice(None)) -> Tensor:
         """What the last layer makes of (B, T) new tokens of rows of a cache, (B, T, d); they count from then on."""

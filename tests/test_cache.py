@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from eddecode import cache as cache_module
 from eddecode.cache import LENGTH_STEP, SlotCache
+from eddecode.memory import is_lazy
 
 HEADS, KEY_DIM, VALUE_DIM, LAYERS = 2, 3, 5, 2
 
@@ -125,7 +128,7 @@ def test_it_grows_in_steps_and_gives_back_what_it_can() -> None:
 @pytest.mark.parametrize("fail_at", range(4))
 def test_growth_that_fails_half_way_loses_nothing(fail_at: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Memory runs out at each of the four buffers of two layers; the next try goes through."""
-    from eddecode import cache as module
+    module = cache_module
 
     model = Model()
     model.add(20)
@@ -163,3 +166,33 @@ def test_writing_outside_of_a_pass_is_refused() -> None:
     cache.add([(torch.zeros(1, 2, 4), torch.zeros(1, 2, 4))])
     with pytest.raises(RuntimeError, match=r"outside of SlotCache\.open"):
         cache.layers[0].update(torch.zeros(1, 1, 1, 4), torch.zeros(1, 1, 1, 4))
+
+
+@pytest.mark.skipif(not is_lazy(torch.device("cpu")), reason="memory is taken at once on this system")
+def test_room_that_is_expected_takes_memory_only_as_it_is_written() -> None:
+    states = [(torch.ones(2, 5, 64), torch.ones(2, 5, 64)) for _ in range(2)]
+    cache = SlotCache()
+    before = resident()
+    cache.expect(8, 20_000)
+    cache.add(states)
+    cache.expect(16, 30_000)  # moves to larger buffers
+    cache.add(states)
+    assert cache.nbytes() == 4 * 16 * 2 * 30_000 * 64 * 4
+    assert resident() - before < cache.nbytes() / 10
+    assert [tuple(keys.shape) for keys, _ in cache.copy_out(1, 5)] == [(2, 5, 64)] * 2
+    assert all(torch.equal(keys, states[0][0]) for slot in (0, 1) for keys, _ in cache.copy_out(slot, 5))
+
+
+def test_room_that_could_not_be_filled_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache_module, "free_bytes", lambda device: 1_000_000)
+    cache = SlotCache()
+    cache.expect(8, 1 << 60)
+    cache.add([(torch.ones(2, 5, 64), torch.ones(2, 5, 64))])
+    cache.expect(16, 1 << 60)
+    assert cache.nbytes() < 1_000_000
+
+
+def resident() -> int:
+    """Bytes of this process that are in memory."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmRSS"))

@@ -14,9 +14,22 @@ from eddecode.angles import STEP, Angles
 from eddecode.causal import is_body_and_head
 from eddecode.decoder import SlotDecoder
 from eddecode.layers import Layers
+from eddecode_kernels.linear import linear_for
 
 SHAPE: dict[str, Any] = {**tiny._GROUPED, "vocab_size": 97}
 TEXT = (5, 17, 3, 80, 41)
+
+
+needs_compiler = pytest.mark.skipif(
+    linear_for(torch.zeros(1, 1), None, torch.float32) is None,
+    reason="no C++ compiler: no body is run as one call",
+)
+
+
+@pytest.fixture(autouse=True)
+def _compiled_layers_pay(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("eddecode.layers.pays", lambda dtype: True)
+    monkeypatch.setattr("eddecode.head.pays", lambda dtype: True)
 
 
 def model_of(config: Any) -> Any:
@@ -58,22 +71,51 @@ def test_a_change_in_place_is_seen_too() -> None:
     assert not is_body_and_head(model)
 
 
-@pytest.mark.parametrize("where", ["model", "body", "head"])
+@needs_compiler
+@pytest.mark.parametrize("where", ["model", "body", "head", "norm"])
 def test_a_hook_is_honoured_whenever_it_comes(where: str) -> None:
     model = model_of(LlamaConfig(**SHAPE))
-    module = {"model": model, "body": model.model, "head": model.lm_head}[where]
+    modules = {"model": model, "body": model.model, "head": model.lm_head, "norm": model.model.norm}
+    module = modules[where]
     decoder = SlotDecoder(model)
-    if not decoder.layers.attend:
-        pytest.skip("no C++ compiler: no body is run as one call")
+    assert decoder.layers.straight is not None
     plain = decoder.prefill([TEXT])[0].logits
     calls: list[Any] = []
     handle = module.register_forward_hook(lambda *args: calls.append(args))
-    assert decoder.layers.straight is None
+    assert (decoder.layers.straight is None) == (where != "norm")
     torch.testing.assert_close(decoder.prefill([TEXT])[0].logits, plain, atol=1e-6, rtol=0)
     assert len(calls) == 1
     assert Layers(model).straight is None
     handle.remove()
     assert decoder.layers.straight is not None
+
+
+class Louder(torch.nn.Linear):
+    """A head with a forward pass of its own, which its weight says nothing of."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * 1.01
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_head_with_a_forward_pass_of_its_own_is_run(dtype: torch.dtype) -> None:
+    model = model_of(LlamaConfig(**SHAPE)).to(dtype)
+    plain = SlotDecoder(model).prefill([TEXT])[0].logits
+    model.lm_head.__class__ = Louder
+    louder = SlotDecoder(model).prefill([TEXT])[0].logits
+    ratio = (louder * plain).sum() / plain.square().sum()  # 97 roundings of at most 2^-8 each, of either sign
+    assert ratio == pytest.approx(1.01, abs=0.002)
+
+
+@needs_compiler
+def test_a_text_that_outgrows_the_table_of_angles() -> None:
+    model = model_of(LlamaConfig(**{**SHAPE, "max_position_embeddings": 2 * STEP}))
+    text = torch.randint(97, (STEP + 20,), generator=torch.Generator().manual_seed(1))
+    decoder = SlotDecoder(model)
+    decoder.add(decoder.prefill([tuple(text[: STEP - 2].tolist())])[0])
+    found = decoder.extend(text[None, STEP - 2 :])[0]
+    torch.testing.assert_close(found, model(input_ids=text[None]).logits[0, STEP - 2 :], atol=1e-4, rtol=0)
 
 
 ROPES: dict[str, Any] = {

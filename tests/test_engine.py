@@ -140,9 +140,9 @@ def test_buffers_are_as_long_as_they_will_have_to_be(monkeypatch: pytest.MonkeyP
     assert len(made.rows) == 12
     grown, real = [], SlotLayer._moved
 
-    def counted(old: torch.Tensor, slots: int, capacity: int) -> torch.Tensor:
+    def counted(old: torch.Tensor, slots: int, capacity: int, used: tuple[int, int]) -> torch.Tensor:
         grown.append(capacity)
-        return real(old, slots, capacity)
+        return real(old, slots, capacity, used)
 
     monkeypatch.setattr(SlotLayer, "_moved", staticmethod(counted))
     run(made)

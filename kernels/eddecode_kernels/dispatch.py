@@ -57,7 +57,7 @@ def contrast_and_sample(
             `triton` for tensors on a CUDA device and `cpu` for the rest, or `reference` where these cannot be had.
 
     Returns:
-        A `Draw` on the CPU: tokens (B,) int64 and logprobs (N+1, B) float32. To read it is the one wait for a device.
+        A `Draw` on the CPU: tokens (B,) int64 and logprobs (N+1, B) float32. It is the one wait for a CUDA device.
 
     Raises:
         EngineError: shapes or dtypes do not fit together; the logits of a row are NaN or +inf where they count; a
