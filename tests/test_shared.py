@@ -98,8 +98,8 @@ def test_guesses_are_read_by_both_models_in_one_pass(tmp_path: Path, monkeypatch
 
     monkeypatch.setattr(SlotCache, "open", counted)
     assert decoding.tokens(sampler.generate(prompt, params)) == decoding.tokens(expected)
-    assert (2, 4) in passes  # both rows of the prompt, the last token and three guesses
-    assert (1, 4) not in passes
+    assert (2, 3) in passes  # both rows of the prompt: the last token and two guesses
+    assert (1, 3) not in passes
 
 
 def test_the_base_is_untouched(tmp_path: Path) -> None:
