@@ -2,7 +2,8 @@
 
 Each call adds what fits into `--budget` seconds (and one round at least) to the first file of `benchmarks/results/`
 that is not complete, and its exit code is 0 once all are. Where (a) would take minutes a round it is left out: there it
-does what (b) does, at the same speed. `python -m benchmarks --from benchmarks/results/table/*.json` shows all of it.
+does what (b) does, at the same speed. `python -m benchmarks --from benchmarks/results/table/*.json` shows it; the base
+alone, compiled, is measured beside other contenders and has a file of its own.
 """
 
 from __future__ import annotations
@@ -15,16 +16,16 @@ from pathlib import Path
 from benchmarks.__main__ import MORE_TO_DO
 from benchmarks.__main__ import main as measure
 
-FOLDER = Path(__file__).parent / "results" / "table"
+FOLDER = Path(__file__).parent / "results"
 ALWAYS = "--no-memory --limit 120 --resume"
 FEW = "--contenders eddecode,processor,floor"
 PLAN = (
-    ("130M.json", "--sizes 130M --dtypes bf16 --tasks T1,T2,T3"),
-    ("130M.json", f"--sizes 130M --dtypes float32 --tasks T1,T2,T3 {FEW}"),
-    ("130M.json", f"--sizes 130M --dtypes bf16,float32 --pair lora --tasks T1,T2,T3 {FEW}"),
-    ("10M.json", "--sizes 10M --tasks T1,T2,T3"),
-    ("bundled.json", f"--sizes bundled --tasks T1,T2,T3,T4 {FEW}"),
-    ("scoring.json", f"--sizes 130M --pair full,lora --tasks T4 {FEW}"),
+    ("table/130M.json", "--sizes 130M --dtypes bf16 --tasks T1,T2,T3"),
+    ("table/130M.json", f"--sizes 130M --dtypes float32 --tasks T1,T2,T3 {FEW}"),
+    ("table/130M.json", f"--sizes 130M --dtypes bf16,float32 --pair lora --tasks T1,T2,T3 {FEW}"),
+    ("table/10M.json", "--sizes 10M --tasks T1,T2,T3"),
+    ("table/bundled.json", f"--sizes bundled --tasks T1,T2,T3,T4 {FEW}"),
+    ("table/scoring.json", f"--sizes 130M --pair full,lora --tasks T4 {FEW}"),
     ("compiled.json", "--sizes 130M --tasks T1,T2 --contenders eddecode,floor,compiled"),
 )
 
@@ -37,8 +38,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, default=2, help="default: 2")
     options = parser.parse_args(arguments)
     common = f"{ALWAYS} --budget {options.budget} --repeats {options.repeats} --threads {options.threads}"
-    FOLDER.mkdir(parents=True, exist_ok=True)
-    before = {path: path.read_bytes() for path in FOLDER.glob("*.json")}
+    (FOLDER / "table").mkdir(parents=True, exist_ok=True)
+    before = {path: path.read_bytes() for path in FOLDER.rglob("*.json")}
     for name, what in PLAN:
         path = FOLDER / name
         code = measure([*shlex.split(what), *shlex.split(common), "--out", str(path)])
