@@ -14,7 +14,6 @@ so weights that were not touched before, and pages that the C library holds back
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import gc
 import json
 import subprocess
@@ -122,12 +121,14 @@ def run(probe: Probe) -> dict[str, Any]:
 
 def start_counting(device: str) -> int:
     """Forget the peak so far; returns the bytes in use now."""
+    from eddecode.memory import trim_heap
+
     gc.collect()
     if torch.device(device).type == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
         return int(torch.cuda.memory_allocated(device))
-    _trim()
+    trim_heap()  # so that what is needed later shows
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # 5: reset the peak (man 5 proc)
     return _status("VmRSS")
 
@@ -137,13 +138,6 @@ def peak_bytes(device: str) -> int:
     if torch.device(device).type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
     return _status("VmHWM")
-
-
-def _trim() -> None:
-    """Let the C library give freed memory back, so that what is needed later shows."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
 
 
 def _status(field: str) -> int:

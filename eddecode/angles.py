@@ -8,10 +8,8 @@ import torch
 from torch import Tensor
 
 STEP = 1024  # positions: a table's length is a multiple of that
-CHANGING = (
-    "dynamic",
-    "longrope",
-)  # kinds of RoPE whose angles depend on the longest text of the batch as well
+# Kinds of RoPE whose angles depend on the longest text of the batch as well:
+CHANGING = ("dynamic", "longrope")
 
 
 class Angles:

@@ -162,14 +162,14 @@ class SlotCache(Cache):  # type: ignore[misc]
     def _expect(self, slots: int, positions: int, like: Sequence[Tensor]) -> None:
         """As `expect`, with buffers like these (…, heads, positions, head_dim)."""
         before, capacity = self._reserved
-        grows = slots > before
+        slots, grows = max(slots, before), slots > before
         if (grows or positions > capacity) and all(is_lazy(t.device) for t in like):
             if grows:  # all moves anyway, to buffers no longer than they have to be
                 capacity = max(self.lengths, default=0)
             needed = positions * sum(t.shape[-3] * t.shape[-1] * t.dtype.itemsize for t in like)
-            if max(slots, before) * needed <= free_bytes(like[0].device):  # no more than could be filled
+            if slots * needed <= free_bytes(like[0].device):  # no more than could be filled
                 capacity = max(capacity, positions)
-        self._resize(max(slots, before), capacity)
+        self._resize(slots, capacity)
 
     def _grow(self, slots: int, capacity: int) -> None:
         """Have room for that many slots and positions, and for more positions to come."""

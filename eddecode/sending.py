@@ -15,12 +15,11 @@ from torch import Tensor
 
 def sent(values: Sequence[Any], dtype: torch.dtype, device: torch.device) -> Tensor:
     """Numbers, or rows of numbers, as a tensor on a device, without waiting for the device."""
-    host = torch.tensor(values, dtype=dtype, pin_memory=device.type == "cuda")
-    return host.to(device, non_blocking=True)
+    return moved(torch.tensor(values, dtype=dtype), device)
 
 
 def moved(values: Tensor, device: torch.device) -> Tensor:
     """A small tensor on a device; from the CPU to a CUDA device without waiting for the device."""
-    if values.device == device or device.type != "cuda" or values.device.type != "cpu":
-        return values.to(device)
-    return values.pin_memory().to(device, non_blocking=True)
+    if device.type == "cuda" and values.device.type == "cpu":
+        return values.pin_memory().to(device, non_blocking=True)
+    return values.to(device)

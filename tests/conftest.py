@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before transformers is imported: nothing here may reach out
@@ -42,3 +44,11 @@ def on_a_tape(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(graph, "READ", 8)
     monkeypatch.setattr(graph, "ROOM", 16)
     Tape.recorded = Tape.played = 0
+
+
+@pytest.fixture(scope="module")
+def cheap_collection() -> Iterator[None]:
+    """Benchmarks collect garbage before each run: do not look through all of the libraries each time."""
+    gc.freeze()
+    yield
+    gc.unfreeze()

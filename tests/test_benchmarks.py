@@ -2,40 +2,27 @@
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+from benching import SHAPE, work_on
 
 from benchmarks import memory
 from benchmarks.compiled import CompiledFloor
 from benchmarks.contenders import CONTENDERS, OURS, SAMPLERS, USUAL, Eddecode, NotAvailable, do
-from benchmarks.pairs import CHANGE, RANK, BenchPair, Shape, build
+from benchmarks.pairs import CHANGE, RANK, BenchPair, build
 from benchmarks.roofline import bytes_to_hold, bytes_to_read, position_bytes
 from benchmarks.tasks import TASKS, Work
 
-SHAPE = Shape(hidden=32, feed_forward=48, layers=2, heads=4, vocabulary=300)
+pytestmark = pytest.mark.usefixtures("cheap_collection")
 PAIR_CONTENDERS = [OURS, "authors", "processor"]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cheap_collection() -> Iterator[None]:
-    """A run is preceded by a collection of garbage: do not look through all of the libraries each time."""
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture(scope="module", params=["full", "lora"])
 def pair(request: pytest.FixtureRequest) -> BenchPair:
     return build(SHAPE, "float32", request.param)
-
-
-def work_on(pair: BenchPair, task: str, **changes: Any) -> Work:
-    return replace(TASKS[task].work(pair, quick=True), **changes)
 
 
 @torch.inference_mode()

@@ -2,46 +2,37 @@
 
 from __future__ import annotations
 
-import gc
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from benching import SHAPE
 
 from benchmarks import growth, growth_picture
 from benchmarks.growth import Interrupted, Ours, Point, Steps
-from benchmarks.pairs import BenchPair, Shape, build
+from benchmarks.pairs import BenchPair, build
 from eddecode.sampler import Sampler
 
-SMALL = Shape(hidden=32, feed_forward=48, layers=2, heads=4, vocabulary=300)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cheap_collection() -> Iterator[None]:
-    """Garbage is collected before every point: do not look through all of the libraries each time."""
-    gc.freeze()
-    yield
-    gc.unfreeze()
+pytestmark = pytest.mark.usefixtures("cheap_collection")
 
 
 @pytest.fixture(scope="module")
 def pair() -> BenchPair:
-    return build(SMALL, "float32")
+    return build(SHAPE, "float32")
 
 
 @pytest.fixture
 def panels(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two small panels, on a clock that nobody waits for."""
-    point = Point(prompt=5, shape=SMALL)
+    point = Point(prompt=5, shape=SHAPE)
     monkeypatch.setattr(
         growth,
         "PANELS",
         {
-            "batch": {"1": point, "3": Point(rows=3, prompt=5, shape=SMALL, alternative=False)},
-            "alphas": {"1": point, "2": Point(alphas=2, prompt=5, shape=SMALL)},
+            "batch": {"1": point, "3": Point(rows=3, prompt=5, shape=SHAPE, alternative=False)},
+            "alphas": {"1": point, "2": Point(alphas=2, prompt=5, shape=SHAPE)},
         },
     )
     monkeypatch.setattr("benchmarks.measure.BUFFER_BYTES", {"cpu": 1 << 22})
@@ -59,7 +50,7 @@ def test_a_step_of_each_in_turn(pair: BenchPair, monkeypatch: pytest.MonkeyPatch
         return step
 
     monkeypatch.setattr(growth.time, "perf_counter", lambda: now[0])
-    point = Point(rows=2, prompt=5, shape=SMALL)
+    point = Point(rows=2, prompt=5, shape=SHAPE)
     ours = Ours(Sampler(pair.model_pair()), point, steps=4)
     monkeypatch.setattr(ours.engine, "step", takes("ours", 5.0))
     follow = Interrupted.__mro__[1].__call__
@@ -79,7 +70,7 @@ def test_the_first_steps_do_not_count() -> None:
 
 
 @pytest.mark.parametrize(
-    "point", [Point(rows=3, shape=SMALL, prompt=6), Point(alphas=4, shape=SMALL, prompt=6)]
+    "point", [Point(rows=3, shape=SHAPE, prompt=6), Point(alphas=4, shape=SHAPE, prompt=6)]
 )
 def test_all_rows_are_in_place_before_a_step_is_timed(pair: BenchPair, point: Point) -> None:
     ours = Ours(Sampler(pair.model_pair()), point, steps=3)
@@ -89,11 +80,11 @@ def test_all_rows_are_in_place_before_a_step_is_timed(pair: BenchPair, point: Po
         assert len(ours.engine.rows) == point.rows * point.alphas
     assert len(ours.steps.seconds) == 3
     with pytest.raises(RuntimeError, match="1 of 3 rows decode together"):
-        Ours(Sampler(pair.model_pair(), max_slots=1), Point(rows=3, shape=SMALL, prompt=6), steps=3)
+        Ours(Sampler(pair.model_pair(), max_slots=1), Point(rows=3, shape=SHAPE, prompt=6), steps=3)
 
 
 def test_parameters_are_those_of_the_model(pair: BenchPair) -> None:
-    assert growth.parameters(SMALL) == sum(p.numel() for p in pair.base.parameters())
+    assert growth.parameters(SHAPE) == sum(p.numel() for p in pair.base.parameters())
 
 
 def test_rounds_are_added_until_there_are_enough(

@@ -2,43 +2,30 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import statistics
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from benching import SHAPE, work_on
 
 import benchmarks.__main__ as command
 from benchmarks import memory, picture, report, store
 from benchmarks.contenders import CONTENDERS, OURS, USUAL, NotAvailable
 from benchmarks.measure import Prepared, Rounds, estimate, interleave, prepare, ratios
-from benchmarks.pairs import BenchPair, Shape, build
+from benchmarks.pairs import BenchPair, build
 from benchmarks.roofline import bytes_to_read
 from benchmarks.tasks import TASKS, Work
 
-SHAPE = Shape(hidden=32, feed_forward=48, layers=2, heads=4, vocabulary=300)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cheap_collection() -> Iterator[None]:
-    """A run is preceded by a collection of garbage: do not look through all of the libraries each time."""
-    gc.freeze()
-    yield
-    gc.unfreeze()
+pytestmark = pytest.mark.usefixtures("cheap_collection")
 
 
 @pytest.fixture(scope="module", params=["full", "lora"])
 def pair(request: pytest.FixtureRequest) -> BenchPair:
     return build(SHAPE, "float32", request.param)
-
-
-def work_on(pair: BenchPair, task: str, **changes: Any) -> Work:
-    return replace(TASKS[task].work(pair, quick=True), **changes)
 
 
 # Measuring ----------------------------------------------------------------------------------------------------------

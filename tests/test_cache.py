@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import random
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from process import resident
 
 from eddecode import cache as cache_module
 from eddecode.cache import LENGTH_STEP, SlotCache
@@ -190,9 +190,3 @@ def test_room_that_could_not_be_filled_is_not_taken(monkeypatch: pytest.MonkeyPa
     cache.add([(torch.ones(2, 5, 64), torch.ones(2, 5, 64))])
     cache.expect(16, 1 << 60)
     assert cache.nbytes() < 1_000_000
-
-
-def resident() -> int:
-    """Bytes of this process that are in memory."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmRSS"))

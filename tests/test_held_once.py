@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
+from process import resident
 
 from eddecode import ModelPair
 from eddecode.compare import share_identical
@@ -28,11 +29,6 @@ def blocks_of_their_own() -> Iterator[None]:
     set_option(threshold, 1 << 17)
     yield
     set_option(threshold, 1 << 25)
-
-
-def resident() -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmRSS"))
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads resident memory from Linux's /proc")

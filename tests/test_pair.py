@@ -11,6 +11,7 @@ import pytest
 import tiny
 import torch
 from pairs import logits, noted, rewrite, save_adapter
+from process import resident
 from transformers import AutoModelForCausalLM
 
 from eddecode import ModelPair
@@ -79,10 +80,6 @@ def test_loading_holds_no_tensor_twice(tmp_path: Path) -> None:
     folder = tiny.save_model(tmp_path / "model", model, tiny.tiny_tokenizer())
     weights = 2 * sum(p.nbytes for p in model.parameters())
     del model
-
-    def resident(field: str) -> int:
-        status = Path("/proc/self/status").read_text().splitlines()
-        return next(1024 * int(line.split()[1]) for line in status if line.startswith(field))
 
     before = resident("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew from here

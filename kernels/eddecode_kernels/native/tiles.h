@@ -114,6 +114,7 @@ inline void tile(const typename D::T* w, const typename D::T* x, int64_t K, floa
 }
 
 // 16 rows of W times one row of x, a row after the other: memory is read as it lies, which is as fast as it can be read.
+// What is fetched ahead is marked as not to be kept: the second cache is left to what is used again, such as keys.
 template <class D>
 inline void stream(const typename D::T* w, const typename D::T* x, int64_t K, float* out) {
     constexpr int64_t FAR = 8192;  // bytes ahead
