@@ -43,9 +43,8 @@ def _adds_nothing(model: Any, body: Any, head: Any) -> bool:
     try:
         vocabulary, width = head.weight.shape
         hidden = torch.linspace(-100, 100, 3 * width).to(head.weight.dtype).view(1, 3, width)
-        logits = torch.linspace(-100, 100, 3 * vocabulary).view(
-            1, 3, vocabulary
-        )  # float32, as `Head` gives them
+        # In float32, as `Head` gives them:
+        logits = torch.linspace(-100, 100, 3 * vocabulary).view(1, 3, vocabulary)
         given = hidden.clone(), logits.clone()
         vars(body)["forward"], vars(head)["forward"] = run_body, run_head
         out = model(input_ids=ids, position_ids=positions, use_cache=False).logits

@@ -67,9 +67,8 @@ class Layers:
                 self._forwards.append((vars(module), forward))
         self.blocks = len(found)
         self.stack: StackForward | None = None
-        self._around: tuple[Any, ...] | None = (
-            None  # the model, its body and its head, where it is no more than they
-        )
+        # The model, its body and its head, where it is no more than they:
+        self._around: tuple[Any, ...] | None = None
         body = model.base_model
         if found and (stack := stack_forward(body, found)) is not None:
             self._forwards.append((vars(body), stack))

@@ -90,7 +90,7 @@ class TrunkRunner(PairRunner):
     @torch.inference_mode()
     def _reserve_rows(self, apart: bool) -> None:
         """Have room in the trunk for the rows of all slots, two of each where prompts differ."""
-        self.trunk.reserve(self._slots * (2 if apart else 1), self._positions)
+        self.trunk.cache.expect(self._slots * (2 if apart else 1), self._positions)
 
     @torch.inference_mode()
     def add(self, prefixes: Sequence[Prefix]) -> None:

@@ -66,10 +66,6 @@ class Trunk:
         self.pieces = _pieces(decoder, depth)
         self.cache = TrunkCache()
 
-    def reserve(self, rows: int, positions: int) -> None:
-        """See `SlotDecoder.reserve`."""
-        self.cache.expect(rows, positions)
-
     def run(self, cache: SlotCache, tokens: Tensor, rows: slice = slice(None)) -> Tensor:
         """What the last layer makes of (B, T) new tokens of rows of a cache, (B, T, d); they count from then on."""
         made: list[Any] = []
