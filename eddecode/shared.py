@@ -17,7 +17,6 @@ from einops import rearrange, repeat
 from torch import Tensor
 
 from eddecode.capture import Capture
-from eddecode.compare import common_trunk
 from eddecode.decoder import Prefix, SlotDecoder
 from eddecode.graph import GraphDecoder
 from eddecode.layers import Layers
@@ -30,7 +29,6 @@ from eddecode.runner import (
     trial_texts,
     warn_without_graphs,
 )
-from eddecode.trunk import trunk_runner
 
 if TYPE_CHECKING:
     from eddecode.mixture import ModelGroup
@@ -198,13 +196,6 @@ def runner_for(pair: ModelGroup, capture: Capture | None = None) -> PairRunner:
             shared = SharedRunner(pair, factors, own_attention=own_attention)  # type: ignore[arg-type]
             if shared.objection() is None:
                 return shared
-    if (
-        len(pair.models) == 2 and pair.device.type == "cpu" and capture is None
-    ):  # on a GPU, steps of whole models can be captured
-        trunk = common_trunk(*pair.models)
-        runner = trunk_runner(pair, trunk.layers) if trunk else None  # type: ignore[arg-type]
-        if runner is not None:
-            return runner
     return PairRunner(pair, capture)
 
 

@@ -49,18 +49,12 @@ COMPILED = linear_for(torch.zeros(1, 1), None, torch.float32) is not None
 
 @lru_cache(maxsize=8)
 def pair_of(kind: str) -> ModelPair:
-    """Two checkpoints that differ in every tensor; base and low-rank change; or a trunk in common."""
+    """Two checkpoints that differ in every tensor; or base and low-rank change."""
     base = tiny.tiny_model("llama", num_hidden_layers=3)
     aligned = tiny.tiny_aligned(base)
     if kind == "lora":
         aligned, factors = low_rank(base)
         aligned.low_rank_factors = factors  # as loading an adapter leaves it
-    if kind == "trunk":
-        for mine, theirs in (
-            (aligned.model.embed_tokens, base.model.embed_tokens),
-            *zip(aligned.model.layers[:2], base.model.layers[:2], strict=True),
-        ):
-            mine.load_state_dict(theirs.state_dict())
     return ModelPair.from_models(base, aligned)
 
 
@@ -140,7 +134,7 @@ class Switch:
     off: Callable[[Patch], None]
     on: Callable[[Patch, Callable[[], None]], None]
     needs: tuple[str, ...] = ()
-    pairs: tuple[str, ...] = ("full", "lora", "trunk")
+    pairs: tuple[str, ...] = ("full", "lora")
     compiled: bool = False
     options: tuple[tuple[str, Any], ...] = ()
 
@@ -299,16 +293,6 @@ def shared_backbone(patch: Patch, count: Callable[[], None]) -> None:
     patch.setattr(SharedRunner, "decode", calling(SharedRunner.decode, count))
 
 
-def no_trunk(patch: Patch) -> None:
-    patch.setattr("eddecode.shared.trunk_runner", lambda *args: None)
-
-
-def shared_trunk(patch: Patch, count: Callable[[], None]) -> None:
-    runner = import_module("eddecode.trunk").TrunkRunner
-    patch.setattr(runner, "decode", calling(runner.decode, count))
-    patch.setattr(runner, "extend", calling(runner.extend, count))
-
-
 def no_guesses(patch: Patch) -> None:
     """Nothing: a sampler guesses only if it is told to."""
 
@@ -343,7 +327,6 @@ SWITCHES = {
     "batch": Switch(one_at_a_time, together, options=(("max_slots", 16),)),
     "prefixes": Switch(everyone_reads, read_once),
     "backbone": Switch(no_sharing, shared_backbone, pairs=("lora",)),
-    "trunk": Switch(no_trunk, shared_trunk, pairs=("trunk",)),
     "base guesses": Switch(no_guesses, guesses, options=(("speculation", "base"),)),
     "ngram guesses": Switch(no_guesses, guesses, options=(("speculation", "ngram"),)),
     "assistant guesses": Switch(
@@ -390,7 +373,7 @@ CASES = [
         chosen,
         id=f"{kind}-{chosen[0] if len(chosen) == 1 else f'all, {chosen[-1]}' if chosen else 'none'}",
     )
-    for kind in ("full", "lora", "trunk")
+    for kind in ("full", "lora")
     for chosen in states(kind)
 ]
 
@@ -412,4 +395,4 @@ def test_tokens_and_probabilities_are_the_naive_ones(
         assert set(chosen) <= set(used) <= needed(chosen)
     else:
         assert {"kernel", "batch", "prefixes", "head", "blocks", chosen[-1]} <= set(used)
-        assert kind == "trunk" or {"stack", "straight", "angles"} <= set(used)
+        assert {"stack", "straight", "angles"} <= set(used)
