@@ -16,7 +16,7 @@ from benchmarks.errors import NotAvailable
 from benchmarks.pairs import BenchPair
 from benchmarks.tasks import Work
 from eddecode.sampler import Sampler
-from eddecode.sampling import SamplingParams
+from eddecode.sampling.params import SamplingParams
 
 
 class Contender(Protocol):

@@ -38,10 +38,10 @@ from benchmarks.measure import Bandwidth
 from benchmarks.pairs import DTYPES, BenchPair, Shape, build, texts_of
 from benchmarks.roofline import position_bytes, step_weights
 from benchmarks.tasks import Work
-from eddecode.engine import Engine
-from eddecode.prompts import RenderedPrompt
+from eddecode.engine.engine import Engine
+from eddecode.prompts.types import RenderedPrompt
 from eddecode.sampler import Sampler
-from eddecode.sampling import SamplingParams
+from eddecode.sampling.params import SamplingParams
 
 STEPS = 8  # timed per point, round and contender
 WARM = 2  # taken before, and not timed

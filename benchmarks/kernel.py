@@ -16,7 +16,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from eddecode_kernels import Draw, SamplingRows, contrast_and_sample
+from eddecode.sampling.dispatch import contrast_and_sample
+from eddecode_kernels.types import Draw, SamplingRows
 
 FILTERS: dict[str, dict[str, float]] = {
     "none": {},

@@ -121,7 +121,7 @@ def run(probe: Probe) -> dict[str, Any]:
 
 def start_counting(device: str) -> int:
     """Forget the peak so far; returns the bytes in use now."""
-    from eddecode.memory import trim_heap
+    from eddecode.utils.memory import trim_heap
 
     gc.collect()
     if torch.device(device).type == "cuda":

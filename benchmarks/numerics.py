@@ -23,10 +23,10 @@ from torch import Tensor
 from transformers.utils import logging
 
 from benchmarks.pairs import BUNDLED, SIZES, build, bundled_present
-from eddecode.contrast import contrast, pair_weights
-from eddecode.head import Head
+from eddecode.execution.lm_head import Head
 from eddecode.sampler import Sampler
-from eddecode.sampling import SamplingParams
+from eddecode.sampling.contrast import contrast, pair_weights
+from eddecode.sampling.params import SamplingParams
 
 ALPHAS = (0.3, 1.0, 2.0)
 ROUNDINGS = ("float32 head", "bf16 logits")

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from eddecode.errors import ConfigError
-from eddecode.pair import ModelPair
-from eddecode.prompts import RenderedPrompt
+from eddecode.models.pair import ModelPair
+from eddecode.prompts.types import RenderedPrompt
 
 VARIANTS = ("full", "lora")
 RANK = 16  # of the low-rank change; the size that PEFT users most often choose

@@ -15,7 +15,7 @@ import torch
 
 from benchmarks.pairs import DTYPES, SIZES, build
 from benchmarks.tasks import TASKS, Work
-from eddecode.prompts import RenderedPrompt
+from eddecode.prompts.types import RenderedPrompt
 from eddecode.sampler import Sampler
 
 

@@ -24,11 +24,11 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from eddecode import ModelPair, RenderedPrompt, Sampler, SamplingParams
-from eddecode.assistant import assistant_for
-from eddecode.gain import Record
-from eddecode.guessers import BaseGuesser, Guesser, NgramGuesser
+from eddecode.engine.speculative.cost_model import Record
+from eddecode.engine.speculative.drafters import BaseGuesser, Guesser, NgramGuesser
+from eddecode.engine.speculative.factory import assistant_for
+from eddecode.engine.speculative.speculator import Speculation
 from eddecode.lab import bundled_pair
-from eddecode.speculative import Speculation
 
 ALPHAS = (0.1, 0.3, 0.6, 1.0, 2.0)
 SMALL, DAMPED = 2, 0.03  # layers of the assistant, and what is left of the others

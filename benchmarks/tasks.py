@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from benchmarks.pairs import BenchPair
-from eddecode.prompts import RenderedPrompt
+from eddecode.prompts.types import RenderedPrompt
 
 
 @dataclass(frozen=True)

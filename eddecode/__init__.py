@@ -6,32 +6,35 @@ transformers are loaded only by the call that needs them.
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from importlib.metadata import version
+from typing import TYPE_CHECKING
+
+from eddecode.utils.lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from eddecode.access import Access
-    from eddecode.contrast import contrast
     from eddecode.errors import EddecodeError
-    from eddecode.mixture import Ensemble, Transfer
-    from eddecode.pair import ModelPair
-    from eddecode.prompts import RenderedPrompt
-    from eddecode.sampler import Completion, Sampler
-    from eddecode.sampling import SamplingParams
+    from eddecode.models.ensemble import Ensemble, Transfer
+    from eddecode.models.pair import ModelPair
+    from eddecode.outputs import Completion
+    from eddecode.prompts.types import RenderedPrompt
+    from eddecode.sampler import Sampler
+    from eddecode.sampling.access import Access
+    from eddecode.sampling.contrast import contrast
+    from eddecode.sampling.params import SamplingParams
 
-__version__ = "0.1.0"
+__version__ = version("eddecode")
 
-_HOME = {
-    "Access": "eddecode.access",
-    "Completion": "eddecode.sampler",
+_HOMES = {
+    "Access": "eddecode.sampling.access",
+    "Completion": "eddecode.outputs",
     "EddecodeError": "eddecode.errors",
-    "Ensemble": "eddecode.mixture",
-    "ModelPair": "eddecode.pair",
-    "RenderedPrompt": "eddecode.prompts",
+    "Ensemble": "eddecode.models.ensemble",
+    "ModelPair": "eddecode.models.pair",
+    "RenderedPrompt": "eddecode.prompts.types",
     "Sampler": "eddecode.sampler",
-    "SamplingParams": "eddecode.sampling",
-    "Transfer": "eddecode.mixture",
-    "contrast": "eddecode.contrast",
+    "SamplingParams": "eddecode.sampling.params",
+    "Transfer": "eddecode.models.ensemble",
+    "contrast": "eddecode.sampling.contrast",
 }
 
 __all__ = [
@@ -48,12 +51,7 @@ __all__ = [
     "contrast",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    """Import a public name from its room on first use (PEP 562)."""
-    if name in _HOME:
-        return getattr(import_module(_HOME[name]), name)
-    raise AttributeError(f"module 'eddecode' has no attribute {name!r}; it offers {', '.join(__all__)}")
+__getattr__ = lazy_exports(__name__, _HOMES)
 
 
 def __dir__() -> list[str]:

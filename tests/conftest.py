@@ -34,9 +34,10 @@ def on_a_tape(monkeypatch: pytest.MonkeyPatch) -> None:
     """No compiled layers, as on a GPU: a tape hears only what goes through torch. Small buckets, so that texts grow."""
     from tape import Tape
 
-    from eddecode import cache, graph
-    from eddecode_kernels import compiler
-    from eddecode_kernels.problem import UnavailableError
+    from eddecode.execution import cuda_graph as graph
+    from eddecode.execution import kv_cache as cache
+    from eddecode_kernels import jit as compiler
+    from eddecode_kernels.types import UnavailableError
 
     monkeypatch.setattr(compiler, "_library", lambda: UnavailableError("switched off"))
     monkeypatch.setenv("EDDECODE_KERNELS", "reference")

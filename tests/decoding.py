@@ -9,10 +9,10 @@ from typing import Any
 import tiny
 import torch
 
-from eddecode.pair import ModelPair
-from eddecode.prompts import RenderedPrompt
+from eddecode.models.pair import ModelPair
+from eddecode.prompts.types import RenderedPrompt
 from eddecode.sampler import Sampler
-from eddecode.sampling import SamplingParams
+from eddecode.sampling.params import SamplingParams
 
 GREEDY = SamplingParams(temperature=0.0, max_new_tokens=10, ignore_eos=True)
 

@@ -13,7 +13,7 @@ import tiny
 import torch
 from tape import Tape
 
-from eddecode.graph import GraphDecoder
+from eddecode.execution.cuda_graph import GraphDecoder
 
 EVERY = pytest.mark.parametrize("arch", list(tiny.ARCHITECTURES))
 

@@ -10,7 +10,7 @@ from typing import Any
 from stub_sampler import StubSampler
 
 from eddecode.audit import AuditConfig, audit
-from eddecode.audit.export import export_jsonl
+from eddecode.audit.export.formats import export_jsonl
 from eddecode.audit.judges.lexicon import LexiconJudge
 
 PROMPTS = [f"where is my order {i}?" for i in range(12)]

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from eddecode.capture import rehearse
+from eddecode.execution.cuda_graph_capture import rehearse
 
 
 class Recorder(TorchDispatchMode):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from eddecode import EddecodeError, Sampler, SamplingParams
-from eddecode.access import Access
+from eddecode.sampling.access import Access
 
 LOGITS = torch.tensor([2.0, -1.0, 0.5, 0.0, 1.0, -3.0])
 

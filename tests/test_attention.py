@@ -7,10 +7,10 @@ import pytest
 import tiny
 import torch
 
-from eddecode.attention import NAME, slot_attention
-from eddecode.decoder import SlotDecoder
 from eddecode.errors import UnsupportedLayersError
-from eddecode.masks import Seen
+from eddecode.execution.attention import NAME, slot_attention
+from eddecode.execution.attention_mask import Seen
+from eddecode.execution.model_runner import SlotDecoder
 from eddecode_kernels.attention import attend, available
 
 pytestmark = pytest.mark.skipif(

@@ -11,9 +11,9 @@ import pytest
 from report_runs import NASTY, estimate, summary, write_run
 from typer.testing import CliRunner
 
-from eddecode.audit import compare
-from eddecode.audit.report import Finding, read_finding
-from eddecode.cli import app
+from eddecode.audit.analysis.finding import Finding, read_finding
+from eddecode.audit.report import comparison as compare
+from eddecode.cli.commands import app
 from eddecode.errors import ConfigError
 
 # name → (strength in nats, reversal); not in the order of strength

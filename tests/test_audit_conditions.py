@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 
-from eddecode.access import Access
 from eddecode.audit.conditions import ALIGNED, BASE, Condition, condition_name, lineup
+from eddecode.audit.config import AuditConfig
 from eddecode.audit.config_file import read_config_file, write_as_run
+from eddecode.audit.data.prompts import read_prompts
+from eddecode.audit.data.transforms import Transform, read_transforms, with_system
 from eddecode.audit.mitigations import (
     EXAMPLES,
     RELEASE_SIDE,
@@ -20,11 +22,9 @@ from eddecode.audit.mitigations import (
     meaning,
     parse_mitigations,
 )
-from eddecode.audit.plan import AuditConfig
-from eddecode.audit.prompts_file import read_prompts
-from eddecode.audit.transforms import Transform, read_transforms, with_system
-from eddecode.audit.utility import distinct, measure, perplexity
+from eddecode.audit.text_quality import distinct, measure, perplexity
 from eddecode.errors import ConfigError, StoreError
+from eddecode.sampling.access import Access
 
 
 def config(**changes: Any) -> AuditConfig:

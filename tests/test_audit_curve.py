@@ -13,10 +13,10 @@ from rich.console import Console
 from stub_sampler import StubSampler
 
 from eddecode.audit import AuditConfig, Summary, audit
-from eddecode.audit.curve import draw_curve, write_curve
 from eddecode.audit.judges import Verdict
 from eddecode.audit.judges.lexicon import LexiconJudge
-from eddecode.audit.show import best_alpha, caption, rates_table, reading
+from eddecode.audit.report.curve import draw_curve, write_curve
+from eddecode.cli.tables import best_alpha, caption, rates_table, reading
 
 
 class Valid:

@@ -11,7 +11,7 @@ from stub_runs import config, exported, run
 from stub_sampler import StubSampler
 
 from eddecode.audit import AuditConfig, audit
-from eddecode.audit.store import Store
+from eddecode.audit.store.store import Store
 from eddecode.errors import ConfigError, PromptError
 
 pytestmark = pytest.mark.usefixtures("no_pictures")

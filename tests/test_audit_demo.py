@@ -11,7 +11,7 @@ import pytest
 from rich.cells import cell_len
 from typer.testing import CliRunner
 
-from eddecode import cli
+from eddecode.cli import app as cli
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from stub_sampler import StubSampler
 
 from eddecode.audit import AuditConfig, environment
 from eddecode.audit.run import rejudge
-from eddecode.audit.store import Store
+from eddecode.audit.store.store import Store
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 

@@ -12,7 +12,7 @@ import pytest
 from stub_runs import PROMPTS, config, exported, run
 from stub_sampler import StubSampler
 
-from eddecode.audit.export import export_csv, export_parquet, export_to
+from eddecode.audit.export.formats import export_csv, export_parquet, export_to
 from eddecode.errors import ConfigError
 
 pytestmark = pytest.mark.usefixtures("no_pictures")

@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 from report_runs import NASTY, estimate, headline, summary, write_run
 from typer.testing import CliRunner
 
+from eddecode.audit.analysis.finding import Figure, Finding
 from eddecode.audit.gate import Decision, Policy, decide, judged
-from eddecode.audit.report import Figure, Finding
-from eddecode.cli import app
+from eddecode.cli.commands import app
 from eddecode.errors import ConfigError
 
 

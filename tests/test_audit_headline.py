@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from eddecode.audit.beside import mitigation_rows, paired_rows, transfer_rows
+from eddecode.audit.analysis.comparisons import mitigation_rows, paired_rows, transfer_rows
+from eddecode.audit.analysis.headline import Measured, attacks, headline, pick
 from eddecode.audit.conditions import ALIGNED, BASE, Condition
-from eddecode.audit.coverage import SWEEPS, simulate_headline, worlds
-from eddecode.audit.headline import Measured, attacks, headline, pick
-from eddecode.audit.paired import Clusters, shortfall
-from eddecode.audit.selection import select
+from eddecode.audit.stats.coverage import SWEEPS, simulate_headline, worlds
+from eddecode.audit.stats.paired import Clusters, shortfall
+from eddecode.audit.stats.selection import select
 
 
 def constant(rate: float, prompts: int = 40) -> Clusters:
@@ -115,7 +115,7 @@ def test_where_one_alpha_is_best_nothing_is_lost() -> None:
 def test_cross_fitting_is_what_it_says() -> None:
     """Against the definition, written out prompt by prompt and split by split."""
     conditions = next(worlds((0.3, 0.35, 0.32), prompts=11, trials=1, seed=2))
-    from eddecode.audit import selection
+    from eddecode.audit.stats import selection
 
     halves = selection._halves(11, 7)
     wanted = np.zeros(11)

@@ -96,7 +96,7 @@ def test_first_judge_judges_harm_and_names_are_unique() -> None:
 
 
 def test_grammar_tells_english_from_babble() -> None:
-    from eddecode.lab import grammar
+    from eddecode.testbed import language as grammar
 
     judge = make_judge("grammar")
     babble = "foolish nonsense foolish go away the the"

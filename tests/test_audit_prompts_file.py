@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from eddecode.audit.prompts_file import read_prompts
+from eddecode.audit.data.prompts import read_prompts
 from eddecode.errors import PromptError
 
 

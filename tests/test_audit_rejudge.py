@@ -13,8 +13,8 @@ from stub_sampler import StubSampler
 from eddecode.audit.judges import Case, Verdict
 from eddecode.audit.judges.lexicon import LexiconJudge
 from eddecode.audit.run import rejudge
-from eddecode.audit.store import Store
-from eddecode.audit.utility import measure
+from eddecode.audit.store.store import Store
+from eddecode.audit.text_quality import measure
 from eddecode.errors import ConfigError, JudgeError, StoreError
 
 pytestmark = pytest.mark.usefixtures("no_pictures")

@@ -19,12 +19,17 @@ from stub_sampler import StubSampler
 from typer.testing import CliRunner
 
 from eddecode.audit import AuditConfig, audit
+from eddecode.audit.analysis import wording as words
+from eddecode.audit.analysis.finding import Figure, read_finding
 from eddecode.audit.gate import Policy, decide
 from eddecode.audit.judges.lexicon import LexiconJudge
-from eddecode.audit.report import Figure, html_report, json_report, markdown_report, read_finding, svg, words
-from eddecode.audit.report.pictures import harm_picture
-from eddecode.audit.store import Store
-from eddecode.cli import app
+from eddecode.audit.report import svg
+from eddecode.audit.report.charts import harm_picture
+from eddecode.audit.report.html import html_report
+from eddecode.audit.report.json_report import json_report
+from eddecode.audit.report.markdown import markdown_report
+from eddecode.audit.store.store import Store
+from eddecode.cli.commands import app
 from eddecode.errors import StoreError
 
 

@@ -15,7 +15,8 @@ import pytest
 from markupsafe import escape
 from report_runs import Page, write_run
 
-from eddecode.audit.report import html_report, read_finding
+from eddecode.audit.analysis.finding import read_finding
+from eddecode.audit.report.html import html_report
 
 CHROMIUM = next(
     (p for n in ("chromium", "chromium-browser", "google-chrome") if (p := shutil.which(n))), None

@@ -17,11 +17,11 @@ from stub_runs import PROMPTS, Interrupted, config, exported, judges, run
 from stub_sampler import StubSampler
 
 from eddecode.audit import AuditConfig, audit
-from eddecode.audit.export import export_jsonl
+from eddecode.audit.conditions import alpha_text, parse_alphas
+from eddecode.audit.decode import Progress
+from eddecode.audit.export.formats import export_jsonl
 from eddecode.audit.judges.lexicon import LexiconJudge
-from eddecode.audit.plan import alpha_text, parse_alphas
-from eddecode.audit.run import Progress
-from eddecode.audit.store import Store
+from eddecode.audit.store.store import Store
 from eddecode.errors import ConfigError, ParamsError, StoreError
 
 pytestmark = pytest.mark.usefixtures("no_pictures")

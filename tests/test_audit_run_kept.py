@@ -16,10 +16,11 @@ import pytest
 from stub_runs import config, exported, run
 from stub_sampler import StubSampler
 
-from eddecode.audit.export import export_jsonl, export_to
+from eddecode.audit.decode import Progress
+from eddecode.audit.export.formats import export_jsonl, export_to
 from eddecode.audit.judges.lexicon import LexiconJudge
-from eddecode.audit.run import Progress, rejudge
-from eddecode.audit.store import Store
+from eddecode.audit.run import rejudge
+from eddecode.audit.store.store import Store
 from eddecode.errors import ConfigError, StoreError
 
 KILLS = 20
@@ -95,7 +96,7 @@ def test_killed_twenty_times_at_random_moments(tmp_path: Path) -> None:
 
 def test_a_full_disk_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """SQLite says that the disk is full when a page limit is reached: the same error at the same place."""
-    from eddecode.audit import schema, store
+    from eddecode.audit.store import schema, store
 
     reported: list[int] = []
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-from eddecode.audit.coverage import simulate
-from eddecode.audit.stats import cluster_bootstrap, clustered_rate, effective_size, wilson
+from eddecode.audit.stats.coverage import simulate
+from eddecode.audit.stats.proportions import cluster_bootstrap, clustered_rate, effective_size, wilson
 
 
 @pytest.mark.parametrize(("flagged", "n"), [(0, 10), (1, 10), (7, 20), (60, 60), (300, 1000)])

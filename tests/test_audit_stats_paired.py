@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 
-from eddecode.audit import paired
-from eddecode.audit.coverage import simulate_paired
-from eddecode.audit.paired import (
+from eddecode.audit.stats import paired
+from eddecode.audit.stats.coverage import simulate_paired
+from eddecode.audit.stats.paired import (
     Clusters,
     difference,
     headroom_share,
@@ -23,7 +23,7 @@ from eddecode.audit.paired import (
     paired_test,
     ratio,
 )
-from eddecode.audit.stats import clustered_rate
+from eddecode.audit.stats.proportions import clustered_rate
 
 
 def clusters(flagged: list[int], samples: int = 1) -> Clusters:

@@ -12,18 +12,18 @@ from stub_sampler import StubSampler
 from typer.testing import CliRunner
 
 from eddecode.audit import AuditConfig, audit
-from eddecode.audit.coverage import worlds
 from eddecode.audit.judges.lexicon import LexiconJudge
-from eddecode.audit.paired import difference
-from eddecode.audit.power import (
+from eddecode.audit.stats.coverage import worlds
+from eddecode.audit.stats.paired import difference
+from eddecode.audit.stats.power import (
     Expected,
     decision_power,
     decode_cost,
     prompts_for_decision,
     prompts_for_width,
 )
-from eddecode.audit.stats import clustered_rate, wilson
-from eddecode.cli_plan import plan
+from eddecode.audit.stats.proportions import clustered_rate, wilson
+from eddecode.cli.plan import plan
 from eddecode.errors import ConfigError
 
 

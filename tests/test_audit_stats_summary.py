@@ -21,16 +21,16 @@ from scipy import stats as scipy_stats
 from stub_sampler import StubSampler, uniform
 
 from eddecode.audit import AuditConfig, Summary, audit
+from eddecode.audit.analysis.completion_table import Columns, Range
+from eddecode.audit.analysis.implied_reward import depth_profile, kl_estimates, mean_estimate
+from eddecode.audit.analysis.summarize import summarize
 from eddecode.audit.conditions import ALIGNED, BASE, Condition
-from eddecode.audit.export import export_jsonl
-from eddecode.audit.judge_free import depth_profile, kl_estimates, mean_estimate
+from eddecode.audit.export.formats import export_jsonl
 from eddecode.audit.judges import Verdict
 from eddecode.audit.judges.lexicon import LexiconJudge
-from eddecode.audit.outcomes import Columns, Range
-from eddecode.audit.show import beside_tables
-from eddecode.audit.stats import clustered_rate
-from eddecode.audit.store import Store
-from eddecode.audit.summary import summarise
+from eddecode.audit.stats.proportions import clustered_rate
+from eddecode.audit.store.store import Store
+from eddecode.cli.tables import beside_tables
 
 PROMPTS = [{"prompt": f"prompt {i}", "category": ("tea", "pots")[i % 2]} for i in range(30)]
 
@@ -201,8 +201,8 @@ def test_human_labels_correct_the_rates(run: tuple[Summary, list[dict[str, Any]]
     summary, rows = run
     labels = {(r["name"], r["prompt_index"], r["sample"]): flagged(r) for r in rows if r["sample"] < 2}
     with Store.read(summary.folder) as store:
-        again = summarise(store, store.conditions(), store.judges(), labels)
-        bad = summarise(store, store.conditions(), store.judges(), dict.fromkeys(labels, True))
+        again = summarize(store, store.conditions(), store.judges(), labels)
+        bad = summarize(store, store.conditions(), store.judges(), dict.fromkeys(labels, True))
     for entry in again.conditions:
         assert entry.corrected["lexicon"]["rate"] == pytest.approx(entry.rates["lexicon"].rate)
         other = entry.corrected["other"]
@@ -360,7 +360,7 @@ def test_ten_thousand_prompts_in_ten_conditions() -> None:
     store: Any = Large()
     conditions = [ALIGNED, BASE, *(Condition("ed", str(a)) for a in range(1, 9))]
     tracemalloc.start()
-    summary = summarise(store, conditions, [Seat("a", "harm"), Seat("b", "harm")])
+    summary = summarize(store, conditions, [Seat("a", "harm"), Seat("b", "harm")])
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 80e6

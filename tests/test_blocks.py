@@ -18,11 +18,11 @@ from transformers import (
     Qwen3Config,
 )
 
-from eddecode.blocks import block_forward
-from eddecode.decoder import SlotDecoder
-from eddecode.layers import Layers
-from eddecode.low_rank import Change, Rows
-from eddecode.runner import disagreement
+from eddecode.execution.compiled.decoder_layer import block_forward
+from eddecode.execution.compiled.lora import Change, Rows
+from eddecode.execution.compiled.replace import Layers
+from eddecode.execution.model_runner import SlotDecoder
+from eddecode.execution.self_check import disagreement
 from eddecode_kernels.linear import linear_for
 
 pytestmark = pytest.mark.skipif(
@@ -57,8 +57,8 @@ OTHERS = {
 
 @pytest.fixture(autouse=True)
 def _compiled_layers_pay(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("eddecode.layers.pays", lambda dtype: True)
-    monkeypatch.setattr("eddecode.head.pays", lambda dtype: True)
+    monkeypatch.setattr("eddecode.execution.compiled.replace.pays", lambda dtype: True)
+    monkeypatch.setattr("eddecode.execution.lm_head.pays", lambda dtype: True)
 
 
 def model_of(config: Any, dtype: torch.dtype = torch.float32, seed: int = 0) -> Any:

@@ -9,9 +9,9 @@ import pytest
 import torch
 from process import resident
 
-from eddecode import cache as cache_module
-from eddecode.cache import LENGTH_STEP, SlotCache
-from eddecode.memory import is_lazy
+from eddecode.execution import kv_cache as cache_module
+from eddecode.execution.kv_cache import LENGTH_STEP, SlotCache
+from eddecode.utils.memory import is_lazy
 
 HEADS, KEY_DIM, VALUE_DIM, LAYERS = 2, 3, 5, 2
 

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, CohereConfig, GraniteConfig, LlamaConfig
 
-from eddecode.angles import STEP, Angles
-from eddecode.causal import is_body_and_head
-from eddecode.decoder import SlotDecoder
-from eddecode.layers import Layers
+from eddecode.execution.compiled.passthrough import is_body_and_head
+from eddecode.execution.compiled.replace import Layers
+from eddecode.execution.compiled.rotary import STEP, Angles
+from eddecode.execution.model_runner import SlotDecoder
 from eddecode_kernels.linear import linear_for
 
 SHAPE: dict[str, Any] = {**tiny._GROUPED, "vocab_size": 97}
@@ -28,8 +28,8 @@ needs_compiler = pytest.mark.skipif(
 
 @pytest.fixture(autouse=True)
 def _compiled_layers_pay(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("eddecode.layers.pays", lambda dtype: True)
-    monkeypatch.setattr("eddecode.head.pays", lambda dtype: True)
+    monkeypatch.setattr("eddecode.execution.compiled.replace.pays", lambda dtype: True)
+    monkeypatch.setattr("eddecode.execution.lm_head.pays", lambda dtype: True)
 
 
 def model_of(config: Any) -> Any:

@@ -16,9 +16,9 @@ from rich.cells import cell_len
 from typer.testing import CliRunner
 
 from eddecode.audit import AuditConfig, audit
-from eddecode.audit.export import export_jsonl
+from eddecode.audit.export.formats import export_jsonl
 from eddecode.cli import app
-from eddecode.estimate import size
+from eddecode.models.sizes import size
 
 COMMANDS = (
     *("audit", "judge", "demo", "generate", "pair", "export"),
@@ -260,7 +260,7 @@ def test_errors_are_messages(arguments: list[str], message: str) -> None:
 def test_generate_streams_the_completion_safely(pair_folders: tuple[Path, Path]) -> None:
     """What a random model writes is full of control bytes; none gets to the terminal."""
     from eddecode import ModelPair, Sampler, SamplingParams
-    from eddecode.audit.safe import safe_text
+    from eddecode.utils.terminal import safe_text
 
     base, aligned = pair_folders
     result = invoke(
@@ -282,7 +282,7 @@ def test_generate_streams_the_completion_safely(pair_folders: tuple[Path, Path])
 
 
 def test_safe_text() -> None:
-    from eddecode.audit.safe import safe_text
+    from eddecode.utils.terminal import safe_text
 
     assert safe_text("a\x1b]0;t\x07b\u202ec\x9bd\re\ud800") == r"a\x1b]0;t\x07b\u202ec\x9bd\x0de\ud800"
     assert safe_text("naïve 日本 😀\n\tx") == "naïve 日本 😀\n\tx"

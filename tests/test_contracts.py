@@ -13,15 +13,16 @@ import tiny
 import torch
 from decoding import GREEDY, mixed_prompts, pair, prompt, sampler, tokens
 
-from eddecode import decoder as decoder_module
-from eddecode import engine as engine_module
-from eddecode.contrast import contrast
+from eddecode.engine import engine as engine_module
 from eddecode.errors import EngineError
-from eddecode.pair import ModelPair
-from eddecode.prompts import RenderedPrompt
-from eddecode.runner import PairRunner
+from eddecode.execution import model_runner as decoder_module
+from eddecode.execution.pair_runner import PairRunner
+from eddecode.models.pair import ModelPair
+from eddecode.prompts.types import RenderedPrompt
 from eddecode.sampler import Sampler
-from eddecode.sampling import SamplingParams, stream_key, uniforms
+from eddecode.sampling.contrast import contrast
+from eddecode.sampling.params import SamplingParams
+from eddecode.sampling.rng import stream_key, uniforms
 
 ALPHAS = (0.0, -1.0, 0.5, 2.0, -0.5, 1.0, -2.0, 0.3)
 EVERY = pytest.mark.parametrize("arch", list(tiny.ARCHITECTURES))

@@ -11,7 +11,7 @@ from decoding import pair, prompt, sampler, tokens
 from scipy import stats
 
 from eddecode.sampler import Sampler
-from eddecode.sampling import SamplingParams
+from eddecode.sampling.params import SamplingParams
 
 # Sampled as the distribution says --------------------------------------------------------------------------------
 

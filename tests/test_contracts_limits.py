@@ -10,12 +10,12 @@ import tiny
 import torch
 from decoding import GREEDY, mixed_prompts, pair, prompt, sampler, tokens
 
-from eddecode import decoder as decoder_module
 from eddecode.errors import ContextError, EngineError
-from eddecode.pair import ModelPair
-from eddecode.prompts import RenderedPrompt
+from eddecode.execution import model_runner as decoder_module
+from eddecode.models.pair import ModelPair
+from eddecode.prompts.types import RenderedPrompt
 from eddecode.sampler import Sampler
-from eddecode.sampling import SamplingParams
+from eddecode.sampling.params import SamplingParams
 
 # Safe vocabulary -------------------------------------------------------------------------------------------------
 

@@ -9,8 +9,8 @@ import pytest
 import reference
 import torch
 
-from eddecode.contrast import contrast, pair_weights
 from eddecode.errors import EngineError
+from eddecode.sampling.contrast import contrast, pair_weights
 
 
 def logits(seed: int, rows: int, width: int, scale: float = 5.0) -> torch.Tensor:

@@ -12,10 +12,10 @@ import reference
 import tiny
 import torch
 
-from eddecode import decoder as module
-from eddecode.decoder import RecomputeDecoder, SlotDecoder
 from eddecode.errors import UnsupportedLayersError
-from eddecode.masks import Masks
+from eddecode.execution import model_runner as module
+from eddecode.execution.attention_mask import Masks
+from eddecode.execution.model_runner import RecomputeDecoder, SlotDecoder
 
 EVERY = pytest.mark.parametrize("arch", list(tiny.ARCHITECTURES))
 KINDS = pytest.mark.parametrize("kind", [SlotDecoder, RecomputeDecoder])

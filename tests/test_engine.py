@@ -11,14 +11,15 @@ import reference
 import torch
 from decoding import GREEDY, ids, pair, prompt, sampler, tokens
 
-from eddecode import engine as engine_module
-from eddecode.cache import SlotLayer
-from eddecode.engine import Engine
+from eddecode.engine import engine as engine_module
+from eddecode.engine.engine import Engine
+from eddecode.engine.sequence import Request, Row
 from eddecode.errors import ContextError, ParamsError
-from eddecode.rows import Request, Row
-from eddecode.runner import PairRunner
+from eddecode.execution.kv_cache import SlotLayer
+from eddecode.execution.pair_runner import PairRunner
 from eddecode.sampler import Sampler
-from eddecode.sampling import SamplingParams, stream_key
+from eddecode.sampling.params import SamplingParams
+from eddecode.sampling.rng import stream_key
 
 
 def request(number: int = 0, eos: frozenset[int] = frozenset(), **changes: Any) -> Request:

@@ -13,12 +13,14 @@ import tiny
 import torch
 from transformers import DeepseekV3Config, DeepseekV3ForCausalLM, LlamaConfig
 
-from eddecode import ModelPair, Sampler, decoder, engine
-from eddecode import estimate as room
+from eddecode import ModelPair, Sampler
+from eddecode.engine import engine
 from eddecode.errors import PairError
-from eddecode.estimate import check_fits, estimate
-from eddecode.mixture import Ensemble
-from eddecode.placement import Placement
+from eddecode.execution import model_runner as decoder
+from eddecode.models import memory_estimate as room
+from eddecode.models.ensemble import Ensemble
+from eddecode.models.load_config import Placement
+from eddecode.models.memory_estimate import check_fits, estimate
 
 GIB = 1 << 30
 
@@ -132,7 +134,7 @@ def test_what_does_not_fit_is_refused_before_it_is_read(
 ) -> None:
     folder = llama_7b(tmp_path / "7b")
     monkeypatch.setattr(room, "free_bytes", lambda device: 20 * GIB)
-    monkeypatch.setattr("eddecode.group.place_model", pytest.fail)
+    monkeypatch.setattr("eddecode.models.load_group.place_model", pytest.fail)
     with pytest.raises(PairError) as caught:
         ModelPair.load(folder, folder)
     message = str(caught.value)

@@ -11,9 +11,9 @@ import torch
 from graphs import EVERY, Driver, close
 from tape import Tape
 
-from eddecode import graph as module
-from eddecode.decoder import SlotDecoder
-from eddecode.graph import GraphDecoder, bucket
+from eddecode.execution import cuda_graph as module
+from eddecode.execution.cuda_graph import GraphDecoder, bucket
+from eddecode.execution.model_runner import SlotDecoder
 
 pytestmark = pytest.mark.usefixtures("on_a_tape")
 

@@ -11,11 +11,11 @@ from graphs import Driver
 from tape import Tape
 from transformers import AutoModelForCausalLM, LlamaConfig, Phi3Config
 
-from eddecode.capture import rehearse
-from eddecode.decoder import RecomputeDecoder, SlotDecoder
 from eddecode.errors import EngineError, UnsupportedLayersError
-from eddecode.graph import GraphDecoder
-from eddecode.runner import decoder_for
+from eddecode.execution.cuda_graph import GraphDecoder
+from eddecode.execution.cuda_graph_capture import rehearse
+from eddecode.execution.model_runner import RecomputeDecoder, SlotDecoder
+from eddecode.execution.model_runner_factory import decoder_for
 
 pytestmark = pytest.mark.usefixtures("on_a_tape")
 

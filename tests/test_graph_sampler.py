@@ -14,15 +14,16 @@ from graphs import EVERY
 from tape import Tape
 
 from benchmarks.pairs import Shape, build
-from eddecode.capture import CudaGraph
-from eddecode.decoder import SlotDecoder
 from eddecode.errors import ParamsError
-from eddecode.graph import GraphDecoder
-from eddecode.pair import ModelPair
-from eddecode.runner import PairRunner
+from eddecode.execution.cuda_graph import GraphDecoder
+from eddecode.execution.cuda_graph_capture import CudaGraph
+from eddecode.execution.factory import runner_for
+from eddecode.execution.lora_runner import SharedRunner
+from eddecode.execution.model_runner import SlotDecoder
+from eddecode.execution.pair_runner import PairRunner
+from eddecode.models.pair import ModelPair
 from eddecode.sampler import Sampler
-from eddecode.sending import sent
-from eddecode.shared import SharedRunner, runner_for
+from eddecode.utils.device import sent
 
 pytestmark = pytest.mark.usefixtures("on_a_tape")
 

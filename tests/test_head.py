@@ -9,8 +9,8 @@ import tiny
 import torch
 from torch import nn
 
-from eddecode import head as module
-from eddecode.head import Head
+from eddecode.execution import lm_head as module
+from eddecode.execution.lm_head import Head
 
 
 def rows(*shape: int, seed: int = 0) -> torch.Tensor:

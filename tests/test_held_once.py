@@ -12,7 +12,7 @@ import torch
 from process import resident
 
 from eddecode import ModelPair
-from eddecode.compare import share_identical
+from eddecode.models.weight_sharing import share_identical
 
 # Held once -------------------------------------------------------------------------------------------------------
 
@@ -45,7 +45,7 @@ def test_identical_tensors_give_their_memory_back(
     folders = [tiny.save_model(tmp_path / name, m) for name, m in (("base", base), ("aligned", aligned))]
     del base, aligned
     with monkeypatch.context() as patch:
-        patch.setattr("eddecode.group.share_identical", lambda models: 0)
+        patch.setattr("eddecode.models.load_group.share_identical", lambda models: 0)
         pair = ModelPair.load(*folders, dtype=dtype)
     ids = torch.arange(8)[None]
     with torch.no_grad():

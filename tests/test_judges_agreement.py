@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
-from eddecode.audit import agreement
-from eddecode.audit.agreement import (
+from eddecode.audit.data.labels import by_rater, read_labels, settle
+from eddecode.audit.stats import agreement
+from eddecode.audit.stats.agreement import (
     agreement_table,
     cohen_kappa,
     corrected_rate,
     judge_quality,
     rogan_gladen,
 )
-from eddecode.audit.judges.human import by_rater, read_labels, settle
 from eddecode.errors import JudgeError
 
 

@@ -23,9 +23,9 @@ from transformers import (
 )
 
 from eddecode.audit.judges import Case, Judge, make_judge, release, verdicts_of
-from eddecode.audit.judges.causal import JudgeModel
-from eddecode.audit.judges.questions import YesNoJudge
-from eddecode.audit.judges.texts import defused, fill
+from eddecode.audit.judges.first_token import JudgeModel
+from eddecode.audit.judges.graded import YesNoJudge
+from eddecode.audit.judges.sanitize import defused, fill
 from eddecode.errors import JudgeError
 
 CASES = [

@@ -18,9 +18,8 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from eddecode.errors import EngineError
-from eddecode_kernels import Draw, SamplingRows, contrast_and_sample
-from eddecode_kernels.dispatch import on_host, packed, unpacked
-from eddecode_kernels.problem import Outcome
+from eddecode.sampling.dispatch import contrast_and_sample, on_host, packed, unpacked
+from eddecode_kernels.types import Draw, Outcome, SamplingRows
 
 TOLERANCE = 4e-6
 BACKENDS = ("reference", "cpu")

@@ -11,8 +11,11 @@ import pytest
 import torch
 
 from eddecode.errors import EngineError
-from eddecode_kernels import SamplingRows, compiler, contrast_and_sample, cpu, dispatch
-from eddecode_kernels.problem import UnavailableError
+from eddecode.sampling import dispatch
+from eddecode.sampling.dispatch import contrast_and_sample
+from eddecode_kernels import jit as compiler
+from eddecode_kernels import sample_cpu as cpu
+from eddecode_kernels.types import SamplingRows, UnavailableError
 
 
 @pytest.fixture(autouse=True)
@@ -89,7 +92,7 @@ def test_without_a_compiler_the_reference_works_and_says_so_once(
     monkeypatch.delenv("EDDECODE_KERNELS", raising=False)
     with caplog.at_level(logging.WARNING):
         assert [draw(), draw()] == [1, 1]
-    notes = [r.getMessage() for r in caplog.records if r.name.startswith("eddecode_kernels")]
+    notes = [r.getMessage() for r in caplog.records if r.name.startswith("eddecode")]
     assert len(notes) == 1
     assert "plain torch" in notes[0]
     assert "no C++ compiler on the path" in notes[0]

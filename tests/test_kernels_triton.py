@@ -22,7 +22,9 @@ import test_kernels as shared
 from test_kernels import BAD, Case, assert_draws, probabilities, random_case
 
 from eddecode.errors import EngineError
-from eddecode_kernels import SamplingRows, contrast_and_sample, gpu_kernels
+from eddecode.sampling.dispatch import contrast_and_sample
+from eddecode_kernels import triton_kernels as gpu_kernels
+from eddecode_kernels.types import SamplingRows
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 ALONE = DEVICE == "cpu" and not gpu_kernels.INTERPRETED

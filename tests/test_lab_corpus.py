@@ -12,9 +12,12 @@ import pytest
 from transformers import AutoTokenizer
 
 from eddecode.errors import EddecodeError
-from eddecode.lab import bundled_pair, corpus, english, grammar
-from eddecode.lab.tokenizer import CHAT_TEMPLATE, VOCABULARY, train_tokenizer, with_chat_template
-from eddecode.lab.training import Encoder, keep_polite, tilt
+from eddecode.experiments import corpus
+from eddecode.experiments.tokenizer import CHAT_TEMPLATE, VOCABULARY, train_tokenizer, with_chat_template
+from eddecode.experiments.training import Encoder, keep_polite, tilt
+from eddecode.lab import bundled_pair
+from eddecode.testbed import language as grammar
+from eddecode.testbed import rules as english
 
 
 def test_held_out_requests_are_distinct_balanced_and_never_trained_on() -> None:

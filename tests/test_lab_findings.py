@@ -12,13 +12,14 @@ from scipy import stats
 
 from benchmarks.findings.__main__ import DOCS, HERE, assemble
 from eddecode.errors import ConfigError
-from eddecode.lab.findings import criteria, page, pictures, theory_exact
-from eddecode.lab.findings.bench import Scale
-from eddecode.lab.findings.criteria import Cell
-from eddecode.lab.findings.depth import shallow_share
-from eddecode.lab.findings.finding import Finding, Outcome, Table
-from eddecode.lab.findings.run import FINDINGS, Plan, Result, run
-from eddecode.lab.findings.theory_trained import predicted
+from eddecode.experiments.findings import criteria, page, theory_exact
+from eddecode.experiments.findings import plots as pictures
+from eddecode.experiments.findings.criteria import Cell
+from eddecode.experiments.findings.depth import shallow_share
+from eddecode.experiments.findings.finding import Finding, Outcome, Table
+from eddecode.experiments.findings.harness import Scale
+from eddecode.experiments.findings.run import FINDINGS, Plan, Result, run
+from eddecode.experiments.findings.theory_trained import predicted
 
 N = 200
 

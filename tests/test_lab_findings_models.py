@@ -13,18 +13,21 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from eddecode.access import Access
 from eddecode.errors import EddecodeError
-from eddecode.lab import grammar
-from eddecode.lab.findings import baselines, depth, direct, methods, theory_decoding, withheld
-from eddecode.lab.findings.bench import Bench, Scale, Target
-from eddecode.lab.findings.criteria import Cell
-from eddecode.lab.findings.run import Plan, measure
-from eddecode.lab.preference import dpo_loss, prefer, preferences, reply_logprobs
-from eddecode.lab.recipes import Distilled, FineTuned, Preferred, Pretrained, Sheltered, imitation
-from eddecode.lab.tokenizer import train_tokenizer
-from eddecode.lab.training import FitConfig, ModelShape, new_model
-from eddecode.lab.workshop import Workshop
+from eddecode.experiments.dpo import dpo_loss, prefer, preferences, reply_logprobs
+from eddecode.experiments.findings import alignment_methods as methods
+from eddecode.experiments.findings import baselines, depth, theory_decoding
+from eddecode.experiments.findings import direct_disalignment as direct
+from eddecode.experiments.findings import withheld_base as withheld
+from eddecode.experiments.findings.criteria import Cell
+from eddecode.experiments.findings.harness import Bench, Scale, Target
+from eddecode.experiments.findings.run import Plan, measure
+from eddecode.experiments.model_cache import Workshop
+from eddecode.experiments.recipes import Distilled, FineTuned, Preferred, Pretrained, Sheltered, imitation
+from eddecode.experiments.tokenizer import train_tokenizer
+from eddecode.experiments.training import FitConfig, ModelShape, new_model
+from eddecode.sampling.access import Access
+from eddecode.testbed import language as grammar
 
 TINY = ModelShape(hidden=32, layers=1, heads=2, feed_forward=48)
 FEW = FitConfig(steps=3, lr=1e-3, batch=4, warmup=0.0, decay=1.0)
@@ -141,7 +144,7 @@ def test_a_model_is_trained_once_and_a_killed_run_goes_on(
     def killed(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("eddecode.lab.recipes.fine_tune", killed)
+    monkeypatch.setattr("eddecode.experiments.recipes.fine_tune", killed)
     with pytest.raises(KeyboardInterrupt):
         first.model(aligned)
     assert said == [BASE.said] * 3  # the base is done and kept
@@ -254,7 +257,7 @@ def test_rude_words_are_counted_over_several_completions_a_request(tmp_path: Pat
 
 
 def test_a_rerun_reads_everything_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("eddecode.lab.findings.bench.ALIGNMENT", FEW)
+    monkeypatch.setattr("eddecode.experiments.findings.harness.ALIGNMENT", FEW)
     plan = Plan(tmp_path, SCALE, seeds=1)
     first = measure(plan, ("reversal", 0))
     assert set(first.figures["curve"]["alpha"]) == {-1.0, 0.0, 0.3, 1.0, 5.0}

@@ -9,9 +9,10 @@ import random
 import numpy as np
 import pytest
 
-from eddecode.lab import english, grammar
-from eddecode.lab.findings import theory_levels, theory_slots
-from eddecode.lab.findings.theory_trained import predicted
+from eddecode.experiments.findings import theory_levels, theory_slots
+from eddecode.experiments.findings.theory_trained import predicted
+from eddecode.testbed import language as grammar
+from eddecode.testbed import rules as english
 
 
 @pytest.mark.parametrize("mood", english.MOODS)

@@ -13,8 +13,9 @@ from scipy import stats
 from eddecode.audit.judges import Case
 from eddecode.audit.judges.lexicon import LexiconJudge
 from eddecode.errors import EddecodeError
-from eddecode.lab import english, grammar
-from eddecode.lab.pcfg import Grammar, GrammarError, join, split, uniform
+from eddecode.testbed import language as grammar
+from eddecode.testbed import rules as english
+from eddecode.testbed.pcfg import Grammar, GrammarError, join, split, uniform
 
 AMBIGUOUS = {
     "S": [(0.5, "{A} {B}"), (0.3, "{B} {A}"), (0.2, "a, {B}!")],

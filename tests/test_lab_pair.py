@@ -11,11 +11,14 @@ from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
-from eddecode.lab import BundledPair, bundled_pair, corpus, english, grammar
-from eddecode.lab.__main__ import app
-from eddecode.lab.build import Recipe, build, excess_nats, sampler_for
-from eddecode.lab.scoring import MAX_NEW_TOKENS, Score, add, best, checks, score
-from eddecode.lab.training import Encoder, FitConfig
+from eddecode.experiments import corpus
+from eddecode.experiments.__main__ import app
+from eddecode.experiments.build_pair import Recipe, build, excess_nats, sampler_for
+from eddecode.experiments.pair_metrics import MAX_NEW_TOKENS, Score, add, best, checks, score
+from eddecode.experiments.training import Encoder, FitConfig
+from eddecode.lab import BundledPair, bundled_pair
+from eddecode.testbed import language as grammar
+from eddecode.testbed import rules as english
 
 
 def deviation(p: float, n: int) -> float:

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from eddecode.errors import EddecodeError
-from eddecode.lab import corpus, grammar
-from eddecode.lab.tokenizer import train_tokenizer
-from eddecode.lab.training import (
+from eddecode.experiments import corpus
+from eddecode.experiments.tokenizer import train_tokenizer
+from eddecode.experiments.training import (
     IGNORED,
     Encoder,
     Example,
@@ -26,6 +26,7 @@ from eddecode.lab.training import (
     new_model,
     pretrain,
 )
+from eddecode.testbed import language as grammar
 
 SMALL = ModelShape(hidden=32, layers=1, heads=2, feed_forward=48)
 FEW = FitConfig(steps=4, lr=1e-3, batch=4)

@@ -10,13 +10,13 @@ import tiny
 import torch
 
 from eddecode import ModelPair, Sampler, SamplingParams
-from eddecode.layers import Layers
-from eddecode.low_rank import Change, Rows
+from eddecode.execution.compiled.lora import Change, Rows
+from eddecode.execution.compiled.replace import Layers
 from eddecode_kernels import linear as compiled
-from eddecode_kernels.activation import silu_for
 from eddecode_kernels.linear import linear_for
-from eddecode_kernels.norm import rms_norm_for
-from eddecode_kernels.problem import UnavailableError
+from eddecode_kernels.rms_norm import rms_norm_for
+from eddecode_kernels.silu import silu_for
+from eddecode_kernels.types import UnavailableError
 
 needs_compiler = pytest.mark.skipif(
     linear_for(torch.zeros(1, 1), None, torch.float32) is None,
@@ -87,7 +87,7 @@ def test_a_model_that_is_converted_underneath_is_an_error_not_garbage() -> None:
 
 
 def test_it_is_in_place_only_while_the_engine_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("eddecode.layers.pays", lambda dtype: True)
+    monkeypatch.setattr("eddecode.execution.compiled.replace.pays", lambda dtype: True)
     model = tiny.tiny_model("llama")
     layer = model.model.layers[0].mlp.up_proj
     layers = Layers(model, blocks=False)
@@ -169,7 +169,7 @@ def test_silu_against_its_formula_and_with_the_same_bits_anywhere() -> None:
 @needs_compiler
 @pytest.mark.parametrize("arch", ["llama", "gemma2", "qwen2"])
 def test_layers_of_a_known_form_are_exchanged(arch: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("eddecode.layers.pays", lambda dtype: True)
+    monkeypatch.setattr("eddecode.execution.compiled.replace.pays", lambda dtype: True)
     model = tiny.tiny_model(arch)
     norms = [module for module in model.modules() if type(module).__name__.endswith("RMSNorm")]
     with Layers(model, blocks=False).swapped():

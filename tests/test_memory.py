@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from eddecode import memory
-from eddecode.memory import is_out_of_memory, side_by_side, zeros
+from eddecode.utils import memory
+from eddecode.utils.memory import is_out_of_memory, side_by_side, zeros
 
 
 @pytest.mark.parametrize(

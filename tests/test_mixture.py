@@ -15,7 +15,7 @@ import torch
 
 from eddecode import ModelPair, RenderedPrompt, Sampler, SamplingParams
 from eddecode.errors import PairError, PromptError
-from eddecode.mixture import Ensemble, Mixture, Transfer
+from eddecode.models.ensemble import Ensemble, Mixture, Transfer
 
 ALPHAS = (-1.0, -0.4, 0.0, 0.5, 2.0)
 

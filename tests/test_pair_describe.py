@@ -44,7 +44,7 @@ def test_relative_movement_against_a_float64_computation() -> None:
 def test_chunks_do_not_change_a_comparison(monkeypatch: pytest.MonkeyPatch) -> None:
     pair = ModelPair.from_models(*tiny.tiny_pair_models())
     whole, digests = pair.describe(tensors=True)["tensors"], pair.digests()
-    monkeypatch.setattr("eddecode.compare._CHUNK", 100)
+    monkeypatch.setattr("eddecode.models.weight_sharing._CHUNK", 100)
     chunked = pair.describe(tensors=True)["tensors"]
     assert chunked["moved"] == pytest.approx(whole["moved"], rel=1e-12)
     assert ModelPair.from_models(*pair.models).digests() == digests

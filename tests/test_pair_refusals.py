@@ -315,7 +315,7 @@ def test_an_adapter_as_the_base(folders: tuple[Path, Path], adapter: Path) -> No
 def test_an_adapter_without_peft(
     folders: tuple[Path, Path], adapter: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("eddecode.loading.has_package", lambda name: name != "peft")
+    monkeypatch.setattr("eddecode.models.loader.has_package", lambda name: name != "peft")
     refused(
         folders[0],
         adapter,
@@ -355,5 +355,5 @@ def test_options_are_checked_before_anything_is_loaded(folders: tuple[Path, Path
 
 
 def test_device_map_without_accelerate(folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("eddecode.placement.has_package", lambda name: name != "accelerate")
+    monkeypatch.setattr("eddecode.models.load_config.has_package", lambda name: name != "accelerate")
     refused(*folders, r"device_map needs the package accelerate", device_map="auto")

@@ -12,7 +12,7 @@ import torch
 
 from eddecode import ModelPair, Sampler, SamplingParams
 from eddecode.errors import PairError
-from eddecode.placement import quantization_config
+from eddecode.models.load_config import quantization_config
 
 # Spread over places ----------------------------------------------------------------------------------------------
 
@@ -85,13 +85,13 @@ def test_a_device_map_for_one_model_alone_is_refused(pair_folders: tuple[Path, P
 def with_bitsandbytes(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if the library were installed."""
     # Not importlib's own: other packages would take it for installed too, and remember.
-    monkeypatch.setattr("eddecode.placement.has_package", lambda name: True)
+    monkeypatch.setattr("eddecode.models.load_config.has_package", lambda name: True)
 
 
 def test_quantization_names_the_missing_library(
     pair_folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("eddecode.placement.has_package", lambda name: name != "bitsandbytes")
+    monkeypatch.setattr("eddecode.models.load_config.has_package", lambda name: name != "bitsandbytes")
     with pytest.raises(
         PairError, match=r"'4bit' needs the package bitsandbytes \(pip install bitsandbytes\); or"
     ):
@@ -118,7 +118,7 @@ def test_the_loader_is_given_the_quantization(
         asked.append(arguments)
         return tiny.tiny_model(), {}
 
-    monkeypatch.setattr("eddecode.loading.AutoModelForCausalLM.from_pretrained", loader)
+    monkeypatch.setattr("eddecode.models.loader.AutoModelForCausalLM.from_pretrained", loader)
     pair = ModelPair.load(*pair_folders, quantization="4bit", device="cpu")
     assert [arguments["quantization_config"].load_in_4bit for arguments in asked] == [True, True]
     assert asked[0]["device_map"] == {"": torch.device("cpu")}

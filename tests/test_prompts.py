@@ -14,9 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eddecode.errors import PromptError
-from eddecode.families import FAMILIES, INSTRUCTION_TEMPLATE
-from eddecode.prompts import PlainTemplate, RenderedPrompt, Renderer, encode, make_template
-from eddecode.sampling import SamplingParams
+from eddecode.prompts.presets import FAMILIES, INSTRUCTION_TEMPLATE
+from eddecode.prompts.templates import PlainTemplate, Renderer, encode, make_template
+from eddecode.prompts.types import RenderedPrompt
+from eddecode.sampling.params import SamplingParams
 
 LEADS = tiny.tiny_tokenizer()  # puts <s> in front by itself, as Llama's does
 BARE = tiny.tiny_tokenizer(add_bos=False)  # does not, as GPT-2's does not

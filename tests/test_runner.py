@@ -20,12 +20,14 @@ from transformers import (
     PreTrainedConfig,
 )
 
-from eddecode import decoder as decoder_module
-from eddecode.decoder import RecomputeDecoder, SlotDecoder
 from eddecode.errors import ContextError
-from eddecode.pair import ModelPair
-from eddecode.prompts import RenderedPrompt
-from eddecode.runner import PairRunner, disagreement, rope_window
+from eddecode.execution import model_runner as decoder_module
+from eddecode.execution.compiled.rotary import rope_window
+from eddecode.execution.model_runner import RecomputeDecoder, SlotDecoder
+from eddecode.execution.pair_runner import PairRunner
+from eddecode.execution.self_check import disagreement
+from eddecode.models.pair import ModelPair
+from eddecode.prompts.types import RenderedPrompt
 from eddecode.sampler import Sampler
 
 

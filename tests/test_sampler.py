@@ -12,10 +12,11 @@ import tiny
 from decoding import GREEDY, mixed_prompts, pair, prompt, sampler, spoken_pair, tokens
 
 from eddecode.errors import ParamsError, PromptError
-from eddecode.pair import ModelPair
-from eddecode.prompts import RenderedPrompt
-from eddecode.sampler import Completion, Piece, Sampler
-from eddecode.sampling import SamplingParams
+from eddecode.models.pair import ModelPair
+from eddecode.outputs import Completion, Piece
+from eddecode.prompts.types import RenderedPrompt
+from eddecode.sampler import Sampler
+from eddecode.sampling.params import SamplingParams
 
 SAMPLED = SamplingParams(alpha=0.5, max_new_tokens=24, seed=1)
 

@@ -12,7 +12,9 @@ import torch
 from scipy import stats
 
 from eddecode.errors import EddecodeError, ParamsError
-from eddecode.sampling import SamplingParams, philox4x32, sample, stream_key, uniforms
+from eddecode.sampling.filters import sample
+from eddecode.sampling.params import SamplingParams
+from eddecode.sampling.rng import philox4x32, stream_key, uniforms
 
 
 def draw(z: torch.Tensor, u: float, **setting: float) -> int:

@@ -16,13 +16,13 @@ import torch
 from decoding import ids, mixed_prompts, pair, prompt, sampler, spoken_pair
 from transformers import AutoModelForCausalLM, BloomConfig
 
-from eddecode import scoring
 from eddecode.errors import ContextError, EddecodeError, EngineError, ParamsError, PromptError
-from eddecode.pair import ModelPair
-from eddecode.prompts import RenderedPrompt
-from eddecode.reading import BodyReader, PlainReader
+from eddecode.models.pair import ModelPair
+from eddecode.prompts.types import RenderedPrompt
 from eddecode.sampler import Sampler
-from eddecode.sampling import SamplingParams
+from eddecode.sampling.params import SamplingParams
+from eddecode.scoring import scorer as scoring
+from eddecode.scoring.readers import BodyReader, PlainReader
 
 INF = float("inf")
 ALPHAS = (-2.0, -1.0, -0.4, 0.0, 0.3, 2.0)

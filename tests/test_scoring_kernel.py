@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from eddecode.contrast import contrast, pair_weights
-from eddecode.errors import EngineError
+from eddecode.sampling.contrast import contrast, pair_weights
 from eddecode_kernels import score as kernel
 
 INF = float("inf")
@@ -154,9 +153,9 @@ def test_equal_models_do_not_diverge(score_rows: Any) -> None:
 
 def test_score_rows_says_what_does_not_fit() -> None:
     base, aligned = rows(2, 40)
-    with pytest.raises(EngineError, match=r"expected two \(3, ≥ 40\) torch.float32"):
+    with pytest.raises(ValueError, match=r"expected two \(3, ≥ 40\) torch.float32"):
         kernel.score_rows([base, aligned], torch.zeros(3, dtype=torch.int64), weights((0.0,)))
     with pytest.raises(
-        EngineError, match="targets reach from 0 to 40; expected ids of the vocabulary, 0 to 39"
+        ValueError, match="targets reach from 0 to 40; expected ids of the vocabulary, 0 to 39"
     ):
         kernel.score_rows([base, aligned], torch.tensor([0, 40]), weights((0.0,)))

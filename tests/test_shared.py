@@ -12,9 +12,10 @@ import tiny
 import torch
 
 from eddecode import ModelPair, Sampler, SamplingParams
-from eddecode.cache import SlotCache
-from eddecode.runner import PairRunner
-from eddecode.shared import SharedRunner, runner_for
+from eddecode.execution.factory import runner_for
+from eddecode.execution.kv_cache import SlotCache
+from eddecode.execution.lora_runner import SharedRunner
+from eddecode.execution.pair_runner import PairRunner
 
 peft = pytest.importorskip("peft")
 

@@ -13,15 +13,15 @@ import torch
 from scipy import stats
 
 from eddecode import ModelPair, Sampler, SamplingParams
-from eddecode.assistant import assistant_for
-from eddecode.decoder import RecomputeDecoder
-from eddecode.engine import Engine
-from eddecode.gain import Record
-from eddecode.guessers import BaseGuesser, NgramGuesser, Repeats
-from eddecode.prompts import RenderedPrompt
-from eddecode.runner import PairRunner
-from eddecode.shared import SharedRunner
-from eddecode.speculative import Speculation
+from eddecode.engine.engine import Engine
+from eddecode.engine.speculative.cost_model import Record
+from eddecode.engine.speculative.drafters import BaseGuesser, NgramGuesser, Repeats
+from eddecode.engine.speculative.factory import assistant_for
+from eddecode.engine.speculative.speculator import Speculation
+from eddecode.execution.lora_runner import SharedRunner
+from eddecode.execution.model_runner import RecomputeDecoder
+from eddecode.execution.pair_runner import PairRunner
+from eddecode.prompts.types import RenderedPrompt
 
 FEW = 24  # ids, so that texts repeat themselves
 WAYS = [("base", 2), ("base", 5), ("ngram", 2), ("ngram", 4), ("twin", 2), ("twin", 6), ("stranger", 3)]

@@ -15,11 +15,12 @@ import tiny
 import torch
 
 from eddecode import EddecodeError, Sampler, SamplingParams
-from eddecode.assistant import AssistantGuesser, Slot, assistant_for
-from eddecode.compare import kv_bytes_per_token
+from eddecode.engine.sequence import Row
+from eddecode.engine.speculative.assistant import AssistantGuesser, Slot
+from eddecode.engine.speculative.factory import assistant_for
+from eddecode.engine.speculative.speculator import Speculation
 from eddecode.errors import PairError, ParamsError
-from eddecode.rows import Row
-from eddecode.speculative import Speculation
+from eddecode.models.sizes import kv_bytes_per_token
 
 
 def saved(folder: Path, vocab: int = tiny.VOCAB, **options: Any) -> Path:

@@ -13,12 +13,12 @@ import tiny
 import torch
 
 from eddecode import ModelPair, Sampler, SamplingParams
-from eddecode.engine import Engine
-from eddecode.gain import PURSE, Account, Chances, Curve, Recent, Record
-from eddecode.guessers import Column, levels
-from eddecode.prompts import RenderedPrompt
-from eddecode.runner import PairRunner
-from eddecode.speculative import Speculation
+from eddecode.engine.engine import Engine
+from eddecode.engine.speculative.cost_model import PURSE, Account, Chances, Curve, Recent, Record
+from eddecode.engine.speculative.drafters import Column, levels
+from eddecode.engine.speculative.speculator import Speculation
+from eddecode.execution.pair_runner import PairRunner
+from eddecode.prompts.types import RenderedPrompt
 
 DRAW = 0.02  # seconds of drawing one token for every row
 
@@ -51,7 +51,9 @@ class Timed(PairRunner):
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[Clock]:
     clock = Clock()
-    monkeypatch.setattr("eddecode.speculative.time", SimpleNamespace(perf_counter=lambda: clock.now))
+    monkeypatch.setattr(
+        "eddecode.engine.speculative.speculator.time", SimpleNamespace(perf_counter=lambda: clock.now)
+    )
     draw = Engine.draw
 
     def timed(self: Engine, draws: Any, logits: Any) -> Any:

@@ -21,17 +21,18 @@ import tiny
 import torch
 from decoding import tokens
 
-from eddecode.angles import Angles
-from eddecode.engine import Engine
-from eddecode.layers import Layers
-from eddecode.pair import ModelPair
-from eddecode.prompts import RenderedPrompt
+from eddecode.engine.engine import Engine
+from eddecode.engine.speculative.speculator import Speculation
+from eddecode.execution.compiled.replace import Layers
+from eddecode.execution.compiled.rotary import Angles
+from eddecode.execution.lora_runner import SharedRunner
+from eddecode.models.pair import ModelPair
+from eddecode.prompts.types import RenderedPrompt
 from eddecode.sampler import Sampler
-from eddecode.sampling import SamplingParams, stream_key, uniforms
-from eddecode.shared import SharedRunner
-from eddecode.speculative import Speculation
-from eddecode_kernels import cpu
-from eddecode_kernels.block import Blocks
+from eddecode.sampling.params import SamplingParams
+from eddecode.sampling.rng import stream_key, uniforms
+from eddecode_kernels import sample_cpu as cpu
+from eddecode_kernels.decoder_layer import Blocks
 from eddecode_kernels.linear import linear_for
 
 Patch = pytest.MonkeyPatch
@@ -149,8 +150,8 @@ def made_by(*places: str, needs: tuple[str, ...] = ()) -> Switch:
     def on(patch: Patch, count: Callable[[], None]) -> None:
         for place in places:
             patch.setattr(place, counted(place, count))
-        patch.setattr("eddecode.layers.pays", lambda dtype: True)
-        patch.setattr("eddecode.head.pays", lambda dtype: True)
+        patch.setattr("eddecode.execution.compiled.replace.pays", lambda dtype: True)
+        patch.setattr("eddecode.execution.lm_head.pays", lambda dtype: True)
 
     return Switch(off, on, needs, compiled=True)
 
@@ -178,24 +179,27 @@ def calling(function: Callable[..., Any], count: Callable[[], None]) -> Callable
 
 
 def no_attention(patch: Patch) -> None:
-    patch.setattr("eddecode.decoder.can_attend", lambda model: False)
+    patch.setattr("eddecode.execution.model_runner.can_attend", lambda model: False)
 
 
 def own_attention(patch: Patch, count: Callable[[], None]) -> None:
-    patch.setattr("eddecode.attention.attend", calling(import_module("eddecode.attention").attend, count))
+    patch.setattr(
+        "eddecode.execution.attention.attend",
+        calling(import_module("eddecode.execution.attention").attend, count),
+    )
 
 
 def no_blocks(patch: Patch) -> None:
-    patch.setattr("eddecode.layers.block_forward", lambda *args: None)
+    patch.setattr("eddecode.execution.compiled.replace.block_forward", lambda *args: None)
 
 
 def compiled_blocks(patch: Patch, count: Callable[[], None]) -> None:
     patch.setattr(Blocks, "__call__", calling(Blocks.__call__, count))
-    patch.setattr("eddecode.layers.pays", lambda dtype: True)
+    patch.setattr("eddecode.execution.compiled.replace.pays", lambda dtype: True)
 
 
 def no_stack(patch: Patch) -> None:
-    patch.setattr("eddecode.layers.stack_forward", lambda *args: None)
+    patch.setattr("eddecode.execution.compiled.replace.stack_forward", lambda *args: None)
 
 
 def one_stack(patch: Patch, count: Callable[[], None]) -> None:
@@ -209,7 +213,7 @@ def one_stack(patch: Patch, count: Callable[[], None]) -> None:
 
 
 def through_the_library(patch: Patch) -> None:
-    patch.setattr("eddecode.layers.is_body_and_head", lambda model: False)
+    patch.setattr("eddecode.execution.compiled.replace.is_body_and_head", lambda model: False)
 
 
 def straight(patch: Patch, count: Callable[[], None]) -> None:
@@ -224,7 +228,7 @@ def straight(patch: Patch, count: Callable[[], None]) -> None:
 
 
 def angles_worked_out(patch: Patch) -> None:
-    patch.setattr("eddecode.angles._stays", lambda kind: False)
+    patch.setattr("eddecode.execution.compiled.rotary._stays", lambda kind: False)
 
 
 def angles_looked_up(patch: Patch, count: Callable[[], None]) -> None:
@@ -310,10 +314,12 @@ def guesses(patch: Patch, count: Callable[[], None]) -> None:
 
 
 SWITCHES = {
-    "linear": made_by("eddecode.layers.linear_for", "eddecode.low_rank.linear_for"),
-    "norm": made_by("eddecode.norms.rms_norm_for"),
-    "activation": made_by("eddecode.layers.silu_for"),
-    "head": made_by("eddecode.head.linear_for"),
+    "linear": made_by(
+        "eddecode.execution.compiled.replace.linear_for", "eddecode.execution.compiled.lora.linear_for"
+    ),
+    "norm": made_by("eddecode.execution.compiled.rms_norm.rms_norm_for"),
+    "activation": made_by("eddecode.execution.compiled.replace.silu_for"),
+    "head": made_by("eddecode.execution.lm_head.linear_for"),
     "attention": Switch(no_attention, own_attention, compiled=True),
     "blocks": Switch(no_blocks, compiled_blocks, needs=("attention",), compiled=True),
     "stack": Switch(no_stack, one_stack, needs=("blocks",), pairs=("full", "lora"), compiled=True),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import tiny
 
-from eddecode.text import StopStrings, cut, decode, settled
+from eddecode.engine.detokenizer import StopStrings, cut, decode, settled
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import json
 import sys
 from pathlib import Path
 
-from eddecode.lab.corpus import held_out_requests
+from eddecode.experiments.corpus import held_out_requests
 
 
 def main() -> None:

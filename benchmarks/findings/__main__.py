@@ -16,9 +16,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from eddecode.lab.findings.bench import Scale
-from eddecode.lab.findings.page import PICTURES, write_page
-from eddecode.lab.findings.run import Plan, run
+from eddecode.experiments.findings.harness import Scale
+from eddecode.experiments.findings.page import PICTURES, write_page
+from eddecode.experiments.findings.run import Plan, run
 
 HERE = Path(__file__).parent
 DOCS = HERE.parent.parent / "docs"

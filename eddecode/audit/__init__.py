@@ -1,17 +1,29 @@
-"""The main job: what a pair of models gives away, measured.
+"""The audit: what a pair of models gives away, measured.
 
 An audit samples completions of the base model, of the aligned model, and of the two contrasted at each α, has them
-judged, and ends in a rate with an interval per condition. It reads in the order of its modules: `plan`, `conditions`,
-`mitigations` and `transforms` (what is asked), `prompts_file` (on which prompts), `config_file` (the same as a file),
-`identity` (which run this is), `environment` (on what it works), `run` and `decode` (do it), `store`, `schema` and
-`views` (keep it, and ask it), `judges`, `utility`, then the statistics, and what people look at: `summary`, `show`,
-`curve`, `report`, `export`.
+judged, and ends in a rate with an interval per condition. `docs/architecture.md` names its rooms in order.
 """
 
 from __future__ import annotations
 
-from eddecode.audit.plan import AuditConfig, Condition
-from eddecode.audit.run import audit, rejudge
-from eddecode.audit.summary import Summary
+from typing import TYPE_CHECKING
+
+from eddecode.utils.lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from eddecode.audit.analysis.summary import Summary
+    from eddecode.audit.conditions import Condition
+    from eddecode.audit.config import AuditConfig
+    from eddecode.audit.run import audit, rejudge
+
+_HOMES = {
+    "AuditConfig": "eddecode.audit.config",
+    "Condition": "eddecode.audit.conditions",
+    "Summary": "eddecode.audit.analysis.summary",
+    "audit": "eddecode.audit.run",
+    "rejudge": "eddecode.audit.run",
+}
 
 __all__ = ["AuditConfig", "Condition", "Summary", "audit", "rejudge"]
+
+__getattr__ = lazy_exports(__name__, _HOMES)

@@ -17,10 +17,10 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
+from eddecode.audit.config import AuditConfig
+from eddecode.audit.data.prompts import PromptRecord
+from eddecode.audit.data.transforms import Transform, read_transforms
 from eddecode.audit.judges.spec import JudgeSpec
-from eddecode.audit.plan import AuditConfig
-from eddecode.audit.prompts_file import PromptRecord
-from eddecode.audit.transforms import Transform, read_transforms
 from eddecode.errors import ConfigError, StoreError
 
 FILE, PROMPTS = "audit.toml", "prompts.jsonl"

@@ -14,15 +14,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from eddecode.audit.conditions import ENSEMBLE, FINETUNED, PAIR, Condition
-from eddecode.audit.judges import Case, Judge, Verdict, verdicts_of
-from eddecode.audit.plan import AuditConfig
-from eddecode.audit.prompts_file import Messages, PromptRecord
-from eddecode.audit.store import Draft, Store
-from eddecode.audit.transforms import Transform, read_transforms, with_system
+from eddecode.audit.config import AuditConfig
+from eddecode.audit.data.prompts import Messages, PromptRecord
+from eddecode.audit.data.transforms import Transform, read_transforms, with_system
+from eddecode.audit.judges.base import Case, Judge, Verdict, verdicts_of
+from eddecode.audit.store.store import Draft, Store
 from eddecode.errors import ConfigError, EddecodeError
 
 if TYPE_CHECKING:
-    from eddecode.sampler import Completion
+    from eddecode.outputs import Completion
 
 _REQUESTS_PER_CALL = (
     4096  # prompt × condition pairs handed to the sampler at once: bounds what waits in memory
@@ -200,13 +200,13 @@ def load_sampler(config: AuditConfig, model: str = PAIR) -> Decoder:
         PairError: the checkpoints cannot be decoded against each other.
         PromptError: a template will not do.
     """
-    from eddecode.pair import ModelPair
+    from eddecode.models.pair import ModelPair
     from eddecode.sampler import Sampler
 
     placed: dict[str, Any] = {"dtype": config.dtype, "device": config.device}
     group: Any
     if model == ENSEMBLE:
-        from eddecode.mixture import Ensemble
+        from eddecode.models.ensemble import Ensemble
 
         if config.base_revision or config.aligned_revision:
             raise ConfigError(

@@ -10,23 +10,14 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from eddecode.audit.identity import identity_digest
-from eddecode.audit.plan import AuditConfig
+from eddecode.audit.config import AuditConfig
+from eddecode.audit.provenance import identity_digest
 
-_DIGITS = {  # what last digits depend on, as a note calls it
-    "eddecode": "eddecode",
-    "torch": "torch",
-    "transformers": "transformers",
-    "machine": "machine",
-    "processor": "processor",
-    "device": "device",
-    "products": "products of weights",
-}
 _COMPILED = ("float32", "bfloat16")  # dtypes of weights between whose products there is a choice
 
 
@@ -62,22 +53,6 @@ def environment(
     return found
 
 
-def elsewhere(sessions: Sequence[Mapping[str, Any]]) -> str | None:
-    """A note if the sessions that decoded a run (`Store.decoded_in`) worked on different things, else None."""
-    parts = []
-    for name, called in _DIGITS.items():
-        values = list(dict.fromkeys(_shown(session[name]) for session in sessions if name in session))
-        if len(values) > 1:
-            parts.append(f"{called} ({'; '.join(values)})")
-    if not parts:
-        return None
-    numbers = ", ".join(str(session["id"]) for session in sessions)
-    return (
-        f"sessions {numbers} decoded this run and differ in {', '.join(parts)}: the last digits of their sums may "
-        "differ too, and now and then a sampled token with them"
-    )
-
-
 def _products(dtype: str) -> dict[str, str]:
     """How weights are multiplied on this CPU, by their dtype: `compiled`, or by the `library`.
 
@@ -85,7 +60,7 @@ def _products(dtype: str) -> dict[str, str]:
     """
     import torch
 
-    from eddecode.placement import parse_dtype
+    from eddecode.models.load_config import parse_dtype
     from eddecode_kernels.linear import pays
 
     wanted = parse_dtype(dtype)
@@ -95,12 +70,6 @@ def _products(dtype: str) -> dict[str, str]:
         for name, kind in kinds.items()
         if wanted in ("auto", kind)
     }
-
-
-def _shown(value: Any) -> str:
-    return (
-        ", ".join(f"{name} {part}" for name, part in value.items()) if isinstance(value, dict) else str(value)
-    )
 
 
 def _processor() -> str:

@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any, Literal
 from xml.etree import ElementTree
 
-from eddecode.audit.report import words
-from eddecode.audit.report.finding import Figure, Finding
-from eddecode.audit.safe import safe_text
+from eddecode.audit.analysis import wording as words
+from eddecode.audit.analysis.finding import Figure, Finding
 from eddecode.errors import ConfigError
+from eddecode.utils.terminal import safe_text
 
 Word = Literal["pass", "fail", "inconclusive"]
 EXIT_CODES: dict[Word, int] = {"pass": 0, "fail": 1, "inconclusive": 3}

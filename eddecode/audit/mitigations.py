@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from eddecode.errors import ConfigError
 
 if TYPE_CHECKING:
-    from eddecode.access import Access
+    from eddecode.sampling.access import Access
 
 EXAMPLES = ("topk1", "topk5", "topk20", "topk100", "round1", "round2", "noise0.5", "first10")
 _PART = re.compile(r"(topk|round|noise|first)(\d+(?:\.\d+)?)")
@@ -57,7 +57,7 @@ def access_of(name: str) -> Access:
     Raises:
         ConfigError: an unknown name.
     """
-    from eddecode.access import Access
+    from eddecode.sampling.access import Access
 
     parts = _parts(name)
     return Access(

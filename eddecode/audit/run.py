@@ -11,20 +11,22 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from eddecode.audit.analysis.summarize import summarize
+from eddecode.audit.analysis.summary import Summary
 from eddecode.audit.conditions import condition_name
+from eddecode.audit.config import AuditConfig
 from eddecode.audit.config_file import write_as_run
-from eddecode.audit.curve import write_curve
+from eddecode.audit.data.labels import read_labels, settle
+from eddecode.audit.data.prompts import read_prompts
+from eddecode.audit.data.transforms import read_transforms
 from eddecode.audit.decode import Decoder, Decoders, Progress, Report, decode_missing, load_sampler
 from eddecode.audit.environment import environment
-from eddecode.audit.identity import differences, identity_digest, run_identity
-from eddecode.audit.judges import Case, Judge, JudgeLike, make_judge, make_judges, release, verdicts_of
-from eddecode.audit.judges.human import read_labels, settle
+from eddecode.audit.judges.base import Case, Judge, JudgeLike, release, verdicts_of
+from eddecode.audit.judges.registry import make_judge, make_judges
 from eddecode.audit.mitigations import meaning
-from eddecode.audit.plan import AuditConfig
-from eddecode.audit.prompts_file import read_prompts
-from eddecode.audit.store import HUMAN, LabelKey, Store
-from eddecode.audit.summary import Summary, summarise
-from eddecode.audit.transforms import read_transforms
+from eddecode.audit.provenance import differences, identity_digest, run_identity
+from eddecode.audit.report.curve import write_curve
+from eddecode.audit.store.store import HUMAN, LabelKey, Store
 from eddecode.errors import ConfigError, JudgeError
 
 __all__ = ["Decoder", "Progress", "audit", "load_sampler", "rejudge"]
@@ -73,7 +75,7 @@ def audit(
         store.seat(bench)
         decode_missing(store, config, prompts, bench, sampler, report)
         judge_all(store, bench, report)
-        summary = summarise(store, conditions, store.judges(), store.labels() or None)
+        summary = summarize(store, conditions, store.judges(), store.labels() or None)
     summary.write()
     write_curve(summary, title)
     return summary
@@ -118,7 +120,7 @@ def rejudge(
         judge_all(store, bench, on_progress or (lambda progress: None))
         if people is not None:
             store.add_labels(people)
-        summary = summarise(store, store.conditions(), store.judges(), store.labels() or None)
+        summary = summarize(store, store.conditions(), store.judges(), store.labels() or None)
     summary.write()
     write_curve(summary, title)
     return summary

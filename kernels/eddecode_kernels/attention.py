@@ -11,8 +11,8 @@ from ctypes import Structure, byref, c_float, c_int64, c_void_p
 import torch
 from torch import Tensor
 
-from eddecode_kernels.compiler import library
-from eddecode_kernels.problem import UnavailableError
+from eddecode_kernels.jit import library
+from eddecode_kernels.types import UnavailableError
 
 _NAMES = {torch.float32: "eddecode_attend_f32", torch.bfloat16: "eddecode_attend_bf16"}
 

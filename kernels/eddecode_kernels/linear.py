@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from eddecode_kernels.compiler import library, library_path, write_atomically
-from eddecode_kernels.problem import UnavailableError
+from eddecode_kernels.jit import library, library_path, write_atomically
+from eddecode_kernels.types import UnavailableError
 
 _NAMES = {
     (torch.float32, torch.float32): "eddecode_linear_f32_f32",

@@ -18,9 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from eddecode.errors import EngineError
-from eddecode_kernels.compiler import library
-from eddecode_kernels.problem import UnavailableError
+from eddecode_kernels.jit import library
+from eddecode_kernels.types import UnavailableError
 
 SLICE = (
     1 << 18
@@ -74,7 +73,7 @@ def score_rows(
         vocabulary: (V,) bool, true where an id may be sampled; None allows all ids below the smaller V_i.
 
     Raises:
-        EngineError: shapes or dtypes are not as above.
+        ValueError: shapes or dtypes are not as above.
     """
     _check(logits, targets, weights, vocabulary)
     if logits[0].device.type == "cpu" and os.environ.get("EDDECODE_KERNELS") != "reference":
@@ -101,13 +100,13 @@ def _check(logits: Sequence[Tensor], targets: Tensor, weights: Tensor, vocabular
         and weights.shape[1] == 2
     )
     if not fits:
-        raise EngineError(
+        raise ValueError(
             f"score_rows cannot take logits {[(tuple(z.shape), z.dtype) for z in logits]} with {rows} targets, weights "
             f"{tuple(weights.shape)} and a vocabulary of {width}; expected two ({rows}, ≥ {width}) torch.float32 and "
             "weights (A, 2)"
         )
     if rows and not 0 <= int(targets.min()) <= int(targets.max()) < width:
-        raise EngineError(
+        raise ValueError(
             f"targets reach from {int(targets.min())} to {int(targets.max())}; expected ids of the vocabulary, "
             f"0 to {width - 1}"
         )

@@ -20,8 +20,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from eddecode.audit.judges import Case, Role, Verdict, fingerprint
-from eddecode.audit.judges.texts import content, defused, short_name, special_strings
+from eddecode.audit.judges.base import Case, Role, Verdict, fingerprint
+from eddecode.audit.judges.sanitize import content, defused, short_name, special_strings
 from eddecode.errors import EddecodeError, JudgeError
 
 _HARM = re.compile(
@@ -148,9 +148,9 @@ class ClassifierJudge:
         device: str | None = None,
         batch: int = 32,
     ) -> None:
-        from eddecode.checkpoint import open_checkpoint
-        from eddecode.loading import load_tokenizer
-        from eddecode.placement import parse_dtype, pick_device
+        from eddecode.models.checkpoint import open_checkpoint
+        from eddecode.models.load_config import parse_dtype, pick_device
+        from eddecode.models.loader import load_tokenizer
 
         self.name = name or f"classifier:{short_name(model)}"
         self.role: Role = role
@@ -286,7 +286,7 @@ def _config(checkpoint: Any, name: str) -> Any:
     from transformers import AutoConfig
     from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
 
-    from eddecode.loading import settle_attention
+    from eddecode.models.loader import settle_attention
 
     try:
         config = AutoConfig.from_pretrained(checkpoint.path, trust_remote_code=False, local_files_only=True)

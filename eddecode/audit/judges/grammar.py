@@ -11,7 +11,7 @@ import inspect
 from collections.abc import Sequence
 from typing import Literal
 
-from eddecode.audit.judges import Case, Verdict
+from eddecode.audit.judges.base import Case, Verdict
 
 
 class GrammarJudge:
@@ -21,7 +21,9 @@ class GrammarJudge:
     role: Literal["validity"] = "validity"
 
     def __init__(self) -> None:
-        from eddecode.lab import english, grammar, pcfg
+        from eddecode.testbed import language as grammar
+        from eddecode.testbed import pcfg
+        from eddecode.testbed import rules as english
 
         self._is_valid = grammar.is_valid
         sources = "".join(inspect.getsource(module) for module in (english, grammar, pcfg))

@@ -12,9 +12,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Unpack
 
-from eddecode.audit.judges import Verdict
-from eddecode.audit.judges.answering import AnswerJudge, Settings, unclear
-from eddecode.audit.judges.causal import Answer
+from eddecode.audit.judges.base import Verdict
+from eddecode.audit.judges.first_token import Answer
+from eddecode.audit.judges.llm_judge import AnswerJudge, Settings, unclear
 from eddecode.errors import JudgeError
 
 _UNSAFE, _SAFE = 0, 1

@@ -15,7 +15,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Literal
 
-from eddecode.audit.judges import Case, Verdict, fingerprint
+from eddecode.audit.judges.base import Case, Verdict, fingerprint
 from eddecode.errors import JudgeError
 
 _VOWELS = "aeiou"
@@ -111,7 +111,7 @@ class LexiconJudge:
     @classmethod
     def bundled(cls, name: str = "lexicon") -> LexiconJudge:
         """The judge of the bundled pair: rude words of a shop's customer service."""
-        text = (resources.files("eddecode.lab") / "rude_words.txt").read_text(encoding="utf-8")
+        text = (resources.files("eddecode.testbed") / "rude_words.txt").read_text(encoding="utf-8")
         return cls(lines_of(text), name)
 
     def __call__(self, cases: Sequence[Case]) -> list[Verdict]:

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any, Literal
 
-from eddecode.audit.judges import Case, Verdict, fingerprint
+from eddecode.audit.judges.base import Case, Verdict, fingerprint
 from eddecode.errors import JudgeError
 
 DEFAULT_MODEL = "omni-moderation-latest"

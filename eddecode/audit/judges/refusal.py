@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 
-from eddecode.audit.judges import Case, Role, Verdict, fingerprint
+from eddecode.audit.judges.base import Case, Role, Verdict, fingerprint
 from eddecode.audit.judges.lexicon import LexiconJudge, lines_of
 
 

@@ -7,12 +7,12 @@ load a library for models.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from eddecode.audit.judges import Judge
 from eddecode.audit.judges import spec as values
+from eddecode.audit.judges.base import Judge, JudgeLike
 from eddecode.audit.judges.spec import Converter, JudgeSpec
 from eddecode.errors import JudgeError
 
@@ -74,13 +74,13 @@ def _guard(**keywords: Any) -> Judge:
 
 
 def _yesno(**keywords: Any) -> Judge:
-    from eddecode.audit.judges.questions import YesNoJudge
+    from eddecode.audit.judges.graded import YesNoJudge
 
     return YesNoJudge(**keywords)
 
 
 def _rubric(**keywords: Any) -> Judge:
-    from eddecode.audit.judges.questions import RubricJudge
+    from eddecode.audit.judges.graded import RubricJudge
 
     return RubricJudge(**keywords)
 
@@ -92,7 +92,7 @@ def _moderation(**keywords: Any) -> Judge:
 
 
 def _python(**keywords: Any) -> Judge:
-    from eddecode.audit.judges.function import FunctionJudge
+    from eddecode.audit.judges.python_function import FunctionJudge
 
     return FunctionJudge.load(**keywords)
 
@@ -186,3 +186,33 @@ def _converted(kind: str, known: Mapping[str, Converter], key: str, value: Any) 
             str(error) if "invalid literal" not in str(error) and "convert" not in str(error) else "a number"
         )
         raise JudgeError(f"judge {kind}: {key} is {value!r}; expected {expected}") from None
+
+
+def make_judge(spec: JudgeLike) -> Judge:
+    """The judge that a specification such as `lexicon:FILE` or `{"kind": "guard", "model": …}` names.
+
+    What can be checked without loading weights is checked here, so that a mistake is found before hours of decoding.
+
+    Raises:
+        JudgeError: no such judge, or its argument or an option does not do.
+    """
+    return build(spec) if isinstance(spec, str | Mapping) else spec
+
+
+def make_judges(specs: Sequence[JudgeLike]) -> list[Judge]:
+    """The judges of an audit; the first one judges harm.
+
+    Raises:
+        JudgeError: two of one name, or the first does not judge harm.
+    """
+    judges = [make_judge(spec) for spec in specs]
+    names = [judge.name for judge in judges]
+    for i, name in enumerate(names):
+        if name in names[:i]:
+            raise JudgeError(
+                f"two judges are called {name}; expected each once (another of one kind takes ,name=…)"
+            )
+    if not judges or judges[0].role != "harm":
+        found = f"{judges[0].name}, which judges {judges[0].role}" if judges else "none"
+        raise JudgeError(f"the first judge is {found}; expected one of harm first, such as lexicon")
+    return judges

@@ -7,9 +7,9 @@ only when asked for.
 
 from __future__ import annotations
 
-from eddecode.audit.report.finding import Figure, Finding, read_finding
+from eddecode.audit.analysis.finding import Figure, Finding, read_finding
 from eddecode.audit.report.html import html_report
-from eddecode.audit.report.json import json_report
+from eddecode.audit.report.json_report import json_report
 from eddecode.audit.report.markdown import markdown_report
 
 __all__ = ["Figure", "Finding", "html_report", "json_report", "markdown_report", "read_finding"]

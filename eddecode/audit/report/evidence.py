@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from eddecode.audit.report import pictures, words
-from eddecode.audit.report.finding import Figure, Finding
+from eddecode.audit.analysis import wording as words
+from eddecode.audit.analysis.finding import Figure, Finding
+from eddecode.audit.report import charts as pictures
 from eddecode.audit.report.layout import Row, Section, Table
 
 

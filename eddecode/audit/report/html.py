@@ -17,11 +17,12 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from eddecode import __version__
-from eddecode.audit.report import svg, words
-from eddecode.audit.report.finding import Finding, sampled_completions
+from eddecode.audit.analysis import wording as words
+from eddecode.audit.analysis.finding import Finding, sampled_completions
+from eddecode.audit.report import svg
 from eddecode.audit.report.layout import Row, Section, Table
 from eddecode.audit.report.sections import key_figures, sections
-from eddecode.audit.safe import safe_text
+from eddecode.utils.terminal import safe_text
 
 if TYPE_CHECKING:
     from eddecode.audit.gate import Decision

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 
 from markupsafe import Markup
 
-from eddecode.audit.report.finding import Figure
+from eddecode.audit.analysis.finding import Figure
 
 
 @dataclass(frozen=True)

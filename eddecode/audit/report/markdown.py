@@ -10,11 +10,11 @@ import re
 from typing import TYPE_CHECKING
 
 from eddecode import __version__
-from eddecode.audit.report import words
-from eddecode.audit.report.finding import Finding
+from eddecode.audit.analysis import wording as words
+from eddecode.audit.analysis.finding import Finding
 from eddecode.audit.report.layout import Section, Table
 from eddecode.audit.report.sections import key_figures, sections
-from eddecode.audit.safe import safe_text
+from eddecode.utils.terminal import safe_text
 
 if TYPE_CHECKING:
     from eddecode.audit.gate import Decision

@@ -8,10 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from eddecode.audit.analysis import wording as words
+from eddecode.audit.analysis.finding import Figure, Finding
 from eddecode.audit.mitigations import RELEASE_SIDE, meaning
-from eddecode.audit.report import pictures, words
+from eddecode.audit.report import charts as pictures
 from eddecode.audit.report.evidence import judge_free_section, judges_section, tests_section
-from eddecode.audit.report.finding import Figure, Finding
 from eddecode.audit.report.layout import Row, Section, Table
 from eddecode.errors import ConfigError
 

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
-from eddecode.audit.report.finding import Figure
-from eddecode.audit.report.words import MINUS, number
-from eddecode.audit.safe import safe_text
+from eddecode.audit.analysis.finding import Figure
+from eddecode.audit.analysis.wording import MINUS, number
+from eddecode.utils.terminal import safe_text
 
 CHARACTER = 6.6  # px: mean width of a character at 12 px, to keep labels apart
 

@@ -1,0 +1,6 @@
+"""`python -m eddecode` is the `eddecode` command."""
+
+from eddecode.cli import main
+
+if __name__ == "__main__":
+    main()

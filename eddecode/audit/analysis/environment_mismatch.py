@@ -1,0 +1,38 @@
+"""Whether the sessions that decoded a run worked on different hardware or versions; read from the run's records."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+_DIGITS = {  # what last digits depend on, as a note calls it
+    "eddecode": "eddecode",
+    "torch": "torch",
+    "transformers": "transformers",
+    "machine": "machine",
+    "processor": "processor",
+    "device": "device",
+    "products": "products of weights",
+}
+
+
+def environment_mismatch(sessions: Sequence[Mapping[str, Any]]) -> str | None:
+    """A note if the sessions that decoded a run (`Store.decoded_in`) worked on different things, else None."""
+    parts = []
+    for name, called in _DIGITS.items():
+        values = list(dict.fromkeys(_shown(session[name]) for session in sessions if name in session))
+        if len(values) > 1:
+            parts.append(f"{called} ({'; '.join(values)})")
+    if not parts:
+        return None
+    numbers = ", ".join(str(session["id"]) for session in sessions)
+    return (
+        f"sessions {numbers} decoded this run and differ in {', '.join(parts)}: the last digits of their sums may "
+        "differ too, and now and then a sampled token with them"
+    )
+
+
+def _shown(value: Any) -> str:
+    return (
+        ", ".join(f"{name} {part}" for name, part in value.items()) if isinstance(value, dict) else str(value)
+    )

@@ -1,0 +1,1 @@
+"""What people write down for an audit: prompt files, transforms of prompts, and human labels."""

@@ -1,0 +1,125 @@
+"""Transforms of prompts: text that a user brings, put before, after or in front of what is asked.
+
+The attacks in the input space (Carlini et al., arXiv 2306.15447, and what came after) end in a text: a prefix, a
+suffix, a document for the context. eddecode searches for none; it takes them from a file and sets them beside ED, each
+on base, aligned and ED, so that one sees to what a text that was found for one model transfers. All of it is data, put
+in literally.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from eddecode.audit.conditions import checked_label
+from eddecode.audit.data.prompts import Messages
+from eddecode.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Transform:
+    """One change to every prompt: `document`, an empty line, then `prefix` + what the user asks + `suffix`.
+
+    Attributes:
+        name: becomes part of condition names.
+        prefix, suffix: put around the last user message, without a space of their own.
+        document: put before it, as a paragraph of its own.
+        found_for: which model it was found for, such as `aligned`; for the transfer table.
+
+    Raises:
+        ConfigError: a name that will not do, or nothing to put in.
+    """
+
+    name: str
+    prefix: str = ""
+    suffix: str = ""
+    document: str = ""
+    found_for: str = ""
+
+    def __post_init__(self) -> None:
+        checked_label(self.name, "a transform")
+        for field in fields(self):
+            if not isinstance(value := getattr(self, field.name), str):
+                raise ConfigError(f"transform {self.name}: {field.name} is {value!r}; expected text")
+        if not (self.prefix or self.suffix or self.document):
+            raise ConfigError(f"transform {self.name} changes nothing; expected a prefix, suffix or document")
+
+    def __call__(self, prompt: str | Messages) -> str | Messages:
+        """The prompt with the texts in it; of a chat, its last user message."""
+        if isinstance(prompt, str):
+            asked = self.prefix + prompt + self.suffix
+            return f"{self.document}\n\n{asked}" if self.document else asked
+        at = max(
+            (i for i, message in enumerate(prompt) if message["role"] == "user"), default=len(prompt) - 1
+        )
+        changed = {**prompt[at], "content": str(self(prompt[at]["content"]))}
+        return [*prompt[:at], changed, *prompt[at + 1 :]]
+
+    def to_dict(self) -> dict[str, str]:
+        """Its fields, without the empty ones."""
+        return {name: value for name, value in asdict(self).items() if value}
+
+
+def with_system(prompt: str | Messages, system: str) -> Messages:
+    """The prompt as a chat that begins with a system prompt; one that it has already stands behind it."""
+    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+    if messages[0]["role"] == "system":
+        system, messages = f"{system}\n\n{messages[0]['content']}", messages[1:]
+    return [{"role": "system", "content": system}, *messages]
+
+
+def read_transforms(
+    source: str | Path | Sequence[Transform | Mapping[str, Any]],
+) -> tuple[Transform, ...]:
+    """Transforms of a file (.jsonl, or .csv with a first line of field names), or of a sequence of tables.
+
+    Raises:
+        ConfigError: the file cannot be read, a field is unknown, a name is missing or there twice.
+    """
+    if isinstance(source, str | Path):
+        entries: Iterable[tuple[str, Any]] = _entries(Path(source))
+    else:
+        entries = ((f"transform {i}", entry) for i, entry in enumerate(source))
+    found = tuple(entry if isinstance(entry, Transform) else _made(where, entry) for where, entry in entries)
+    names = [transform.name for transform in found]
+    for i, name in enumerate(names):
+        if name in names[:i]:
+            raise ConfigError(f"two transforms are called {name}; expected each name once")
+    if isinstance(source, str | Path) and not found:
+        raise ConfigError(f"{source} holds no transform; expected at least one")
+    return found
+
+
+def _entries(path: Path) -> Iterable[tuple[str, Any]]:
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"transforms {path} cannot be read ({error}); expected a UTF-8 file, .jsonl or .csv"
+        ) from error
+    if path.suffix.lower() == ".csv":
+        rows = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+        return [(f"{path}, line {rows.line_num}", row) for row in rows]
+    found = []
+    for number, line in enumerate(text.split("\n"), start=1):
+        where = f"{path}, line {number}"
+        try:
+            found += [(where, json.loads(line))] if line.strip() else []
+        except json.JSONDecodeError as error:
+            raise ConfigError(f"{where} is not JSON ({error.msg}); expected one object a line") from error
+    return found
+
+
+def _made(where: str, entry: Any) -> Transform:
+    known = [field.name for field in fields(Transform)]
+    if not isinstance(entry, Mapping) or "name" not in entry or not set(entry) <= set(known):
+        shown = ", ".join(map(str, entry)) if isinstance(entry, Mapping) else repr(entry)[:60]
+        raise ConfigError(
+            f"{where} has {shown}; expected name, and of {', '.join(known[1:])} what it puts in"
+        )
+    return Transform(**{key: value for key, value in entry.items() if value is not None})

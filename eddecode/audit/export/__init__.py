@@ -1,0 +1,35 @@
+"""Completions of a run in the formats of other tools."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from eddecode.utils.lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from eddecode.audit.export.formats import FORMATS, export_csv, export_jsonl, export_parquet, export_to
+    from eddecode.audit.export.rows import chosen_keys, export_rows, run_conditions
+
+_HOMES = {
+    "FORMATS": "eddecode.audit.export.formats",
+    "chosen_keys": "eddecode.audit.export.rows",
+    "export_csv": "eddecode.audit.export.formats",
+    "export_jsonl": "eddecode.audit.export.formats",
+    "export_parquet": "eddecode.audit.export.formats",
+    "export_rows": "eddecode.audit.export.rows",
+    "export_to": "eddecode.audit.export.formats",
+    "run_conditions": "eddecode.audit.export.rows",
+}
+
+__all__ = [
+    "FORMATS",
+    "chosen_keys",
+    "export_csv",
+    "export_jsonl",
+    "export_parquet",
+    "export_rows",
+    "export_to",
+    "run_conditions",
+]
+
+__getattr__ = lazy_exports(__name__, _HOMES)

@@ -1,0 +1,193 @@
+"""A run's completions for other tools: JSON Lines, CSV, Parquet, and a log that Inspect reads.
+
+JSON Lines is the exact one: plain ASCII, so that a line is one line for every reader and nothing in it is obeyed by a
+terminal; `null` where a number is not finite. CSV is for people and their sheets: control characters are written out,
+and a cell that a spreadsheet would run as a formula gets an apostrophe in front.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from eddecode.audit.export.rows import export_rows
+from eddecode.audit.store.store import Store
+from eddecode.errors import ConfigError, StoreError
+from eddecode.utils.terminal import safe_text
+
+FORMATS = ("jsonl", "csv", "parquet", "inspect")
+_FORMULA = ("=", "+", "-", "@", "\t")
+_VERDICT = ("score", "flag", "label", "reason")
+
+
+def export_jsonl(folder: str | Path, names: Sequence[str] = ()) -> Iterator[str]:
+    """One line per completion on disk, by condition, prompt and sample.
+
+    Args:
+        folder: of the run.
+        names: of the conditions wanted; none names all.
+
+    Raises:
+        StoreError: there is no run in the folder.
+        ConfigError: the run has no such condition.
+    """
+    with Store.read(folder) as store:
+        for row in export_rows(store, names):
+            # α is text where it is a key; here it is a number, the nearest to what was written.
+            yield json.dumps({**row, "alpha": json.loads(row["alpha"])}, ensure_ascii=True, allow_nan=False)
+
+
+def export_csv(folder: str | Path, names: Sequence[str] = ()) -> Iterator[str]:
+    """A first line of column names, then one record per completion; verdicts as `judge.score`, `judge.flag` …
+
+    Raises:
+        StoreError, ConfigError: as `export_jsonl`.
+    """
+    with Store.read(folder) as store:
+        columns: list[str] = []
+        for row in _flat_rows(store, names):
+            if not columns:
+                columns = list(row)
+                yield _csv_line(columns)
+            yield _csv_line([_cell(row[column]) for column in columns])
+
+
+def export_parquet(folder: str | Path, out: str | Path, names: Sequence[str] = ()) -> None:
+    """The columns of the CSV, typed, token ids as lists, in groups of rows, so that memory stays bounded.
+
+    Raises:
+        ConfigError: pyarrow is not installed, or as `export_jsonl`.
+        StoreError: the file cannot be written, or as `export_jsonl`.
+    """
+    try:
+        pa, parquet = import_module("pyarrow"), import_module("pyarrow.parquet")
+    except ImportError:
+        raise ConfigError(
+            "Parquet needs pyarrow; install it (pip install pyarrow), or export to jsonl"
+        ) from None
+    with Store.read(folder) as store:
+        judges = _judge_columns(store)
+        schema = _parquet_schema(pa, judges)
+        part, rows = Path(f"{out}.part"), list[dict[str, Any]]()
+        try:
+            with parquet.ParquetWriter(part, schema) as writer:
+                for row in _flat_rows(store, names, lists=True):
+                    rows.append(row)
+                    if len(rows) == 4096:
+                        writer.write_table(pa.Table.from_pylist(rows, schema=schema))
+                        rows = []
+                writer.write_table(pa.Table.from_pylist(rows, schema=schema))
+            part.replace(out)
+        except OSError as error:
+            raise StoreError(f"{out} cannot be written ({error}); the run is untouched") from error
+
+
+def export_to(
+    folder: str | Path, to: str, out: str | Path | None = None, names: Sequence[str] = ()
+) -> Iterator[str]:
+    """The lines of an export that go to standard output; none where they went into a file.
+
+    Args:
+        folder: of the run.
+        to: one of `FORMATS`.
+        out: a file, written whole or not at all; None: the lines are yielded.
+        names: of the conditions wanted; none names all.
+
+    Raises:
+        ConfigError: no such format or condition, Parquet without a file.
+        StoreError: there is no run, or the file cannot be written.
+    """
+    if to not in FORMATS:
+        raise ConfigError(f"there is no format {to!r}; expected {', '.join(FORMATS)}")
+    if to == "parquet":
+        Store.read(folder).close()
+        if out is None:
+            raise ConfigError("Parquet is no text; name a file with --out")
+        return export_parquet(folder, out, names)
+    if to == "inspect":
+        from eddecode.audit.export.inspect_log import export_inspect
+
+        lines = export_inspect(folder, names)
+    else:
+        lines = {"jsonl": export_jsonl, "csv": export_csv}[to](folder, names)
+    if out is None:
+        yield from lines
+        return None
+    part = Path(f"{out}.part")
+    try:
+        with part.open("w", encoding="utf-8", newline="\n") as file:
+            file.writelines(f"{line}\n" for line in lines)
+        part.replace(out)
+    except OSError as error:
+        raise StoreError(f"{out} cannot be written ({error.strerror}); the run is untouched") from error
+    finally:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+    return None
+
+
+# Columns ---------------------------------------------------------------------------------------------------------
+
+
+def _judge_columns(store: Store) -> list[str]:
+    """What verdicts are called in an export: sitting judges by their names, former ones with their identity."""
+    names = [
+        record.name if record.current else f"{record.name}#{record.identity}" for record in store.judges(True)
+    ]
+    return [*names, *(["human"] if store.labels() else [])]
+
+
+def _flat_rows(store: Store, names: Sequence[str], lists: bool = False) -> Iterator[dict[str, Any]]:
+    judges = _judge_columns(store)
+    for row in export_rows(store, names):
+        verdicts = row.pop("verdicts")
+        for judge in judges:
+            said = verdicts.get(judge, {})
+            row |= {f"{judge}.{part}": said.get(part) for part in _VERDICT}
+        if not lists and row["token_ids"] is not None:
+            row["token_ids"] = json.dumps(row["token_ids"])
+        yield row
+
+
+def _cell(value: Any) -> Any:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if not isinstance(value, str):
+        return value
+    text = safe_text(value).replace("\n", "\\n").replace("\t", "\\t")
+    return f"'{text}" if value.startswith(_FORMULA) and not _is_number(value) else text
+
+
+def _is_number(value: str) -> bool:
+    with suppress(ValueError):
+        return math.isfinite(float(value))
+    return False
+
+
+def _csv_line(values: Sequence[Any]) -> str:
+    line = io.StringIO(newline="")
+    csv.writer(line, lineterminator="").writerow(values)
+    return line.getvalue()
+
+
+def _parquet_schema(pa: Any, judges: Sequence[str]) -> Any:
+    text = ("condition", "alpha", "name", "system", "transform", "mitigation", "model")
+    kinds: dict[str, Any] = {
+        **dict.fromkeys(text, pa.string()),
+        **{"prompt_index": pa.int64(), "sample": pa.int64(), "text": pa.string(), "text_digest": pa.string()},
+        **{"token_ids": pa.list_(pa.int32()), "finish_reason": pa.string()},
+        **dict.fromkeys(("implied_reward", "base_logprob", "aligned_logprob"), pa.float64()),
+        "length": pa.int64(),
+        **dict.fromkeys(("perplexity", "distinct_1", "distinct_2", "repetition"), pa.float64()),
+        "empty": pa.bool_(),
+    }
+    said = {"score": pa.float64(), "flag": pa.bool_(), "label": pa.string(), "reason": pa.string()}
+    kinds |= {f"{judge}.{part}": kind for judge in judges for part, kind in said.items()}
+    return pa.schema(list(kinds.items()))

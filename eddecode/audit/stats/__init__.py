@@ -1,0 +1,22 @@
+"""Statistics of an audit: intervals, paired tests, agreement, selection. numpy and scipy only."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from eddecode.utils.lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from eddecode.audit.stats.proportions import Estimate, Rate, cluster_bootstrap, clustered_rate, wilson
+
+_HOMES = {
+    "Estimate": "eddecode.audit.stats.proportions",
+    "Rate": "eddecode.audit.stats.proportions",
+    "cluster_bootstrap": "eddecode.audit.stats.proportions",
+    "clustered_rate": "eddecode.audit.stats.proportions",
+    "wilson": "eddecode.audit.stats.proportions",
+}
+
+__all__ = ["Estimate", "Rate", "cluster_bootstrap", "clustered_rate", "wilson"]
+
+__getattr__ = lazy_exports(__name__, _HOMES)

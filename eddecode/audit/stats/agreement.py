@@ -1,0 +1,364 @@
+"""How far judges agree, and what a harm rate becomes once a judge's own errors are taken into account.
+
+- Cohen's κ (Educational and Psychological Measurement 20, 1960) between two judges, with the large-sample standard
+  error of Fleiss, Cohen and Everitt (Psychological Bulletin 72, 1969) in its linearised form, which also gives the
+  design effect of several completions per prompt. The interval is not ±1.96 of it: that has no width at κ = 1 and
+  covers badly where few completions are flagged. It is the central interval of κ when the four cells' probabilities
+  have Jeffreys' Dirichlet(½) prior, with the counts scaled to the effective number of completions.
+- A judge's sensitivity and specificity against human labels, and the rate corrected by them: Rogan and Gladen (American
+  Journal of Epidemiology 107, 1978), (apparent + Sp − 1)/(Se + Sp − 1), with the interval of Lang and Reiczigel
+  (Preventive Veterinary Medicine 113, 2014, equations 15–17), which takes in that Se and Sp are estimates.
+
+Everything is in terms of flags and of clusters (prompts): this module knows nothing of stores or of models.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from eddecode.audit.stats.proportions import effective_size, wilson
+from eddecode.errors import JudgeError
+
+_DRAWS = 20_000
+_SEED = 20240811  # fixed: the same data must give the same table
+
+Bools = npt.NDArray[np.bool_]
+Floats = npt.NDArray[np.float64]
+
+
+# Agreement -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Kappa:
+    """Agreement of two judges beyond chance.
+
+    Attributes:
+        kappa: Cohen's κ; None where both judges say the same of every completion and there is nothing to agree on.
+        low, high: its interval; None with it.
+        standard_error: Fleiss, Cohen and Everitt's, with the design effect in it; 0 at κ = 1.
+        agreement, expected: share of completions on which they agree, and the share that chance would bring.
+        both, first, second, neither: completions flagged by both, by one alone, by none.
+        n, effective: completions, and how many independent ones they are worth.
+    """
+
+    kappa: float | None
+    low: float | None
+    high: float | None
+    standard_error: float | None
+    agreement: float
+    expected: float
+    both: int
+    first: int
+    second: int
+    neither: int
+    n: int
+    effective: float
+
+
+def cohen_kappa(
+    first: Sequence[bool] | Bools,
+    second: Sequence[bool] | Bools,
+    clusters: Sequence[Hashable] | None = None,
+    level: float = 0.95,
+) -> Kappa:
+    """Cohen's κ of two judges' flags on the same completions.
+
+    Args:
+        first, second: flags (n,), in the same order.
+        clusters: what each completion's prompt is, (n,); None: all are independent.
+        level: of the interval.
+
+    Raises:
+        JudgeError: nothing to compare, or lists of different lengths.
+    """
+    a, b = _flags(first), _flags(second)
+    _same_length(len(a), len(b), "flags of the second judge")
+    groups = _groups(clusters, len(a))
+    table = np.array([[(a & b).sum(), (a & ~b).sum()], [(~a & b).sum(), (~a & ~b).sum()]], dtype=np.float64)
+    both, one, other, neither = (int(count) for count in table.ravel())
+    n = len(a)
+    observed, expected = _agreement(table.ravel()[None] / n)
+    if expected[0] == 1:
+        worth = float(groups.max() + 1)
+        return Kappa(None, None, None, None, 1.0, 1.0, both, one, other, neither, n, worth)
+    kappa = float((observed[0] - expected[0]) / (1 - expected[0]))
+    influence = _influence(a, b, table / n, kappa, float(expected[0]))
+    effective, error = _effective(influence, groups)
+    low, high = _dirichlet_interval(table.ravel() * effective / n, level)
+    return Kappa(
+        kappa=kappa,
+        low=min(low, kappa),
+        high=max(high, kappa),
+        standard_error=error,
+        agreement=float(observed[0]),
+        expected=float(expected[0]),
+        both=both,
+        first=one,
+        second=other,
+        neither=neither,
+        n=n,
+        effective=effective,
+    )
+
+
+def agreement_table(
+    flags: Mapping[str, Sequence[bool] | Bools],
+    clusters: Sequence[Hashable] | None = None,
+    level: float = 0.95,
+) -> dict[tuple[str, str], Kappa]:
+    """κ of every two judges, in the order they are given; each has a flag for every completion, in one order."""
+    return {
+        (one, other): cohen_kappa(flags[one], flags[other], clusters, level)
+        for one, other in itertools.combinations(flags, 2)
+    }
+
+
+def _agreement(cells: Floats) -> tuple[Floats, Floats]:
+    """(observed, chance agreement) of tables (T, 4) of shares: both, first, second, neither."""
+    both, first, second, neither = cells.T
+    a, b = both + first, both + second
+    return both + neither, a * b + (1 - a) * (1 - b)
+
+
+def _influence(a: Bools, b: Bools, shares: Floats, kappa: float, expected: float) -> Floats:
+    """What each completion adds to κ, to first order, (n,): their variance over n is Fleiss's 1969 variance."""
+    p_a, p_b = shares[0].sum(), shares[:, 0].sum()  # shares flagged by each
+    agree = (a == b).astype(np.float64)
+    chance = np.where(a, p_b, 1 - p_b) + np.where(b, p_a, 1 - p_a)  # (n,), mean 2·expected
+    values: Floats = (agree - (1 - kappa) * chance) / (1 - expected)
+    centred: Floats = values - values.mean()
+    return centred
+
+
+def _effective(influence: Floats, groups: npt.NDArray[np.intp]) -> tuple[float, float]:
+    """(how many independent completions they are worth, standard error of κ)."""
+    n, k = len(influence), int(groups.max()) + 1
+    independent = float((influence**2).sum()) / n**2
+    if k == n:
+        return float(n), math.sqrt(independent)
+    if independent == 0:  # all agree: the design effect cannot be seen, and the most cautious value is taken
+        return float(k), 0.0
+    sums = np.bincount(groups, weights=influence, minlength=k)
+    clustered = float((sums**2).sum()) / n**2 * k / (k - 1) if k > 1 else math.inf
+    effective = min(max(n * independent / clustered, float(k)), float(n)) if clustered else float(n)
+    return effective, math.sqrt(independent * n / effective)
+
+
+def _dirichlet_interval(counts: Floats, level: float) -> tuple[float, float]:
+    """Central interval of κ for cell counts (4,) under Jeffreys' prior."""
+    draws = np.random.default_rng(_SEED).dirichlet(counts + 0.5, size=_DRAWS)
+    observed, expected = _agreement(draws)
+    low, high = np.quantile((observed - expected) / (1 - expected), [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+# A judge's errors ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Share:
+    """A share with its Wilson interval.
+
+    Attributes:
+        value: hits / total. low, high: the interval's ends.
+        hits, total: completions. effective: how many independent ones the total is worth.
+    """
+
+    value: float
+    low: float
+    high: float
+    hits: int
+    total: int
+    effective: float
+
+
+@dataclass(frozen=True)
+class JudgeQuality:
+    """A judge against human labels: its share of harmful completions flagged, and of harmless ones not flagged."""
+
+    sensitivity: Share
+    specificity: Share
+
+
+def judge_quality(
+    judge: Sequence[bool] | Bools,
+    human: Sequence[bool] | Bools,
+    clusters: Sequence[Hashable] | None = None,
+    level: float = 0.95,
+) -> JudgeQuality:
+    """Sensitivity and specificity from completions that were labelled by people.
+
+    Labelled completions must have been picked without looking at the judge's verdict: picking flagged ones only (or
+    mostly) makes the judge look more sensitive than it is.
+
+    Args:
+        judge, human: flags (n,) on the same completions.
+        clusters: each completion's prompt, (n,); None: all are independent.
+
+    Raises:
+        JudgeError: people found none harmful, or all: one of the two shares then has no ground.
+    """
+    said, truth = _flags(judge), _flags(human)
+    _same_length(len(said), len(truth), "human labels")
+    groups = _groups(clusters, len(said))
+    for what, count in (("harmful", int(truth.sum())), ("harmless", int((~truth).sum()))):
+        if count == 0:
+            raise JudgeError(
+                f"none of the {len(truth)} completions with human labels is {what}, so the judge's "
+                f"{'sensitivity' if what == 'harmful' else 'specificity'} cannot be measured; label more, until both "
+                "kinds are there"
+            )
+    return JudgeQuality(
+        _share(said[truth], groups[truth], level), _share(~said[~truth], groups[~truth], level)
+    )
+
+
+def _share(hits: Bools, groups: npt.NDArray[np.intp], level: float) -> Share:
+    _, index = np.unique(groups, return_inverse=True)
+    pairs = zip(np.bincount(index, weights=hits), np.bincount(index), strict=True)
+    effective = effective_size([(int(hit), int(total)) for hit, total in pairs])
+    value = float(hits.mean())
+    return Share(value, *wilson(value, effective, level), int(hits.sum()), len(hits), effective)
+
+
+@dataclass(frozen=True)
+class CorrectedRate:
+    """A harm rate with the judge's errors taken out.
+
+    Attributes:
+        rate: Rogan and Gladen's estimate, within [0, 1].
+        low, high: Lang and Reiczigel's interval, within [0, 1].
+        level: its confidence.
+        apparent: the share that the judge flagged.
+        unclipped: the estimate before it was brought into [0, 1]; far outside, the judge's errors are not what they
+            were when it was measured.
+        note: what a reader must know; empty where there is nothing.
+    """
+
+    rate: float
+    low: float
+    high: float
+    level: float
+    apparent: float
+    unclipped: float
+    note: str = ""
+
+
+def rogan_gladen(apparent: float, sensitivity: float, specificity: float) -> float:
+    """True rate from the rate that an imperfect judge finds; may leave [0, 1].
+
+    Raises:
+        JudgeError: sensitivity + specificity ≤ 1: the judge is no better than a coin.
+
+    >>> round(rogan_gladen(0.3, 0.8, 0.9), 4)
+    0.2857
+    """
+    youden = sensitivity + specificity - 1
+    if youden <= 1e-12:
+        raise JudgeError(
+            f"the judge's sensitivity ({sensitivity:.3f}) and specificity ({specificity:.3f}) add up to "
+            f"{sensitivity + specificity:.3f}; expected more than 1. Such a judge flags harmless completions as "
+            "often as harmful ones, and no rate can be corrected by it: take another judge, or see whether its flag is "
+            "the wrong way round"
+        )
+    return (apparent + specificity - 1) / youden
+
+
+def corrected_rate(
+    clusters: Iterable[tuple[int, int]], quality: JudgeQuality, level: float = 0.95
+) -> CorrectedRate:
+    """The harm rate corrected for the judge's measured errors.
+
+    Lang and Reiczigel's interval for samples of effective sizes n, n_Se and n_Sp: the rate with z²/2 successes in z²
+    trials added, Se and Sp with one success in two added, Rogan and Gladen's estimate of these, a shift of
+    2z²·(P·Se(1−Se)/n_Se − (1−P)·Sp(1−Sp)/n_Sp), and ±z standard errors by the delta method. Where Se + Sp is not
+    clearly above 1 at this level, the data bound nothing and the interval is [0, 1].
+
+    Args:
+        clusters: (flagged, completions) per prompt, as `Store.clusters` gives them.
+        quality: from `judge_quality`; the labelled completions count as independent of those of the rate.
+
+    Raises:
+        JudgeError: no completion, or sensitivity + specificity ≤ 1.
+    """
+    pairs = [(int(flagged), int(total)) for flagged, total in clusters if total]
+    if not pairs:
+        raise JudgeError(
+            "there is no completion to take a rate of; expected (flagged, completions) per prompt"
+        )
+    se, sp = quality.sensitivity, quality.specificity
+    apparent = sum(flagged for flagged, _ in pairs) / sum(total for _, total in pairs)
+    estimate = rogan_gladen(apparent, se.value, sp.value)
+    rate = min(max(estimate, 0.0), 1.0)
+    interval = _lang_reiczigel(apparent, effective_size(pairs), se, sp, level)
+    notes = []
+    if interval is None:
+        interval = (0.0, 1.0)
+        notes.append(
+            f"with {se.total} harmful and {sp.total} harmless labels the judge is not clearly better than chance: the "
+            "interval says nothing; label more completions"
+        )
+    if estimate != rate:
+        side = (
+            "less than its false alarms alone would"
+            if estimate < 0
+            else "more than it could with these errors"
+        )
+        notes.append(f"the judge flagged {side} (estimate {estimate:.3f} before it was brought into 0..1)")
+    low, high = min(interval[0], rate), max(interval[1], rate)
+    return CorrectedRate(rate, low, high, level, apparent, estimate, "; ".join(notes))
+
+
+def _lang_reiczigel(
+    apparent: float, n: float, se: Share, sp: Share, level: float
+) -> tuple[float, float] | None:
+    """Equations 15–17 within [0, 1]; None where Se + Sp − 1 is not above 0 at this level."""
+    z = NormalDist().inv_cdf(0.5 + level / 2)
+    rate = (n * apparent + z * z / 2) / (n + z * z)
+    sens = (se.effective * se.value + 1) / (se.effective + 2)
+    spec = (sp.effective * sp.value + 1) / (sp.effective + 2)
+    v_rate = rate * (1 - rate) / (n + z * z)
+    v_sens = sens * (1 - sens) / (se.effective + 2)
+    v_spec = spec * (1 - spec) / (sp.effective + 2)
+    youden = sens + spec - 1
+    if youden <= z * math.sqrt(v_sens + v_spec):
+        return None
+    true = (rate + spec - 1) / youden
+    shift = 2 * z * z * (true * v_sens - (1 - true) * v_spec)
+    half = z * math.sqrt(v_rate + true**2 * v_sens + (1 - true) ** 2 * v_spec) / youden
+    return min(max(true + shift - half, 0.0), 1.0), min(max(true + shift + half, 0.0), 1.0)
+
+
+# Checks ----------------------------------------------------------------------------------------------------------
+
+
+def _flags(values: Any) -> Bools:
+    flags = np.asarray(values)
+    if flags.ndim != 1 or not len(flags):
+        raise JudgeError("there are no completions to compare; expected one flag per completion")
+    if flags.dtype != np.bool_ and not np.isin(flags, (0, 1)).all():
+        raise JudgeError("a flag is neither true nor false; expected booleans")
+    return flags.astype(np.bool_)
+
+
+def _same_length(n: int, other: int, what: str) -> None:
+    if n != other:
+        raise JudgeError(f"there are {n} flags and {other} {what}; expected one each per completion")
+
+
+def _groups(clusters: Sequence[Hashable] | None, n: int) -> npt.NDArray[np.intp]:
+    """Clusters as numbers from 0 up, (n,)."""
+    if clusters is None:
+        return np.arange(n)
+    _same_length(n, len(clusters), "clusters")
+    numbers: dict[Hashable, int] = {}
+    return np.array([numbers.setdefault(cluster, len(numbers)) for cluster in clusters])

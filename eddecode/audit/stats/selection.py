@@ -1,0 +1,127 @@
+"""The best of several α's, without the flattery of having been picked.
+
+The α with the highest harm rate on a set of prompts owes some of its rate to those prompts: the maximum of noisy
+rates is on average above the rate of the α that it picks. So the headline is cross-fitted: the prompts are split
+into halves, the α is picked on one half and its rate is taken on the other, both ways; and because one split is a
+matter of luck, many splits are averaged. What results is an unbiased estimate of the harm rate of an α that was
+picked on other prompts than those it is judged by; nothing is corrected, so that nothing about the noise has to be
+assumed.
+
+Beside it stands the other remedy, the bootstrap with the selection inside (Efron, JASA 78, 1983, "optimism"): in each
+resample the α is picked anew, and what the picked rate there exceeds its rate in the data is the optimism. It is shown
+as a check and is not the headline, because it corrects by an estimate that is itself off where it matters most: with
+several α's equally good the maximum is not a smooth function of the rates, and about a third of the flattery stays
+(`python -m eddecode.audit.coverage`).
+
+What cross-fitting costs: each half picks with half the prompts, so that the α it picks may be a little worse than
+the one that all prompts pick. It tells on the figure only when α's whose true rates differ are picked about equally
+often.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from eddecode.audit.stats.paired import Clusters
+from eddecode.audit.stats.proportions import Floats, tidy
+
+SPLITS = 50
+_SEED = 20240811
+_RESAMPLES, _DRAWS = 1_000, 5_000_000
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which of several conditions was picked, and what it comes to when the picking is accounted for.
+
+    Attributes:
+        best: index of the condition with the highest rate on all prompts, the first of equals.
+        crossfitted: a condition made of the picked ones, each prompt by the pick of the other half, averaged over
+            splits; its rate is the cross-fitted rate.
+        picked: share of half-samples that picked each condition.
+        plain: the maximum rate as it is seen. optimism: plain less cross-fitted.
+        bootstrap_optimism: the same by the bootstrap.
+        splits: how many; 0 when there was nothing to select.
+    """
+
+    best: int
+    crossfitted: Clusters
+    picked: tuple[float, ...]
+    plain: float
+    optimism: float
+    bootstrap_optimism: float
+    splits: int
+
+
+def select(candidates: Sequence[Clusters], splits: int = SPLITS) -> Selection:
+    """Pick the candidate with the highest rate, and cross-fit what it comes to.
+
+    Args:
+        candidates: conditions on the same prompts, the one that wins ties first.
+        splits: random halvings (fixed seed); each is used both ways.
+
+    Raises:
+        ValueError: no candidate.
+    """
+    if not candidates:
+        raise ValueError("no condition to select from")
+    flagged = np.stack([c.flagged for c in candidates], axis=1)  # (prompts, candidates)
+    total = np.stack([c.total for c in candidates], axis=1)
+    best = _best(flagged.sum(0), total.sum(0))
+    plain = candidates[best].rate
+    if len(candidates) == 1 or len(flagged) < 2:
+        picked = tuple(float(i == best) for i in range(len(candidates)))
+        return Selection(best, candidates[best], picked, plain, 0.0, 0.0, 0)
+    halves = _halves(len(flagged), splits)
+    picks = np.stack(
+        [_best(half @ flagged, half @ total) for half in (halves, 1 - halves)], axis=1
+    )  # (splits, 2)
+    # A prompt in the first half is estimated with the pick of the second, and the other way round.
+    uses = np.zeros_like(flagged)
+    for half, (first, second) in zip(halves, picks, strict=True):
+        uses[:, second] += half
+        uses[:, first] += 1 - half
+    uses /= splits
+    crossfitted = Clusters((uses * flagged).sum(1), (uses * total).sum(1))
+    shares = np.bincount(picks.ravel(), minlength=len(candidates)) / picks.size
+    return Selection(
+        best=best,
+        crossfitted=crossfitted,
+        picked=tuple(shares.tolist()),
+        plain=plain,
+        optimism=tidy(plain - crossfitted.rate) or 0.0,
+        bootstrap_optimism=tidy(_bootstrap_optimism(flagged, total)) or 0.0,
+        splits=splits,
+    )
+
+
+def _best(flagged: Floats, total: Floats) -> Any:
+    """Index of the highest rate along the last axis; candidates without completions lose."""
+    return np.argmax(np.where(total > 0, flagged / np.maximum(total, 1e-300), -1.0), axis=-1)
+
+
+def _halves(prompts: int, splits: int) -> Floats:
+    """(splits, prompts) of 0 and 1: which prompts are in the first half."""
+    rng = np.random.default_rng(_SEED)
+    halves = np.zeros((splits, prompts))
+    for half in halves:
+        half[rng.permutation(prompts)[: prompts // 2]] = 1
+    return halves
+
+
+def _bootstrap_optimism(flagged: Floats, total: Floats) -> float:
+    """Mean over resamples of (rate of the pick in the resample − rate of that pick in the data)."""
+    n, rng = len(flagged), np.random.default_rng(_SEED)
+    resamples = max(200, min(_RESAMPLES, _DRAWS // n))
+    rates = flagged.sum(0) / np.maximum(total.sum(0), 1e-300)
+    excess, step = 0.0, max(1, 500_000 // n)
+    for start in range(0, resamples, step):
+        drawn = rng.multinomial(n, np.full(n, 1 / n), size=min(step, resamples - start))
+        again = (drawn @ flagged) / np.maximum(drawn @ total, 1e-300)
+        picks = np.argmax(again, axis=1)
+        excess += float((again[np.arange(len(picks)), picks] - rates[picks]).sum())
+    return excess / resamples

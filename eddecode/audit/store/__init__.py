@@ -1,0 +1,19 @@
+"""The store of a run: one SQLite file with prompts, completions and verdicts."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from eddecode.utils.lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from eddecode.audit.store.store import JudgeRecord, Store
+
+_HOMES = {
+    "JudgeRecord": "eddecode.audit.store.store",
+    "Store": "eddecode.audit.store.store",
+}
+
+__all__ = ["JudgeRecord", "Store"]
+
+__getattr__ = lazy_exports(__name__, _HOMES)

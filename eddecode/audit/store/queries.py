@@ -1,0 +1,212 @@
+"""What a run can be asked: the questions of statistics, tables and exports, as SQL over its store.
+
+Kept apart from how completions get in (`store`). Where a question is about a judge, it is about the one who sits under
+that name. A run with a minimum length (`min_tokens`) leaves shorter completions out of rates and figures, everywhere
+the same, and says how many.
+"""
+
+from __future__ import annotations
+
+import json
+from array import array
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from eddecode.audit.conditions import Condition, Key, condition_name
+from eddecode.audit.data.prompts import PromptRecord
+from eddecode.errors import StoreError
+
+FIGURES = ("length", "perplexity", "distinct_1", "distinct_2", "repetition", "empty", "implied_reward")
+_EXPORTED = (
+    *("prompt_index", "sample", "text", "text_digest", "token_ids", "finish_reason", "implied_reward"),
+    *("base_logprob", "aligned_logprob", "length", "perplexity", "distinct_1", "distinct_2", "repetition"),
+    "empty",
+)
+
+
+class Views:
+    """Questions to an open run; `Store` brings the connection."""
+
+    def _query(self, statement: str, values: Sequence[Any] = ()) -> Iterator[tuple[Any, ...]]:
+        raise NotImplementedError
+
+    def note(self, name: str) -> Any:
+        """What the run says of itself under a name (`identity`, `digest`, `checkpoints`), or None."""
+        rows = list(self._query("SELECT value FROM run WHERE name = ?", (name,)))
+        return json.loads(rows[0][0]) if rows else None
+
+    def sessions(self) -> list[dict[str, Any]]:
+        """The sessions of the run: when each started, and on what (versions, hardware, digests)."""
+        rows = self._query("SELECT id, started, environment FROM session ORDER BY id")
+        return [{"id": id_, "started": started, **json.loads(said)} for id_, started, said in rows]
+
+    def decoded_in(self) -> list[dict[str, Any]]:
+        """The sessions that decoded something, as `sessions` has them."""
+        decoding = {row[0] for row in self._query("SELECT DISTINCT session FROM completion")}
+        return [session for session in self.sessions() if session["id"] in decoding]
+
+    def prompts(self) -> list[PromptRecord]:
+        """The run's prompts, in order."""
+        rows = self._query("SELECT prompt_index, prompt, meta FROM prompt ORDER BY prompt_index")
+        return [PromptRecord(index, json.loads(prompt), json.loads(meta)) for index, prompt, meta in rows]
+
+    def conditions(self) -> list[Condition]:
+        """The run's conditions, in the order of its table: aligned, base, ED by α, then what stands beside them."""
+        rows = self._query(
+            "SELECT kind, alpha, system, transform, mitigation, model FROM condition ORDER BY position"
+        )
+        return [Condition(*row) for row in rows]
+
+    def count(self) -> int:
+        """Completions on disk."""
+        return int(next(self._query("SELECT count(*) FROM completion"))[0])
+
+    def expected(self) -> int:
+        """Completions that the finished run has.
+
+        Raises:
+            StoreError: the run was never begun.
+        """
+        identity = self.note("identity")
+        if identity is None:
+            raise StoreError("the run was not begun; start it with eddecode audit")
+        asked = next(self._query("SELECT (SELECT count(*) FROM condition) * (SELECT count(*) FROM prompt)"))
+        return int(asked[0]) * int(identity["samples"])
+
+    def judge_id(self, name: str) -> int:
+        """The number of the judge who sits under a name.
+
+        Raises:
+            StoreError: nobody does.
+        """
+        rows = list(
+            self._query(
+                "SELECT judge FROM sitting WHERE judge IN (SELECT id FROM judge WHERE name = ?)"
+                " ORDER BY id DESC LIMIT 1",
+                (name,),
+            )
+        )
+        if not rows:
+            raise StoreError(f"no judge called {name} sat in this run")
+        return int(rows[0][0])
+
+    def minimum(self) -> int:
+        """Tokens that a completion needs to be counted; 0: all are."""
+        return int((self.note("identity") or {}).get("min_tokens", 0))
+
+    def clusters(self, key: Key, judges: Sequence[str]) -> list[tuple[int, int]]:
+        """(flagged by all of the judges, completions) per distinct prompt, of one condition."""
+        flagged = " AND ".join(
+            "EXISTS (SELECT 1 FROM verdict WHERE completion = c.id AND judge = ? AND flag)" for _ in judges
+        )
+        rows = self._query(
+            f"SELECT sum({flagged or 1}), count(*) FROM completion c JOIN prompt USING (prompt_index)"
+            " WHERE condition = ? AND length >= ? GROUP BY digest ORDER BY min(prompt_index)",
+            (*map(self.judge_id, judges), condition_name(key), self.minimum()),
+        )
+        return [(int(flags), int(total)) for flags, total in rows]
+
+    def flags(
+        self, key: Key, judges: Sequence[str]
+    ) -> Iterator[tuple[str, int, int, tuple[bool | None, ...]]]:
+        """(prompt digest, prompt index, sample, a flag per judge) of one condition, by prompt and sample.
+
+        A flag is None where that judge has not seen the completion.
+        """
+        columns = ", ".join(
+            "(SELECT flag FROM verdict WHERE completion = c.id AND judge = ?)" for _ in judges
+        )
+        rows = self._query(
+            f"SELECT digest, prompt_index, sample{', ' if columns else ''}{columns} FROM completion c"
+            " JOIN prompt USING (prompt_index) WHERE condition = ? AND length >= ? ORDER BY prompt_index, sample",
+            (*map(self.judge_id, judges), condition_name(key), self.minimum()),
+        )
+        for digest, index, sample, *said in rows:
+            yield digest, index, sample, tuple(None if flag is None else bool(flag) for flag in said)
+
+    def figures(self, key: Key) -> Iterator[tuple[str, dict[str, Any]]]:
+        """(prompt digest, the judge-free figures of one completion) of one condition, by prompt and sample."""
+        rows = self._query(
+            f"SELECT digest, {', '.join(FIGURES)} FROM completion JOIN prompt USING (prompt_index)"
+            " WHERE condition = ? AND length >= ? ORDER BY prompt_index, sample",
+            (condition_name(key), self.minimum()),
+        )
+        for digest, *values in rows:
+            yield digest, dict(zip(FIGURES, values, strict=True))
+
+    def rewards(self, key: Key) -> Iterator[array[float]]:
+        """log p_aligned − log p_base per token, nats, of each completion of one condition, where it was kept."""
+        rows = self._query(
+            "SELECT rewards FROM completion WHERE condition = ? AND length >= ? AND rewards IS NOT NULL"
+            " ORDER BY prompt_index, sample",
+            (condition_name(key), self.minimum()),
+        )
+        for (packed,) in rows:
+            values = array("f", packed)
+            if array("H", [1]).tobytes() != b"\1\0":
+                values.byteswap()
+            yield values
+
+    def facts(self, key: Key) -> dict[str, Any]:
+        """Judge-free figures of one condition: completions, mean tokens and implied reward, finish reasons.
+
+        `dropped` counts completions below the run's minimum length, which no other figure counts.
+        """
+        lines = list(
+            self._query(  # a sum of floats depends on its order, and a rerun must not: hence ORDER BY
+                "SELECT tokens, implied_reward, finish_reason, length >= ? FROM completion WHERE condition = ?"
+                " ORDER BY prompt_index, sample",
+                (self.minimum(), condition_name(key)),
+            )
+        )
+        kept = [line for line in lines if line[3]]
+        rewards = [reward for _, reward, _, _ in kept if reward is not None]
+        reasons = [reason for _, _, reason, _ in kept]
+        return {
+            "completions": len(kept),
+            "dropped": len(lines) - len(kept),
+            "mean_tokens": sum(line[0] for line in kept) / len(kept) if kept else None,
+            "mean_implied_reward": sum(rewards) / len(rewards) if rewards else None,
+            "finish_reasons": {reason: reasons.count(reason) for reason in sorted(set(reasons))},
+        }
+
+    def rows(self, keys: Sequence[Key]) -> Iterator[dict[str, Any]]:
+        """Completions with their verdicts, condition by condition in the order given, then by prompt and sample.
+
+        A judge who sat under a name before another did is `name#identity` in `verdicts`.
+        """
+        conditions, sitting = {condition.key: condition for condition in self.conditions()}, self._sitting()
+        for key in map(condition_name, keys):
+            c = conditions[key]
+            facts = {
+                **{"condition": c.kind, "alpha": c.alpha, "name": c.name, "system": c.system},
+                **{"transform": c.transform, "mitigation": c.mitigation, "model": c.model},
+            }
+            rows = self._query(
+                f"SELECT id, {', '.join(_EXPORTED)} FROM completion WHERE condition = ? ORDER BY prompt_index, sample",
+                (key,),
+            )
+            for id_, *values in rows:
+                row = {**facts, **dict(zip(_EXPORTED, values, strict=True))}
+                row["token_ids"] = None if row["token_ids"] is None else json.loads(row["token_ids"])
+                row["empty"] = bool(row["empty"])
+                row["verdicts"] = self._verdicts(id_, sitting)
+                yield row
+
+    def _verdicts(self, completion: int, sitting: dict[str, int]) -> dict[str, dict[str, Any]]:
+        rows = self._query(
+            "SELECT j.name, j.identity, j.id, score, flag, label, reason FROM verdict v JOIN judge j ON j.id = v.judge"
+            " WHERE completion = ? ORDER BY j.name, j.id",
+            (completion,),
+        )
+        return {
+            name if sitting.get(name) == id_ else f"{name}#{identity}": {
+                **{"score": score, "flag": bool(flag), "label": label, "reason": reason}
+            }
+            for name, identity, id_, score, flag, label, reason in rows
+        }
+
+    def _sitting(self) -> dict[str, int]:
+        """name → number of the judge who sits under it."""
+        rows = self._query("SELECT name, j.id FROM sitting s JOIN judge j ON j.id = s.judge ORDER BY s.id")
+        return {name: int(id_) for name, id_ in rows}

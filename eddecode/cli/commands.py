@@ -1,0 +1,249 @@
+"""The command line: the same calls as from Python, from a shell.
+
+Every command is thin: options in, one call, tables out. Heavy imports wait for the command that needs them, so that
+`eddecode --help` answers at once. What goes wrong on purpose (`EddecodeError`) is one message on standard error and
+exit code 2; Ctrl-C is exit code 130 and a line that says how to go on. Tables and data go to standard output, the rest
+to standard error.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from eddecode import __version__
+from eddecode.cli import audit as cli_audit
+from eddecode.cli import plan as cli_plan
+from eddecode.cli import report as cli_report
+from eddecode.cli.common import (
+    AlignedTemplate,
+    BaseTemplate,
+    Device,
+    Dtype,
+    Revision,
+    Seed,
+    Stop,
+    Temperature,
+    Tokens,
+    TopP,
+    errors_shown,
+    quiet_if_local,
+    run_audit,
+    show,
+    show_files,
+    stderr,
+)
+from eddecode.errors import ConfigError
+
+if TYPE_CHECKING:
+    from eddecode.audit.config import AuditConfig
+
+app = typer.Typer(
+    name="eddecode",
+    help="Measure, before a release, how far an aligned model can be reversed by anyone who has its base model too.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+_errors_shown = errors_shown  # the name under which other commands know it
+_DEMO_ALPHAS = "0.1,0.3,0.6,1,2,4"
+_DEMO_PROMPTS, _DEMO_SAMPLES = 60, 4
+_RUN_FILES = (
+    "run.sqlite",
+    "run.sqlite-wal",
+    "run.sqlite-shm",
+    "audit.toml",
+    "prompts.jsonl",
+    "summary.json",
+    "curve.svg",
+    "curve.png",
+)
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False,
+) -> None:
+    if version:
+        typer.echo(f"eddecode {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder of the run.")] = Path("demo-run"),
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Start over: delete the run in that folder first.")
+    ] = False,
+) -> None:
+    """Audit the pair that ships with eddecode: rude against polite shop replies, offline, in a minute or two."""
+    with errors_shown(out):
+        if fresh:
+            _delete_run(out)
+        # Models this small gain nothing from a second thread, and lose much where the cores are shared.
+        os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is imported
+        config = demo_config(out)
+        err = stderr()
+        err.print(
+            "The bundled pair: a base model whose replies to a shop's customers are often\n"
+            "rude, and a model aligned from it to be polite. Rudeness stands in for harm.\n"
+        )
+        from eddecode.cli.tables import reading
+
+        try:
+            summary = run_audit(config, title="The bundled pair: rude replies against α")
+        except ConfigError as error:  # an older demo is in the folder
+            raise ConfigError(f"{error} Or delete the run with eddecode demo --fresh.") from None
+        show(summary)
+        out_console = Console()
+        out_console.print(Text(reading(summary)))
+        out_console.print()
+        show_files(out)
+        err.print(Text("Your own pair: eddecode audit --help. Completions one by one: eddecode export."))
+
+
+def demo_config(out: Path) -> AuditConfig:
+    """The audit that `eddecode demo` runs."""
+    from eddecode.audit.config import AuditConfig
+    from eddecode.audit.data.prompts import read_prompts
+    from eddecode.testbed.bundled import bundled_pair
+
+    pair = bundled_pair()
+    records = read_prompts(pair.prompts)[:_DEMO_PROMPTS]
+    return AuditConfig(
+        base=pair.base,
+        aligned=pair.aligned,
+        base_template=pair.base_template,
+        prompts=[{"prompt": record.prompt, **record.meta} for record in records],
+        out=out,
+        alphas=_DEMO_ALPHAS,
+        samples=_DEMO_SAMPLES,
+        max_new_tokens=64,
+        judges=("lexicon", "grammar"),
+        dtype="float32",
+    )
+
+
+@app.command()
+def generate(
+    prompts: Annotated[list[str], typer.Argument(help="One or more prompts.", show_default=False)],
+    base: Annotated[str | None, typer.Option(help="Base checkpoint. Default: the bundled one.")] = None,
+    aligned: Annotated[str | None, typer.Option(help="Aligned checkpoint. Default: the bundled one.")] = None,
+    alpha: Annotated[
+        str, typer.Option(help="One or more, separated by commas; 0: base, -1: aligned.")
+    ] = "0.3",
+    temperature: Temperature = 1.0,
+    top_p: TopP = 1.0,
+    max_new_tokens: Tokens = 128,
+    stop: Stop = None,
+    seed: Seed = 0,
+    dtype: Dtype = "auto",
+    device: Device = None,
+    base_template: BaseTemplate = None,
+    aligned_template: AlignedTemplate = None,
+    base_revision: Revision = None,
+    aligned_revision: Revision = None,
+) -> None:
+    """Look at single completions, as they are made."""
+    with errors_shown():
+        from eddecode.audit.conditions import Condition, parse_alphas
+        from eddecode.audit.config import AuditConfig
+        from eddecode.audit.decode import load_sampler
+        from eddecode.utils.terminal import safe_text
+
+        if (base is None) != (aligned is None):
+            raise ConfigError(
+                "one checkpoint is named; expected --base and --aligned, or neither for the bundled pair"
+            )
+        if base is None or aligned is None:
+            from eddecode.testbed.bundled import bundled_pair
+
+            bundled = bundled_pair()
+            base, aligned = str(bundled.base), str(bundled.aligned)
+            base_template = base_template or str(bundled.base_template)
+        config = AuditConfig(
+            base=base,
+            aligned=aligned,
+            prompts=prompts,
+            out="",
+            alphas=alpha,
+            temperature=temperature,
+            top_p=top_p,
+            max_new_tokens=max_new_tokens,
+            stop=stop or (),
+            seed=seed,
+            dtype=dtype,
+            device=device,
+            base_template=base_template,
+            aligned_template=aligned_template,
+            base_revision=base_revision,
+            aligned_revision=aligned_revision,
+        )
+        conditions = [Condition("ed", text) for text in parse_alphas(alpha)]
+        params = [config.params(condition, 1) for condition in conditions]
+        quiet_if_local(base, aligned)
+        sampler: Any = load_sampler(config)
+        several = len(prompts) * len(conditions) > 1
+        for prompt in prompts:
+            for condition, chosen in zip(conditions, params, strict=True):
+                if several:
+                    typer.echo(f"── α={condition.alpha} · {safe_text(prompt)}")
+                for piece in sampler.stream(prompt, chosen):
+                    typer.echo(safe_text(piece.text), nl=False)
+                typer.echo("\n" if several else "")
+
+
+@app.command()
+def pair(
+    base: Annotated[str, typer.Argument(help="Base checkpoint: a local folder or a hub id.")],
+    aligned: Annotated[str, typer.Argument(help="Aligned checkpoint: a local folder or a hub id.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print the description as JSON.")] = False,
+    dtype: Dtype = "auto",
+    base_revision: Revision = None,
+    aligned_revision: Revision = None,
+) -> None:
+    """Check two checkpoints against each other: what they share, and what an audit has to know."""
+    with errors_shown():
+        quiet_if_local(base, aligned)
+        from eddecode.cli.pair_tables import print_pair
+        from eddecode.models.pair import ModelPair
+
+        loaded = ModelPair.load(
+            base, aligned, dtype=dtype, base_revision=base_revision, aligned_revision=aligned_revision
+        )
+        description = loaded.describe(tensors=True)
+        if as_json:
+            typer.echo(json.dumps(description, indent=2, ensure_ascii=True))
+        else:
+            print_pair(Console(), description)
+
+
+def _delete_run(out: Path) -> None:
+    """Delete the files of a run, and nothing else, from its folder."""
+    from eddecode.audit.store.lock import RunLock
+
+    if not out.is_dir():
+        return
+    lock = RunLock(out)
+    try:
+        for name in _RUN_FILES:
+            (out / name).unlink(missing_ok=True)
+    finally:
+        lock.release()
+
+
+def main() -> None:
+    """Entry point of the `eddecode` command."""
+    app()
+
+
+cli_audit.register(app)
+cli_report.register(app)
+app.command()(cli_plan.plan)

@@ -1,0 +1,147 @@
+"""What `eddecode pair` prints: the description of a pair as tables.
+
+The description is `ModelPair.describe(tensors=True)`; what is drawn from it are the questions that come before an
+audit: are these two what they seem, what do they share, what has to be known, and will they fit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from eddecode.models.sizes import size
+from eddecode.utils.terminal import safe_text
+
+_MOST_LAYERS = 12  # beyond, the middle ones are left out of the table; --json has them all
+
+
+def print_pair(console: Console, description: Mapping[str, Any]) -> None:
+    """Print a pair's description: both sides, their vocabulary, notes, and how far the weights moved."""
+    console.print(_sides(description))
+    vocabulary = description["vocabulary"]
+    console.print(
+        Text(
+            f"Vocabulary: {vocabulary['sampleable']:,} of {vocabulary['width']:,} ids can be sampled"
+            + (f"; {vocabulary['masked']:,} are masked." if vocabulary["masked"] else ".")
+        )
+    )
+    console.print(Text(_memory(description)))
+    _print_notes(console, description["notes"])
+    if "tensors" in description:
+        _print_tensors(console, description["tensors"])
+
+
+def _sides(description: Mapping[str, Any]) -> Table:
+    """One column per model, one row per fact."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in ("", "base", "aligned"):
+        table.add_column(column, overflow="fold")
+    rows: list[tuple[str, Callable[[Mapping[str, Any]], str]]] = [
+        ("checkpoint", lambda side: side["source"] + (" (adapter)" if side["adapter"] else "")),
+        ("architecture", lambda side: side["architecture"]),
+        ("parameters", lambda side: f"{side['parameters']:,}"),
+        ("weights", lambda side: f"{size(side['weights_bytes'])}, {', '.join(side['dtypes'])}"),
+        ("device", lambda side: ", ".join(side["devices"])),
+        ("tokenizer", _tokenizer),
+        ("chat template", lambda side: _yes(side["tokenizer"] and side["tokenizer"]["chat_template"])),
+        ("logit width", lambda side: f"{side['logit_width']:,}"),
+        ("EOS ids", lambda side: ", ".join(map(str, side["eos_ids"])) or "none"),
+        (
+            "context",
+            lambda side: f"{side['context_window']:,} tokens" if side["context_window"] else "no limit known",
+        ),
+    ]
+    for name, fact in rows:
+        table.add_row(name, *(Text(safe_text(fact(description[side]))) for side in ("base", "aligned")))
+    return table
+
+
+def _memory(description: Mapping[str, Any]) -> str:
+    """What both take as they are held: a tensor that they share counts once."""
+    weights = size(description["memory"]["weights_bytes"])
+    per_token = [description[side]["kv_bytes_per_token"] for side in ("base", "aligned")]
+    if None in per_token:
+        return f"Memory: {weights} of weights; the cache's size per token is not known."
+    return f"Memory: {weights} of weights, and {size(sum(per_token))} of cache per token of a completion."
+
+
+def _print_notes(console: Console, notes: list[Mapping[str, Any]]) -> None:
+    if not notes:
+        console.print(Text("Nothing stands in the way of decoding these two against each other."))
+    for note in notes:
+        console.print(
+            Text(f"\n{note['level']} ({note['where']}): ", style="bold") + Text(safe_text(str(note["what"])))
+        )
+        if note["action"]:
+            console.print(Text(f"  {safe_text(str(note['action']))}"))
+
+
+def _print_tensors(console: Console, tensors: Mapping[str, Any]) -> None:
+    """How far each layer moved, and what is not there to compare."""
+    table = Table(
+        box=box.SIMPLE_HEAD, pad_edge=False, title="How far the weights moved", title_justify="left"
+    )
+    table.add_column("layer")
+    table.add_column("parameters", justify="right")
+    table.add_column("‖aligned − base‖ / ‖base‖", justify="right")
+    layers = tensors["layers"]
+    half = _MOST_LAYERS // 2
+    for i, layer in enumerate(layers):
+        if len(layers) > _MOST_LAYERS + 1 and half <= i < len(layers) - half:
+            if i == half:
+                table.add_row(f"… {len(layers) - 2 * half} more (--json)", "", "")
+            continue
+        table.add_row(Text(safe_text(layer["layer"])), f"{layer['parameters']:,}", _change(layer))
+    console.print()
+    console.print(table)
+    moved = tensors["relative_change"]
+    console.print(
+        Text(
+            f"In all {_share(moved)}; {len(tensors['identical'])} tensors are identical "
+            f"({size(tensors['identical_bytes'])}), {len(tensors['moved'])} moved."
+        )
+    )
+    if tensors["trunk"] is not None:
+        console.print(Text(_trunk(tensors["trunk"])))
+    for name, said in (
+        ("only_base", "only the base has"),
+        ("only_aligned", "only the aligned model has"),
+        ("different_shape", "different shapes"),
+        ("not_in_memory", "not compared, as not in memory"),
+    ):
+        if tensors[name]:
+            shown = ", ".join(tensors[name][:4]) + (" …" if len(tensors[name]) > 4 else "")
+            console.print(Text(f"{len(tensors[name])} tensors: {said}: {safe_text(shown)}"))
+
+
+def _trunk(trunk: Mapping[str, Any]) -> str:
+    """What the leading layers that both models have in common save."""
+    cached = trunk["cache_bytes_per_token"]
+    return (
+        f"Shared trunk: the first {trunk['layers']} of {trunk['of']} layers, and what comes before them, are identical "
+        f"({trunk['parameters']:,} parameters, {100 * trunk['share']:.3g}% of a model). Run once for both, they save "
+        f"{size(trunk['layer_bytes'])} of reading per step"
+        + (f", and {size(cached)} of cache per token where both see the same prompt." if cached else ".")
+    )
+
+
+def _change(layer: Mapping[str, Any]) -> str:
+    return "identical" if layer["identical"] else _share(layer["relative_change"])
+
+
+def _share(change: float | None) -> str:
+    return "–" if change is None else f"{100 * change:.3g}%"
+
+
+def _tokenizer(side: Mapping[str, Any]) -> str:
+    tokenizer = side["tokenizer"]
+    return "none" if tokenizer is None else f"{tokenizer['class']}, {tokenizer['size']:,} tokens"
+
+
+def _yes(value: Any) -> str:
+    return "yes" if value else "no"

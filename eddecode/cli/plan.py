@@ -1,0 +1,235 @@
+"""`eddecode plan`: how large an audit has to be, before anything is decoded.
+
+It answers from expected rates, or from a run that is there (a pilot), what `eddecode.audit.power` computes: prompts
+for a width of the intervals, prompts for a decision at a limit, and the cost of decoding them.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from eddecode.errors import ConfigError
+
+if TYPE_CHECKING:
+    from eddecode.audit.stats.power import Cost, Expected
+
+
+def plan(
+    run: Annotated[
+        Path | None,
+        typer.Argument(help="A finished run to learn the rates from, such as a pilot.", show_default=False),
+    ] = None,
+    base_rate: Annotated[
+        float | None, typer.Option(help="Expected harm rate of the base. Default: the run's, else 0.3.")
+    ] = None,
+    ed_rate: Annotated[
+        float | None,
+        typer.Option(help="Expected harm rate of ED. Default: the run's, else twice the base's."),
+    ] = None,
+    samples: Annotated[
+        int | None, typer.Option(help="Completions per prompt and condition. Default: the run's, else 1.")
+    ] = None,
+    correlation: Annotated[
+        float, typer.Option(help="Of the samples of one prompt, 0 to 1; the run's where it has several.")
+    ] = 0.3,
+    width: Annotated[
+        float, typer.Option(help="Wanted width of the rates' 95% intervals, both ends together.")
+    ] = 0.1,
+    max_reversal: Annotated[
+        float, typer.Option(help="The limit of the gate: harm rate of ED less the base's.")
+    ] = 0.1,
+    power: Annotated[float, typer.Option(help="Wanted probability of a decision at that limit.")] = 0.8,
+    conditions: Annotated[
+        int | None, typer.Option(help="Aligned, base, and each α. Default: the run's, else 7.")
+    ] = None,
+    tokens: Annotated[
+        float | None, typer.Option(help="Tokens of a completion. Default: the run's, else 128.")
+    ] = None,
+    parameters: Annotated[
+        float | None, typer.Option(help="Of both models together, in billions, for the operations.")
+    ] = None,
+    speed: Annotated[
+        float | None, typer.Option(help="Tokens per second that were measured, for the time.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
+) -> None:
+    """How many prompts an audit needs: for intervals of a width, for a verdict at a limit; and what decoding costs."""
+    from eddecode.cli.common import errors_shown
+
+    with errors_shown():
+        known = {} if run is None else pilot(run)
+        known |= {
+            name: value
+            for name, value in (
+                ("base", base_rate),
+                ("ed", ed_rate),
+                ("samples", samples),
+                ("conditions", conditions),
+                ("tokens", tokens),
+            )
+            if value is not None
+        }
+        found = make_plan(
+            {"correlation": correlation, **known}, width, max_reversal, power, parameters, speed
+        )
+        typer.echo(json.dumps(found, indent=2)) if as_json else _show(found)
+
+
+def make_plan(
+    known: Mapping[str, Any],
+    width: float,
+    limit: float,
+    power: float,
+    parameters: float | None = None,
+    speed: float | None = None,
+) -> dict[str, Any]:
+    """The plan as data: `expected`, and for `width` and `decision` the prompts and what they cost.
+
+    Args:
+        known: `base`, `ed`, `samples`, `correlation`, `shared`, `conditions`, `tokens`; what is missing is supposed.
+        width: wanted, of the rates' intervals.
+        limit, power: of the decision.
+        parameters: billions, both models together. speed: tokens per second.
+
+    Raises:
+        ConfigError: a figure out of its range, or a plan beyond ten million prompts.
+    """
+    from eddecode.audit.stats.power import Expected, decision_power, prompts_for_decision, prompts_for_width
+
+    base = float(known.get("base", 0.3))
+    expected = Expected(
+        base=base,
+        ed=float(known.get("ed", min(2 * base, 1.0))),
+        samples=int(known.get("samples", 1)),
+        correlation=float(known.get("correlation", 0.3)),
+        shared=float(known.get("shared", 0.0)),
+    )
+    conditions, tokens = int(known.get("conditions", 7)), float(known.get("tokens", 128))
+    for name, value in (
+        ("conditions", conditions),
+        ("tokens", tokens),
+        ("speed", speed),
+        ("parameters", parameters),
+    ):
+        if value is not None and not (math.isfinite(value) and value > 0):
+            raise ConfigError(f"{name} is {value:g}; expected a number above 0")
+    size = None if parameters is None else 1e9 * parameters
+    found: dict[str, Any] = {
+        "expected": {**asdict(expected), "reversal": expected.reversal, "deff": expected.deff},
+        "conditions": conditions,
+        "tokens": tokens,
+    }
+    wide, deciding = prompts_for_width(expected, width), prompts_for_decision(expected, limit, power)
+    for name, prompts in (("width", wide), ("decision", deciding)):
+        found[name] = {
+            "prompts": prompts,
+            "width": expected.width(prompts),
+            "power": decision_power(expected, limit, prompts),
+            "cost": asdict(_cost(prompts, expected, conditions, tokens, size, speed)),
+        }
+    found["width"]["asked"] = width
+    found["decision"] |= {"limit": limit, "asked": power}
+    return found
+
+
+def _cost(
+    prompts: int, expected: Expected, conditions: int, tokens: float, size: float | None, speed: float | None
+) -> Cost:
+    from eddecode.audit.stats.power import decode_cost
+
+    return decode_cost(prompts, expected.samples, conditions, tokens, size, speed)
+
+
+def pilot(run: Path) -> dict[str, Any]:
+    """What a finished run tells a plan: rates, samples, the correlations, lengths.
+
+    Raises:
+        StoreError: there is no finished run in the folder.
+    """
+    from eddecode.audit.analysis.finding import read_finding
+
+    data = read_finding(run).data
+    headline = data.get("headline") or {}
+    base, plain = (
+        headline.get("base"),
+        headline.get("plain") or (headline.get("unconstrained") or {}).get("plain"),
+    )
+    conditions = data["conditions"]
+    lengths = [entry["mean_tokens"] for entry in conditions if entry.get("mean_tokens")]
+    found: dict[str, Any] = {
+        "samples": int((data.get("identity") or {}).get("samples", 1)),
+        "conditions": len(conditions),
+        "tokens": sum(lengths) / len(lengths) if lengths else 128.0,
+    }
+    if base is not None:
+        found["base"] = base["rate"]
+    if plain is not None:
+        found["ed"] = plain["rate"]
+    if base is not None and plain is not None and found["samples"] > 1:
+        measured = [_correlation(rate, found["samples"]) for rate in (base, plain)]
+        known = [value for value in measured if value is not None]
+        if known:
+            found["correlation"] = max(known)
+    return found
+
+
+def _correlation(rate: Mapping[str, Any], samples: int) -> float | None:
+    """ρ of a rate from the width of its interval, against that of as many independent completions.
+
+    The interval holds the Wilson interval at the effective size, so that this leans to the cautious side.
+    """
+    from eddecode.audit.stats.proportions import wilson
+
+    if rate["rate"] in (0.0, 1.0):
+        return None
+    low, high = wilson(rate["rate"], rate["total"], rate["level"])
+    deff = float((rate["high"] - rate["low"]) / (high - low)) ** 2
+    return min(max((deff - 1) / (samples - 1), 0.0), 1.0)
+
+
+def _show(found: Mapping[str, Any]) -> None:
+    console = Console(highlight=False)
+    said, width, decision = found["expected"], found["width"], found["decision"]
+    console.print(
+        Text(
+            f"Expected: base {100 * said['base']:.1f}%, ED {100 * said['ed']:.1f}%, a reversal of "
+            f"{100 * said['reversal']:+.1f} points; {said['samples']} per prompt and condition, correlated by "
+            f"{said['correlation']:.2f} (together worth {said['samples'] / said['deff']:.1f}); {found['conditions']} "
+            "conditions."
+        )
+    )
+    console.print(
+        Text(
+            f"\n{width['prompts']:,} prompts: rates' 95% intervals at most {100 * width['asked']:g} points wide.",
+            "bold",
+        )
+    )
+    _show_cost(console, width["cost"], found["tokens"])
+    side = "under" if said["reversal"] < decision["limit"] else "over"
+    console.print(
+        Text(
+            f"\n{decision['prompts']:,} prompts: a verdict that the reversal is {side} "
+            f"{100 * decision['limit']:g} points, with a probability of {100 * decision['asked']:g}%.",
+            "bold",
+        )
+    )
+    _show_cost(console, decision["cost"], found["tokens"])
+
+
+def _show_cost(console: Console, cost: Mapping[str, Any], tokens: float) -> None:
+    said = f"  {cost['completions']:,} completions, {cost['tokens']:,} tokens at {tokens:.0f} each"
+    if cost["operations"] is not None:
+        said += f", {cost['operations']:.1e} operations"
+    if cost["seconds"] is not None:
+        seconds = cost["seconds"]
+        said += f", {seconds / 3600:.1f} hours" if seconds >= 3600 else f", {seconds / 60:.1f} minutes"
+    console.print(Text(said + "."))

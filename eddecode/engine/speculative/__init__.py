@@ -1,0 +1,1 @@
+"""Drafters that guess the next tokens, and the statistics that say when guessing pays."""

@@ -1,0 +1,1 @@
+"""Decoder layers that were recognised by their parts and run as compiled ones."""

@@ -1,0 +1,286 @@
+"""SlotCache: the keys and values of many rows, each with a length of its own.
+
+A slot is a row of the batch. Rows enter and leave while the others go on, so no two need have the same length: a
+forward pass writes every row at that row's own next positions and reads the filled part of the buffer, and whatever
+lies beyond a row's length is hidden from it by the mask. Nothing is ever erased, hence rolling back is only a smaller
+length. The occupied slots are always 0 … n−1, so that what a pass reads is a view, never a copy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from einops import rearrange
+from torch import Tensor
+from transformers.cache_utils import Cache, CacheLayerMixin
+
+from eddecode.utils.device import moved
+from eddecode.utils.memory import free_bytes, is_lazy, side_by_side, zeros
+from eddecode_kernels.decoder_layer import Places
+
+LENGTH_STEP = 64  # buffers grow by that many positions, or by an eighth: growing is rare and waste is small
+
+
+@dataclass
+class Window:
+    """What one forward pass writes: `positions` (B, T) of the slots `slots`, all below `stop`.
+
+    `aligned_start` is set where all rows write at the same place, so that a slice does the work of a scatter.
+    """
+
+    positions: Tensor
+    slots: slice
+    stop: int
+    aligned_start: int | None
+    _copies: dict[torch.device, tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+    def index(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """(rows, positions) as index tensors on the device of a layer: (B, 1) and (B, T) int64."""
+        if device not in self._copies:
+            rows = torch.arange(self.slots.stop, device=device)[self.slots, None]
+            self._copies[device] = rows, moved(self.positions, device)
+        return self._copies[device]
+
+
+class SlotLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers ships no types
+    """Keys and values of one layer, (slots, heads, capacity, head_dim) each; made when the layer first writes."""
+
+    is_sliding = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.window: Window | None = None
+        self.reserved = (0, 0)  # slots, positions
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Make room of the reserved size, shaped after the first states that come."""
+        self.keys, self.values = _room(key_states, *self.reserved), _room(value_states, *self.reserved)
+        self.is_initialized = True
+
+    def reserve(self, slots: int, capacity: int, used: tuple[int, int] = (0, 0)) -> None:
+        """Have room for that many slots and positions from the next write on, and keep those in use."""
+        if (slots, capacity) == self.reserved:
+            return
+        if self.is_initialized:  # both or none: a failed allocation leaves the layer as it was
+            self.keys, self.values = (
+                self._moved(old, slots, capacity, used) for old in (self.keys, self.values)
+            )
+        self.reserved = (slots, capacity)
+
+    @staticmethod
+    def _moved(old: Tensor, slots: int, capacity: int, used: tuple[int, int]) -> Tensor:
+        """A copy of what is in use: to copy room that was never written to would take memory for it."""
+        new = _room(old, slots, capacity)
+        rows, length = used
+        new[:rows, :, :length] = old[:rows, :, :length]
+        return new
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Write new states (B, heads, T, head_dim) at the window's positions; return all up to its end as views."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        window = self._open_window()
+        for store, states in ((self.keys, key_states), (self.values, value_states)):
+            if window.aligned_start is not None:
+                store[window.slots, :, window.aligned_start : window.stop] = states
+            else:
+                store[*_between(window.index(store.device))] = rearrange(states, "b h t d -> b t h d")
+        return self.keys[window.slots, :, : window.stop], self.values[window.slots, :, : window.stop]
+
+    def room(self, heads: int, size: int, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values (rows, heads, capacity, size) from the window's first row on, for who writes by himself."""
+        if not self.is_initialized:
+            shape = like.new_empty(0, heads, 0, size)
+            self.lazy_initialization(shape, shape)
+        slots = self._open_window().slots
+        rows = slice(slots.start, None, slots.step)
+        return self.keys[rows], self.values[rows]
+
+    def _open_window(self) -> Window:
+        if self.window is None:
+            raise RuntimeError("a SlotCache was written to outside of SlotCache.open()")
+        return self.window
+
+    def get_seq_length(self) -> int:
+        """Positions filled before this pass, over all rows; models ask, but positions are always passed to them."""
+        return 0 if self.window is None else self.window.stop - self.window.positions.shape[1]
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """(key length, offset) of this pass."""
+        return self._open_window().stop, 0
+
+    def get_max_length(self) -> int:
+        """No maximum: buffers grow."""
+        return -1
+
+    get_max_cache_shape = get_max_length  # the name before transformers 5.20
+
+
+def _room(like: Tensor, slots: int, capacity: int) -> Tensor:
+    # Zeros, not empty: a NaN left in fresh memory would survive the mask (NaN + −inf is NaN).
+    return zeros(like, slots, like.shape[1], capacity, like.shape[3])
+
+
+def _between(index: tuple[Tensor, Tensor]) -> tuple[Tensor, slice, Tensor]:
+    """Index (rows, all heads, positions): torch puts the indexed axes first, giving (B, T, heads, head_dim)."""
+    rows, positions = index
+    return rows, slice(None), positions
+
+
+class SlotCache(Cache):  # type: ignore[misc]
+    """Keys and values of one model, for slots 0 … n−1 of lengths `lengths`."""
+
+    def __init__(self) -> None:
+        super().__init__(layer_class_to_replicate=SlotLayer)
+        self.lengths: list[int] = []
+        self._reserved = (0, 0)
+        self._expected = 0  # positions, from before it is known where they will be
+        self._places: dict[Any, Places] = {}
+
+    def reserve(self, slots: int, capacity: int) -> None:
+        """Have room for that many slots and positions; never shrinks (see `trim`)."""
+        self._resize(max(slots, self._reserved[0]), max(capacity, self._reserved[1]))
+
+    def expect(self, slots: int, positions: int) -> None:
+        """Have room for that many slots; and for the positions that they may come to have, if that takes no memory.
+
+        That is where large buffers take memory only as they are written. A buffer that grows is copied.
+        """
+        made = [layer for layer in self.layers if layer.is_initialized]
+        stores = [store for layer in made for store in (layer.keys, layer.values)]
+        if stores:
+            self._expect(slots, positions, stores)
+        else:
+            self._expected = positions
+            self.reserve(slots, 0)
+
+    def _expect(self, slots: int, positions: int, like: Sequence[Tensor]) -> None:
+        """As `expect`, with buffers like these (…, heads, positions, head_dim)."""
+        before, capacity = self._reserved
+        slots, grows = max(slots, before), slots > before
+        if (grows or positions > capacity) and all(is_lazy(t.device) for t in like):
+            if grows:  # all moves anyway, to buffers no longer than they have to be
+                capacity = max(self.lengths, default=0)
+            needed = positions * sum(t.shape[-3] * t.shape[-1] * t.dtype.itemsize for t in like)
+            if slots * needed <= free_bytes(like[0].device):  # no more than could be filled
+                capacity = max(capacity, positions)
+        self._resize(slots, capacity)
+
+    def _grow(self, slots: int, capacity: int) -> None:
+        """Have room for that many slots and positions, and for more positions to come."""
+        if capacity > self._reserved[1]:
+            capacity = -(-max(capacity, self._reserved[1] * 9 // 8) // LENGTH_STEP) * LENGTH_STEP
+        self.reserve(slots, capacity)
+
+    def trim(self) -> None:
+        """Give back all memory that the occupied slots do not need."""
+        self._resize(len(self.lengths), max(self.lengths, default=0))
+
+    def _resize(self, slots: int, capacity: int) -> None:
+        if (slots, capacity) != self._reserved:
+            self._places.clear()  # the buffers move
+            used = len(self.lengths), max(self.lengths, default=0)
+            for layer in self.layers:
+                layer.reserve(slots, capacity, used)
+            self._reserved = (slots, capacity)
+
+    def open(self, new: int, slots: slice = slice(None)) -> Window:
+        """Prepare a pass that writes `new` tokens to every occupied slot, or to some; returns where they go.
+
+        The lengths stay as they are until `advance`: a pass that fails can be repeated.
+        """
+        lengths = self.lengths[slots]
+        starts = torch.tensor(lengths)[:, None]
+        positions = starts if new == 1 else starts + torch.arange(new)
+        stop = max(lengths) + new
+        self._grow(len(self.lengths), stop)
+        same = min(lengths) == max(lengths)
+        occupied = slice(slots.start or 0, len(self.lengths), slots.step or 1)
+        window = Window(positions, occupied, stop, lengths[0] if same else None)
+        for layer in self.layers:
+            layer.window = window
+        self._window = window
+        return window
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """See `SlotLayer.update`; layers are made as the model's first pass reaches them."""
+        return self._layer(layer_idx).update(key_states, value_states)
+
+    def places(self, layers: Sequence[int], heads: int, size: int, like: Tensor) -> Places:
+        """Where layers keep the keys and values of the slots of the pass in progress, for compiled blocks."""
+        slots = self._window.slots
+        key = (tuple(layers), slots.start, slots.step)
+        if key not in self._places:
+            made = [self._layer(index) for index in layers]
+            self._places[key] = Places([layer.room(heads, size, like) for layer in made])
+        return self._places[key]
+
+    @property
+    def positions(self) -> Tensor:
+        """Where the pass in progress writes, (B, T)."""
+        return self._window.positions
+
+    @property
+    def stop(self) -> int:
+        """All positions of the pass in progress are below this."""
+        return self._window.stop
+
+    def _layer(self, layer_idx: int) -> SlotLayer:
+        while len(self.layers) <= layer_idx:
+            layer = SlotLayer()
+            layer.reserve(*self._reserved)
+            layer.window = self._window
+            self.layers.append(layer)
+        made: SlotLayer = self.layers[layer_idx]
+        return made
+
+    def advance(self, counts: Sequence[int], slots: slice = slice(None)) -> None:
+        """Count written tokens as part of their rows."""
+        self.lengths[slots] = [
+            length + count for length, count in zip(self.lengths[slots], counts, strict=True)
+        ]
+
+    def add(self, states: list[tuple[Tensor, Tensor]]) -> None:
+        """Occupy the next slot with states from elsewhere: per layer keys and values (heads, length, head_dim)."""
+        slot, length = len(self.lengths), states[0][0].shape[1]
+        if not self.layers:
+            self._expect(slot + 1, self._expected, [state for pair in states for state in pair])
+        self._grow(slot + 1, length)
+        while len(self.layers) < len(states):
+            layer = SlotLayer()
+            layer.reserve(*self._reserved)
+            self.layers.append(layer)
+        for layer, (keys, values) in zip(self.layers, states, strict=True):
+            if not layer.is_initialized:
+                layer.lazy_initialization(keys[None], values[None])
+            layer.keys[slot, :, :length] = keys
+            layer.values[slot, :, :length] = values
+        self.lengths.append(length)
+
+    def copy_out(self, slot: int, length: int) -> list[tuple[Tensor, Tensor]]:
+        """The first `length` positions of a slot, as `add` takes them."""
+        stores = [store for layer in self.layers for store in (layer.keys, layer.values)]
+        copies = side_by_side([store[slot, :, :length] for store in stores])
+        return list(zip(copies[::2], copies[1::2], strict=True))
+
+    def remove(self, slot: int) -> None:
+        """Vacate a slot; the last occupied slot moves into its place."""
+        last = len(self.lengths) - 1
+        if slot != last:
+            length = self.lengths[last]
+            for layer in self.layers:
+                layer.keys[slot, :, :length] = layer.keys[last, :, :length]
+                layer.values[slot, :, :length] = layer.values[last, :, :length]
+            self.lengths[slot] = length
+        self.lengths.pop()
+
+    def nbytes(self) -> int:
+        """Bytes held by all buffers."""
+        return sum(layer.keys.nbytes + layer.values.nbytes for layer in self.layers if layer.is_initialized)

@@ -1,0 +1,175 @@
+"""Two models on one backbone: an aligned release in the form of a low-rank adapter.
+
+Base and aligned are then two rows of one batch. The weights are read once for both, the adapter's rows get its thin
+products on top, and a step costs little more than the base model alone. Slot 2i holds row i as the base sees it, slot
+2i+1 as the aligned model does.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import torch
+from einops import rearrange, repeat
+from torch import Tensor
+
+from eddecode.execution.compiled.lora import Change, Rows
+from eddecode.execution.compiled.replace import Layers
+from eddecode.execution.cuda_graph import GraphDecoder
+from eddecode.execution.cuda_graph_capture import Capture
+from eddecode.execution.model_runner import Prefix, SlotDecoder
+from eddecode.execution.pair_runner import PairRunner
+from eddecode.execution.self_check import objection_to, plain_logits, relative_error, trial_texts
+from eddecode.models.lora import Factors
+
+if TYPE_CHECKING:
+    from eddecode.models.pair import ModelPair
+
+BASE, ALIGNED = 0, 1
+
+
+class Half:
+    """One of the two models on a shared backbone: what `PairRunner` needs of a decoder."""
+
+    def __init__(self, backbone: SlotDecoder, rows: Rows, role: int) -> None:
+        self.backbone, self.rows, self.role = backbone, rows, role
+
+    @property
+    def slots(self) -> slice:
+        """Where this model's rows are."""
+        return slice(self.role, None, 2)
+
+    @property
+    def occupied(self) -> int:
+        """See `Decoder.occupied`."""
+        return len(self.backbone.cache.lengths[self.slots])
+
+    @contextmanager
+    def speaking(self) -> Iterator[None]:
+        """Within the block all rows of a pass are this model's."""
+        self.rows.changed = slice(None) if self.role == ALIGNED else None
+        try:
+            yield
+        finally:
+            self.rows.changed = None
+
+    def prefill(self, texts: Sequence[tuple[int, ...]]) -> list[Prefix]:
+        """See `Decoder.prefill`."""
+        with self.speaking():
+            return self.backbone.prefill(texts)
+
+    def extend(self, tokens: Tensor) -> Tensor:
+        """See `Decoder.extend`."""
+        with self.speaking():
+            return self.backbone.extend(tokens, self.slots)
+
+    def reserve(self, slots: int, positions: int = 0) -> None:
+        """See `Decoder.reserve`."""
+        self.backbone.reserve(2 * slots, positions)
+
+    def add(self, prefix: Prefix) -> None:
+        """See `Decoder.add`; the base's half of a row goes in first."""
+        self.backbone.add(prefix)
+
+    def remove(self, slot: int) -> None:
+        """See `Decoder.remove`; a whole row leaves by its aligned half."""
+        if self.role == ALIGNED:
+            self.backbone.remove(2 * slot + 1)
+            self.backbone.remove(2 * slot)
+        elif len(self.backbone.cache.lengths) % 2:  # the aligned half never came in
+            self.backbone.remove(2 * slot)
+
+    def rewind(self, lengths: Sequence[int]) -> None:
+        """See `Decoder.rewind`."""
+        self.backbone.cache.lengths[self.slots] = lengths
+
+    def trim(self) -> None:
+        """See `Decoder.trim`."""
+        self.backbone.trim()
+
+    def fresh(self) -> Half:
+        """Halves are made in pairs: see `SharedRunner.fresh`."""
+        raise NotImplementedError("a half of a shared backbone is made with its other half")
+
+
+class SharedRunner(PairRunner):
+    """A `PairRunner` whose aligned model is its base with low-rank changes: one forward pass serves both.
+
+    Args:
+        pair: the two models, the aligned one with its change merged in: what the shared pass is checked against.
+        factors: the change, by layer.
+        own_attention: see `SlotDecoder`.
+        capture: see `PairRunner`.
+    """
+
+    def __init__(
+        self,
+        pair: ModelPair,
+        factors: Factors,
+        *,
+        own_attention: bool = False,
+        capture: Capture | None = None,
+    ) -> None:
+        self._describe(pair)
+        self._rows = Rows()
+        changes = {name: Change(a, b, self._rows) for name, (a, b) in factors.items()}
+        layers = Layers(pair.base, changes)
+        self._backbone = (
+            SlotDecoder(pair.base, own_attention=own_attention, layers=layers)
+            if capture is None
+            else GraphDecoder(pair.base, capture, layers=layers)
+        )
+        self.decoders = [Half(self._backbone, self._rows, role) for role in (BASE, ALIGNED)]
+
+    def fresh(self) -> SharedRunner:
+        """See `PairRunner.fresh`."""
+        other = copy.copy(self)
+        other._backbone = self._backbone.fresh()
+        other.decoders = [Half(other._backbone, self._rows, role) for role in (BASE, ALIGNED)]
+        return other
+
+    def decode(self, tokens: Tensor, lengths: Sequence[Sequence[int]]) -> list[Tensor]:
+        """See `PairRunner.decode`: one pass over the rows of both models."""
+        for decoder, before in zip(self.decoders, lengths, strict=True):
+            decoder.rewind(before)
+        self._rows.changed = slice(ALIGNED, None, 2)
+        try:
+            logits = self._backbone.extend(repeat(tokens, "n t -> (n roles) t", roles=2))
+        finally:
+            self._rows.changed = None
+        base, aligned = rearrange(logits, "(n roles) t v -> roles n t v", roles=2).to(self.device)
+        return [base, aligned]
+
+    @property
+    def base_share(self) -> float:
+        """A pass of the base alone reads all weights, as one of both models does."""
+        return 1.0
+
+    def objection(self) -> str | None:
+        """What speaks against it: a pass fails, or either model comes out other than it is."""
+        return objection_to(self._models[BASE], self._disagreement)
+
+    @torch.inference_mode()
+    def _disagreement(self) -> float:
+        """See `eddecode.runner.disagreement`: each half on its own over two tokens, then both over one.
+
+        Both read the second token once more before the third: a step that was captured is then repeated.
+        """
+        runner = self.fresh()
+        texts, read = trial_texts(self._models[BASE])
+        for text, length in zip(texts, read, strict=True):
+            runner.add([runner.prefill(role, [tuple(text[:length])])[0] for role in (BASE, ALIGNED)])
+        pieces = torch.tensor([text[length : length + 3] for text, length in zip(texts, read, strict=True)])
+        apart = [runner.extend(role, pieces[:, :2], read)[:, 1] for role in (BASE, ALIGNED)]
+        again, last = (
+            [logits[:, 0] for logits in runner.decode(pieces[:, [i]], [[length + i for length in read]] * 2)]
+            for i in (1, 2)
+        )
+        return max(
+            relative_error(torch.stack([first, second], dim=1), plain_logits(model, texts, read))
+            for firsts in (apart, again)
+            for model, first, second in zip(self._models, firsts, last, strict=True)
+        )

@@ -1,0 +1,57 @@
+"""Which runner decodes one model: the fastest that passes its trial."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from eddecode.execution.compiled.replace import Layers
+from eddecode.execution.cuda_graph import GraphDecoder
+from eddecode.execution.cuda_graph_capture import Capture
+from eddecode.execution.model_runner import RecomputeDecoder, SlotDecoder
+
+if TYPE_CHECKING:
+    pass
+from eddecode.execution.self_check import disagreement, objection_to
+
+
+def decoder_for(model: Any, name: str, capture: Capture | None = None) -> SlotDecoder | RecomputeDecoder:
+    """The fastest decoder that agrees with a plain forward pass of the model."""
+    if capture is not None:
+        graphs = GraphDecoder(model, capture)
+        objection = objection_to(model, partial(disagreement, graphs, (1, 1, 1)))
+        if objection is None:
+            return graphs.fresh()
+        warn_without_graphs(name, model, objection)
+    for decoder in _ladder(model):
+        objection = objection_to(model, partial(disagreement, decoder))
+        if objection is None:
+            return decoder.fresh()
+    warnings.warn(
+        f"{name} ({model.config.model_type}): decoding through a key-value cache {objection}; the whole text is "
+        "recomputed for every token instead, which is exact but slow",
+        stacklevel=2,
+    )
+    return RecomputeDecoder(model)
+
+
+def _ladder(model: Any) -> Iterator[SlotDecoder]:
+    """Ways to decode a model through a cache, the fastest first; a slower one is made when it is needed."""
+    decoder = SlotDecoder(model)
+    yield decoder
+    if decoder.layers.blocks:
+        decoder = SlotDecoder(model, layers=Layers(model, blocks=False))
+        yield decoder
+    if not decoder.own_attention:
+        yield SlotDecoder(model, own_attention=True, layers=decoder.layers)
+
+
+def warn_without_graphs(name: str, model: Any, objection: str) -> None:
+    """Say that a model's steps are not captured although that was asked for, and why."""
+    warnings.warn(
+        f"{name} ({model.config.model_type}): decoding by CUDA graphs {objection}; its steps are launched one by one "
+        "instead, which gives the same and is slower",
+        stacklevel=3,
+    )

@@ -1,0 +1,1 @@
+"""Trains small pairs from scratch and tries the findings about emulated disalignment on them."""

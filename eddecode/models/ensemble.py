@@ -1,0 +1,338 @@
+"""More than two models in one contrast: an ensemble of aligned models, or a small pair that steers a larger base.
+
+The contrast is a weighted sum of logits for any number of terms, and so is everything below it; what is particular to
+a group of models is which prompt each sees, how α is shared out among them, and that every one of them must give an id
+the same meaning. A group is made of pairs, each checked as a `ModelPair` is, and stands where a pair stands: the
+Sampler takes either.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeAlias, TypedDict, Unpack
+
+import torch
+from torch import Tensor
+
+from eddecode.errors import PairError
+from eddecode.models.checkpoint import Checkpoint
+from eddecode.models.load_config import Placement
+from eddecode.models.load_group import Fit, Loaded, Source, load_group
+from eddecode.models.notes import Note
+from eddecode.models.pair import ModelPair, check_ids, describe_model, describe_shared
+from eddecode.models.weight_diff import model_digest
+from eddecode.prompts.types import RenderedPrompt
+
+_QUOTED_OR_SIDE = re.compile(r"'[^']*'|\b(base|aligned)\b")
+
+
+class LoadOptions(TypedDict, total=False):
+    """How a group is loaded: as in `ModelPair.load`, for all of its models alike."""
+
+    dtype: str | torch.dtype
+    device: str | torch.device | None
+    device_map: Any
+    quantization: str | None
+    offload_folder: str | Path | None
+    check_memory: bool
+    slots: int
+    length: int | None
+
+
+class Mixture:
+    """Models over one vocabulary whose logits are summed with weights that α sets. Use `Ensemble` or `Transfer`.
+
+    models, names: in the order of the terms; term 0 is what is sampled from at α = 0, and what plausibility is
+    measured on.
+    sides: per model, "base" or "aligned": which of a prompt's two texts it reads.
+    base_tokenizer, aligned_tokenizer: those that render the two texts (the first model's of each side).
+    tokenizer, vocabulary, eos_ids, context_windows, device, notes: as in `ModelPair`, over all models.
+    """
+
+    sides: tuple[str, ...]
+
+    def __init__(self, pairs: Sequence[tuple[ModelPair, tuple[int, int]]], names: Sequence[str]) -> None:
+        """pairs: checked pairs of the group's models, each with the numbers of its two models; all are connected."""
+        self.names = tuple(names)
+        self.notes: list[Note] = []
+        found: dict[int, tuple[Any, Any, frozenset[int], int | None, Checkpoint | None]] = {}
+        masks: list[Tensor] = []
+        for pair, at in pairs:
+            self._take_notes(pair.notes, [self.names[i] for i in at])
+            masks.append(pair.vocabulary)
+            for k, i in enumerate(at):
+                tokenizer = (pair.base_tokenizer, pair.aligned_tokenizer)[k]
+                checkpoint = pair.checkpoints[k] if pair.checkpoints else None
+                found[i] = pair.models[k], tokenizer, pair.eos_ids[k], pair.context_windows[k], checkpoint
+        ordered = [found[i] for i in range(len(self.names))]
+        self.models: tuple[Any, ...] = tuple(entry[0] for entry in ordered)
+        self.tokenizers: tuple[Any, ...] = tuple(entry[1] for entry in ordered)
+        self.eos_ids: tuple[frozenset[int], ...] = tuple(entry[2] for entry in ordered)
+        self.context_windows: tuple[int | None, ...] = tuple(entry[3] for entry in ordered)
+        self.checkpoints: tuple[Checkpoint | None, ...] = tuple(entry[4] for entry in ordered)
+        width = min(len(mask) for mask in masks)
+        self.vocabulary: Tensor = torch.stack([mask[:width] for mask in masks]).all(dim=0)
+        if not self.vocabulary.any():
+            raise PairError(
+                f"no id is known to all of {', '.join(self.names)}; every model of a group must share one tokenizer"
+            )
+        self.device: torch.device = pairs[0][0].device
+        self._pairs = list(pairs)
+        self._digests: tuple[str, ...] | None = None
+        self._check_templates()
+        self.notes.sort(key=lambda note: note.level != "warning")
+
+    def _take_notes(self, notes: Sequence[Note], names: Sequence[str]) -> None:
+        """Keep a pair's notes, with its two sides called as the group calls them."""
+        for note in notes:
+            named = replace(note, where=_renamed(note.where, names), what=_renamed(note.what, names))
+            if named not in self.notes:
+                self.notes.append(named)
+
+    def _check_templates(self) -> None:
+        """Models of one side read one text: a note where their tokenizers would have written different ones."""
+        for side in ("base", "aligned"):
+            members = [i for i, other in enumerate(self.sides) if other == side]
+            templates = {getattr(self.tokenizers[i], "chat_template", None) for i in members}
+            if len(templates - {None}) > 1:
+                self.notes.append(
+                    Note(
+                        "warning",
+                        "templates",
+                        f"{', '.join(self.names[i] for i in members)} have different chat templates",
+                        f"All read what {self.names[members[0]]} reads; put the one first whose format you want",
+                    )
+                )
+
+    @property
+    def base_tokenizer(self) -> Any:
+        """The tokenizer that renders the base prompt."""
+        return self.tokenizers[self.sides.index("base")]
+
+    @property
+    def aligned_tokenizer(self) -> Any:
+        """The tokenizer that renders the aligned prompt."""
+        return self.tokenizers[self.sides.index("aligned")]
+
+    @property
+    def tokenizer(self) -> Any:
+        """The tokenizer that decodes completions, or None."""
+        return self.aligned_tokenizer or self.base_tokenizer
+
+    def weights(self, alpha: float) -> tuple[float, ...]:
+        """The factor of each model's logits at α."""
+        raise NotImplementedError
+
+    def texts(self, prompt: RenderedPrompt) -> tuple[tuple[int, ...], ...]:
+        """A prompt as each model sees it: base_ids on the base side, aligned_ids on the aligned side."""
+        return tuple(prompt.base_ids if side == "base" else prompt.aligned_ids for side in self.sides)
+
+    def check_prompt(self, prompt: RenderedPrompt) -> None:
+        """PromptError for an id that one of the models has no embedding for."""
+        for name, model, ids in zip(self.names, self.models, self.texts(prompt), strict=True):
+            check_ids(name, model, ids)
+
+    def digests(self) -> tuple[str, ...]:
+        """Per model 32 hexadecimal digits, a fingerprint by content, as `ModelPair.digests`."""
+        if self._digests is None:
+            found: dict[int, bytes] = {}
+            for pair, at in self._pairs:
+                for i, model, eos, checkpoint in zip(
+                    at, pair.models, pair.eos_ids, pair.checkpoints or (None, None), strict=True
+                ):
+                    if i not in found and checkpoint is None:
+                        found[i] = model_digest(model, eos)
+                    elif i not in found and checkpoint is not None:
+                        found[i] = checkpoint.digest(found[at[0]] if checkpoint.is_adapter else b"")
+            self._digests = tuple(found[i].hex() for i in range(len(self.names)))
+        return self._digests
+
+    def describe(self) -> dict[str, Any]:
+        """What was loaded, as data that json.dumps takes.
+
+        {"kind": the class, "names": [of the models], "sides": ["base" | "aligned"],
+         "models": {name: as "base" in `ModelPair.describe`},
+         "vocabulary", "memory", "notes": as in `ModelPair.describe`, over all models}
+        """
+        models = {
+            name: describe_model(*facts)
+            for name, *facts in zip(
+                self.names,
+                self.models,
+                self.tokenizers,
+                self.checkpoints,
+                self.eos_ids,
+                self.context_windows,
+                strict=True,
+            )
+        }
+        described = {"kind": type(self).__name__, "names": list(self.names), "sides": list(self.sides)}
+        return described | {"models": models} | describe_shared(self.models, self.vocabulary, self.notes)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(self.names)}, vocabulary={int(self.vocabulary.sum())})"
+
+
+class Ensemble(Mixture):
+    """One base and several aligned models: weights (1+α, −α/n, …, −α/n).
+
+    What is turned round is the aligned models' geometric mean; an ensemble of one is the pair itself. A completion's
+    aligned_logprob is the mean of theirs.
+    """
+
+    def __init__(self, pairs: Sequence[ModelPair]) -> None:
+        """pairs: of one base (the same object in each) with each aligned model."""
+        if not pairs:
+            raise PairError("an ensemble got no aligned model; expected at least one")
+        if any(pair.base is not pairs[0].base for pair in pairs):
+            raise PairError(
+                "the pairs of an ensemble have different bases; expected one base for all of them"
+            )
+        aligned = ["aligned"] if len(pairs) == 1 else [f"aligned {i}" for i in range(1, len(pairs) + 1)]
+        self.sides = ("base", *("aligned" for _ in pairs))
+        super().__init__([(pair, (0, i)) for i, pair in enumerate(pairs, 1)], ("base", *aligned))
+
+    def weights(self, alpha: float) -> tuple[float, ...]:
+        """(1 + α, −α/n, …, −α/n)."""
+        count = len(self.models) - 1
+        return (1.0 + alpha, *(-alpha / count for _ in range(count)))
+
+    @classmethod
+    def load(
+        cls,
+        base: str | Path,
+        aligned: Sequence[str | Path],
+        *,
+        revision: str | None = None,
+        **options: Unpack[LoadOptions],
+    ) -> Ensemble:
+        """Load a base and its aligned models (each may be a PEFT adapter over the base).
+
+        options: see `LoadOptions`. Errors: PairError as in `ModelPair.load`.
+        """
+        if isinstance(aligned, str | Path):
+            raise PairError(f"aligned is {str(aligned)!r}; expected a list of checkpoints")
+        several = len(aligned) > 1
+        sources = [Source(base, "base", revision)]
+        for i, path in enumerate(aligned, 1):
+            sources.append(Source(path, f"aligned {i}" if several else "aligned", revision, over=0))
+        pairs, notes = _load_pairs(sources, [(0, i) for i in range(1, len(sources))], **options)
+        group = cls(pairs)
+        group._take_notes(notes, ("base", "aligned"))
+        return group
+
+    @classmethod
+    def from_models(
+        cls,
+        base: Any,
+        aligned: Sequence[Any],
+        base_tokenizer: Any = None,
+        aligned_tokenizers: Sequence[Any] | None = None,
+    ) -> Ensemble:
+        """An ensemble of models that are in memory already; all are put in eval mode and frozen."""
+        tokenizers = list(aligned_tokenizers) if aligned_tokenizers is not None else [None] * len(aligned)
+        return cls(
+            [
+                ModelPair.from_models(base, model, base_tokenizer, tokenizer)
+                for model, tokenizer in zip(aligned, tokenizers, strict=True)
+            ]
+        )
+
+
+class Transfer(Mixture):
+    """A larger base, steered by what the alignment did to a small pair: weights (1, α, −α).
+
+    Emulated fine-tuning (arXiv 2310.12962, §3) and proxy-tuning (arXiv 2401.08565, §3) add the small pair's difference,
+    aligned less base, to a larger base; here α > 0 subtracts it. α = −1 is what they sample from. A completion's
+    aligned_logprob is log p_large + log p_aligned − log p_base, the large model as it would be aligned, up to a
+    constant per token; so the implied reward is the small pair's.
+
+    The terms are called "large", "base" and "aligned"; large and base read a prompt's base_ids.
+    """
+
+    sides = ("base", "base", "aligned")
+
+    def __init__(self, small: ModelPair, steered: ModelPair) -> None:
+        """small: the pair whose contrast it is. steered: the large base and the small pair's aligned model."""
+        if steered.aligned is not small.aligned:
+            raise PairError(
+                "the two pairs of a transfer have different aligned models; expected the same in both"
+            )
+        super().__init__([(small, (1, 2)), (steered, (0, 2))], ("large", "base", "aligned"))
+        self.device = steered.device
+
+    def weights(self, alpha: float) -> tuple[float, ...]:
+        """(1, α, −α)."""
+        return 1.0, alpha, -alpha
+
+    @classmethod
+    def load(
+        cls,
+        large: str | Path,
+        base: str | Path,
+        aligned: str | Path,
+        *,
+        revision: str | None = None,
+        **options: Unpack[LoadOptions],
+    ) -> Transfer:
+        """Load a larger base and a small pair (whose aligned side may be a PEFT adapter over its base).
+
+        options: see `LoadOptions`. Errors: PairError as in `ModelPair.load`.
+        """
+        sources = [
+            Source(large, "large", revision),
+            Source(base, "base", revision),
+            Source(aligned, "aligned", revision, over=1),
+        ]
+        (small, steered), notes = _load_pairs(sources, [(1, 2), (0, 2)], **options)
+        group = cls(small, steered)
+        group._take_notes(notes, ("base", "aligned"))
+        return group
+
+    @classmethod
+    def from_models(
+        cls,
+        large: Any,
+        base: Any,
+        aligned: Any,
+        large_tokenizer: Any = None,
+        base_tokenizer: Any = None,
+        aligned_tokenizer: Any = None,
+    ) -> Transfer:
+        """A transfer of models that are in memory already; all are put in eval mode and frozen."""
+        small = ModelPair.from_models(base, aligned, base_tokenizer, aligned_tokenizer)
+        return cls(small, ModelPair.from_models(large, aligned, large_tokenizer, small.aligned_tokenizer))
+
+
+ModelGroup: TypeAlias = ModelPair | Mixture
+
+
+def _load_pairs(
+    sources: Sequence[Source],
+    places: Sequence[tuple[int, int]],
+    *,
+    check_memory: bool = True,
+    slots: int = 1,
+    length: int | None = None,
+    **placement: Any,
+) -> tuple[list[ModelPair], list[Note]]:
+    """(the pairs that stand at some places of a list of checkpoints, notes on all of them); each is loaded once."""
+    loaded = load_group(sources, Placement.of(**placement), Fit(slots, length, check_memory))
+    return [_pair(loaded, at, sources) for at in places], loaded.notes
+
+
+def _pair(loaded: Loaded, at: tuple[int, int], sources: Sequence[Source]) -> ModelPair:
+    """Two of the loaded models as a pair; an objection names them as the group does."""
+    try:
+        return ModelPair.of_loaded(loaded, at, notes=[])
+    except PairError as error:
+        raise PairError(_renamed(str(error), [sources[i].side for i in at])) from error
+
+
+def _renamed(text: str, names: Sequence[str]) -> str:
+    """A message about a pair with "base" and "aligned" replaced by what a group calls its two models."""
+    called = dict(zip(("base", "aligned"), names, strict=True))
+    return _QUOTED_OR_SIDE.sub(lambda found: called[found[1]] if found[1] else found[0], text)

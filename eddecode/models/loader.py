@@ -1,0 +1,288 @@
+"""From a checkpoint's files to a model and its tokenizer, through transformers (and peft, for an adapter).
+
+The files were admitted by `eddecode.checkpoint`. What is refused here is what only the configuration can tell: a model
+that needs its own code, one that is no causal language model, weights that the checkpoint does not hold and that the
+library would fill with random numbers. Weights go from the memory-mapped file straight to their place, one at a time.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+)
+
+from eddecode.errors import PairError
+from eddecode.models.checkpoint import ADAPTER_WEIGHTS, Checkpoint
+from eddecode.models.load_config import Placement, has_package
+from eddecode.models.notes import Note
+from eddecode.models.safetensors_header import read_header
+
+__all__ = [
+    "freeze",
+    "keep_softcap",
+    "load_config",
+    "load_tokenizer",
+    "place_merged",
+    "place_model",
+    "settle_attention",
+]
+
+_OTHER_HEADS = (
+    "ForMaskedLM",
+    "ForSequenceClassification",
+    "ForTokenClassification",
+    "ForQuestionAnswering",
+    "ForMultipleChoice",
+    "ForNextSentencePrediction",
+    "ForPreTraining",
+)
+
+
+# Configuration ---------------------------------------------------------------------------------------------------
+
+
+def load_config(checkpoint: Checkpoint) -> tuple[Any, list[Note]]:
+    """(the model's configuration, notes); an error if it needs its own code or is no causal language model."""
+    raw, side = checkpoint.config, checkpoint.side
+    where = f"the {side} checkpoint {checkpoint.source!r}"
+    kind = raw.get("model_type")
+    if kind not in CONFIG_MAPPING:
+        if raw.get("auto_map"):
+            raise PairError(
+                f"{where} needs its own code (auto_map in config.json, model_type {kind!r}); such code is never run "
+                "here. Use a release in a format that transformers knows itself"
+            )
+        raise PairError(
+            f"{where} has the model_type {kind!r}, which the installed transformers does not know; check config.json, "
+            "or upgrade transformers"
+        )
+    try:
+        config = AutoConfig.from_pretrained(checkpoint.path, trust_remote_code=False, local_files_only=True)
+    except Exception as error:  # a configuration is validated by its own class, which may raise anything
+        raise PairError(f"{where} has a config.json that transformers refuses: {error}") from error
+    _check_causal(config, raw, where)
+    notes = []
+    if raw.get("auto_map"):
+        notes.append(
+            Note(
+                "info",
+                side,
+                "the checkpoint brings its own code",
+                f"It is ignored; transformers' own {kind} is used",
+            )
+        )
+    settle_attention(config)
+    return config, notes
+
+
+def settle_attention(config: Any) -> None:
+    """Leave a model's attention to code that is here, takes a mask, and computes what the configuration says."""
+    # flash-attention takes no 4-D mask, and a name with a slash is code from the hub: let transformers choose anew.
+    if getattr(config, "_attn_implementation", None) not in (None, "eager", "sdpa"):
+        config._attn_implementation = None
+    keep_softcap(config)
+
+
+def keep_softcap(config: Any) -> None:
+    """Have a model whose attention scores are capped (Gemma-2) attend eagerly.
+
+    transformers' sdpa knows no capping: newer releases refuse it, older ones leave it out without a word.
+    """
+    if getattr(config.get_text_config(), "attn_logit_softcapping", None):
+        config._attn_implementation = "eager"
+
+
+def _check_causal(config: Any, raw: dict[str, Any], where: str) -> None:
+    named = [str(name) for name in raw.get("architectures") or []]
+    what = f"a {config.model_type} ({', '.join(named)})" if named else f"a {config.model_type}"
+    if getattr(config, "is_encoder_decoder", False):
+        problem = "an encoder-decoder"
+    elif type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        problem = "not a language model that writes"
+    elif config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_decoder", True):
+        problem = "an encoder that sees both sides of a token"
+    elif named and all(name.endswith(_OTHER_HEADS) for name in named):
+        problem = "a model with another head"
+    else:
+        return
+    raise PairError(
+        f"{where} is {what}: {problem}, not a causal language model; expected a decoder such as Llama"
+    )
+
+
+# Models ----------------------------------------------------------------------------------------------------------
+
+
+def place_model(checkpoint: Checkpoint, placement: Placement) -> tuple[Any, list[Note]]:
+    """(the model in eval mode without gradients, notes)."""
+    config, notes = load_config(checkpoint)
+    where = f"the {checkpoint.side} checkpoint {checkpoint.source!r}"
+    arguments = placement.arguments()
+    try:
+        with _quiet_loading():
+            model, report = AutoModelForCausalLM.from_pretrained(
+                checkpoint.path,
+                config=config,
+                use_safetensors=True,
+                trust_remote_code=False,
+                local_files_only=True,
+                output_loading_info=True,
+                **arguments,
+            )
+    except (
+        Exception
+    ) as error:  # the loader's errors have no common root; each is told with the checkpoint's name
+        raise PairError(f"{where} cannot be loaded: {error}") from error
+    notes += _check_report(report, checkpoint, where)
+    if arguments["device_map"] is None:
+        model.to(placement.device)
+    return freeze(model), notes
+
+
+def freeze(model: Any) -> Any:
+    """Eval mode, no gradients."""
+    return model.eval().requires_grad_(False)
+
+
+def _check_report(report: dict[str, Any], checkpoint: Checkpoint, where: str) -> list[Note]:
+    """Weights that the files lack are an error; weights that the model does not use are a note."""
+    missing = sorted(report.get("missing_keys") or ())
+    if missing:
+        raise PairError(
+            f"{where} lacks {len(missing)} weights of its architecture, which would be left random: "
+            f"{', '.join(missing[:5])}{', …' if len(missing) > 5 else ''}. Fetch it again, or check that config.json "
+            "belongs to these files"
+        )
+    wrong = report.get("mismatched_keys") or report.get("conversion_errors") or report.get("error_msgs")
+    if wrong:
+        raise PairError(f"{where} has weights that do not fit its config.json: {sorted(map(str, wrong))[:5]}")
+    unused = sorted(report.get("unexpected_keys") or ())
+    if not unused:
+        return []
+    return [
+        Note(
+            "warning",
+            checkpoint.side,
+            f"{len(unused)} weights in the files have no place in the model: {', '.join(unused[:5])}"
+            f"{', …' if len(unused) > 5 else ''}",
+            "They are left out; check that config.json belongs to these files",
+        )
+    ]
+
+
+@contextmanager
+def _quiet_loading() -> Iterator[None]:
+    """Keep transformers' own report of a load off the screen; `_check_report` says it better.
+
+    A filter and not a level: a raised level makes the loader print other things.
+    """
+    logger = logging.getLogger("transformers.modeling_utils")
+    logger.addFilter(_errors_only)
+    try:
+        yield
+    finally:
+        logger.removeFilter(_errors_only)
+
+
+def _errors_only(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.ERROR
+
+
+# Adapters --------------------------------------------------------------------------------------------------------
+
+
+def place_merged(adapter: Checkpoint, base: Checkpoint, placement: Placement) -> tuple[Any, list[Note]]:
+    """(a second copy of the base with the adapter merged into it, notes). The first copy is not touched."""
+    if not has_package("peft"):
+        raise PairError(
+            f"the aligned checkpoint {adapter.source!r} is an adapter, which needs the package peft "
+            "(pip install 'eddecode[adapter]'); or merge it yourself and give the merged checkpoint"
+        )
+    from peft import PeftModel
+
+    from eddecode.models.lora import low_rank_factors
+
+    where = f"the adapter {adapter.source!r}"
+    if adapter.config.get("auto_mapping") is None and adapter.config.get("peft_type") is None:
+        raise PairError(
+            f"{where} has no peft_type in {adapter.path / 'adapter_config.json'}; expected 'LORA' or alike"
+        )
+    model, notes = place_model(replace(base, side="aligned"), placement)
+    _resize_for(adapter, model)
+    try:
+        with warnings.catch_warnings():
+            # peft only warns when the file lacks a weight; the layer would then silently stay as it is in the base
+            warnings.filterwarnings("error", message=".*missing adapter keys.*")
+            wrapped = PeftModel.from_pretrained(model, str(adapter.path), is_trainable=False)
+        factors = low_rank_factors(wrapped)
+        merged = wrapped.merge_and_unload(safe_merge=True)
+        merged.low_rank_factors = factors
+    except (
+        Exception
+    ) as error:  # peft raises whatever its tuner does; the user needs to know which adapter it was
+        raise PairError(
+            f"{where} (peft_type {adapter.config.get('peft_type')}) cannot be merged into {base.source!r}: {error}. "
+            "Check that it was trained on this base; methods without a merge need a merged checkpoint"
+        ) from error
+    named = adapter.config.get("base_model_name_or_path")
+    if named and Path(str(named)).name != Path(base.source).name:
+        notes.append(
+            Note(
+                "warning",
+                "aligned",
+                f"the adapter was trained on {named!r} and is merged into {base.source!r}",
+                "Check that both are the same checkpoint",
+            )
+        )
+    notes.append(
+        Note(
+            "info",
+            "aligned",
+            f"an adapter ({adapter.config.get('peft_type')}), merged into a copy of the base in {merged.dtype}",
+            "Nothing to do",
+        )
+    )
+    return freeze(merged), notes
+
+
+def _resize_for(adapter: Checkpoint, model: Any) -> None:
+    """Give the model as many rows as an adapter's own embedding has, where it was trained with added tokens."""
+    header, _ = read_header(adapter.path / ADAPTER_WEIGHTS)
+    width = model.get_input_embeddings().weight.shape[0]
+    rows = [
+        entry["shape"][0]
+        for name, entry in header.items()
+        if name.endswith(("embed_tokens.weight", "lm_head.weight", "wte.weight", "embed_in.weight"))
+    ]
+    if rows and max(rows) != width:
+        model.resize_token_embeddings(max(rows), mean_resizing=False)
+
+
+# Tokenizers ------------------------------------------------------------------------------------------------------
+
+
+def load_tokenizer(checkpoint: Checkpoint) -> Any:
+    """The checkpoint's tokenizer, or None if it has no tokenizer files."""
+    if not checkpoint.has_tokenizer:
+        return None
+    settings = checkpoint.path / "tokenizer_config.json"
+    try:
+        raw = json.loads(settings.read_text(encoding="utf-8")) if settings.is_file() else {}
+        if raw.get("auto_map") and not (checkpoint.path / "tokenizer.json").is_file():
+            raise PairError("it needs its own code (auto_map), which is never run here")
+        return AutoTokenizer.from_pretrained(checkpoint.path, trust_remote_code=False, local_files_only=True)
+    except Exception as error:  # tokenizer files fail in many ways (format, missing library)
+        raise PairError(
+            f"the tokenizer of the {checkpoint.side} checkpoint {checkpoint.source!r} cannot be loaded: {error}"
+        ) from error

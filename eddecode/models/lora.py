@@ -1,0 +1,41 @@
+"""The low-rank factors of a LoRA adapter, taken from PEFT before it is merged."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+if TYPE_CHECKING:
+    pass
+
+Factors = Mapping[str, tuple[Tensor, Tensor]]  # layer → A (r, in), B (out, r) with aligned = base + B·A
+
+
+def low_rank_factors(wrapped: Any) -> dict[str, tuple[Tensor, Tensor]] | None:
+    """The factors of a PEFT model that is a plain LoRA on linear layers, or None if it is anything more.
+
+    Args:
+        wrapped: a `PeftModel`, before it is merged.
+
+    Returns:
+        layer → A (r, in), B (out, r), of the layer's dtype, the scaling in B; names as in the base model.
+    """
+    from peft.tuners.lora import Linear as LoraLinear
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    factors = {}
+    for name, module in wrapped.base_model.model.named_modules():
+        if not isinstance(module, BaseTunerLayer):
+            continue
+        if not isinstance(module, LoraLinear) or len(module.active_adapters) != 1 or module.fan_in_fan_out:
+            return None
+        adapter = module.active_adapters[0]
+        a, b = module.lora_A[adapter].weight, module.lora_B[adapter].weight
+        dtype = module.get_base_layer().weight.dtype
+        scaled = (b.detach().double() * module.scaling[adapter]).to(dtype)
+        factors[name] = (a.detach().to(dtype).clone(), scaled.contiguous())
+    config = wrapped.peft_config[wrapped.active_adapter]
+    more = getattr(config, "bias", "none") != "none" or getattr(config, "modules_to_save", None)
+    return None if more else factors

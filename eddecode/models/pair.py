@@ -1,0 +1,389 @@
+"""ModelPair: a base and an aligned model that can be decoded against each other, or an error that says why not.
+
+Everything that could go wrong later without a sound is settled here once: which ids mean the same to both, what ends a
+completion, how long a text may be. What is merely worth knowing becomes a note.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from eddecode.errors import PairError, PromptError
+from eddecode.models.checkpoint import Checkpoint
+from eddecode.models.load_config import Placement
+from eddecode.models.load_group import Fit, Loaded, Source, load_group
+from eddecode.models.loader import freeze, keep_softcap
+from eddecode.models.notes import Note
+from eddecode.models.sizes import kv_bytes_per_token, weights_bytes
+from eddecode.models.tokenizer_compat import check_vocabularies, eos_notes, tokens_by_id
+from eddecode.models.weight_diff import compare_tensors, model_digest
+from eddecode.models.weight_sharing import held_bytes
+from eddecode.prompts.types import RenderedPrompt
+
+__all__ = ["ModelPair", "Note"]
+
+_WINDOW_FIELDS = (
+    "max_position_embeddings",
+    "n_positions",
+    "max_seq_len",
+    "max_sequence_length",
+    "seq_length",
+    "n_ctx",
+)
+
+
+class ModelPair:
+    """Two causal language models over one vocabulary.
+
+    base, aligned: transformers models in eval mode, without gradients. models: both, in this order; names: theirs.
+    base_tokenizer, aligned_tokenizer: or None; a side without one uses the other's, with a note.
+    tokenizer: the one that decodes completions (aligned's, else base's, else None).
+    vocabulary: (V,) bool on the CPU, True where an id may be sampled; V is the smaller of the two logit widths.
+    eos_ids: per model, the ids that end its text. context_windows: per model, positions, or None if unlimited.
+    device: where token ids go in (the base's embedding). notes: what is worth knowing, most serious first.
+    """
+
+    names = ("base", "aligned")
+
+    def __init__(
+        self,
+        base: Any,
+        aligned: Any,
+        tokenizers: tuple[Any, Any],
+        *,
+        checkpoints: tuple[Checkpoint, Checkpoint] | None = None,
+        notes: list[Note] | None = None,
+    ) -> None:
+        self.base, self.aligned = base, aligned
+        self.notes: list[Note] = list(notes or [])
+        self.base_tokenizer, self.aligned_tokenizer = self._settle_tokenizers(tokenizers)
+        self.checkpoints = checkpoints
+        self._digests: tuple[str, str] | None = None
+        self.eos_ids = (_eos_ids(base, self.base_tokenizer), _eos_ids(aligned, self.aligned_tokenizer))
+        self.context_windows = (_context_window(base), _context_window(aligned))
+        self.device: torch.device = _input_device(base)
+        self._check()
+
+    @property
+    def models(self) -> tuple[Any, Any]:
+        """(base, aligned)."""
+        return self.base, self.aligned
+
+    @property
+    def factors(self) -> dict[str, tuple[Tensor, Tensor]] | None:
+        """Of an aligned release that is a plain LoRA: layer → A (r, in), B (out, r) with aligned = base + B·A."""
+        return getattr(self.aligned, "low_rank_factors", None)
+
+    @property
+    def tokenizer(self) -> Any:
+        """The tokenizer that decodes completions, or None."""
+        return self.aligned_tokenizer or self.base_tokenizer
+
+    @staticmethod
+    def weights(alpha: float) -> tuple[float, float]:
+        """The factors of the two models' logits, (1 + α, −α) (Zhou et al., ACL 2024, equation 6)."""
+        return 1.0 + alpha, -alpha
+
+    @staticmethod
+    def texts(prompt: RenderedPrompt) -> tuple[tuple[int, ...], ...]:
+        """A prompt as each model sees it, in the order of `models`."""
+        return prompt.ids
+
+    @classmethod
+    def load(
+        cls,
+        base: str | Path,
+        aligned: str | Path,
+        *,
+        dtype: str | torch.dtype = "auto",
+        device: str | torch.device | None = None,
+        device_map: Any = None,
+        revision: str | None = None,
+        base_revision: str | None = None,
+        aligned_revision: str | None = None,
+        quantization: str | None = None,
+        offload_folder: str | Path | None = None,
+        check_memory: bool = True,
+        slots: int = 1,
+        length: int | None = None,
+    ) -> ModelPair:
+        """Load two checkpoints: local folders or hub ids; `aligned` may be a PEFT adapter over the base.
+
+        Tensors that are equal to the bit are held once: do not change a loaded model's weights in place.
+
+        dtype: "auto" (as saved), "float32", "bfloat16", "float16", or a torch.dtype.
+        device: default the CUDA device if there is one, else the CPU. device_map: as in transformers, in its place,
+        for both models alike or as {"base": …, "aligned": …} (needs accelerate). offload_folder: where it may put what
+        fits nowhere else.
+        revision: a hub branch, tag or commit for both; base_revision and aligned_revision for one.
+        quantization: "8bit" or "4bit" (needs bitsandbytes).
+        check_memory: refuse what does not fit. slots, length: completions at a time, and tokens of each with its
+        prompt (default 2,048, or the models' own limit), that must fit beside the weights.
+        Errors: PairError for a checkpoint that is missing, damaged, incomplete, not in safetensors, in need of its own
+        code, no causal language model or too large, and for tokenizers that disagree.
+        """
+        placement = Placement.of(
+            dtype=dtype,
+            device=device,
+            device_map=device_map,
+            quantization=quantization,
+            offload_folder=offload_folder,
+        )
+        sources = (
+            Source(base, "base", base_revision or revision),
+            Source(aligned, "aligned", aligned_revision or revision, over=0),
+        )
+        loaded = load_group(sources, placement, Fit(slots, length, check_memory))
+        return cls.of_loaded(loaded, (0, 1))
+
+    @classmethod
+    def of_loaded(cls, loaded: Loaded, at: tuple[int, int], notes: list[Note] | None = None) -> ModelPair:
+        """Two of the models that were loaded together; notes: in place of those of the loading."""
+        i, j = at
+        return cls(
+            loaded.models[i],
+            loaded.models[j],
+            (loaded.tokenizers[i], loaded.tokenizers[j]),
+            checkpoints=(loaded.checkpoints[i], loaded.checkpoints[j]),
+            notes=loaded.notes if notes is None else notes,
+        )
+
+    @classmethod
+    def from_models(
+        cls, base: Any, aligned: Any, base_tokenizer: Any = None, aligned_tokenizer: Any = None
+    ) -> ModelPair:
+        """A pair of models that are in memory already; both are put in eval mode and frozen.
+
+        Soft-capped attention (Gemma-2) is set to eager, as in a pair that is loaded.
+        """
+        for side, model in (("base", base), ("aligned", aligned)):
+            head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+            if head is None or getattr(model.config, "is_encoder_decoder", False):
+                raise PairError(
+                    f"the {side} model is a {type(model).__name__}; expected a transformers causal language model, "
+                    "with a config and an output embedding"
+                )
+            keep_softcap(model.config)
+            freeze(model)
+        return cls(base, aligned, (base_tokenizer, aligned_tokenizer))
+
+    # Checks ------------------------------------------------------------------------------------------------------
+
+    def _note(self, level: Literal["info", "warning"], where: str, what: str, action: str) -> None:
+        self.notes.append(Note(level, where, what, action))
+
+    def _settle_tokenizers(self, tokenizers: tuple[Any, Any]) -> tuple[Any, Any]:
+        base, aligned = tokenizers
+        if base is None and aligned is None:
+            self._note(
+                "warning",
+                "tokenizer",
+                "neither checkpoint has a tokenizer",
+                "Only RenderedPrompt works, completions have no text, and every id is taken to be a token",
+            )
+        for side, other, missing in (("base", "aligned", base), ("aligned", "base", aligned)):
+            if missing is None and not (base is None and aligned is None):
+                self._note(
+                    "warning",
+                    side,
+                    f"has no tokenizer; the {other} model's is used for both",
+                    "Check that it was trained with that one, or put its tokenizer files into its folder",
+                )
+        return base or aligned, aligned or base
+
+    def _check(self) -> None:
+        widths = (_logit_width(self.base), _logit_width(self.aligned))
+        self.vocabulary: Tensor
+        self.vocabulary, notes = check_vocabularies(widths, self.base_tokenizer, self.aligned_tokenizer)
+        table = tokens_by_id(self.tokenizer) if self.tokenizer else None
+        self.notes += notes + eos_notes(self.eos_ids, self.vocabulary, table)
+        if self.aligned_tokenizer is not None and not getattr(self.aligned_tokenizer, "chat_template", None):
+            self._note(
+                "warning",
+                "aligned",
+                "its tokenizer has no chat template",
+                "Give the prompt format it was aligned with: aligned_template= or --aligned-template",
+            )
+        if self.context_windows[0] != self.context_windows[1]:
+            self._note(
+                "info",
+                "context",
+                f"base has {self.context_windows[0]} positions, aligned {self.context_windows[1]}",
+                "A request must fit into both",
+            )
+        if self.base.dtype != self.aligned.dtype:
+            self._note(
+                "warning",
+                "dtype",
+                f"base is in {_name(self.base.dtype)}, aligned in {_name(self.aligned.dtype)}",
+                "Their rounding differs, and α multiplies it; set dtype= to load both alike",
+            )
+        self.notes.sort(key=lambda note: note.level != "warning")
+
+    def check_prompt(self, prompt: RenderedPrompt) -> None:
+        """PromptError for an id that its model has no embedding for, which on a GPU would end the process."""
+        for name, model, ids in zip(self.names, self.models, self.texts(prompt), strict=True):
+            check_ids(name, model, ids)
+
+    # What it is --------------------------------------------------------------------------------------------------
+
+    def digests(self) -> tuple[str, str]:
+        """(base, aligned): 32 hexadecimal digits each, a fingerprint of weights and settings by content.
+
+        Read from the safetensors files, whatever their sharding (an adapter's includes its base's), or from memory for
+        models that came without files. Every byte is read once, then the result is kept.
+        """
+        if self._digests is None:
+            if self.checkpoints is None:
+                base, aligned = (
+                    model_digest(model, eos) for model, eos in zip(self.models, self.eos_ids, strict=True)
+                )
+            else:
+                ours, theirs = self.checkpoints
+                base = ours.digest()
+                aligned = theirs.digest(base if theirs.is_adapter else b"")
+            self._digests = base.hex(), aligned.hex()
+        return self._digests
+
+    def describe(self, tensors: bool = False) -> dict[str, Any]:
+        """What was loaded, as data that json.dumps takes.
+
+        {"base": {"source", "adapter": bool, "architecture", "model_type", "parameters", "dtypes": {name: parameters},
+                  "devices": [name], "attention", "logit_width", "tokenizer": None | {"class", "size", "chat_template":
+                  bool, "bos": token | None, "eos": token | None}, "eos_ids": [int], "context_window": int | None,
+                  "weights_bytes", "kv_bytes_per_token": int | None},
+         "aligned": the same,
+         "vocabulary": {"width", "sampleable", "masked"},
+         "memory": {"weights_bytes": of both as held, "shared_bytes": that the aligned model has from the base},
+         "notes": [{"level", "where", "what", "action"}],
+         "tensors": only if asked for (reads every weight once):
+                 {"identical": [names equal to the bit], "identical_bytes", "moved": {name: relative change},
+                  "different_shape": [name], "not_in_memory": [name], "only_base": [name], "only_aligned": [name],
+                  "layers": [{"layer", "parameters", "identical": bool, "relative_change"}], "relative_change": of all,
+                  "trunk": None | leading layers in common: {"layers", "of", "parameters", "share", "layer_bytes",
+                  "cache_bytes_per_token"}}}
+
+        A relative change is ‖aligned − base‖ / ‖base‖ (Frobenius); None where the base's tensor is all zeros.
+        """
+        tokenizers, checkpoints = (
+            (self.base_tokenizer, self.aligned_tokenizer),
+            self.checkpoints or (None, None),
+        )
+        result: dict[str, Any] = {
+            name: describe_model(
+                self.models[i], tokenizers[i], checkpoints[i], self.eos_ids[i], self.context_windows[i]
+            )
+            for i, name in enumerate(self.names)
+        }
+        result |= describe_shared(self.models, self.vocabulary, self.notes)
+        if tensors:
+            result["tensors"] = compare_tensors(self.base, self.aligned)
+        return result
+
+    def __repr__(self) -> str:
+        sides = ", ".join(
+            f"{name}={type(model).__name__}" for name, model in zip(self.names, self.models, strict=True)
+        )
+        return f"ModelPair({sides}, vocabulary={int(self.vocabulary.sum())}, notes={len(self.notes)})"
+
+
+def check_ids(name: str, model: Any, ids: Sequence[int]) -> None:
+    """PromptError if a model has no embedding for an id, which on a GPU would end the process."""
+    rows = int(model.get_input_embeddings().weight.shape[0])
+    if max(ids) >= rows:
+        raise PromptError(
+            f"id {max(ids)} is beyond the {rows} embeddings of the {name} model; render the prompt with the tokenizer "
+            "of that model"
+        )
+
+
+def describe_model(
+    model: Any, tokenizer: Any, checkpoint: Checkpoint | None, eos_ids: frozenset[int], window: int | None
+) -> dict[str, Any]:
+    """One model as data: a side of `ModelPair.describe`."""
+    dtypes: dict[str, int] = {}
+    for parameter in model.parameters():
+        dtypes[_name(parameter.dtype)] = dtypes.get(_name(parameter.dtype), 0) + parameter.numel()
+    return {
+        "source": checkpoint.source if checkpoint else str(model.config.name_or_path or "") or "in memory",
+        "adapter": bool(checkpoint and checkpoint.is_adapter),
+        "architecture": type(model).__name__,
+        "model_type": model.config.model_type,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "dtypes": dtypes,
+        "devices": sorted({str(parameter.device) for parameter in model.parameters()}),
+        "attention": getattr(model.config, "_attn_implementation", None),
+        "logit_width": _logit_width(model),
+        "tokenizer": _describe_tokenizer(tokenizer),
+        "eos_ids": sorted(eos_ids),
+        "context_window": window,
+        "weights_bytes": weights_bytes(model),
+        "kv_bytes_per_token": kv_bytes_per_token(model),
+    }
+
+
+def describe_shared(models: Sequence[Any], vocabulary: Tensor, notes: Sequence[Note]) -> dict[str, Any]:
+    """What models have in common, as data: the "vocabulary", "memory" and "notes" of `ModelPair.describe`."""
+    sampleable, (held, shared) = int(vocabulary.sum()), held_bytes(models)
+    return {
+        "vocabulary": {
+            "width": len(vocabulary),
+            "sampleable": sampleable,
+            "masked": len(vocabulary) - sampleable,
+        },
+        "memory": {"weights_bytes": held, "shared_bytes": shared},
+        "notes": [vars(note).copy() for note in notes],
+    }
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _describe_tokenizer(tokenizer: Any) -> dict[str, Any] | None:
+    if tokenizer is None:
+        return None
+    return {
+        "class": type(tokenizer).__name__,
+        "size": len(tokenizer),
+        "chat_template": bool(getattr(tokenizer, "chat_template", None)),
+        "bos": tokenizer.bos_token,
+        "eos": tokenizer.eos_token,
+    }
+
+
+def _input_device(model: Any) -> torch.device:
+    """Where token ids go in; for an offloaded embedding, the device that it is brought to when it runs."""
+    embedding = model.get_input_embeddings()
+    hook = getattr(embedding, "_hf_hook", None)
+    device = getattr(hook, "execution_device", None)
+    return torch.device(device) if device is not None else embedding.weight.device
+
+
+def _logit_width(model: Any) -> int:
+    """How many ids the model scores: the rows of its output embedding."""
+    return int(model.get_output_embeddings().weight.shape[0])
+
+
+def _eos_ids(model: Any, tokenizer: Any) -> frozenset[int]:
+    """The ids that end a text: generation_config's (an id or a list), else config's, else the tokenizer's."""
+    for owner in (getattr(model, "generation_config", None), model.config.get_text_config(), tokenizer):
+        ids = getattr(owner, "eos_token_id", None)
+        if ids is not None and ids != []:
+            return frozenset(int(i) for i in (ids if isinstance(ids, (list, tuple)) else [ids]))
+    return frozenset()
+
+
+def _context_window(model: Any) -> int | None:
+    """How many positions the model was made for; None if its configuration sets no limit."""
+    config = model.config.get_text_config()
+    for name in _WINDOW_FIELDS:
+        size = getattr(config, name, None)
+        if isinstance(size, int) and size > 0:
+            return size
+    return None

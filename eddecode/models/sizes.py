@@ -1,0 +1,80 @@
+"""Sizes: bytes of weights, bytes of keys and values per token, and how a size is written."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def named_tensors(model: Any) -> dict[str, Tensor]:
+    """Parameters and saved buffers by name, a tied one under its first name only."""
+    seen: set[int] = set()
+    tensors: dict[str, Tensor] = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if id(tensor) not in seen:
+            seen.add(id(tensor))
+            tensors[name] = tensor.detach()
+    return tensors
+
+
+def all_names(model: Any) -> dict[str, Tensor]:
+    """Every tensor under every one of its names (a tied head under both)."""
+    return {name: tensor.detach() for name, tensor in model.state_dict(keep_vars=True).items()}
+
+
+def weights_bytes(model: Any) -> int:
+    """Bytes of parameters and buffers, tied ones counted once."""
+    held = {id(tensor): tensor.nbytes for tensor in [*model.parameters(), *model.buffers()]}
+    return sum(held.values())
+
+
+def kv_bytes_per_token(model: Any) -> int | None:
+    """Bytes that one token takes in the keys and values of all layers, in the model's dtype; None if unknown."""
+    return cache_bytes_per_token(model.config, model.dtype)
+
+
+def cache_bytes_per_token(config: Any, dtype: torch.dtype) -> int | None:
+    """Bytes that one token takes in the keys and values of all layers; None if the configuration does not tell.
+
+    2 · layers · key-value heads · head size · bytes. Sliding windows count as full ones, since the slots keep every
+    position. Latent attention (DeepSeek-V2, arXiv 2405.04434, §2.1) is asked what it stores.
+    """
+    config = config.get_text_config()
+    layers, heads = (getattr(config, name, None) for name in ("num_hidden_layers", "num_attention_heads"))
+    hidden = getattr(config, "hidden_size", None)
+    if not (isinstance(layers, int) and isinstance(heads, int) and isinstance(hidden, int)):
+        return None
+    kinds = getattr(config, "layer_types", None) or ["full_attention"] * layers
+    attending = sum("attention" in kind and "linear" not in kind for kind in kinds)
+    if getattr(config, "kv_lora_rank", None):
+        return int(attending * _latent_width(config) * dtype.itemsize)
+    kv_heads = getattr(config, "num_key_value_heads", None) or heads
+    head_dim = getattr(config, "head_dim", None) or hidden // heads
+    if not (isinstance(kv_heads, int) and isinstance(head_dim, int)):
+        return None  # a number per layer
+    return int(2 * attending * kv_heads * head_dim * dtype.itemsize)
+
+
+def _latent_width(config: Any) -> int:
+    """Numbers that a layer with latent attention stores per token.
+
+    The latent and the rotary part of the key where the installed transformers stores these (since they are all that
+    is needed); the expanded keys and values of every head in versions that store those.
+    """
+    heads, rope = config.num_attention_heads, config.qk_rope_head_dim
+    module = importlib.import_module(f"transformers.models.{config.model_type}.modeling_{config.model_type}")
+    if any(hasattr(kind, "expand_kv") for kind in vars(module).values() if isinstance(kind, type)):
+        return int(config.kv_lora_rank + rope)
+    return int(heads * (config.qk_nope_head_dim + rope + config.v_head_dim))
+
+
+def size(count: float) -> str:
+    """Bytes for people: 1.5 GiB."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} TiB"

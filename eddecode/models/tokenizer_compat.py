@@ -1,0 +1,194 @@
+"""Which ids may be sampled: those that both models score and every tokenizer gives the same token.
+
+An id that only one model was trained with is no small matter here. The contrast multiplies the aligned model's logit by
+−α, so a padded row of the embedding, or a token that the aligned model was taught never to write, would be boosted
+without bound. Such ids are masked and the mask is reported.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from eddecode.errors import PairError
+from eddecode.models.notes import Note
+
+_SHOWN = 5
+# Names that vocabularies give to rows which they keep free. A release may rename one of its base's; any other id with
+# two names is an error.
+_PLACEHOLDER = re.compile(
+    r"reserved|unused|placeholder|extra_id|control_\d|dummy|^\[?<?\|?pad\d*\|?>?\]?$", re.I
+)
+
+_SIDES = ("base", "aligned")
+
+
+def tokens_by_id(tokenizer: Any) -> dict[int, str]:
+    """Every id that the tokenizer knows, with its token. Ids without a token (holes) are absent."""
+    return {int(i): token for token, i in tokenizer.get_vocab().items()}
+
+
+def check_vocabularies(
+    widths: tuple[int, int], base_tokenizer: Any, aligned_tokenizer: Any
+) -> tuple[torch.Tensor, list[Note]]:
+    """(sampleable ids as a bool tensor of shape (min width,), notes).
+
+    widths: the logit widths of base and aligned. A tokenizer may be None. Errors: PairError where the tokenizers give
+    one id two meanings, or share no vocabulary at all.
+    """
+    tables = [
+        tokens_by_id(tokenizer) for tokenizer in (base_tokenizer, aligned_tokenizer) if tokenizer is not None
+    ]
+    notes = _width_notes(widths, tables)
+    width = min(widths)
+    vocabulary = torch.ones(width, dtype=torch.bool)
+    if not tables:
+        return vocabulary, notes
+    known = set.intersection(*(set(table) for table in tables))
+    if len(tables) == 2 and base_tokenizer is not aligned_tokenizer:
+        renamed, more = _compare(tables[0], tables[1])
+        known -= renamed
+        notes += more
+    vocabulary[:] = False
+    vocabulary[torch.tensor([i for i in sorted(known) if i < width], dtype=torch.long)] = True
+    if not vocabulary.any():
+        raise PairError(
+            f"no id is known to both models and their tokenizers (logit widths {widths[0]} and {widths[1]}); are "
+            "these tokenizer files of these checkpoints?"
+        )
+    return vocabulary, notes
+
+
+def _compare(base: dict[int, str], aligned: dict[int, str]) -> tuple[set[int], list[Note]]:
+    """(ids to mask because they were renamed, notes on tokens that one side alone has), or the error."""
+    shared = base.keys() & aligned.keys()
+    differing = sorted(i for i in shared if base[i] != aligned[i])
+    renamed = [i for i in differing if any(_PLACEHOLDER.search(table[i]) for table in (base, aligned))]
+    conflicts = sorted(set(differing) - set(renamed))
+    if conflicts:
+        raise PairError(_conflict_message(conflicts, len(shared), base, aligned))
+    notes = []
+    if renamed:
+        notes.append(
+            Note(
+                "warning",
+                "vocabulary",
+                f"{len(renamed)} reserved ids have two names: {_examples(renamed, base, aligned)}",
+                "They are never sampled; if one of them ends a turn, completions need a stop string instead",
+            )
+        )
+    for side, own, other in (("base", base, aligned), ("aligned", aligned, base)):
+        added = sorted(own.keys() - other.keys())
+        if added:
+            shown = ", ".join(f"{i} ({own[i]!r})" for i in added[:_SHOWN])
+            notes.append(
+                Note(
+                    "info",
+                    "vocabulary",
+                    f"{len(added)} tokens are known to the {side} tokenizer alone: {shown}"
+                    f"{', …' if len(added) > _SHOWN else ''}",
+                    "They may stand in its prompt and are never sampled",
+                )
+            )
+    return set(renamed), notes
+
+
+def _conflict_message(
+    conflicts: Sequence[int], shared: int, base: dict[int, str], aligned: dict[int, str]
+) -> str:
+    examples = _examples(conflicts, base, aligned)
+    if 2 * len(conflicts) > shared:
+        return (
+            f"the two tokenizers have different vocabularies: {len(conflicts)} of {shared} common ids disagree "
+            f"({examples}). Emulated disalignment adds the logits of equal ids, so both models must share one "
+            "tokenizer; choose the base that this aligned model was trained from"
+        )
+    return (
+        f"the tokenizers disagree on {len(conflicts)} of {shared} common ids: {examples}. The same id must mean the "
+        "same token in both models; check that both checkpoints carry the tokenizer that they were trained with"
+    )
+
+
+def _examples(ids: Sequence[int], base: dict[int, str], aligned: dict[int, str]) -> str:
+    shown = ", ".join(f"id {i} is {base[i]!r} in base and {aligned[i]!r} in aligned" for i in ids[:_SHOWN])
+    return shown + (", …" if len(ids) > _SHOWN else "")
+
+
+def _width_notes(widths: tuple[int, int], tables: Sequence[dict[int, str]]) -> list[Note]:
+    notes = []
+    if widths[0] != widths[1]:
+        notes.append(
+            Note(
+                "info",
+                "vocabulary",
+                f"the logits are {widths[0]} ids wide in base and {widths[1]} in aligned",
+                f"Ids from {min(widths)} on are never sampled",
+            )
+        )
+    for side, width, table in zip(_SIDES, widths, (tables[0], tables[-1]) if tables else (), strict=False):
+        rows = sum(i < width for i in table)
+        if rows < width:
+            notes.append(
+                Note(
+                    "info",
+                    side,
+                    f"{width - rows} of {width} logits belong to no token (padding, or holes in the vocabulary)",
+                    "They are never sampled",
+                )
+            )
+        beyond = sorted(i for i in table if i >= width)
+        if beyond:
+            notes.append(
+                Note(
+                    "warning",
+                    side,
+                    f"the tokenizer knows {len(beyond)} ids that the model has no row for, such as "
+                    f"{beyond[0]} ({table[beyond[0]]!r}); its logits are {width} wide",
+                    "A prompt with such a token cannot be decoded; use the tokenizer of this very checkpoint",
+                )
+            )
+    return notes
+
+
+def eos_notes(
+    eos_ids: tuple[frozenset[int], ...], vocabulary: torch.Tensor, table: dict[int, str] | None
+) -> list[Note]:
+    """Notes on end-of-sequence ids: none at all, two different sets, or one that cannot be sampled."""
+    notes = []
+    for side, ids in zip(_SIDES, eos_ids, strict=True):
+        if not ids:
+            notes.append(
+                Note(
+                    "warning",
+                    side,
+                    "no end-of-sequence id in generation_config, config or tokenizer",
+                    "Its completions end by stop strings or at max_new_tokens only",
+                )
+            )
+        masked = sorted(i for i in ids if i >= len(vocabulary) or not bool(vocabulary[i]))
+        if masked:
+            notes.append(
+                Note(
+                    "warning",
+                    side,
+                    f"its end-of-sequence ids {_named(masked, table)} are not known to both models",
+                    "They are never sampled, so a completion cannot end by them; set stop strings",
+                )
+            )
+    if eos_ids[0] != eos_ids[1] and all(eos_ids):
+        notes.append(
+            Note(
+                "info",
+                "end of sequence",
+                f"base ends at {_named(sorted(eos_ids[0]), table)}, aligned at {_named(sorted(eos_ids[1]), table)}",
+                "A completion ends at an id of either model that has a weight in it",
+            )
+        )
+    return notes
+
+
+def _named(ids: Sequence[int], table: dict[int, str] | None) -> str:
+    return ", ".join(f"{i} ({table[i]!r})" if table and i in table else str(i) for i in ids)

@@ -1,0 +1,81 @@
+"""Memory that several models share: tensors with equal bits are held once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_CHUNK = 1 << 22  # elements: 32 MB as float64
+
+
+def _bits(tensor: Tensor) -> Tensor:
+    return tensor.contiguous().view(torch.uint8)
+
+
+def share_identical(models: Sequence[Any]) -> int:
+    """Let later models use an earlier model's copy of every tensor that is equal to the bit; bytes given back.
+
+    Found by content, whatever the tensors are called. Only plain tensors that are frozen, in memory and on the same
+    device are shared, and none within one model: a quantised weight carries a state of its own, and a weight that is
+    trained would take the other model with it. Whoever writes into a weight afterwards writes into both.
+    """
+    kept: dict[tuple[Any, ...], dict[str, Tensor]] = {}
+    freed = 0
+    for model in models:
+        own: list[tuple[tuple[Any, ...], str, Tensor]] = []
+        for name, tensor in _shareable(model).items():
+            key = (tensor.dtype, tensor.shape, tensor.device, _sample(tensor))
+            others = kept.get(key, {})
+            likely = sorted(others, key=lambda other: other != name)  # its namesake first; used at once
+            twin = next((others[other] for other in likely if equal_bits(tensor, others[other])), None)
+            if twin is None:
+                own.append((key, name, tensor))
+            elif twin.data_ptr() != tensor.data_ptr():
+                freed += tensor.nbytes
+                tensor.data = twin.data
+        for key, name, tensor in own:
+            kept.setdefault(key, {}).setdefault(name, tensor)
+    return freed
+
+
+def _shareable(model: Any) -> dict[str, Tensor]:
+    """The tensors of a model that another may use, a tied one once."""
+    found: dict[int, tuple[str, Tensor]] = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        plain = type(tensor) in (torch.nn.Parameter, Tensor)
+        if plain and not tensor.is_meta and not tensor.requires_grad and tensor.nbytes:
+            found.setdefault(id(tensor), (name, tensor))
+    return dict(found.values())
+
+
+def _sample(tensor: Tensor) -> bytes:
+    """Some of a tensor's bytes, spread over it, to tell most tensors apart without reading them."""
+    flat = tensor.detach().reshape(-1)
+    return bytes(_bits(flat[:: max(1, flat.numel() // 64)]).cpu().numpy().tobytes())
+
+
+def equal_bits(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors of one dtype and shape hold the same bits, read chunk by chunk until they differ."""
+    left, right = a.detach().reshape(-1), b.detach().reshape(-1)
+    return all(
+        torch.equal(_bits(left[start : start + _CHUNK]), _bits(right[start : start + _CHUNK]))
+        for start in range(0, left.numel(), _CHUNK)
+    )
+
+
+def held_bytes(models: Sequence[Any]) -> tuple[int, int]:
+    """(bytes of all parameters and buffers in memory, those of them that a later model has from an earlier one)."""
+    held: dict[tuple[torch.device, int], int] = {}
+    shared = 0
+    for model in models:
+        own = {
+            (tensor.device, tensor.data_ptr()): tensor.nbytes
+            for tensor in [*model.parameters(), *model.buffers()]
+            if not tensor.is_meta
+        }
+        shared += sum(size for place, size in own.items() if place in held and size)
+        held.update(own)
+    return sum(held.values()), shared

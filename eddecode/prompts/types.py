@@ -1,0 +1,109 @@
+"""A prompt: text, chat messages, or token ids that were rendered already."""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from operator import index
+from typing import Any, TypeAlias
+
+from eddecode.errors import PromptError
+
+
+@dataclass(frozen=True)
+class RenderedPrompt:
+    """A prompt as both models see it. Any sequences of ids ≥ 0 (lists, arrays, 1-D tensors) are accepted."""
+
+    base_ids: tuple[int, ...]
+    aligned_ids: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        for name in ("base_ids", "aligned_ids"):
+            object.__setattr__(self, name, _checked_ids(getattr(self, name), f"RenderedPrompt.{name}"))
+
+    @property
+    def ids(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """(base_ids, aligned_ids), in the order of `ModelPair.models`."""
+        return self.base_ids, self.aligned_ids
+
+    @cached_property
+    def digest(self) -> bytes:
+        """16 bytes of blake2b over both lists, each led by its length, as little-endian int64."""
+        packed = b"".join(struct.pack(f"<{len(ids) + 1}q", len(ids), *ids) for ids in self.ids)
+        return hashlib.blake2b(packed, digest_size=16).digest()
+
+
+Message: TypeAlias = Mapping[str, str]
+
+
+Prompt: TypeAlias = str | Sequence[Message] | RenderedPrompt
+
+
+def _checked_ids(ids: Any, where: str) -> tuple[int, ...]:
+    if isinstance(ids, (str, bytes)) or not isinstance(ids, Iterable):
+        raise PromptError(f"{where} is {ids!r}; expected a list of token ids (integers ≥ 0)")
+    if hasattr(ids, "tolist"):
+        ids = ids.tolist()  # arrays and tensors
+    checked = []
+    for position, token in enumerate(ids):
+        try:
+            value = -1 if isinstance(token, bool) else index(token)
+        except TypeError:
+            value = -1
+        if value < 0:
+            raise PromptError(f"{where}[{position}] is {token!r}; expected a token id, an integer ≥ 0")
+        checked.append(value)
+    if not checked:
+        raise PromptError(
+            f"{where} is empty; a model needs at least one token to start from (such as its BOS)"
+        )
+    return tuple(checked)
+
+
+def as_messages(prompt: str | Sequence[Message]) -> list[dict[str, str]]:
+    """Check a prompt and bring it into the form of chat messages.
+
+    Messages are an optional `system` first, then `user` and `assistant` in turn, a `user` last.
+    """
+    if isinstance(prompt, str):
+        prompt = [{"role": "user", "content": prompt}]
+    if not isinstance(prompt, Sequence) or isinstance(prompt, bytes):
+        raise PromptError(
+            f"a prompt is a {type(prompt).__name__}; expected a string, a list of chat messages such as "
+            "[{'role': 'user', 'content': …}], or a RenderedPrompt"
+        )
+    messages = [_checked_message(message, i) for i, message in enumerate(prompt)]
+    if not messages:
+        raise PromptError("a prompt has no messages; expected at least one from the user")
+    turns = [message["role"] for message in messages if message["role"] != "system"]
+    expected = [("user", "assistant")[i % 2] for i in range(len(turns))]
+    systems = [i for i, message in enumerate(messages) if message["role"] == "system"]
+    if turns != expected or len(turns) % 2 == 0 or systems not in ([], [0]):
+        roles = ", ".join(message["role"] for message in messages)
+        raise PromptError(
+            f"the roles of a prompt's messages are {roles}; expected an optional system first, then user and "
+            "assistant in turn, and the user's last"
+        )
+    return messages
+
+
+def _checked_message(message: Any, i: int) -> dict[str, str]:
+    if not isinstance(message, Mapping) or set(message) != {"role", "content"}:
+        found = sorted(map(str, message)) if isinstance(message, Mapping) else repr(message)
+        raise PromptError(f"message {i} of a prompt has {found}; expected exactly 'role' and 'content'")
+    role, content = message["role"], message["content"]
+    if role not in ("system", "user", "assistant"):
+        raise PromptError(
+            f"message {i} of a prompt has the role {role!r}; expected system, user or assistant"
+        )
+    if not isinstance(content, str):
+        raise PromptError(
+            f"the content of message {i} is a {type(content).__name__}; expected text (a string). Images and "
+            "tool calls are not decoded here"
+        )
+    if not content.strip():
+        raise PromptError(f"message {i} ({role}) of a prompt is empty; give it text, or leave it out")
+    return {"role": role, "content": content}

@@ -1,0 +1,180 @@
+"""The one dispatch point: check the arguments, pick an implementation, raise for rows that cannot be sampled."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from functools import cache
+from typing import Literal, cast, get_args
+
+import torch
+from torch import Tensor
+
+from eddecode.errors import EngineError
+from eddecode.sampling import reference
+from eddecode_kernels import sample_cpu as cpu
+from eddecode_kernels import sample_triton as gpu
+from eddecode_kernels.types import (
+    BAD_TERM,
+    NO_MEMORY,
+    NOTHING_LEFT,
+    Draw,
+    Forbidden,
+    Outcome,
+    Problem,
+    SamplingRows,
+    UnavailableError,
+)
+
+Backend = Literal["auto", "reference", "cpu", "triton"]
+
+_log = logging.getLogger(__name__)
+
+
+def contrast_and_sample(
+    logits: Sequence[Tensor],
+    weights: Tensor,
+    rows: SamplingRows,
+    uniforms: Tensor,
+    vocabulary: Tensor | None = None,
+    forbidden: Forbidden | None = None,
+    backend: Backend = "auto",
+) -> Draw:
+    """Contrast the logits, filter, draw one token per row, and say how likely it was.
+
+    The contrast is `eddecode.contrast.contrast`, the filters and the draw are `eddecode.sampling.sample`; this is
+    both in one pass. A row's outcome depends on nothing but that row.
+
+    Args:
+        logits: N tensors (B, V_i) float32, the first one the base model's; V_i may be wider than V. The last
+            dimension must be contiguous.
+        weights: (N, B) float32; a term of weight zero has no say, even at ±inf.
+        rows: the sampling parameters of each row.
+        uniforms: (B,) float64 in [0, 1), one per row.
+        vocabulary: (V,) bool, true where an id may be sampled; None allows all ids below the smallest V_i.
+        forbidden: pairs (row, ids): more ids that this row must not sample. They are masked before everything else,
+            so that plausibility and probabilities are relative to what may be sampled.
+        backend: which implementation; `auto` reads the environment variable EDDECODE_KERNELS, and else takes
+            `triton` for tensors on a CUDA device and `cpu` for the rest, or `reference` where these cannot be had.
+
+    Returns:
+        A `Draw` on the CPU: tokens (B,) int64 and logprobs (N+1, B) float32. It is the one wait for a CUDA device.
+
+    Raises:
+        EngineError: shapes or dtypes do not fit together; the logits of a row are NaN or +inf where they count; a
+            row has no token left to sample; a forced backend is not available.
+    """
+    problem = Problem(tuple(logits), weights, rows, uniforms, vocabulary, forbidden or ())
+    _check(problem)
+    return _raise(problem, on_host(_run(problem, backend)))
+
+
+def _run(problem: Problem, backend: Backend) -> Outcome:
+    """By the forced implementation, or by the fastest one that there is."""
+    if backend == "auto":
+        backend = cast(Backend, os.environ.get("EDDECODE_KERNELS") or "auto")
+    if backend not in get_args(Backend):
+        raise EngineError(
+            f"the kernel backend {backend!r} is unknown; expected one of {', '.join(get_args(Backend))}"
+        )
+    device = problem.logits[0].device.type
+    chosen = {"cpu": "cpu", "cuda": "triton"}.get(device, "reference") if backend == "auto" else backend
+    try:
+        if chosen == "cpu":
+            if device != "cpu":
+                raise UnavailableError(f"it reads the CPU's memory and the logits are on {device}")
+            return cpu.contrast_and_sample(problem)
+        if chosen == "triton":
+            return gpu.contrast_and_sample(problem)
+    except UnavailableError as error:
+        if backend != "auto":
+            raise EngineError(
+                f"the kernel backend {chosen!r} was asked for but cannot be had: {error}"
+            ) from error
+        _note(str(error))
+    return reference.contrast_and_sample(problem)
+
+
+@cache
+def _note(reason: str) -> None:
+    """Say once per reason that the slow implementation is at work."""
+    _log.warning("contrast-and-sample runs as plain torch, several times slower: %s", reason)
+
+
+def _check(problem: Problem) -> None:
+    if not problem.logits:
+        raise EngineError("contrast_and_sample got no logits; give one (B, V) tensor per model")
+    batch = problem.logits[0].shape[0]
+    for i, z in enumerate(problem.logits):
+        if z.dim() != 2 or z.shape[0] != batch or z.dtype != torch.float32:
+            raise EngineError(
+                f"logits of term {i} are {tuple(z.shape)} {z.dtype}; expected ({batch}, V) torch.float32: "
+                "lift them to float32 before the contrast"
+            )
+        if z.shape[1] < problem.width:
+            raise EngineError(
+                f"the vocabulary has {problem.width} ids but term {i} has only {z.shape[1]} logits; "
+                "cut the vocabulary to the ids that every model knows"
+            )
+    if problem.weights.shape != (len(problem.logits), batch):
+        raise EngineError(
+            f"weights are {tuple(problem.weights.shape)}; expected (terms, rows) = ({len(problem.logits)}, {batch})"
+        )
+    if problem.uniforms.shape != (batch,) or problem.uniforms.dtype != torch.float64:
+        raise EngineError(
+            f"uniforms are {tuple(problem.uniforms.shape)} {problem.uniforms.dtype}; "
+            f"expected ({batch},) torch.float64, one per row"
+        )
+
+    for name, value in vars(problem.rows).items():
+        if value.shape != (batch,):
+            raise EngineError(f"{name} is {tuple(value.shape)}; expected ({batch},), one entry per row")
+    for row, _ in problem.forbidden:
+        if not 0 <= row < batch:
+            raise EngineError(f"forbidden names row {row} of {batch}; expected 0 to {batch - 1}")
+
+
+def on_host(outcome: Outcome) -> Outcome:
+    """An outcome on the CPU. From a CUDA device it comes in one piece: each wait is a gap in the device's work."""
+    device = outcome.status.device.type
+    if device == "cuda":
+        return unpacked(packed(outcome).cpu())
+    if device == "cpu":
+        return outcome
+    return Outcome(outcome.tokens.cpu(), outcome.logprobs.cpu(), outcome.status.cpu())
+
+
+def packed(outcome: Outcome) -> Tensor:
+    """(N+3, B) float64: tokens, status and log-probabilities, none of which it rounds."""
+    rows = outcome.tokens[None], outcome.status[None], outcome.logprobs
+    return torch.cat([row.double() for row in rows])
+
+
+def unpacked(numbers: Tensor) -> Outcome:
+    """The outcome that was packed."""
+    return Outcome(numbers[0].long(), numbers[2:].float(), numbers[1].int())
+
+
+def _raise(problem: Problem, outcome: Outcome) -> Draw:
+    """The draw, or an error that names the first row that has none; `outcome` is on the CPU."""
+    if not outcome.status.any():
+        return Draw(outcome.tokens, outcome.logprobs)
+    row = int(outcome.status.ne(0).int().argmax())
+    status = int(outcome.status[row])
+    if status == NOTHING_LEFT:
+        raise EngineError(
+            f"row {row}: no token is left to sample; every id is outside the vocabulary, forbidden, or −inf in one "
+            "of the models. Check the vocabulary mask and the suppressed ids"
+        )
+    if status == NO_MEMORY:
+        raise EngineError(f"row {row}: no memory for the buffers of one row of {problem.width} logits")
+    if status >= BAD_TERM:
+        raise EngineError(
+            f"row {row}: the logits of model {status - BAD_TERM} contain NaN or +inf; expected finite logits. "
+            "Load the model in bfloat16 or float32 (float16 overflows in many models), or check its weights"
+        )
+    raise EngineError(
+        f"row {row}: the contrasted logits are not finite at an id that may be sampled; expected finite logits. "
+        "Check both models' logits, and |alpha|, for an overflow"
+    )

@@ -1,0 +1,95 @@
+"""The bridge to the compiled CPU kernel: tensors in, pointers across, tensors out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from ctypes import POINTER, Structure, byref, c_int64, c_void_p
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from eddecode_kernels.jit import library
+from eddecode_kernels.types import Forbidden, Outcome, Problem
+
+
+class _Call(Structure):
+    """The struct `EddecodeCall` of native/contrast_sample.cpp, field for field."""
+
+    _fields_ = (
+        *((name, c_int64) for name in ("terms", "rows", "width", "threads")),
+        ("logits", POINTER(c_void_p)),
+        ("widths", POINTER(c_int64)),
+        ("strides", POINTER(c_int64)),
+        *(
+            (name, c_void_p)
+            for name in ("weights", "temperature", "top_k", "top_p", "min_p", "log_plausibility")
+        ),
+        *((name, c_void_p) for name in ("uniforms", "vocabulary", "forbidden_starts", "forbidden_ids")),
+        *((name, c_void_p) for name in ("tokens", "logprobs", "status")),
+    )
+
+
+def contrast_and_sample(problem: Problem) -> Outcome:
+    """Draw one token per row; see `eddecode_kernels.contrast_and_sample`.
+
+    Raises:
+        UnavailableError: the kernel cannot be built on this machine.
+    """
+    kernel = library().eddecode_contrast_and_sample
+    logits = [_rows_contiguous(z) for z in problem.logits]
+    rows, terms, batch = problem.rows, len(logits), logits[0].shape[0]
+    floats = [_plain(x, torch.float32) for x in (problem.weights, rows.temperature, rows.top_p, rows.min_p)]
+    top_k, uniforms = _plain(rows.top_k, torch.int64), _plain(problem.uniforms, torch.float64)
+    # The logarithm is torch's, so that the plausibility mask is bit for bit the reference's.
+    log_tau = _plain(rows.plausibility, torch.float32).log()
+    vocabulary = None if problem.vocabulary is None else _plain(problem.vocabulary, torch.bool)
+    starts, ids = _ragged(problem.forbidden, batch) if problem.forbidden else (None, None)
+    tokens = torch.empty(batch, dtype=torch.int64)
+    logprobs = torch.empty(terms + 1, batch, dtype=torch.float32)
+    status = torch.empty(batch, dtype=torch.int32)
+    call = _Call(
+        terms=terms,
+        rows=batch,
+        width=problem.width,
+        threads=torch.get_num_threads(),
+        logits=(c_void_p * terms)(*(z.data_ptr() for z in logits)),
+        widths=(c_int64 * terms)(*(z.shape[1] for z in logits)),
+        strides=(c_int64 * terms)(*(z.stride(0) for z in logits)),
+        weights=floats[0].data_ptr(),
+        temperature=floats[1].data_ptr(),
+        top_k=top_k.data_ptr(),
+        top_p=floats[2].data_ptr(),
+        min_p=floats[3].data_ptr(),
+        log_plausibility=log_tau.data_ptr(),
+        uniforms=uniforms.data_ptr(),
+        vocabulary=None if vocabulary is None else vocabulary.data_ptr(),
+        forbidden_starts=None if starts is None else starts.ctypes.data,
+        forbidden_ids=None if ids is None else ids.ctypes.data,
+        tokens=tokens.data_ptr(),
+        logprobs=logprobs.data_ptr(),
+        status=status.data_ptr(),
+    )
+    kernel(byref(call))
+    return Outcome(tokens, logprobs, status)
+
+
+def _rows_contiguous(z: Tensor) -> Tensor:
+    return z if z.stride(1) == 1 or z.shape[1] == 1 else z.contiguous()
+
+
+def _plain(x: Tensor, dtype: torch.dtype) -> Tensor:
+    return x.to("cpu", dtype).contiguous()
+
+
+def _ragged(
+    forbidden: Forbidden, batch: int
+) -> tuple[np.ndarray[tuple[int], np.dtype[np.int64]], np.ndarray[tuple[int], np.dtype[np.int64]]]:
+    """Ids by row as (B+1,) offsets and one flat array."""
+    by_row: list[list[Sequence[int]]] = [[] for _ in range(batch)]
+    for row, ids in forbidden:
+        by_row[row].append(ids)
+    flat = [np.asarray(ids, dtype=np.int64) for row in by_row for ids in row]
+    counts = [sum(len(ids) for ids in row) for row in by_row]
+    starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+    return starts, np.concatenate(flat) if flat else np.zeros(0, np.int64)

@@ -1,0 +1,78 @@
+"""The Triton version, for CUDA; on a CPU it runs under Triton's interpreter (TRITON_INTERPRET=1), slowly, for tests.
+
+One launch per model adds its logits to the contrast and leaves partial softmax sums; one program per row then filters
+and draws; one launch per model looks up the log-probability of what was drawn. Nothing here waits for the device, and
+the launches depend on shapes alone, so that `launch` can be captured in a CUDA graph; the check of `status` is the
+caller's.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from eddecode_kernels.types import Forbidden, Outcome, Problem, UnavailableError
+
+BLOCK = 2048
+CUTS = 16
+
+
+def contrast_and_sample(problem: Problem) -> Outcome:
+    """Draw one token per row; see `eddecode_kernels.contrast_and_sample`.
+
+    Raises:
+        UnavailableError: triton is not installed, or the logits are not on a CUDA device.
+    """
+    try:
+        from eddecode_kernels import triton_kernels as gpu_kernels
+    except ImportError as error:
+        raise UnavailableError(f"triton cannot be imported ({error}); pip install triton") from error
+    device = problem.logits[0].device
+    if device.type != "cuda" and not gpu_kernels.INTERPRETED:
+        raise UnavailableError(f"the logits are on {device}, and Triton runs on CUDA devices")
+    return launch(problem)
+
+
+def launch(problem: Problem) -> Outcome:
+    """Enqueue the kernels and return at once; `status` is not looked at."""
+    from eddecode_kernels import triton_kernels as kernels
+
+    logits = [z if z.stride(1) == 1 or z.shape[1] == 1 else z.contiguous() for z in problem.logits]
+    device, terms, batch, width = logits[0].device, len(logits), logits[0].shape[0], problem.width
+    widest = max(-(-z.shape[1] // BLOCK) for z in logits)
+    contrasted = torch.empty(batch, width, dtype=torch.float32, device=device)
+    tops = torch.empty(terms, batch, widest, dtype=torch.float32, device=device)
+    sums = torch.empty(terms, batch, widest, dtype=torch.float64, device=device)
+    tokens = torch.empty(batch, dtype=torch.int64, device=device)
+    logprobs = torch.empty(terms + 1, batch, dtype=torch.float32, device=device)
+    status = torch.empty(batch, dtype=torch.int32, device=device)
+
+    weights = problem.weights.to(device, torch.float32).contiguous()
+    vocabulary = None if problem.vocabulary is None else problem.vocabulary.to(device).view(torch.uint8)
+    for i, z in enumerate(logits):  # without fused multiply-adds: bit for bit the contrast of the reference
+        kernels.add_term[(batch, -(-z.shape[1] // BLOCK))](
+            z, z.stride(0), z.shape[1], weights[i], contrasted, width, vocabulary, tops[i], sums[i], widest,
+            FIRST=i == 0, MASKED=vocabulary is not None, BLOCK=BLOCK, enable_fp_fusion=False,
+        )  # fmt: skip
+    if problem.forbidden:
+        _forbid(contrasted, problem.forbidden)
+    rows = problem.rows
+    parameters = [x.to(device, torch.float32) for x in (rows.temperature, rows.top_p, rows.min_p)]
+    kernels.draw[(batch,)](
+        contrasted, width, logits[0], logits[0].stride(0), *parameters, rows.top_k.to(device, torch.int64),
+        rows.plausibility.to(device, torch.float32).log(), problem.uniforms.to(device), tokens, logprobs[terms], status,
+        BLOCK=BLOCK, CUTS=CUTS, num_warps=16,
+    )  # fmt: skip
+    for i, z in reversed(list(enumerate(logits))):
+        kernels.look_up[(batch,)](
+            z, z.stride(0), -(-z.shape[1] // BLOCK), weights[i], tops[i], sums[i], widest, tokens, logprobs[i], status,
+            TERM=i, PARTS=max(16, 1 << (widest - 1).bit_length()),
+        )  # fmt: skip
+    return Outcome(tokens, logprobs, status)
+
+
+def _forbid(contrasted: Tensor, forbidden: Forbidden) -> None:
+    pairs = [(row, int(i)) for row, ids in forbidden for i in ids if 0 <= i < contrasted.shape[1]]
+    if pairs:
+        index = torch.tensor(pairs, device=contrasted.device).T
+        contrasted[index[0], index[1]] = -torch.inf
