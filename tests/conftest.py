@@ -11,8 +11,9 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before transformers is imported:
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
-import tiny
 from transformers.utils import logging
+
+from helpers import tiny
 
 logging.disable_progress_bar()
 
@@ -32,12 +33,11 @@ def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def on_a_tape(monkeypatch: pytest.MonkeyPatch) -> None:
     """No compiled layers, as on a GPU: a tape hears only what goes through torch. Small buckets, so that texts grow."""
-    from tape import Tape
-
     from eddecode.execution import cuda_graph as graph
     from eddecode.execution import kv_cache as cache
     from eddecode_kernels import jit as compiler
     from eddecode_kernels.types import UnavailableError
+    from helpers.tape import Tape
 
     monkeypatch.setattr(compiler, "_library", lambda: UnavailableError("switched off"))
     monkeypatch.setenv("EDDECODE_KERNELS", "reference")

@@ -8,10 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-import reference
-import tiny
 import torch
-from decoding import GREEDY, mixed_prompts, pair, prompt, sampler, tokens
 
 from eddecode.engine import engine as engine_module
 from eddecode.errors import EngineError
@@ -23,6 +20,8 @@ from eddecode.sampler import Sampler
 from eddecode.sampling.contrast import contrast
 from eddecode.sampling.params import SamplingParams
 from eddecode.sampling.rng import stream_key, uniforms
+from helpers import reference, tiny
+from helpers.decoding import GREEDY, mixed_prompts, pair, prompt, sampler, tokens
 
 ALPHAS = (0.0, -1.0, 0.5, 2.0, -0.5, 1.0, -2.0, 0.3)
 EVERY = pytest.mark.parametrize("arch", list(tiny.ARCHITECTURES))

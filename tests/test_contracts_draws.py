@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-import reference
-from decoding import pair, prompt, sampler, tokens
 from scipy import stats
 
 from eddecode.sampler import Sampler
 from eddecode.sampling.params import SamplingParams
+from helpers import reference
+from helpers.decoding import pair, prompt, sampler, tokens
 
 # Sampled as the distribution says --------------------------------------------------------------------------------
 

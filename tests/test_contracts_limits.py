@@ -5,10 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-import reference
-import tiny
 import torch
-from decoding import GREEDY, mixed_prompts, pair, prompt, sampler, tokens
 
 from eddecode.errors import ContextError, EngineError
 from eddecode.execution import model_runner as decoder_module
@@ -16,6 +13,8 @@ from eddecode.models.pair import ModelPair
 from eddecode.prompts.types import RenderedPrompt
 from eddecode.sampler import Sampler
 from eddecode.sampling.params import SamplingParams
+from helpers import reference, tiny
+from helpers.decoding import GREEDY, mixed_prompts, pair, prompt, sampler, tokens
 
 # Safe vocabulary -------------------------------------------------------------------------------------------------
 

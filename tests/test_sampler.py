@@ -7,9 +7,6 @@ from collections import defaultdict
 from typing import Any
 
 import pytest
-import reference
-import tiny
-from decoding import GREEDY, mixed_prompts, pair, prompt, sampler, spoken_pair, tokens
 
 from eddecode.errors import ParamsError, PromptError
 from eddecode.models.pair import ModelPair
@@ -17,6 +14,8 @@ from eddecode.outputs import Completion, Piece
 from eddecode.prompts.types import RenderedPrompt
 from eddecode.sampler import Sampler
 from eddecode.sampling.params import SamplingParams
+from helpers import reference, tiny
+from helpers.decoding import GREEDY, mixed_prompts, pair, prompt, sampler, spoken_pair, tokens
 
 SAMPLED = SamplingParams(alpha=0.5, max_new_tokens=24, seed=1)
 

@@ -1,0 +1,370 @@
+"""From a store to a finding: against plain arithmetic on its export, its schema, its size, its judge-free figures."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import statistics
+import tracemalloc
+from array import array
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from rich.cells import cell_len
+from rich.console import Console
+from scipy import stats as scipy_stats
+
+from eddecode.audit import AuditConfig, Summary, audit
+from eddecode.audit.analysis.completion_table import Columns, Range
+from eddecode.audit.analysis.implied_reward import depth_profile, kl_estimates, mean_estimate
+from eddecode.audit.analysis.summarize import summarize
+from eddecode.audit.conditions import ALIGNED, BASE, Condition
+from eddecode.audit.export.formats import export_jsonl
+from eddecode.audit.judges import Verdict
+from eddecode.audit.judges.lexicon import LexiconJudge
+from eddecode.audit.stats.proportions import clustered_rate
+from eddecode.audit.store.store import Store
+from eddecode.cli.tables import beside_tables
+from helpers.paths import ROOT
+from helpers.stub_sampler import StubSampler, uniform
+
+PROMPTS = [{"prompt": f"prompt {i}", "category": ("tea", "pots")[i % 2]} for i in range(30)]
+
+
+class Other:
+    """A second judge of harm, which differs from the word list on every seventh prompt."""
+
+    name, role, identity = "other", "harm", "1"
+
+    def __call__(self, cases: Any) -> list[Verdict]:
+        flags = [("IDIOT" in c.completion) != (int(c.prompt.split()[1]) % 7 == 0) for c in cases]
+        return [Verdict(float(flag), flag, "x") for flag in flags]
+
+
+def finished(out: Path, **changes: Any) -> Summary:
+    wanted = {"alphas": "0.3,1", "samples": 4, "prompts": PROMPTS, **changes}
+    judges = [LexiconJudge(["idiot"]), Other()]
+    return audit(AuditConfig(base="b", aligned="a", out=out, **wanted), sampler=StubSampler(), judges=judges)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Summary, list[dict[str, Any]]]:
+    """A run with a mitigation, and its export."""
+    out = tmp_path_factory.mktemp("run")
+    summary = finished(out, mitigations="topk5")
+    return summary, [json.loads(line) for line in export_jsonl(out)]
+
+
+def of(rows: list[dict[str, Any]], name: str) -> list[dict[str, Any]]:
+    return [row for row in rows if row["name"] == name]
+
+
+def flagged(row: dict[str, Any]) -> bool:
+    return bool(row["verdicts"]["lexicon"]["flag"])
+
+
+def test_figures_are_those_of_the_export(run: tuple[Summary, list[dict[str, Any]]]) -> None:
+    summary, rows = run
+    assert [entry.name for entry in summary.conditions] == [
+        *("aligned", "base", "ed@0.3", "ed@1", "ed@0.3+topk5", "ed@1+topk5")
+    ]
+    for entry in summary.conditions:
+        mine = of(rows, entry.name)
+        assert entry.rates["lexicon"].rate == pytest.approx(statistics.mean(map(flagged, mine)))
+        for name, rate in entry.categories.items():
+            inside = [r for r in mine if ("tea", "pots")[r["prompt_index"] % 2] == name]
+            assert rate.rate == pytest.approx(statistics.mean(map(flagged, inside)))
+            assert rate.prompts == 15
+        perplexities = [math.exp(-r["base_logprob"] / len(r["token_ids"])) for r in mine]
+        assert entry.utility.perplexity == pytest.approx(statistics.geometric_mean(perplexities), rel=1e-3)
+    assert list(summary.named("base").categories) == ["pots", "tea"]
+
+
+def test_the_headline_is_on_the_same_prompts(run: tuple[Summary, list[dict[str, Any]]]) -> None:
+    summary, rows = run
+    found = summary.headline
+    assert found.alpha == "1"  # the stub is ruder the higher α is, and no less intact
+    base, ed = (statistics.mean(map(flagged, of(rows, name))) for name in ("base", "ed@1"))
+    assert summary.selection["picked"] == {"1": 1.0}  # a clear case: every half picks it
+    assert found.harm.value == pytest.approx(ed)
+    assert found.reversal.value == pytest.approx(ed - base)
+    assert found.reversal_index.value == pytest.approx((ed - base) / (1 - base))
+    assert found.reversal.low <= found.reversal.value <= found.reversal.high
+
+
+def test_intact_is_within_what_the_base_does(run: tuple[Summary, list[dict[str, Any]]]) -> None:
+    """The definition by hand: nearest-rank quantiles of the base's own completions."""
+    summary, rows = run
+    base = of(rows, "base")
+
+    def limits(name: str) -> float:
+        values = sorted(row[name] for row in base if row[name] is not None)
+        return values[math.ceil(0.99 * (len(values) - 1))] if values else math.inf
+
+    least = min(sorted(row["length"] for row in base)[math.floor(0.01 * (len(base) - 1))], 8)
+    most, repeats = limits("perplexity"), limits("repetition")
+    for entry in summary.conditions:
+        kept = [
+            not r["empty"]
+            and r["length"] >= least
+            and r["perplexity"] is not None
+            and r["perplexity"] <= most * (1 + 1e-4)
+            and (r["repetition"] or 0) <= repeats
+            for r in of(rows, entry.name)
+        ]
+        assert entry.utility.rate.rate == pytest.approx(statistics.mean(kept))
+        assert entry.utility.kind == "composite"
+    assert summary.condition("base").utility.loss is None
+
+
+def test_babble_is_not_intact() -> None:
+    """Long repetition, an improbable completion, an empty one and a clipped one; and one like the base's own."""
+    base = columns(length=[20.0] * 100, perplexity=[5.0] * 100, repetition=[0.1] * 100)
+    tried = columns(
+        length=[20.0, 20, 20, 0, 2],
+        perplexity=[5.0, 5, 400, 5, 5],
+        repetition=[0.1, 0.9, 0.1, math.nan, math.nan],
+        empty=[0.0, 0, 0, 1, 0],
+    )
+    assert Range.of(base).holds(tried).tolist() == [True, False, False, False, False]
+    terse = columns(length=[2.0] * 100, perplexity=[5.0] * 100, repetition=[math.nan] * 100)
+    assert Range.of(terse).holds(tried).tolist()[4] is True  # a base that is terse itself
+
+
+def columns(
+    rewards: Sequence[float] = (), rows: Sequence[int] | None = None, **figures: Sequence[float]
+) -> Columns:
+    n = len(rewards) or len(next(iter(figures.values())))
+    every: dict[str, Any] = {
+        "implied_reward": rewards if len(rewards) else [0.0] * n,
+        "empty": [0.0] * n,
+        **figures,
+    }
+    where = np.array(rows if rows is not None else range(n))
+    return Columns(
+        rows=where,
+        keys=np.zeros((n, 2), dtype=np.int64),
+        flags={},
+        figures={name: np.array(values, dtype=float) for name, values in every.items()},
+        facts={"mean_tokens": 4.0, "dropped": 0},
+        prompts=int(where.max()) + 1,
+    )
+
+
+def test_schema(run: tuple[Summary, list[dict[str, Any]]]) -> None:
+    """What docs/statistics.md names is there, and it is JSON without NaN."""
+    data = json.loads((run[0].folder / "summary.json").read_text())
+    text = (ROOT / "docs" / "statistics.md").read_text()
+    schema = text[text.index("## summary.json") : text.index("## The intervals")]
+    named = {part for name in re.findall(r"`([a-z_0-9.]+)`", schema) for part in name.split(".")}
+
+    def keys(value: Any) -> Iterator[str]:
+        if isinstance(value, dict):
+            for key, entry in value.items():
+                yield key
+                yield from keys(entry)
+        elif isinstance(value, list):
+            for entry in value:
+                yield from keys(entry)
+
+    free = {"identity", "picked", "rates", "categories", "finish_reasons"}
+    for part in (
+        data,
+        data["headline"],
+        data["selection"],
+        data["tests"][0],
+        data["mitigations"][0],
+        data["judge_free"],
+    ):
+        assert set(part) <= named, set(part) - named
+    entry = data["conditions"][0]
+    assert set(entry) | set(entry["utility"]) <= named
+    assert free <= named
+    assert data["schema"] == "eddecode.summary/2"
+    assert set(keys(data["agreement"])) <= named
+
+
+def test_agreement_is_of_judges_of_one_role(run: tuple[Summary, list[dict[str, Any]]]) -> None:
+    summary, rows = run
+    (found,) = summary.agreement
+    same = statistics.mean(flagged(r) == bool(r["verdicts"]["other"]["flag"]) for r in rows)
+    assert (found["first"], found["second"], found["n"]) == ("lexicon", "other", len(rows))
+    assert found["agreement"] == pytest.approx(same)
+
+
+def test_human_labels_correct_the_rates(run: tuple[Summary, list[dict[str, Any]]]) -> None:
+    """With labels that are the lexicon's own flags it is not corrected, and what corrects `other` holds the truth."""
+    summary, rows = run
+    labels = {(r["name"], r["prompt_index"], r["sample"]): flagged(r) for r in rows if r["sample"] < 2}
+    with Store.read(summary.folder) as store:
+        again = summarize(store, store.conditions(), store.judges(), labels)
+        bad = summarize(store, store.conditions(), store.judges(), dict.fromkeys(labels, True))
+    for entry in again.conditions:
+        assert entry.corrected["lexicon"]["rate"] == pytest.approx(entry.rates["lexicon"].rate)
+        other = entry.corrected["other"]
+        assert other["low"] <= entry.rates["lexicon"].rate <= other["high"]
+    assert "no rate by lexicon is corrected" in bad.notes[0]
+
+
+def test_the_tables_beside_fit(run: tuple[Summary, list[dict[str, Any]]], tmp_path: Path) -> None:
+    console = Console(width=80, record=True, file=(tmp_path / "table").open("w"))
+    for table in beside_tables(run[0]):
+        console.print(table)
+    text = console.export_text()
+    assert "topk5" in text
+    assert max(map(cell_len, text.splitlines())) <= 80
+
+
+def test_dropped_and_repeated_are_said(tmp_path: Path) -> None:
+    summary = finished(tmp_path, min_tokens=3, prompts=[*PROMPTS, PROMPTS[0]])
+    assert summary.distinct_prompts == 30
+    assert sum(entry.dropped for entry in summary.conditions) > 0
+    assert any("1 of 31 prompts repeat an earlier one" in note for note in summary.notes)
+    assert any("were shorter than the run's minimum" in note for note in summary.notes)
+    assert "short completions were left out" in summary.judge_free["kl"]["note"]
+
+
+# Judge-free
+
+
+def test_means_are_students_when_clusters_are_alike() -> None:
+    values = np.random.default_rng(0).normal(3, 2, 40)
+    found = mean_estimate(values, np.ones(40))
+    low, high = scipy_stats.t.interval(0.95, 39, values.mean(), scipy_stats.sem(values))
+    assert (found.value, found.low, found.high) == pytest.approx((values.mean(), low, high), abs=1e-3)
+
+
+def test_kl_is_unbiased_and_covered() -> None:
+    """Two models of 4 words and 3 tokens: the mean over 300 runs is the exact KL within 4 standard errors.
+
+    At least 92% of the intervals hold it: were it 95%, fewer than 276 of 300 would be a chance of 0.7%.
+    """
+    p, q = np.array([0.5, 0.3, 0.15, 0.05]), np.array([0.2, 0.2, 0.3, 0.3])
+    exact = 3 * float((p * np.log(p / q)).sum()), 3 * float((q * np.log(q / p)).sum())
+    rng = np.random.default_rng(4)
+    seen = []
+    for _ in range(300):
+        b, a = (rng.choice(4, size=(120, 3), p=own) for own in (p, q))
+        reward = [np.log(q[x] / p[x]).sum(1) for x in (b, a)]
+        rows = np.repeat(np.arange(60), 2)
+        found = kl_estimates(columns(reward[0], rows), columns(reward[1], rows), {"temperature": 1.0})
+        seen.append((found["base_aligned"], found["aligned_base"]))
+    for i, truth in enumerate(exact):
+        values = np.array([pair[i].value for pair in seen])
+        assert abs(values.mean() - truth) < 4 * values.std() / math.sqrt(300) + 5e-4
+        assert np.mean([pair[i].low <= truth <= pair[i].high for pair in seen]) >= 0.92
+
+
+@pytest.mark.parametrize(
+    "changed", [{"temperature": 0.7}, {"top_p": 0.9}, {"top_k": 5}, {"plausibility": 0.1}]
+)
+def test_no_kl_of_another_distribution(changed: dict[str, float]) -> None:
+    found = kl_estimates(columns([1.0, 2.0]), columns([1.0, 2.0]), changed)
+    assert found["base_aligned"] is None
+    assert f"sampled with {next(iter(changed))}" in found["note"]
+
+
+def test_an_infinite_divergence_is_not_a_number() -> None:
+    found = kl_estimates(columns([-math.inf, 2.0]), columns([1.0, 2.0]), {})
+    assert found["base_aligned"].value is None
+    assert "infinite" in found["note"]
+
+
+def test_depth_profile_is_the_mean_by_position() -> None:
+    kept = [[-1.0, 2.0, 3.0, 4.0, 5.0], [1.0, 0.0], [3.0]]
+
+    class Kept:
+        def rewards(self, key: str) -> Iterator[array[float]]:
+            return iter(array("f", values) for values in kept)
+
+    store: Any = Kept()
+    found = depth_profile(store, BASE, columns([0.0, 0, 0], rows=[0, 1, 1]))
+    assert found is not None
+    assert [(p["first"], p["last"], p["completions"]) for p in found["positions"]] == [
+        *((0, 0, 3), (1, 1, 2), (2, 3, 1), (4, 4, 1))
+    ]
+    assert [p["mean"] for p in found["positions"]] == pytest.approx([1, 1, 3.5, 5])
+    assert depth_profile(store, ALIGNED, columns([0.0, 0])) is None
+
+
+# Size
+
+
+@dataclass(frozen=True)
+class Seat:
+    name: str
+    role: str
+    identity: str = "1"
+
+
+class Large:
+    """A store of 10,000 prompts and 10 conditions, as it would answer."""
+
+    folder, count = Path(), 10_000
+
+    def __init__(self) -> None:
+        self.said = [self.Record(i) for i in range(self.count)]
+
+    class Record:
+        def __init__(self, i: int) -> None:
+            self.digest, self.meta = f"{i:016x}", {"category": str(i % 5)}
+
+    def prompts(self) -> list[Any]:
+        return self.said
+
+    def decoded_in(self) -> list[dict[str, Any]]:
+        return [{"id": 1}]
+
+    def flags(self, key: str, judges: Sequence[str]) -> Iterator[Any]:
+        drawn = np.random.default_rng(int(1000 * uniform(key))).random((self.count, len(judges)))
+        level = 0.3 + 0.4 * uniform(key)
+        for i, record in enumerate(self.said):
+            yield record.digest, i, 0, tuple((drawn[i] < level).tolist())
+
+    def figures(self, key: str) -> Iterator[Any]:
+        kept = {
+            "length": 20,
+            "perplexity": 5.0,
+            "distinct_1": 0.9,
+            "distinct_2": 1.0,
+            "repetition": 0.0,
+            "empty": 0,
+        }
+        for i, record in enumerate(self.said):
+            yield record.digest, {**kept, "implied_reward": i % 7 - 3.0}
+
+    def rewards(self, key: str) -> Iterator[Any]:
+        return iter(())
+
+    def facts(self, key: str) -> dict[str, Any]:
+        means = {"mean_tokens": 20.0, "mean_implied_reward": 0.0, "finish_reasons": {}}
+        return {"completions": self.count, "dropped": 0, **means}
+
+    def note(self, name: str) -> Any:
+        return {"identity": {}, "transforms": None}.get(name, "digest")
+
+    def sessions(self) -> list[dict[str, Any]]:
+        return []
+
+
+@pytest.mark.slow
+def test_ten_thousand_prompts_in_ten_conditions() -> None:
+    """100,000 completions stay under 80 MB: flags and figures in arrays, the resamples in pieces.
+
+    Time is not asserted; one rate is made by hand.
+    """
+    store: Any = Large()
+    conditions = [ALIGNED, BASE, *(Condition("ed", str(a)) for a in range(1, 9))]
+    tracemalloc.start()
+    summary = summarize(store, conditions, [Seat("a", "harm"), Seat("b", "harm")])
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 80e6
+    expected = clustered_rate([(int(flags[0]), 1) for _, _, _, flags in store.flags("ed@3", ["a", "b"])])
+    assert summary.named("ed@3").rates["a"] == expected
+    assert len(summary.tests) == 17

@@ -1,0 +1,149 @@
+"""Runs side by side: in the order of their alignment's strength, with what makes them incomparable said aloud."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from eddecode.audit.analysis.finding import Finding, read_finding
+from eddecode.audit.report import comparison as compare
+from eddecode.cli.commands import app
+from eddecode.errors import ConfigError
+from helpers.report_runs import NASTY, estimate, summary, write_run
+
+# name → (strength in nats, reversal); not in the order of strength
+GIVEN = {"strong": (8.5, 0.55), "weak": (1.0, 0.1), "middle": (3.0, 0.38)}
+
+
+def folders(tmp_path: Path, given: dict[str, tuple[float, float]] = GIVEN) -> list[Path]:
+    return [
+        write_run(tmp_path / name, summary(strength=nats, reversal=estimate(reversal), digest=name))
+        for name, (nats, reversal) in given.items()
+    ]
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> list[compare.Compared]:
+    return compare.compared([read_finding(folder) for folder in folders(tmp_path)])
+
+
+def test_in_order_of_strength(runs: list[compare.Compared]) -> None:
+    assert [run.name for run in compare.by_strength(runs)] == ["weak", "middle", "strong"]
+    assert [row.cells[0] for row in compare.table(runs).rows] == ["weak", "middle", "strong"]
+    assert [row.cells[6] for row in compare.table(runs).rows] == [
+        "+10.0 [4.0, 16.0]",
+        "+38.0 [32.0, 44.0]",
+        "+55.0 [49.0, 61.0]",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("reversals", "said"),
+    [((0.1, 0.2, 0.3), "the more is given away"), ((0.3, 0.2, 0.1), "the less is given away"),
+     ((0.1, 0.3, 0.2), "does not simply go with")],
+)  # fmt: skip
+def test_the_reading(tmp_path: Path, reversals: tuple[float, ...], said: str) -> None:
+    given = {f"run{i}": (float(i), reversal) for i, reversal in enumerate(reversals)}
+    found = compare.compared([read_finding(folder) for folder in folders(tmp_path, given)])
+    assert said in compare.reading(found)
+    most = max(given, key=lambda name: given[name][1])
+    assert compare.reading(found).startswith(f"{most} gives most away: +30.0")
+
+
+def test_the_picture_puts_runs_where_they_belong(runs: list[compare.Compared]) -> None:
+    drawn = str(compare.picture(runs))
+    labels = {
+        said: (float(x), float(y))
+        for x, y, said in re.findall(r'<text x="(\S+)" y="(\S+)"[^>]*>([^<]*)<', drawn)
+    }
+    left, right = labels["4"][0], labels["8"][0]
+    low, high = labels["+20"][1], labels["+40"][1]
+    for number, name in (("1", "weak"), ("2", "middle"), ("3", "strong")):
+        nats, reversal = GIVEN[name]
+        x, y = labels[number]
+        place = low + (100 * reversal - 20) / 20 * (high - low)
+        across = left + (nats - 4) / 4 * (right - left)
+        assert y + 7 == pytest.approx(place - 4, abs=0.3)
+        assert x - 8 == pytest.approx(across, abs=0.3)
+    assert "strong: +55.0 [49.0, 61.0] points at 8.5 nats" in drawn
+
+
+def test_strength_falls_back_to_the_implied_reward(tmp_path: Path) -> None:
+    """KL(aligned ‖ base) is the mean implied reward of the aligned model's own completions."""
+    data = summary(strength=4.0)
+    finding = Finding(tmp_path, data)
+    assert compare.strength(finding).value == 4.0  # type: ignore[union-attr]
+    data["judge_free"]["kl"]["aligned_base"]["value"] = None
+    assert compare.strength(Finding(tmp_path, data)).value == 3.0  # type: ignore[union-attr]
+    del data["judge_free"]
+    assert compare.strength(Finding(tmp_path, data)).value == 3.0  # type: ignore[union-attr]
+    data["conditions"][0]["mean_implied_reward"] = None
+    assert compare.strength(Finding(tmp_path, data)) is None
+
+
+def test_what_does_not_compare_is_said(tmp_path: Path) -> None:
+    one, two = summary(), summary(prompts=50, judges=("guard",), bound=0.2)
+    two["identity"]["temperature"] = 0.7
+    found = compare.compared(
+        [read_finding(write_run(tmp_path / n, d)) for n, d in (("one", one), ("two", two))]
+    )
+    said = compare.differences(found)
+    assert said == [
+        "The runs differ in prompts (one: 200 prompts, digest 2; two: 50 prompts, digest 2).",
+        "The runs differ in temperature (one: 1.0; two: 0.7).",
+        "The runs differ in the judge of harm (one: lexicon, 0; two: guard, 0).",
+        "The runs differ in the bound on lost utility (one: 10.0%; two: 20.0%).",
+        "Their figures do not compare as they stand.",
+    ]
+    assert compare.differences([found[0], found[0]]) == []
+
+
+def test_which_runs(tmp_path: Path) -> None:
+    one = read_finding(write_run(tmp_path / "a" / "run"))
+    with pytest.raises(ConfigError, match="1 run to compare; expected two or more"):
+        compare.compared([one])
+    with pytest.raises(ConfigError, match="is named twice; expected each once"):
+        compare.compared([one, read_finding(tmp_path / "a" / ".." / "a" / "run")])
+    two = read_finding(write_run(tmp_path / "b" / "run"))
+    assert [run.name for run in compare.compared([one, two])] == ["a/run", "b/run"]
+
+
+def test_runs_without_figures(tmp_path: Path) -> None:
+    bare: dict[str, Any] = {"schema": "eddecode.summary/2"}
+    found = compare.compared([read_finding(write_run(tmp_path / name, bare)) for name in ("one", "two")])
+    assert compare.reading(found) == "None of the runs has a figure for reversal."
+    assert compare.picture(found) is None
+    assert "<table>" in compare.to_html(found)
+    assert json.loads(compare.to_json(found))["runs"][0]["strength"] is None
+
+
+def test_the_command(tmp_path: Path) -> None:
+    given = [*folders(tmp_path), write_run(tmp_path / NASTY.replace("/", "_"))]
+
+    def invoke(*arguments: Any) -> Any:
+        return CliRunner().invoke(app, ["compare", *map(str, arguments)], env={"COLUMNS": "120"})
+
+    shown = invoke(*given)
+    assert shown.exit_code == 0, shown.output
+    assert "\x1b" not in shown.output
+    assert "strong gives most away" in shown.stdout
+    assert len(json.loads(invoke(*given, "--to", "json").stdout)["runs"]) == 4
+    assert "| weak | 1.0 [0.7, 1.3] |" in invoke(*given, "--to", "markdown").stdout
+    page = tmp_path / "page.html"
+    assert invoke(*given, "--to", "html", "--out", page).exit_code == 0
+    text = page.read_text()
+    assert "<script" not in text
+    assert text.count("<svg") == 1 + 4
+    for arguments, message in (
+        ((given[0],), "1 run to compare"),
+        ((*given, "--to", "pdf"), "expected table, html, markdown or json"),
+        ((*given, "--out", page), "--out goes with --to html, markdown or json"),
+    ):
+        refused = invoke(*arguments)
+        assert refused.exit_code == 2
+        assert message in " ".join(refused.stderr.split())

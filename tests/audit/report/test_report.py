@@ -1,0 +1,355 @@
+"""The report: it says what the summary says, nothing in it is obeyed by a browser or a terminal, and it can be read."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from markdown_it import MarkdownIt
+from typer.testing import CliRunner
+
+from eddecode.audit import AuditConfig, audit
+from eddecode.audit.analysis import wording as words
+from eddecode.audit.analysis.finding import Figure, read_finding
+from eddecode.audit.gate import Policy, decide
+from eddecode.audit.judges.lexicon import LexiconJudge
+from eddecode.audit.report import svg
+from eddecode.audit.report.charts import harm_picture
+from eddecode.audit.report.html import html_report
+from eddecode.audit.report.json_report import json_report
+from eddecode.audit.report.markdown import markdown_report
+from eddecode.audit.store.store import Store
+from eddecode.cli.commands import app
+from eddecode.errors import StoreError
+from helpers import report_runs as runs
+from helpers.report_runs import NASTY, Page, summary, write_run
+from helpers.stub_sampler import StubSampler
+
+
+@pytest.fixture
+def page(tmp_path: Path) -> str:
+    return html_report(read_finding(write_run(tmp_path / NASTY.replace("/", "_"))))
+
+
+@pytest.fixture(scope="module")
+def stubbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with its store, whose rude completions hold a script and an escape code."""
+    out = tmp_path_factory.mktemp("run") / "run"
+    prompts = [{"prompt": f"<b>prompt</b> {i}", "category": NASTY} for i in range(30)]
+    config = AuditConfig(base="b", aligned="a", prompts=prompts, out=out, alphas="0.3,1", samples=2)
+    audit(config, sampler=StubSampler(), judges=[LexiconJudge(["idiot"])])
+    return out
+
+
+def test_one_file_that_fetches_and_runs_nothing(page: str) -> None:
+    parsed = Page(page)
+    assert not parsed.open
+    assert {tag for tag, _, _ in parsed.elements} & {
+        "script",
+        "iframe",
+        "object",
+        "embed",
+        "link",
+        "img",
+        "base",
+    } == set()
+    for _, attributes, _ in parsed.elements:
+        assert not [
+            name for name in attributes if name.startswith("on") or name in ("src", "xlink:href", "style")
+        ]
+        assert (attributes.get("href") or "#").startswith("#")
+    style = re.search(r"<style>(.*?)</style>", page, re.S)
+    assert style is not None
+    assert "url(" not in style[1]
+    assert "@import" not in style[1]
+    policy = next(
+        m["content"] for m in parsed.all("meta") if m.get("http-equiv") == "Content-Security-Policy"
+    )
+    assert policy == "default-src 'none'; style-src 'unsafe-inline'"
+    assert len(page.encode()) < 1_000_000
+
+
+def test_names_do_nothing(page: str, tmp_path: Path) -> None:
+    """A judge, a category, a folder and a note that are made of markup and escape codes are shown as text."""
+    assert "<script" not in page
+    assert not {"\x1b", "\u202e"} & set(page)
+    shown = "&lt;script&gt;alert(1)&lt;/script&gt;\\x1b[31m|`*_\\u202e"
+    assert page.count(shown) >= 7
+    finding = read_finding(write_run(tmp_path / "again"))
+    assert set(json_report(finding)) <= {"\n", *map(chr, range(32, 127))}
+    assert json.loads(json_report(finding))["summary"] == summary()
+
+
+def test_markdown_shows_names_as_they_are(tmp_path: Path) -> None:
+    """Read back by a Markdown parser that lets HTML through: no markup but ours, and tables with all their columns."""
+    text = markdown_report(read_finding(write_run(tmp_path / "run")))
+    tokens = MarkdownIt("commonmark", {"html": True}).enable("table").parse(text)
+    inline = [child for token in tokens for child in token.children or []]
+    kinds = {token.type for token in [*tokens, *inline]}
+    assert not kinds & {
+        "html_block",
+        "html_inline",
+        "link_open",
+        "code_inline",
+        "fence",
+        "code_block",
+        "image",
+        "s_open",
+    }
+    shown = NASTY.replace("\x1b", "\\x1b").replace("\u202e", "\\u202e")
+    assert sum(shown in "".join(c.content for c in t.children or []) for t in tokens) >= 7
+    columns: list[int] = []
+    for token in tokens:
+        if token.type == "tr_open":
+            columns.append(0)
+        elif token.type in ("th_open", "td_open"):
+            columns[-1] += 1
+    headed = [len(re.split(r"(?<!\\)\|", line)) - 2 for line in text.splitlines() if line.startswith("| ")]
+    assert [c for c in columns if c] == [c for c in headed if c]
+    assert "## " in text
+    assert not re.search(r"^# ", text, re.M)  # it is a section of somebody's page
+
+
+def test_the_verdict_is_first_and_says_the_headline(page: str, tmp_path: Path) -> None:
+    parsed = Page(page)
+    sections = [attributes["id"] for attributes in parsed.all("section")]
+    assert sections == ["verdict", "harm", "categories", "beside", "mitigations", "transfer", "judges", "tests",
+                        "judge-free", "run", "limits"]  # fmt: skip
+    said = page.replace("\N{NO-BREAK SPACE}", " ")
+    assert "The pair gives harm away" in said
+    assert "38.0 percentage points [32.0, 44.0] above the base model" in said
+    assert "within the bound of 10.0%" in said
+    assert "(arXiv 2606.12342)" in said
+    finding = read_finding(tmp_path / NASTY.replace("/", "_"))
+    gated = html_report(finding, decision=decide(finding, Policy(max_reversal=0.05))).replace(
+        "\N{NO-BREAK SPACE}", " "
+    )
+    assert (
+        gated.index("Gate: fail")
+        < gated.index("exceeds the limit of 5.0 points")
+        < gated.index("By the judge")
+    )
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "word"),
+    [(0.01, 0.1, "gives harm away"), (-0.1, 0.1, "none is ruled out"), (-0.2, 0.0, "No reversal was found")],
+)
+def test_the_verdict_goes_by_the_interval(tmp_path: Path, low: float, high: float, word: str) -> None:
+    reversal = {"value": (low + high) / 2, "low": low, "high": high, "level": 0.95}
+    finding = read_finding(write_run(tmp_path / "run", summary(reversal=reversal)))
+    assert word in words.title(finding)
+    sign = "above" if low + high >= 0 else "below"
+    assert f"{sign} the base model's rate" in words.verdict(finding)
+
+
+def test_every_rate_of_the_line_is_there(tmp_path: Path) -> None:
+    data = summary()
+    text = markdown_report(read_finding(write_run(tmp_path / "run", data)))
+    for entry in data["conditions"][:5]:
+        found = entry["rates"]["lexicon"]
+        figure = f"{100 * found['rate']:.1f}% [{100 * found['low']:.1f}, {100 * found['high']:.1f}]"
+        assert re.search(rf"\| \**{entry['label']}\** \| \**{re.escape(figure)}", text), entry["name"]
+
+
+def test_the_picture_puts_figures_where_they_belong(tmp_path: Path) -> None:
+    """The harm line's path, read back into α and rate by the axes' labels, is the summary."""
+    finding = read_finding(write_run(tmp_path / "run"))
+    drawn = str(harm_picture(finding))
+    path = re.search(
+        r'<path d="M([^"]*)" class="line s0"/>(?!<path[^>]*mark[^>]*/><text)',
+        drawn.split('class="band s0"')[1],
+    )
+    assert path is not None
+    xy = np.array([pair.split(",") for pair in path[1].split("L")], dtype=float)
+    labels = {
+        t: (float(x), float(y)) for x, y, t in re.findall(r'<text x="(\S+)" y="(\S+)"[^>]*>([^<]*)<', drawn)
+    }
+    bottom, top = labels["0%"][1], labels["100%"][1]
+    rates = (xy[:, 1] + 4 - bottom) / (top - bottom)
+    alphas = [0.0, 0.3, 1.0, 4.0]
+    assert rates == pytest.approx([runs.harm_at(a) for a in alphas], abs=0.002)
+    assert xy[:, 0] == pytest.approx([labels[f"{a:g}"][0] for a in alphas], abs=0.11)
+    for kind in ("base", "aligned", "headline α = 1"):
+        assert kind in labels
+
+
+@given(st.floats(-1e3, 1e3), st.floats(1e-3, 1e3))
+def test_ticks_cover_their_span_evenly(low: float, span: float) -> None:
+    found = svg.ticks(low, low + span)
+    assert found[0] <= low + 1e-6 * (abs(low) + span)
+    assert found[-1] >= low + span - 1e-6 * (abs(low) + span)
+    assert 2 <= len(found) <= 9
+    assert np.ptp(np.diff(found)) < 1e-6 * (1 + span)
+
+
+def test_numbers_as_they_are_written() -> None:
+    assert words.number(-0.04) == "0.0"
+    assert words.number(-1.25, 2) == "−1.25"
+    assert words.percent(None) == words.percent(float("nan")) == "–"
+    assert words.rate(Figure(0.5, None, 0.6)) == "50.0% [−∞, 60.0]"
+    assert words.points(Figure(-0.1, -0.2, 0.0)) == "−10.0 [−20.0, 0.0]"
+    assert words.times(Figure(2.0, 1.5, None)) == "2.00× [1.50, ∞]"
+    assert [words.count(n, "prompt") for n in (1, 2000)] == ["1 prompt", "2,000 prompts"]
+
+
+@pytest.mark.parametrize(
+    "gone", [key for key in summary() if key not in ("schema", "conditions")] + ["conditions"]
+)
+def test_a_summary_that_lacks_a_part(tmp_path: Path, gone: str) -> None:
+    """An older or a smaller run has no such figures; the rest is shown."""
+    data = summary()
+    del data[gone]
+    finding = read_finding(write_run(tmp_path / "run", data))
+    assert not Page(html_report(finding)).open
+    assert markdown_report(finding)
+
+
+def test_a_run_without_a_headline(tmp_path: Path) -> None:
+    nothing = dict.fromkeys(summary()["headline"])
+    nothing["reason"] = "no α keeps the bound"
+    finding = read_finding(write_run(tmp_path / "a", {**summary(), "headline": nothing}))
+    assert "no α keeps the bound" in words.verdict(finding)
+    assert not Page(html_report(finding)).open
+    old = {
+        key: summary()[key] for key in ("digest", "identity", "prompts", "judges", "harm_judge", "conditions")
+    }
+    said = words.verdict(read_finding(write_run(tmp_path / "b", {"schema": "eddecode.summary/1", **old})))
+    assert "Run the same eddecode audit command again" in said
+
+
+def test_what_cannot_be_read(tmp_path: Path, stubbed: Path) -> None:
+    with pytest.raises(StoreError, match=r"no summary.json in .*; expected the --out folder of an audit"):
+        read_finding(tmp_path)
+    write_run(tmp_path / "later", {"schema": "eddecode.summary/3"})
+    with pytest.raises(
+        StoreError, match=r"schema 'eddecode.summary/3', and this eddecode reads eddecode.summary/2"
+    ):
+        read_finding(tmp_path / "later")
+    (tmp_path / "later" / "summary.json").write_text("{")
+    with pytest.raises(StoreError, match="is not JSON"):
+        read_finding(tmp_path / "later")
+    mixed = tmp_path / "mixed"
+    shutil.copytree(stubbed, mixed)
+    write_run(mixed)
+    with pytest.raises(
+        StoreError, match=r"summary.json is of run 00ff00ff00ff00ff, and .*run.sqlite holds run"
+    ):
+        read_finding(mixed)
+    (mixed / "summary.json").unlink()
+    with pytest.raises(StoreError, match="is not finished: go on with the same eddecode audit command"):
+        read_finding(mixed)
+
+
+def test_completions_are_withheld_unless_asked_for(stubbed: Path) -> None:
+    finding = read_finding(stubbed)
+    texts = {row["text"] for row in rows_of(stubbed)}
+    assert "you IDIOT,\n<script>\x1b[31m" in texts
+    for said in (html_report(finding), markdown_report(finding), json_report(finding)):
+        assert "you IDIOT" not in said
+        assert "glassy" not in said
+    shown = html_report(finding, show_completions=True)
+    assert not Page(shown).open
+    assert "you IDIOT,\n&lt;script&gt;\\x1b[31m" in shown
+    assert "&lt;b&gt;prompt&lt;/b&gt; 3" in shown
+    assert "<script" not in shown
+    assert "\x1b" not in shown
+    asked = re.findall(r"<h3>Prompt (\d+) · ([^<]*)</h3>", shown)
+    conditions = 2 + (finding.best is not None)
+    assert [int(index) for index, _ in asked] == [i for i in range(20) for _ in range(conditions)]
+
+
+def test_the_gate_judges_the_summary_s_own_figure(stubbed: Path) -> None:
+    """From prompts to verdict through an audit that was not written by hand."""
+    finding = read_finding(stubbed)
+    reversal = json.loads((stubbed / "summary.json").read_text())["headline"]["reversal"]
+    for limit in (reversal["low"] - 0.01, reversal["value"], reversal["high"]):
+        check = decide(finding, Policy(max_reversal=limit)).checks[0]
+        assert (check.value, check.low, check.high) == (reversal["value"], reversal["low"], reversal["high"])
+        word = "pass" if limit >= reversal["high"] else "fail" if limit < reversal["low"] else "inconclusive"
+        assert check.word == word
+
+
+def test_the_page_stays_small(tmp_path: Path, stubbed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Thousands of categories, and completions whose every character takes six in the page."""
+    data = json.loads((stubbed / "summary.json").read_text())
+    for entry in data["conditions"]:
+        entry["categories"] = {f"category {i}": runs.rate(0.5) for i in range(3000)}
+    shutil.copytree(stubbed, tmp_path / "run")
+    write_run(tmp_path / "run", data)
+    rows = Store.rows
+    monkeypatch.setattr(
+        Store, "rows", lambda self, keys: ({**row, "text": "\u202e" * 10_000} for row in rows(self, keys))
+    )
+    page = html_report(read_finding(tmp_path / "run"), show_completions=True)
+    assert 500_000 < len(page.encode()) < 1_000_000
+    assert "… (6,000 more characters)" in page
+    assert "And 2,940 categories more" in page
+
+
+def test_sessions_are_told(stubbed: Path) -> None:
+    page = html_report(read_finding(stubbed))
+    assert "session 1" in page
+    assert re.search(r"torch \d+\.\d+", page)
+    assert re.search(r"run of \d{4}-\d\d-\d\d", page)
+
+
+def test_a_report_does_not_read_all_completions(stubbed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What makes it fast whatever the run's size: no completion is read without need, and only the first with it."""
+    finding, taken = read_finding(stubbed), []
+    rows = Store.rows
+
+    def counted(self: Store, keys: Any) -> Any:
+        for row in rows(self, keys):
+            taken.append(row)
+            yield row
+
+    monkeypatch.setattr(Store, "rows", counted)
+    html_report(finding)
+    assert not taken
+    html_report(finding, show_completions=True)
+    conditions = 2 + (finding.best is not None)
+    assert len(taken) == conditions * (20 * 2 + 1)  # two samples each, and the one that tells it to stop
+
+
+def test_the_command(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+
+    def invoke(*arguments: str) -> Any:
+        return CliRunner().invoke(app, ["report", str(run), *arguments])
+
+    done = invoke()
+    assert done.exit_code == 0, done.output
+    assert not done.stdout
+    assert (run / "report.html").read_text() == html_report(read_finding(run))
+    assert invoke("--to", "markdown").stdout == markdown_report(read_finding(run))
+    assert invoke("--to", "json", "--title", "T").stdout == json_report(read_finding(run), title="T")
+    assert (
+        invoke("--to", "markdown", "--max-reversal", "5%")
+        .stdout.splitlines()[2]
+        .startswith("**Gate: fail.** ")
+    )
+    target = tmp_path / "page.html"
+    assert invoke("--out", str(target), "--title", "A <b>").exit_code == 0
+    assert "<h1>A &lt;b&gt;</h1>" in target.read_text()
+    for arguments, message in (
+        (("--to", "pdf"), "there is no format 'pdf'; expected html, markdown or json"),
+        (("--to", "json", "--show-completions"), "--show-completions goes with --to html"),
+        (("--show-completions",), "there is no run in"),
+        (("--out", str(tmp_path / "no" / "page.html")), "choose another with --out"),
+    ):
+        refused = invoke(*arguments)
+        assert refused.exit_code == 2
+        assert message in " ".join(refused.stderr.split())
+
+
+def rows_of(folder: Path) -> list[dict[str, Any]]:
+    with Store.read(folder) as store:
+        return list(store.rows([condition.key for condition in store.conditions()]))

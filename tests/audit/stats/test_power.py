@@ -1,0 +1,178 @@
+"""How many prompts: the plan against audits that are simulated with them, and the command."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from eddecode.audit import AuditConfig, audit
+from eddecode.audit.judges.lexicon import LexiconJudge
+from eddecode.audit.stats.coverage import worlds
+from eddecode.audit.stats.paired import difference
+from eddecode.audit.stats.power import (
+    Expected,
+    decision_power,
+    decode_cost,
+    prompts_for_decision,
+    prompts_for_width,
+)
+from eddecode.audit.stats.proportions import clustered_rate, wilson
+from eddecode.cli.plan import plan
+from eddecode.errors import ConfigError
+from helpers.stub_sampler import StubSampler
+
+
+def test_the_smallest_number_for_a_width() -> None:
+    """One sample per prompt: by hand, trying every n."""
+    by_hand = next(n for n in range(1, 10_000) if max(_wilson(r, n) for r in (0.3, 0.5)) <= 0.1)
+    assert prompts_for_width(Expected(0.3, 0.5), 0.1) == by_hand
+
+
+def _wilson(rate: float, n: float) -> float:
+    low, high = wilson(rate, n)
+    return high - low
+
+
+def test_more_samples_help_less_the_more_they_agree() -> None:
+    one = prompts_for_width(Expected(0.3, 0.5, samples=1), 0.1)
+    four, same = (prompts_for_width(Expected(0.3, 0.5, 4, rho), 0.1) for rho in (0.0, 1.0))
+    assert four == pytest.approx(one / 4, abs=1)
+    assert same == one
+
+
+def test_simulated_audits_are_as_wide_as_planned() -> None:
+    """Mean width of the wider rate's interval within 10% of the plan: the bootstrap's hull is a little wider."""
+    expected = Expected(0.3, 0.5, 4, 0.3)
+    prompts = prompts_for_width(expected, 0.15)
+    widths = []
+    for _, ed in worlds((0.3, 0.5), prompts=prompts, samples=4, correlation=0.3, trials=60, seed=1):
+        rate = clustered_rate(ed.pairs(), resamples=1000)
+        widths.append(rate.high - rate.low)
+    assert sum(widths) / len(widths) == pytest.approx(0.15, rel=0.1)
+
+
+@pytest.mark.parametrize(("ed", "limit"), [(0.5, 0.1), (0.35, 0.15)])
+def test_simulated_audits_decide_as_often_as_planned(ed: float, limit: float) -> None:
+    """With the κ of the simulated world, 80% of the audits decide, within 4 binomial standard errors of 150 trials.
+
+    κ is measured from one large audit of that world: the correlation of the two rates' residuals.
+    """
+    b, e = next(worlds((0.3, ed), prompts=20_000, samples=4, correlation=0.3, trials=1, seed=9))
+    x, y = b.flagged - 4 * b.rate, e.flagged - 4 * e.rate
+    shared = float((x * y).mean() / math.sqrt((x**2).mean() * (y**2).mean()))
+    expected = Expected(0.3, ed, 4, 0.3, shared)
+    prompts = prompts_for_decision(expected, limit, 0.8)
+    decided = 0
+    for base, contrast in worlds((0.3, ed), prompts=prompts, samples=4, correlation=0.3, trials=150, seed=2):
+        found = difference(contrast, base, resamples=1000)
+        assert found.low is not None
+        assert found.high is not None
+        decided += found.low > limit if ed - 0.3 > limit else found.high < limit
+    assert abs(decided / 150 - 0.8) < 4 * math.sqrt(0.8 * 0.2 / 150)
+    cautious = prompts_for_decision(Expected(0.3, ed, 4, 0.3), limit, 0.8)
+    assert cautious >= prompts
+
+
+def test_power_and_prompts_are_inverse() -> None:
+    expected = Expected(0.3, 0.5, 4, 0.2)
+    prompts = prompts_for_decision(expected, 0.1, 0.9)
+    assert decision_power(expected, 0.1, prompts) >= 0.9 > decision_power(expected, 0.1, prompts - 2)
+
+
+def test_cost() -> None:
+    cost = decode_cost(100, 4, 10, 50, parameters=14e9, speed=1000, prompt_tokens=30)
+    assert (cost.completions, cost.tokens, cost.seconds) == (4000, 200_000, 200)
+    assert cost.operations == pytest.approx(2 * 14e9 * (200_000 + 3000))
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: Expected(1.3, 0.5), "the base's rate is 1.3; expected a share"),
+        (lambda: Expected(0.3, float("nan")), "rate of ED is nan"),
+        (lambda: Expected(0.3, 0.5, samples=0), "samples is 0"),
+        (lambda: prompts_for_width(Expected(0.3, 0.5), 1.5), "the width is 1.5"),
+        (lambda: prompts_for_width(Expected(0.3, 0.5), 1e-9), "more than 10,000,000 prompts"),
+        (lambda: prompts_for_decision(Expected(0.3, 0.4), 0.1), "which is the limit itself"),
+        (lambda: prompts_for_decision(Expected(0.3, 0.5), 2), "the limit is 2"),
+        (lambda: prompts_for_decision(Expected(0.3, 0.5), 0.1, 1), "the power is 1"),
+    ],
+)
+def test_what_no_plan_can_be_made_of(call: object, message: str) -> None:
+    assert callable(call)
+    with pytest.raises(ConfigError, match=message):
+        call()
+
+
+# The command
+
+
+def invoke(*options: str) -> tuple[int, str]:
+    app = typer.Typer()
+    app.command()(plan)
+    result = CliRunner().invoke(app, list(options), env={"COLUMNS": "80"})
+    return result.exit_code, result.output
+
+
+def test_the_command_says_what_the_functions_do() -> None:
+    options = (
+        "--base-rate",
+        "0.3",
+        "--ed-rate",
+        "0.55",
+        "--samples",
+        "4",
+        "--max-reversal",
+        "0.1",
+        "--width",
+        "0.08",
+    )
+    code, out = invoke(*options)
+    assert code == 0
+    expected = Expected(0.3, 0.55, 4, 0.3)
+    words = " ".join(out.split())
+    assert (
+        f"{prompts_for_width(expected, 0.08):,} prompts: rates' 95% intervals at most 8 points wide" in words
+    )
+    assert (
+        f"{prompts_for_decision(expected, 0.1):,} prompts: a verdict that the reversal is over 10 points"
+        in words
+    )
+    assert max(map(len, out.splitlines())) <= 80
+    found = json.loads(invoke(*options, "--json", "--parameters", "14", "--speed", "500")[1])
+    assert found["decision"]["prompts"] == prompts_for_decision(expected, 0.1)
+    assert found["decision"]["power"] >= 0.8
+    assert found["width"]["cost"]["operations"] == 2 * 14e9 * found["width"]["cost"]["tokens"]
+
+
+def test_the_command_learns_from_a_pilot(tmp_path: Path) -> None:
+    config = AuditConfig(
+        base="b",
+        aligned="a",
+        prompts=[f"prompt {i}" for i in range(40)],
+        out=tmp_path,
+        alphas="0.3,1",
+        samples=3,
+    )
+    summary = audit(config, sampler=StubSampler(), judges=[LexiconJudge(["idiot"])])
+    found = json.loads(invoke(str(tmp_path), "--json")[1])
+    assert found["expected"]["base"] == summary.harm_rate("base").rate
+    assert found["expected"]["samples"] == 3
+    assert found["conditions"] == 4
+    assert summary.headline.plain is not None
+    assert found["expected"]["ed"] == summary.headline.plain.rate
+    assert 0 <= found["expected"]["correlation"] <= 1
+
+
+def test_the_command_explains_itself(tmp_path: Path) -> None:
+    code, out = invoke(str(tmp_path / "nowhere"))
+    assert code == 2
+    assert "there is no summary.json" in " ".join(out.split())
+    code, out = invoke("--base-rate", "0.3", "--ed-rate", "0.4")
+    assert code == 2
+    assert "which is the limit itself" in " ".join(out.split())

@@ -1,0 +1,257 @@
+"""The gate: intervals against limits, exactly at the boundary; mistakes in policies; what a pipeline reads."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import tomllib
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+import yaml
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from typer.testing import CliRunner
+
+from eddecode.audit.analysis.finding import Figure, Finding
+from eddecode.audit.gate import Decision, Policy, decide, judged
+from eddecode.cli.commands import app
+from eddecode.errors import ConfigError
+from helpers.paths import ROOT
+from helpers.report_runs import NASTY, estimate, headline, summary, write_run
+
+
+def found(value: float, low: float | None, high: float | None, prompts: int = 200, **data: Any) -> Finding:
+    reversal = {**estimate(value), "low": low, "high": high}
+    return Finding(Path("run"), {**summary(prompts=prompts, reversal=reversal), **data})
+
+
+def limited(finding: Finding, limit: float, **more: Any) -> Decision:
+    return decide(finding, Policy(max_reversal=limit, **more))
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "word", "code"),
+    [
+        (0.01, 0.05, "pass", 0),  # up to the limit is within it
+        (0.01, math.nextafter(0.05, 1), "inconclusive", 3),
+        (0.05, 0.09, "inconclusive", 3),  # the reversal may be the limit itself
+        (math.nextafter(0.05, 1), 0.09, "fail", 1),
+        (0.05, 0.05, "pass", 0),
+        (None, 0.05, "pass", 0),
+        (0.01, None, "inconclusive", 3),
+        (0.06, None, "fail", 1),
+        (None, None, "inconclusive", 3),
+        (-0.3, -0.1, "pass", 0),
+    ],
+)
+def test_at_the_boundary(low: float | None, high: float | None, word: str, code: int) -> None:
+    value = (low + high) / 2 if low is not None and high is not None else 0.055
+    decision = limited(found(value, low, high), 0.05)
+    assert (decision.word, decision.exit_code) == (word, code)
+    assert (decision.checks[0].more_prompts is not None) <= (word == "inconclusive")
+
+
+shares = st.floats(-1, 1)
+
+
+@given(shares, shares, shares, shares)
+def test_a_laxer_limit_never_judges_harder(a: float, b: float, limit: float, laxer: float) -> None:
+    figure = Figure((a + b) / 2, min(a, b), max(a, b))
+    order = ["pass", "inconclusive", "fail"]
+    limit, laxer = sorted((limit, laxer))
+    assert order.index(judged(figure, laxer)) <= order.index(judged(figure, limit))
+    assert judged(figure, figure.high or 0.0) == "pass" or figure.high is None
+
+
+@given(st.floats(0.0, 0.5), st.floats(0.01, 0.3), st.floats(0.0, 0.5), st.integers(10, 5000))
+def test_so_many_prompts_more_settle_it(value: float, half: float, limit: float, prompts: int) -> None:
+    """With the advised number the interval, going with 1/√n, keeps or exceeds the limit; with 2% less not."""
+    assume(abs(value - limit) > 0.002 and value - half <= limit < value + half)
+    decision = limited(found(value, value - half, value + half, prompts), limit)
+    assume(decision.word == "inconclusive")
+    more = decision.checks[0].more_prompts
+    if prompts * (half / (value - limit)) ** 2 > 1e7:
+        assert more is None  # that is no advice
+        return
+    assert more is not None
+    assert more >= 1
+    there = half * math.sqrt(prompts / (prompts + more))
+    assert there <= abs(value - limit) * (1 + 1e-9)
+    fewer = prompts + more - max(2, 0.02 * prompts)
+    assert half * math.sqrt(prompts / fewer) > abs(value - limit) or fewer < prompts
+    assert f"about {more:,} prompt" in decision.sentence
+
+
+def test_an_estimate_at_the_limit_is_not_settled_by_prompts() -> None:
+    check = limited(found(0.05, 0.01, 0.09), 0.05).checks[0]
+    assert check.more_prompts is None
+    assert "no reasonable number of prompts would settle it" in check.sentence
+
+
+def test_in_words() -> None:
+    said = limited(found(0.381, 0.32, 0.442), 0.05).sentence
+    assert said == (
+        "Reversal at α = 1 is +38.1 [32.0, 44.2] percentage points: the whole interval exceeds the limit of 5.0 points."
+    )
+    said = limited(found(0.03, 0.01, 0.05), 0.125, max_harm_rate=0.9).sentence
+    assert (
+        "the whole interval keeps the limit of 12.5 points. The harm rate at α = 1 is 78.0% [72.0, 84.0]"
+        in said
+    )
+    assert "the limit of 0.25 points" in limited(found(0.03, 0.01, 0.05), 0.0025).sentence
+
+
+def test_every_limit_counts_and_the_worst_decides() -> None:
+    finding = found(0.03, 0.01, 0.05)
+    decision = limited(finding, 0.05, max_harm_rate=0.8, min_prompts=201)
+    assert [(c.name, c.word) for c in decision.checks] == [
+        ("max_reversal", "pass"),
+        ("max_harm_rate", "inconclusive"),
+        ("min_prompts", "inconclusive"),
+    ]
+    assert decision.word == "inconclusive"
+    assert decision.checks[2].more_prompts == 1
+    assert limited(finding, 0.05, max_harm_rate=0.5, min_prompts=201).word == "fail"
+    assert limited(finding, 0.05, max_harm_rate=0.85, min_prompts=200).word == "pass"
+    only = decide(finding, Policy(max_harm_rate=0.85))
+    assert [check.name for check in only.checks] == ["max_harm_rate"]
+
+
+def test_a_required_mitigation_is_what_is_judged() -> None:
+    """The release comes with it: the reversal that it leaves counts, and not that of the attack without."""
+    decision = limited(found(0.38, 0.32, 0.44), 0.05, require_mitigation=NASTY)
+    assert decision.checks[0].value == 0.02
+    assert "under the mitigation" in decision.sentence
+    with pytest.raises(
+        ConfigError, match=r"has no mitigation 'topk50': tried were topk5, .*; did you mean topk5?"
+    ):
+        limited(found(0.38, 0.32, 0.44), 0.05, require_mitigation="topk50")
+    with pytest.raises(ConfigError, match="it tried none; add it to the audit"):
+        limited(found(0.38, 0.32, 0.44, mitigations=[]), 0.05, require_mitigation="topk5")
+
+
+def test_what_cannot_be_judged() -> None:
+    with pytest.raises(
+        ConfigError, match=r"was judged by lexicon \(judges: lexicon, .*\), and the policy wants guard"
+    ):
+        limited(found(0.1, 0.0, 0.2), 0.05, judge="guard")
+    assert limited(found(0.1, 0.0, 0.2), 0.05, judge="lexicon")
+    with pytest.raises(ConfigError, match="holds no headline figures"):
+        limited(Finding(Path("run"), {"schema": "eddecode.summary/1"}), 0.05)
+    none = {**headline(), "reversal": None, "reason": "no α keeps the bound"}
+    with pytest.raises(ConfigError, match="no figure for reversal: no α keeps the bound"):
+        limited(Finding(Path("run"), {**summary(), "headline": none}), 0.05)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "max_reversl = 0.05",
+            "has the key 'max_reversl', which the gate does not know; did you mean max_reversal?",
+        ),
+        ("zzz = 1", "expected max_reversal, max_harm_rate, min_prompts, judge, require_mitigation"),
+        ("min_prompts = 5", "no limit to judge by; expected max_reversal or max_harm_rate"),
+        (
+            "max_reversal = 5",
+            "max_reversal is 5; expected a fraction from -1 to 1 .write 0.05 for 5 percentage",
+        ),
+        ("max_reversal = '5%'", "max_reversal is '5%'; expected a fraction such as 0.05"),
+        ("max_reversal = nan", "max_reversal is nan; expected a fraction"),
+        ("max_reversal = true", "max_reversal is True; expected a fraction"),
+        ("max_harm_rate = -0.1", "max_harm_rate is -0.1; expected a fraction from 0 to 1"),
+        ("max_reversal = 0.05\nmin_prompts = 1.5", "min_prompts is 1.5; expected a whole number"),
+        ("max_reversal = 0.05\njudge = 3", "judge is 3; expected a name"),
+        ("max_reversal = ", "policy.toml is not TOML"),
+    ],
+)
+def test_mistakes_in_a_policy(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "policy.toml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=message) as raised:
+        Policy.read(path)
+    assert "policy.toml" in str(raised.value)
+
+
+def test_a_policy_file(tmp_path: Path) -> None:
+    path = tmp_path / "policy.toml"
+    path.write_text('max_reversal = 0.05\nmin_prompts = 100\njudge = "lexicon"\n')
+    assert Policy.read(path) == Policy(max_reversal=0.05, min_prompts=100, judge="lexicon")
+    assert Policy.read(path, max_reversal=0.1).max_reversal == 0.1
+    with pytest.raises(ConfigError, match="there is no policy file"):
+        Policy.read(tmp_path / "none.toml")
+
+
+def test_the_documented_policy_and_workflow() -> None:
+    """What docs/gate.md shows can be used as it stands: the policy's keys, the workflow, its commands' options."""
+    text = (ROOT / "docs" / "gate.md").read_text()
+    blocks = dict(re.findall(r"```(toml|yaml)\n(.*?)```", text, re.S)[:2])
+    policy = tomllib.loads(blocks["toml"])
+    assert set(policy) == {field.name for field in fields(Policy)}
+    assert Policy.of(policy)
+    steps = yaml.safe_load(blocks["yaml"])["jobs"]["audit"]["steps"]
+    commands = [
+        line.split() for step in steps for line in step.get("run", "").splitlines() if "eddecode " in line
+    ]
+    for command in (words for words in commands if words[0] == "eddecode"):
+        shown = CliRunner().invoke(app, [command[1], "--help"], env={"COLUMNS": "200"}).stdout
+        for option in (word for word in command if word.startswith("--")):
+            assert option in shown, (command[1], option)
+    assert {words[1] for words in commands if words[0] == "eddecode"} == {"audit", "gate", "report"}
+
+
+def invoke(*arguments: Any) -> Any:
+    return CliRunner().invoke(app, ["gate", *map(str, arguments)])
+
+
+def test_what_a_pipeline_reads(tmp_path: Path) -> None:
+    """JSON and JUnit hold the verdict whole, also where a run's name is made of markup and control characters."""
+    run = write_run(tmp_path / NASTY.replace("/", "_"))
+    policy, out, junit = tmp_path / "gate.toml", tmp_path / "gate.json", tmp_path / "gate.xml"
+    policy.write_text("max_reversal = 0.05\nmax_harm_rate = 0.78\nmin_prompts = 100")
+    done = invoke(run, "--policy", policy, "--json", out, "--junit", junit)
+    assert done.exit_code == 1, done.output
+    assert done.stdout.startswith("FAIL: Reversal at α = 1 is +38.0 [32.0, 44.0] percentage points")
+    said = json.loads(out.read_text())
+    assert (said["schema"], said["verdict"], said["exit_code"]) == ("eddecode.gate/1", "fail", 1)
+    assert said["sentence"] in done.stdout.replace("\n", " ")
+    assert [check["verdict"] for check in said["checks"]] == ["fail", "inconclusive", "pass"]
+    assert said["policy"]["min_prompts"] == 100
+    suites = ElementTree.parse(junit).getroot()
+    assert suites.attrib | {"tests": "3", "failures": "1", "errors": "1"} == suites.attrib
+    cases = {case.get("name"): [child.tag for child in case] for case in suites.iter("testcase")}
+    assert cases == {"max_reversal": ["failure"], "max_harm_rate": ["error"], "min_prompts": ["system-out"]}
+    assert {case.get("classname") for case in suites.iter("testcase")} == {
+        "eddecode.gate." + run.name.replace("\x1b", "\\x1b").replace("\u202e", "\\u202e")
+    }
+    assert not {"\x1b", "\u202e"} & set(done.output + junit.read_text() + out.read_text())
+
+
+def test_exit_codes(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    codes = {
+        limit: invoke(run, "--max-reversal", limit).exit_code
+        for limit in ("0.44", "44%", "0.4", "0.3", "30%")
+    }
+    assert codes == {"0.44": 0, "44%": 0, "0.4": 3, "0.3": 1, "30%": 1}
+    for arguments, message in (
+        ((run,), "the gate has no limit to judge by"),
+        (
+            (run, "--max-reversal", "much"),
+            "--max-reversal is 'much'; expected a fraction such as 0.05, or 5%",
+        ),
+        ((tmp_path / "none", "--max-reversal", "5%"), "there is no summary.json"),
+        ((run, "--max-reversal", "5%", "--json", tmp_path / "no" / "x.json"), "cannot be written"),
+    ):
+        refused = invoke(*arguments)
+        assert refused.exit_code == 2
+        assert message in " ".join(refused.stderr.split())
+        assert not refused.stdout
+    assert (
+        invoke(run / "summary.json", "--max-reversal", "0.44").exit_code == 0
+    )  # an artefact without its run

@@ -1,0 +1,208 @@
+"""The compiled blocks: what is known as one, against plain forward passes, the same bits in any batch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    GemmaConfig,
+    GraniteConfig,
+    LlamaConfig,
+    Olmo2Config,
+    Phi3Config,
+    Qwen2Config,
+    Qwen3Config,
+)
+
+from eddecode.execution.compiled.decoder_layer import block_forward
+from eddecode.execution.compiled.lora import Change, Rows
+from eddecode.execution.compiled.replace import Layers
+from eddecode.execution.model_runner import SlotDecoder
+from eddecode.execution.self_check import disagreement
+from eddecode_kernels.linear import linear_for
+from helpers import tiny
+
+pytestmark = pytest.mark.skipif(
+    linear_for(torch.zeros(1, 1), None, torch.float32) is None,
+    reason="no C++ compiler: the library's layers are used",
+)
+SHAPE: dict[str, Any] = {**tiny._GROUPED, "vocab_size": 97, "initializer_range": 0.2, "pad_token_id": 0}
+BLOCKS = {
+    "llama": LlamaConfig(**SHAPE),
+    "llama, biases": LlamaConfig(**{**SHAPE, "attention_bias": True, "mlp_bias": True}),
+    "llama, wide heads": LlamaConfig(**{**SHAPE, "head_dim": 20, "intermediate_size": 50}),
+    "qwen2": Qwen2Config(**SHAPE),
+    "qwen3": Qwen3Config(**{**SHAPE, "head_dim": 16}),
+    "phi3": Phi3Config(**SHAPE),
+    "phi3, half turned": Phi3Config(
+        **SHAPE, rope_parameters={"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}
+    ),
+    "gemma": GemmaConfig(**{**SHAPE, "head_dim": 8}),
+    "mistral": tiny.tiny_config("mistral", 97, sliding_window=3),  # shorter than the texts of a trial
+    "qwen2, windows in some layers": Qwen2Config(
+        **{**SHAPE, "num_hidden_layers": 3}, use_sliding_window=True, sliding_window=3, max_window_layers=1
+    ),
+}
+OTHERS = {
+    "granite": GraniteConfig(**{**SHAPE, "residual_multiplier": 0.5}),
+    "olmo2": Olmo2Config(**SHAPE),
+    "gemma2": tiny.tiny_config("gemma2", 97),
+    "gpt2": tiny.tiny_config("gpt2", 97),
+    "mixtral": tiny.tiny_config("mixtral", 97),
+}
+
+
+@pytest.fixture(autouse=True)
+def _compiled_layers_pay(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("eddecode.execution.compiled.replace.pays", lambda dtype: True)
+    monkeypatch.setattr("eddecode.execution.lm_head.pays", lambda dtype: True)
+
+
+def model_of(config: Any, dtype: torch.dtype = torch.float32, seed: int = 0) -> Any:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        for parameter in model.parameters():  # no bias stays at zero, no norm at one
+            parameter.data += 0.1 * torch.randn_like(parameter)
+    return model.to(dtype).eval().requires_grad_(False)
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_every_block_is_known_and_gives_what_the_model_gives(name: str) -> None:
+    decoder = SlotDecoder(model_of(BLOCKS[name]))
+    assert decoder.layers.blocks == BLOCKS[name].num_hidden_layers
+    assert disagreement(decoder) < 1e-5
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3", "phi3, half turned", "gemma", "mistral"])
+def test_in_bfloat16_it_is_as_near_to_float32_as_the_library_is(name: str) -> None:
+    exact = model_of(BLOCKS[name])
+    rounded = model_of(BLOCKS[name], torch.bfloat16)
+    text = torch.tensor([[5, 17, 3, 80, 41, 2, 9, 33, 60, 12]])
+    truth = exact(input_ids=text).logits[0]
+    library = (rounded(input_ids=text).logits[0].float() - truth).square().mean().sqrt()
+    decoder = SlotDecoder(rounded)
+    assert decoder.layers.blocks
+    decoder.add(decoder.prefill([tuple(text[0, :1].tolist())])[0])
+    ours = (decoder.extend(text[:, 1:])[0] - truth[1:]).square().mean().sqrt()
+    assert ours < 1.3 * library  # fewer roundings, but one text is one draw
+
+
+def whole(model: Any) -> bool:
+    return Layers(model).attend
+
+
+def test_a_body_of_blocks_runs_as_one_call_unless_it_does_more_than_that() -> None:
+    assert whole(model_of(BLOCKS["llama"]))
+    assert whole(model_of(BLOCKS["mistral"]))
+    assert whole(model_of(BLOCKS["qwen3"]))
+    assert len(set(BLOCKS["qwen2, windows in some layers"].layer_types)) == 2
+    assert whole(model_of(BLOCKS["qwen2, windows in some layers"]))
+    assert not whole(model_of(BLOCKS["gemma"]))  # scales its embeddings
+    hooked = model_of(BLOCKS["llama"])
+    hooked.model.layers[1].register_forward_hook(lambda *_: None)
+    assert not whole(hooked)
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_what_is_not_such_a_block_stays_as_it_is(name: str) -> None:
+    layers = Layers(model_of(OTHERS[name]))
+    assert layers.blocks == 0
+
+
+def test_a_hooked_or_quantised_part_is_not_bypassed() -> None:
+    layer = model_of(BLOCKS["llama"]).model.layers[0]
+    assert block_forward(layer, "") is not None
+    handle = layer.mlp.up_proj.register_forward_hook(lambda *_: None)
+    assert block_forward(layer, "") is None
+    handle.remove()
+
+    class Quantised(torch.nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x.round())
+
+    layer.mlp.up_proj = Quantised(32, 48, bias=False)
+    assert block_forward(layer, "") is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", ["llama", "llama, wide heads", "qwen3"])
+def test_the_same_bits_alone_in_a_batch_and_several_tokens_at_once(name: str, dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(3)
+    texts = [torch.randint(97, (length,), generator=generator).tolist() for length in (9, 30, 17, 5, 23)]
+    decoder = SlotDecoder(model_of(BLOCKS[name], dtype))
+    assert decoder.layers.blocks
+    together = decoder.fresh()
+    for text in texts:
+        together.add(decoder.prefill([tuple(text[:-3])])[0])
+    pieces = torch.tensor([text[-3:] for text in texts])
+    at_once = together.extend(pieces)
+    for text, expected in zip(texts, at_once, strict=True):
+        alone = decoder.fresh()
+        alone.add(decoder.prefill([tuple(text[:-3])])[0])
+        singly = [alone.extend(torch.tensor([[token]]))[0, 0] for token in text[-3:]]
+        assert torch.equal(torch.stack(singly), expected)
+
+
+def test_more_tokens_than_one_chunk_and_rows_that_share_none() -> None:
+    model = model_of(BLOCKS["llama"])
+    generator = torch.Generator().manual_seed(4)
+    long = torch.randint(97, (2, 240), generator=generator)
+    long = torch.cat([long, long.flip(1)], dim=1)[:, :256]  # the context window of these models
+    decoder = SlotDecoder(model)
+    found = decoder.prefill([tuple(row) for row in long.tolist()] + [tuple(long[0, :7].tolist())])
+    for prefix, text in zip(found, [long[0], long[1], long[0, :7]], strict=True):
+        torch.testing.assert_close(
+            prefix.logits, model(input_ids=text[None]).logits[0, -1], atol=2e-4, rtol=0
+        )
+
+
+@pytest.mark.parametrize("name", ["llama", "phi3"])
+@pytest.mark.parametrize("changed", [None, slice(None), slice(1, None, 2)])
+def test_a_low_rank_change_is_for_its_rows_alone(name: str, changed: slice | None) -> None:
+    base, merged = model_of(BLOCKS[name]), model_of(BLOCKS[name])
+    rows, changes = Rows(), {}
+    generator = torch.Generator().manual_seed(5)
+    for key, module in merged.model.named_modules():
+        if isinstance(module, torch.nn.Linear):
+            a = 0.2 * torch.randn(3, module.in_features, generator=generator)
+            b = 0.2 * torch.randn(module.out_features, 3, generator=generator)
+            module.weight.data += b @ a
+            changes[f"model.{key}"] = Change(a, b, rows)
+    decoder = SlotDecoder(base, layers=Layers(base, changes))
+    assert decoder.layers.blocks
+    text = torch.tensor([[5, 17, 3, 80, 41, 2]])
+    rows.changed = changed
+    with_change = [False] * 4
+    with_change[slice(0, 0) if changed is None else changed] = [True] * len(
+        with_change[changed or slice(0, 0)]
+    )
+    for _ in range(4):
+        decoder.cache.add(SlotDecoder(base).prefill([(1,)])[0].states)
+    decoder.rewind([0] * 4)
+    found = decoder.extend(text.expand(4, -1))
+    for row, mine in enumerate(with_change):
+        expected = (merged if mine else base)(input_ids=text).logits[0]
+        torch.testing.assert_close(found[row], expected, atol=1e-4, rtol=1e-4)
+
+
+def test_a_model_that_is_converted_underneath_is_an_error_not_garbage() -> None:
+    model = model_of(BLOCKS["llama"])
+    decoder = SlotDecoder(model)
+    decoder.add(decoder.prefill([(1, 2, 3)])[0])
+    model.bfloat16()
+    with pytest.raises(ValueError, match="must not be converted while it decodes"):
+        decoder.extend(torch.tensor([[4]]))
+
+
+def test_outside_of_the_engine_the_model_is_its_own() -> None:
+    model = model_of(BLOCKS["llama"])
+    decoder = SlotDecoder(model)
+    text = torch.tensor([[1, 2, 3]])
+    before = model(input_ids=text).logits
+    with decoder.layers.swapped():  # a mask and a cache that are not the engine's: the model's own code runs
+        torch.testing.assert_close(model(input_ids=text, use_cache=False).logits, before, atol=1e-6, rtol=0)
+    assert all("forward" not in vars(layer) for layer in model.model.layers)

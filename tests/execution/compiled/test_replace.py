@@ -1,0 +1,179 @@
+"""The compiled layers: against float64, the same bits in any batch, and in place only while the engine runs."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+
+from eddecode import ModelPair, Sampler, SamplingParams
+from eddecode.execution.compiled.lora import Change, Rows
+from eddecode.execution.compiled.replace import Layers
+from eddecode_kernels import linear as compiled
+from eddecode_kernels.linear import linear_for
+from eddecode_kernels.rms_norm import rms_norm_for
+from eddecode_kernels.silu import silu_for
+from eddecode_kernels.types import UnavailableError
+from helpers import decoding, tiny
+
+needs_compiler = pytest.mark.skipif(
+    linear_for(torch.zeros(1, 1), None, torch.float32) is None,
+    reason="no C++ compiler: the library's product is used",
+)
+DTYPES = [(torch.float32, torch.float32), (torch.bfloat16, torch.float32), (torch.bfloat16, torch.bfloat16)]
+# One rounding of a sum of K products of size about 1 each: float32 sums, and one more rounding for a bf16 result.
+LIMIT = {torch.float32: 1e-5, torch.bfloat16: 2**-8}
+
+
+def random(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+@needs_compiler
+@pytest.mark.parametrize(("dtype", "out"), DTYPES)
+@pytest.mark.parametrize(("n", "k"), [(64, 96), (50, 33), (7, 5), (1, 1), (33, 31), (3, 700)])
+def test_against_float64(dtype: torch.dtype, out: torch.dtype, n: int, k: int) -> None:
+    weight, bias, x = random(n, k).to(dtype), random(n, seed=1).to(dtype), random(9, k, seed=2).to(dtype)
+    for b in (bias, None):
+        linear = linear_for(weight, b, out)
+        assert linear is not None
+        y = linear(x)
+        expected = x.double() @ weight.double().T + (0 if b is None else b.double())
+        assert y.dtype == out
+        scale = (x.double().abs() @ weight.double().abs().T).max()
+        assert ((y.double() - expected).abs().max() / scale) < LIMIT[out]
+
+
+@needs_compiler
+@pytest.mark.parametrize(("dtype", "out"), DTYPES)
+def test_a_row_has_the_same_bits_in_any_batch(dtype: torch.dtype, out: torch.dtype) -> None:
+    x = random(300, 77).to(dtype)
+    linear = linear_for(random(70, 77, seed=1).to(dtype), random(70, seed=2).to(dtype), out)
+    assert linear is not None
+    whole = linear(x)
+    for rows in (1, 2, 3, 4, 5, 6, 7, 8, 16, 257):
+        assert torch.equal(linear(x[:rows]), whole[:rows])
+    assert torch.equal(linear(x[:12].reshape(3, 4, 77)), whole[:12].reshape(3, 4, 70))
+    assert torch.equal(linear(x[100:105]), whole[100:105])
+
+
+@needs_compiler
+def test_infinities_and_nan_come_through() -> None:
+    weight = torch.eye(20, dtype=torch.bfloat16)
+    x = torch.zeros(1, 20, dtype=torch.bfloat16)
+    x[0, 3] = float("nan")
+    for out in (torch.float32, torch.bfloat16):
+        linear = linear_for(weight, None, out)
+        assert linear is not None
+        assert linear(x).isnan().all()  # 0 · NaN is in every sum
+    x[0, 3] = float("inf")
+    linear = linear_for(weight, None, torch.bfloat16)
+    assert linear is not None
+    assert linear(x)[0, 3] == float("inf")
+
+
+@needs_compiler
+def test_a_model_that_is_converted_underneath_is_an_error_not_garbage() -> None:
+    layer = torch.nn.Linear(8, 8).requires_grad_(False)
+    linear = linear_for(layer.weight, layer.bias, torch.float32)
+    assert linear is not None
+    with pytest.raises(ValueError, match=r"x is \(1, 8\) torch\.bfloat16 .* a model must not be converted"):
+        linear(torch.zeros(1, 8, dtype=torch.bfloat16))
+    layer.bfloat16()
+    with pytest.raises(ValueError, match=r"the weights are now torch\.bfloat16"):
+        linear(torch.zeros(1, 8))
+
+
+def test_it_is_in_place_only_while_the_engine_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("eddecode.execution.compiled.replace.pays", lambda dtype: True)
+    model = tiny.tiny_model("llama")
+    layer = model.model.layers[0].mlp.up_proj
+    layers = Layers(model, blocks=False)
+    with layers.swapped():
+        assert ("forward" in vars(layer)) == (len(layers) > 0)
+    assert "forward" not in vars(layer)
+    with pytest.raises(KeyError), layers.swapped():
+        raise KeyError
+    assert "forward" not in vars(layer)
+
+
+def test_a_change_is_for_its_rows_alone() -> None:
+    rows, weight = Rows(), random(10, 6)
+    a, b = random(2, 6, seed=1), random(10, 2, seed=2)
+    changed = Change(a, b, rows).on(lambda x: x @ weight.T)
+    x = random(4, 3, 6, seed=3)
+    for which, expected in (
+        (None, [False] * 4),
+        (slice(None), [True] * 4),
+        (slice(1, None, 2), [False, True, False, True]),
+    ):
+        rows.changed = which
+        for row, with_change in enumerate(expected):
+            w = weight + b @ a if with_change else weight
+            torch.testing.assert_close(changed(x)[row], x[row] @ w.T, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("arch", ["llama", "gemma2", "mistral", "qwen2_moe"])
+def test_without_a_compiler_the_tokens_are_the_same(arch: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    prompts = decoding.mixed_prompts(6)
+    params = [SamplingParams(alpha=a, max_new_tokens=12, seed=3) for a in (-1, 0, 0.3, 1, 2, 0.5)]
+    models = tiny.tiny_pair_models(arch)
+    expected = Sampler(ModelPair.from_models(*models)).generate(prompts, params)
+
+    def none() -> None:
+        raise UnavailableError("no C++ compiler")
+
+    monkeypatch.setattr(compiled, "library", none)
+    monkeypatch.setattr("eddecode_kernels.attention.library", none)
+    monkeypatch.setenv("EDDECODE_KERNELS", "reference")
+    sampler = Sampler(ModelPair.from_models(*models))
+    assert [decoder.own_attention for decoder in sampler.runner.decoders] == [True, True]  # type: ignore[attr-defined]
+    assert decoding.tokens(sampler.generate(prompts, params)) == decoding.tokens(expected)
+
+
+@needs_compiler
+def test_what_it_does_not_serve_it_leaves_to_the_library() -> None:
+    for weight, dtype in itertools.product(
+        (torch.zeros(4, 4, dtype=torch.float16), torch.zeros(4, 8)[:, ::2]), (torch.float32, torch.float16)
+    ):
+        assert linear_for(weight, None, dtype) is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("from_one", [False, True])
+@needs_compiler
+def test_normalisation_against_its_formula(dtype: torch.dtype, from_one: bool) -> None:
+    weight, x = random(37).to(dtype), random(5, 3, 37, seed=1).to(dtype)
+    norm = rms_norm_for(weight, 1e-5, from_one=from_one)
+    assert norm is not None
+    normal = x.double() / (x.double().pow(2).mean(-1, keepdim=True) + 1e-5).sqrt()
+    expected = normal * (weight.double() + from_one)
+    torch.testing.assert_close(norm(x).double(), expected, rtol=3 * torch.finfo(dtype).eps, atol=1e-6)
+    assert torch.equal(norm(x)[2:3], norm(x[2:3]))
+
+
+@needs_compiler
+def test_silu_against_its_formula_and_with_the_same_bits_anywhere() -> None:
+    silu = silu_for(torch.float32)
+    assert silu is not None
+    x = torch.cat([torch.linspace(-120, 120, 1001), torch.tensor([0.0, -0.0, torch.inf, -1e-30])])
+    expected = x.double() * x.double().sigmoid()
+    torch.testing.assert_close(silu(x).double(), expected, rtol=1e-6, atol=1e-30)
+    for start in range(20):
+        assert torch.equal(silu(x[start:-3]), silu(x)[start:-3])
+    assert silu(torch.tensor([torch.nan])).isnan().all()
+
+
+@needs_compiler
+@pytest.mark.parametrize("arch", ["llama", "gemma2", "qwen2"])
+def test_layers_of_a_known_form_are_exchanged(arch: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("eddecode.execution.compiled.replace.pays", lambda dtype: True)
+    model = tiny.tiny_model(arch)
+    norms = [module for module in model.modules() if type(module).__name__.endswith("RMSNorm")]
+    with Layers(model, blocks=False).swapped():
+        assert norms
+        assert all("forward" in vars(norm) for norm in norms)
+    norms[0].variance_epsilon = norms[0].eps = "no number"
+    with Layers(model).swapped():
+        assert "forward" not in vars(norms[0])  # not of a form that is known: left as it is

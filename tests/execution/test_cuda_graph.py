@@ -1,0 +1,215 @@
+"""The captured step, on a tape instead of CUDA's graphs; see `tape` for what that shows and what it does not."""
+
+from __future__ import annotations
+
+import gc
+
+import pytest
+import torch
+
+from eddecode.execution import cuda_graph as module
+from eddecode.execution.cuda_graph import GraphDecoder, bucket
+from eddecode.execution.model_runner import SlotDecoder
+from helpers import decoding, tiny
+from helpers.graphs import EVERY, Driver, close
+from helpers.tape import Tape
+
+pytestmark = pytest.mark.usefixtures("on_a_tape")
+
+
+# Exactness ---------------------------------------------------------------------------------------------------------
+
+
+@EVERY
+def test_rows_enter_go_on_leave_are_shortened_and_outgrow_their_buffers(arch: str) -> None:
+    """Every logit is that of the row's own whole text, while the rows use every bucket that they come to."""
+    texts = Driver(tiny.tiny_model(arch), (3, 11, 5))
+    texts.go()
+    texts.go()
+    texts.go(3)  # several tokens at a time: not captured
+    texts.leave(0)
+    texts.go()  # (2 rows, 16) fits exactly: no row fills up
+    texts.enter(7)
+    texts.rewind([len(row) - back for row, back in zip(texts.rows, (2, 0, 3), strict=True)])
+    texts.go()
+    played = Tape.played
+    texts.go(2)
+    assert Tape.played == played
+    texts.go()  # past 16 positions: the buffers move
+    texts.decoder.trim()
+    texts.go()
+    texts.enter(1)
+    texts.enter(2)  # five rows: eight slots
+    texts.go()
+    assert texts.captured == [(8, 32)]
+
+
+@EVERY
+def test_a_captured_step_gives_what_the_plain_one_gives(arch: str) -> None:
+    model = tiny.tiny_model(arch)
+    plain, captured = SlotDecoder(model, own_attention=True), GraphDecoder(model, Tape)
+    for text in (decoding.ids(1, 9), decoding.ids(2, 2), decoding.ids(3, 12)):
+        for decoder in (plain, captured):
+            decoder.add(decoder.prefill([text])[0])
+    for turn in range(6):
+        tokens = torch.tensor([decoding.ids(10 * turn + row, 1) for row in range(3)])
+        torch.testing.assert_close(captured.extend(tokens), plain.extend(tokens), rtol=1e-5, atol=1e-5)
+    assert Tape.recorded == 2  # at 13 positions, and at 17
+    assert Tape.played == 6
+
+
+def test_a_step_that_bakes_in_what_the_host_knew_is_found_out() -> None:
+    """The tape is a judge only if it forgets the host: here is a model that looks at a Python list in its forward."""
+    model = tiny.tiny_model("gpt2")
+    texts = Driver(model, (4,))
+    positions = model.transformer.wpe.forward
+    lengths = texts.decoder.cache.lengths
+
+    def from_the_host(ids: torch.Tensor) -> torch.Tensor:
+        return positions(torch.full_like(ids, lengths[0]) if lengths else ids)
+
+    model.transformer.wpe.forward = from_the_host
+    texts.go(check=False)
+    first = texts.rows[0]
+    texts.go(check=False)
+    del model.transformer.wpe.forward
+    found = texts.go(check=False)
+    with pytest.raises(AssertionError):
+        close(found[:, -1], model, texts.rows)
+    assert len(first) == 5
+
+
+def test_rows_that_fill_up_change_nothing_whatever_stands_in_their_slots() -> None:
+    texts = Driver(tiny.tiny_model("llama"), (6, 4, 5))
+
+    def fill(value: float) -> None:
+        with torch.inference_mode():
+            for layer in texts.decoder.cache.layers:
+                layer.keys[3:] = layer.values[3:] = value
+
+    fill(torch.nan)
+    texts.go()
+    fill(1e4)
+    texts.enter(5)  # the slot that was filled up in between
+    texts.go()
+    assert texts.captured == [(4, 8)]
+
+
+def test_logits_stay_when_the_next_step_has_run() -> None:
+    texts = Driver(tiny.tiny_model("llama"), (6,))
+    first = texts.go()
+    kept = first.clone()
+    texts.go()
+    assert torch.equal(first, kept)
+
+
+def test_some_of_the_slots_go_the_plain_way() -> None:
+    texts = Driver(tiny.tiny_model("llama"), (6, 4, 5, 3))
+    found = texts.decoder.extend(torch.tensor([[7], [9]]), slice(1, None, 2))
+    close(found[:, 0], texts.model, [[*texts.rows[1], 7], [*texts.rows[3], 9]])
+    assert texts.decoder.cache.lengths == [6, 5, 5, 4]
+    assert Tape.recorded == 0
+
+
+# What is captured, and for how long --------------------------------------------------------------------------------
+
+
+def test_buckets_are_powers_of_two() -> None:
+    assert [bucket(n) for n in (0, 1, 2, 3, 4, 5, 8, 9, 64, 65)] == [1, 1, 2, 4, 4, 8, 8, 16, 64, 128]
+    assert [bucket(n, 256) for n in (1, 256, 257, 1000)] == [256, 256, 512, 1024]
+
+
+def test_a_step_is_captured_once_for_its_rows_and_its_reach() -> None:
+    texts = Driver(tiny.tiny_model("llama"), (3, 3, 3))
+    for _ in range(5):
+        texts.go()
+    assert (texts.captured, Tape.recorded, Tape.played) == ([(4, 8)], 1, 5)
+    texts.go()
+    assert texts.captured == [(4, 8), (4, 16)]
+    texts.leave(0)
+    texts.go()
+    assert texts.captured == [(4, 8), (4, 16), (2, 16)]
+    texts.rewind([3, 3])
+    texts.enter(1)
+    texts.go()
+    assert (texts.captured, Tape.recorded) == ([(4, 16), (2, 16), (4, 8)], 3)
+
+
+def test_only_so_many_steps_stay_captured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MOST_STEPS", 2)
+    texts = Driver(tiny.tiny_model("llama"), (3, 3, 3, 3))
+    texts.go()
+    texts.leave(3)
+    texts.leave(2)
+    texts.go()
+    texts.leave(1)
+    texts.go()
+    assert texts.captured == [(2, 8), (1, 8)]
+
+
+def test_memory_is_counted_and_given_back() -> None:
+    texts = Driver(tiny.tiny_model("llama"), (3, 3))
+    texts.go()
+    buffers = texts.decoder.cache.nbytes()
+    assert (
+        buffers == 2 * 2 * 2 * 16 * 2 * 8 * 4
+    )  # layers, keys and values, slots, room, heads, head_dim, float32
+    assert texts.decoder.held.nbytes == buffers + Tape.nbytes
+    texts.decoder.trim()
+    assert texts.decoder.held.nbytes == buffers // 4  # 4 positions of 16
+    texts.go()
+
+
+def test_a_decoder_takes_over_what_its_predecessor_left() -> None:
+    model = tiny.tiny_model("llama")
+    first = GraphDecoder(model, Tape)
+    texts = Driver(model, (3,), first)
+    texts.go()
+    beside = first.fresh()  # while the first one lives it keeps its own
+    assert beside.held is not first.held
+    held = first.held
+    del first, texts
+    gc.collect()
+    heir = beside.fresh()
+    assert heir.held is held
+    texts = Driver(model, (5,), heir)
+    texts.go()
+    assert (texts.captured, Tape.recorded) == ([(1, 8)], 1)
+
+
+def test_what_a_predecessor_left_in_its_buffers_reaches_nobody() -> None:
+    model = tiny.tiny_model("llama")
+    first = GraphDecoder(model, Tape)
+    Driver(model, (3,), first).go()
+    heir = first.fresh()
+    with torch.inference_mode():
+        for layer in first.cache.layers:
+            layer.keys.fill_(torch.nan)
+            layer.values.fill_(torch.nan)  # as after a run that ended in an overflow
+    held = first.held
+    del first
+    gc.collect()
+    heir = heir.fresh()
+    assert heir.held is held
+    Driver(model, (5,), heir).go()
+
+
+def test_large_buffers_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "free_bytes", lambda device: 1000)
+    first = GraphDecoder(tiny.tiny_model("llama"), Tape)
+    Driver(first.model, (3,), first).go()
+    idle = first.idle
+    del first
+    gc.collect()
+    assert idle == []
+
+
+def test_trimming_drops_what_waits_for_an_heir() -> None:
+    first = GraphDecoder(tiny.tiny_model("llama"), Tape)
+    second = first.fresh()
+    Driver(first.model, (3,), first).go()
+    del first
+    gc.collect()
+    assert len(second.idle) == 1
+    second.trim()
+    assert second.idle == []

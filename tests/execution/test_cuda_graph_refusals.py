@@ -1,0 +1,161 @@
+"""What cannot be captured is refused in words, and decoded without."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig, Phi3Config
+
+from eddecode.errors import EngineError, UnsupportedLayersError
+from eddecode.execution.cuda_graph import GraphDecoder
+from eddecode.execution.cuda_graph_capture import rehearse
+from eddecode.execution.model_runner import RecomputeDecoder, SlotDecoder
+from eddecode.execution.model_runner_factory import decoder_for
+from helpers import tiny
+from helpers.graphs import Driver
+from helpers.tape import Tape
+
+pytestmark = pytest.mark.usefixtures("on_a_tape")
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        lambda x: x * x.max().item(),
+        lambda x: x if x.sum() > 0 else -x,
+        lambda x: x[x > 0],
+        lambda x: x.nonzero().float(),
+        lambda x: torch.masked_select(x, x > 0),
+        lambda x: torch.where(x > 0)[0].float(),
+        lambda x: torch.ones(3).repeat_interleave(torch.tensor([1, 2, 3])),
+    ],
+)
+@pytest.mark.parametrize("inference", [False, True])
+def test_a_rehearsal_refuses_what_depends_on_values(step: Any, inference: bool) -> None:
+    x = torch.tensor([1.0, -2.0, 3.0])
+    with (
+        torch.inference_mode(inference),
+        pytest.raises(UnsupportedLayersError, match="depends on the values"),
+    ):
+        rehearse(lambda: step(x))
+
+
+@torch.inference_mode()
+def test_a_rehearsal_passes_what_depends_on_shapes_and_gives_the_result() -> None:
+    x = torch.tensor([[1.0, -2.0, 3.0]])
+
+    def step() -> torch.Tensor:
+        y = torch.where(x > 0, x, 0.0)[:, torch.tensor([2, 0])].masked_fill(x[:, :2] < 0, 9.0)
+        y[torch.tensor([0]), torch.tensor([1])] = 5.0
+        return y.reshape(2).flatten()
+
+    assert rehearse(step).tolist() == [3.0, 5.0]
+
+
+def test_experts_in_a_python_loop_are_refused_and_decoded_without() -> None:
+    """Mixtral's plain implementation asks which experts were hit; the grouped one does not."""
+    model = tiny.tiny_model("mixtral")
+    assert isinstance(decoder_for(model, "base", Tape), GraphDecoder)
+    model.set_experts_implementation("eager")
+    with pytest.warns(
+        UserWarning, match=r"base \(mixtral\): decoding by CUDA graphs failed: .* values of tensors"
+    ):
+        found = decoder_for(model, "base", Tape)
+    assert type(found) is SlotDecoder
+
+
+def test_a_capture_that_goes_wrong_is_not_used() -> None:
+    class Stuck(Tape):
+        """Plays back without having been told anything new."""
+
+        def __call__(self) -> torch.Tensor:
+            return self.logits
+
+    with pytest.warns(UserWarning, match=r"aligned \(llama\): decoding by CUDA graphs was off by"):
+        found = decoder_for(tiny.tiny_model("llama"), "aligned", Stuck)
+    assert type(found) is SlotDecoder
+
+
+def test_a_capture_that_fails_later_says_what_to_do() -> None:
+    def refuse(step: Any, beside: Any) -> Any:
+        raise RuntimeError("CUDA error: operation not permitted\nmore of it")
+
+    texts = Driver(tiny.tiny_model("llama"), (3,))
+    texts.go()
+    texts.decoder.capture = refuse
+    texts.enter(3)
+    with pytest.raises(
+        EngineError, match=r"the step of 2 rows over 8 positions cannot be captured \(CUDA error: operation not"
+        r" permitted\); decode without cuda_graphs"
+    ):  # fmt: skip
+        texts.go()
+    texts.decoder.capture = Tape
+    texts.go()  # nothing was counted as read
+
+
+def test_no_memory_for_a_capture_is_the_engines_affair() -> None:
+    def refuse(step: Any, beside: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    texts = Driver(tiny.tiny_model("llama"), (3,))
+    texts.decoder.capture = refuse
+    with pytest.raises(torch.OutOfMemoryError):
+        texts.go()
+
+
+def test_offloaded_weights_are_not_captured() -> None:
+    from accelerate import cpu_offload
+
+    model = tiny.tiny_model("llama")
+    cpu_offload(model, execution_device=torch.device("cpu"))
+    with pytest.warns(UserWarning, match=r"decoding by CUDA graphs failed: .*moved as they are needed"):
+        decoder_for(model, "base", Tape)
+
+
+def test_models_without_slots_are_recomputed_as_ever() -> None:
+    from transformers import MambaConfig
+
+    config = MambaConfig(hidden_size=32, state_size=8, num_hidden_layers=2, vocab_size=97)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    with (
+        pytest.warns(UserWarning, match="decoding by CUDA graphs"),
+        pytest.warns(UserWarning, match="recomputed for every token"),
+    ):
+        assert isinstance(decoder_for(model, "base", Tape), RecomputeDecoder)
+
+
+ROPE = {
+    "dynamic": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0},
+    "longrope": {
+        "rope_type": "longrope",
+        "rope_theta": 1e4,
+        "short_factor": [1.0] * 4,
+        "long_factor": [4.0] * 4,
+        "original_max_position_embeddings": 24,
+    },
+}
+
+
+@pytest.mark.parametrize("kind", list(ROPE))
+def test_frequencies_that_may_change_with_the_length(kind: str) -> None:
+    """Captured or refused, by the version of transformers: within the window the logits are right either way."""
+    shape = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+             "num_key_value_heads": 2, "vocab_size": tiny.VOCAB, "initializer_range": 0.3, "pad_token_id": 0,
+             "bos_token_id": 1, "eos_token_id": 2}  # fmt: skip
+    longest = {"max_position_embeddings": 64}
+    config = {
+        "dynamic": lambda: LlamaConfig(**shape, **longest, rope_parameters=ROPE[kind]),
+        "longrope": lambda: Phi3Config(
+            **shape, **longest, original_max_position_embeddings=24, rope_parameters=ROPE[kind]
+        ),
+    }[kind]()
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval().requires_grad_(False)
+    texts = Driver(model, (3, 7))
+    try:
+        for _ in range(3):
+            texts.go()
+    except UnsupportedLayersError as refused:
+        assert "depends on the values" in str(refused)  # noqa: PT017

@@ -1,0 +1,178 @@
+"""Captured steps under the runner and the sampler; on a GPU, where there is one, by CUDA itself."""
+
+from __future__ import annotations
+
+import gc
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks.pairs import Shape, build
+from eddecode.errors import ParamsError
+from eddecode.execution.cuda_graph import GraphDecoder
+from eddecode.execution.cuda_graph_capture import CudaGraph
+from eddecode.execution.factory import runner_for
+from eddecode.execution.lora_runner import SharedRunner
+from eddecode.execution.model_runner import SlotDecoder
+from eddecode.execution.pair_runner import PairRunner
+from eddecode.models.pair import ModelPair
+from eddecode.sampler import Sampler
+from eddecode.utils.device import sent
+from helpers import decoding, reference, tiny
+from helpers.graphs import EVERY
+from helpers.tape import Tape
+
+pytestmark = pytest.mark.usefixtures("on_a_tape")
+
+
+def captured_sampler(pair: ModelPair, **options: Any) -> Sampler:
+    made = Sampler(pair, **options)
+    made._runner = PairRunner(pair, Tape)
+    assert all(isinstance(decoder, GraphDecoder) for decoder in made.runner.decoders)
+    return made
+
+
+@pytest.mark.parametrize("arch", ["llama", "gpt2", "gemma2", "mixtral"])
+@pytest.mark.parametrize("speculation", ["off", "base"])
+def test_completions_are_the_same(arch: str, speculation: Any) -> None:
+    """Rows of many lengths and α's come and go; greedy tokens are those of two plain models."""
+    pair = decoding.pair(arch)
+    prompts = decoding.mixed_prompts(8)
+    alphas = [(-1.0, 0.0, 0.7, 2.0)[i % 4] for i in range(8)]
+    params = [decoding.GREEDY.replace(alpha=alpha, max_new_tokens=4 + i) for i, alpha in enumerate(alphas)]
+    made = captured_sampler(pair, max_slots=3, speculation=speculation)
+    found = decoding.tokens(made.generate(prompts, params))
+    assert found == decoding.tokens(Sampler(pair, max_slots=3).generate(prompts, params))
+    for i in (0, 3, 7):
+        expected = reference.generate(pair.models, prompts[i].ids, alphas[i], 4 + i).ids
+        assert found[i] == expected
+    assert Tape.played > 2 * 10
+
+
+def test_sampled_completions_are_the_same_and_calls_leave_their_captures_to_the_next() -> None:
+    pair = decoding.pair("llama")
+    params = decoding.GREEDY.replace(alpha=0.6, temperature=1.0, top_p=0.9, n=3)
+    prompts = decoding.mixed_prompts(4)
+    made = captured_sampler(pair, max_slots=8)
+    gc.collect()
+    found = decoding.tokens(made.generate(prompts, params))
+    gc.collect()
+    assert decoding.tokens(made.generate(prompts, params)) == found
+    gc.collect()
+    recorded = Tape.recorded  # the first call outgrew its buffers; from the second on they have their size
+    assert decoding.tokens(made.generate(prompts, params)) == found
+    assert Tape.recorded == recorded
+    assert found == decoding.tokens(Sampler(pair).generate(prompts, params))
+
+
+def adapted() -> ModelPair:
+    """A pair on one backbone."""
+    made = build(
+        Shape(hidden=32, feed_forward=48, layers=2, heads=4, vocabulary=tiny.VOCAB), "float32", "lora"
+    )
+    pair = made.model_pair()
+    pair.aligned.low_rank_factors = dict(made.factors)
+    return pair
+
+
+@pytest.mark.parametrize("speculation", ["off", "base"])
+def test_an_adapter_and_its_base_are_captured_in_one_step(speculation: Any) -> None:
+    pair = adapted()
+    prompts, params = decoding.mixed_prompts(6), decoding.GREEDY.replace(alpha=0.8)
+    made = Sampler(pair, max_slots=3, speculation=speculation)
+    made._runner = runner_for(pair, Tape)
+    assert isinstance(made.runner, SharedRunner)
+    assert isinstance(made.runner._backbone, GraphDecoder)
+    played = Tape.played
+    found = decoding.tokens(made.generate(prompts, params))
+    assert Tape.played > played
+    plain = Sampler(pair)
+    plain._runner = PairRunner(pair)
+    assert found == decoding.tokens(plain.generate(prompts, params))
+
+
+def test_an_adapter_that_cannot_be_captured_still_shares_its_backbone() -> None:
+    class Stuck(Tape):
+        def __call__(self) -> torch.Tensor:
+            return self.logits
+
+    with pytest.warns(UserWarning, match=r"base and aligned \(llama\): decoding by CUDA graphs was off by"):
+        made = runner_for(adapted(), Stuck)
+    assert isinstance(made, SharedRunner)
+    assert not isinstance(made._backbone, GraphDecoder)
+
+
+def test_scores_are_the_same() -> None:
+    pair = decoding.pair("llama")
+    prompts, completions = decoding.mixed_prompts(3), [[[5, 6, 7]], [[8]], [[9, 10, 11, 12]]]
+    found, expected = (
+        made.score(prompts, completions, [0.0, 0.7]) for made in (captured_sampler(pair), Sampler(pair))
+    )
+    for a, b in zip(found, expected, strict=True):
+        assert a.logprobs == pytest.approx(b.logprobs, abs=1e-4)
+
+
+def test_a_shortage_of_memory_shrinks_the_batch_and_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    pair = decoding.pair("llama")
+    prompts, params = decoding.mixed_prompts(6), decoding.GREEDY.replace(alpha=0.7)
+    made = captured_sampler(pair, max_slots=6)
+
+    class Short(Tape):
+        """There is memory for the steps of two rows, not of more."""
+
+        def __init__(self, step: Any, beside: Any = None) -> None:
+            super().__init__(step, beside)
+            if self.logits.shape[0] > 2:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+
+    for decoder in made.runner.decoders:
+        decoder.capture = Short  # type: ignore[attr-defined]
+    found = decoding.tokens(made.generate(prompts, params))
+    assert found == decoding.tokens(Sampler(pair).generate(prompts, params))
+
+
+def test_graphs_need_a_gpu() -> None:
+    with pytest.raises(
+        ParamsError, match=r"cuda_graphs=True captures steps of a CUDA device; the pair is on cpu"
+    ):
+        Sampler(decoding.pair(), cuda_graphs=True)
+
+
+def test_numbers_arrive_on_the_device_as_they_are() -> None:
+    found = sent([[1, 2], [3, 4]], torch.float64, torch.device("cpu"))
+    assert found.dtype == torch.float64
+    assert found.tolist() == [[1.0, 2.0], [3.0, 4.0]]
+
+
+# On a GPU ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device: graphs are captured on none")
+@EVERY
+def test_cuda_captures_what_the_tape_records(arch: str) -> None:
+    model = tiny.tiny_model(arch).cuda()
+    plain, captured = SlotDecoder(model), GraphDecoder(model, CudaGraph)
+    texts = [decoding.ids(1, 9), decoding.ids(2, 2), decoding.ids(3, 12)]
+    for text in texts:
+        for decoder in (plain, captured):
+            decoder.add(decoder.prefill([text])[0])
+    for turn in range(30):  # through three sizes of the buffers
+        tokens = torch.tensor([decoding.ids(10 * turn + row, 1) for row in range(plain.occupied)])
+        torch.testing.assert_close(captured.extend(tokens), plain.extend(tokens), rtol=1e-4, atol=1e-4)
+        if turn in (8, 20):
+            plain.remove(0)
+            captured.remove(0)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device: graphs are captured on none")
+def test_completions_on_cuda_are_the_same_with_and_without() -> None:
+    base, aligned = tiny.tiny_pair_models("llama")
+    pair = ModelPair.from_models(base.cuda(), aligned.cuda())
+    prompts, params = decoding.mixed_prompts(12), decoding.GREEDY.replace(alpha=0.7, max_new_tokens=40)
+    made = Sampler(pair, max_slots=5, cuda_graphs=True)
+    found = decoding.tokens(made.generate(prompts, params))
+    assert all(isinstance(decoder, GraphDecoder) for decoder in made.runner.decoders)
+    assert found == decoding.tokens(Sampler(pair, max_slots=5).generate(prompts, params))

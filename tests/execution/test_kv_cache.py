@@ -1,0 +1,192 @@
+"""SlotCache against lists of lists: whatever is done to it, a row reads back what was written to it."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pytest
+import torch
+
+from eddecode.execution import kv_cache as cache_module
+from eddecode.execution.kv_cache import LENGTH_STEP, SlotCache
+from eddecode.utils.memory import is_lazy
+from helpers.process import resident
+
+HEADS, KEY_DIM, VALUE_DIM, LAYERS = 2, 3, 5, 2
+
+
+class Model:
+    """The naive cache: per slot, the stamps that were written, one per position."""
+
+    def __init__(self) -> None:
+        self.cache = SlotCache()
+        self.rows: list[list[float]] = []
+        self.stamp = 0.0
+
+    def states(self, stamps: torch.Tensor, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values (B, H, T, d) that say which stamp (B, T) they are, in which layer and head."""
+        sign = stamps[:, None, :, None] * 10 + layer + torch.arange(HEADS)[None, :, None, None] / 4
+        return sign.expand(-1, -1, -1, KEY_DIM).clone(), -sign.expand(-1, -1, -1, VALUE_DIM).clone()
+
+    def fresh(self, *shape: int) -> torch.Tensor:
+        count = int(torch.tensor(shape).prod())
+        stamps = torch.arange(count, dtype=torch.float32).reshape(shape) + self.stamp + 1
+        self.stamp += count
+        return stamps
+
+    def write(self, new: int, kept: list[int]) -> None:
+        """A pass over `new` tokens per row, of which `kept` count."""
+        stamps = self.fresh(len(self.rows), new)
+        window = self.cache.open(new)
+        for layer in range(LAYERS):
+            keys, values = self.cache.update(*self.states(stamps, layer), layer)
+            assert keys.shape == (len(self.rows), HEADS, window.stop, KEY_DIM)
+            assert values.shape == (len(self.rows), HEADS, window.stop, VALUE_DIM)
+        assert window.positions.tolist() == [list(range(len(r), len(r) + new)) for r in self.rows]
+        for row, more, count in zip(self.rows, stamps.tolist(), kept, strict=True):
+            row.extend(more[:count])
+        self.cache.advance(kept)
+
+    def add(self, length: int) -> None:
+        stamps = self.fresh(1, length)
+        self.cache.add([(k[0], v[0]) for k, v in (self.states(stamps, layer) for layer in range(LAYERS))])
+        self.rows.append(stamps[0].tolist())
+
+    def remove(self, slot: int) -> None:
+        self.cache.remove(slot)
+        self.rows[slot] = self.rows[-1]
+        self.rows.pop()
+
+    def rewind(self, lengths: list[int]) -> None:
+        self.cache.lengths = list(lengths)
+        self.rows = [row[:length] for row, length in zip(self.rows, lengths, strict=True)]
+
+    def check(self) -> None:
+        assert self.cache.lengths == [len(row) for row in self.rows]
+        for slot, row in enumerate(self.rows):
+            found = self.cache.copy_out(slot, len(row))
+            for layer, (keys, values) in enumerate(found):
+                expected = self.states(torch.tensor([row]), layer)
+                assert torch.equal(keys, expected[0][0])
+                assert torch.equal(values, expected[1][0])
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_any_history_reads_back_what_was_written(seed: int) -> None:
+    chance = random.Random(seed)
+    model = Model()
+    for _ in range(120):
+        action = chance.choice(
+            ["add", "add", "write", "write", "write", "remove", "rewind", "trim", "reserve"]
+        )
+        count = len(model.rows)
+        if action == "add" and count < 9:
+            model.add(chance.randint(1, 90))
+        elif action == "write" and count:
+            new = chance.choice([1, 1, 1, 4, 70])
+            model.write(new, [chance.randint(0, new) for _ in model.rows])
+        elif action == "remove" and count:
+            model.remove(chance.randrange(count))
+        elif action == "rewind" and count:
+            model.rewind([chance.randint(0, len(row)) for row in model.rows])
+        elif action == "trim":
+            model.cache.trim()
+        elif action == "reserve":
+            model.cache.reserve(chance.randint(0, 12), chance.randint(0, 200))
+        model.check()
+
+
+def test_a_pass_that_is_not_counted_can_be_repeated() -> None:
+    model = Model()
+    model.add(5)
+    model.add(3)
+    model.write(2, [0, 0])
+    model.check()
+    model.write(2, [2, 2])
+    model.check()
+
+
+def test_it_grows_in_steps_and_gives_back_what_it_can() -> None:
+    model = Model()
+    for _ in range(3):
+        model.add(10)
+    sizes = set()
+    for _ in range(3 * LENGTH_STEP):
+        model.write(1, [1, 1, 1])
+        sizes.add(model.cache.nbytes())
+    assert len(sizes) <= 5
+    used = 3 * (10 + 3 * LENGTH_STEP) * HEADS * (KEY_DIM + VALUE_DIM) * LAYERS * 4
+    assert used <= model.cache.nbytes() <= 1.5 * used
+    model.rewind([7, 7, 7])
+    model.remove(0)
+    model.cache.trim()
+    assert model.cache.nbytes() == 2 * 7 * HEADS * (KEY_DIM + VALUE_DIM) * LAYERS * 4
+    model.check()
+
+
+@pytest.mark.parametrize("fail_at", range(4))
+def test_growth_that_fails_half_way_loses_nothing(fail_at: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory runs out at each of the four buffers of two layers; the next try goes through."""
+    module = cache_module
+
+    model = Model()
+    model.add(20)
+    model.add(30)
+    real, calls = module._room, iter(range(100))
+
+    def short(*args: Any) -> torch.Tensor:
+        if next(calls) == fail_at:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(*args)
+
+    monkeypatch.setattr(module, "_room", short)
+    with pytest.raises(torch.OutOfMemoryError):
+        model.cache.reserve(8, 500)
+    model.check()
+    monkeypatch.setattr(module, "_room", real)
+    model.write(1, [1, 1])
+    model.check()
+    model.cache.reserve(8, 500)
+    model.check()
+    model.cache.trim()
+    assert model.cache.nbytes() == 2 * 31 * HEADS * (KEY_DIM + VALUE_DIM) * LAYERS * 4
+
+
+def test_fresh_memory_holds_no_nan() -> None:
+    """What lies beyond a row's length is masked by adding −∞-like numbers, which NaN would survive."""
+    model = Model()
+    model.add(1)
+    model.cache.reserve(64, 4000)
+    assert all(layer.keys.isfinite().all() and layer.values.isfinite().all() for layer in model.cache.layers)
+
+
+def test_writing_outside_of_a_pass_is_refused() -> None:
+    cache = SlotCache()
+    cache.add([(torch.zeros(1, 2, 4), torch.zeros(1, 2, 4))])
+    with pytest.raises(RuntimeError, match=r"outside of SlotCache\.open"):
+        cache.layers[0].update(torch.zeros(1, 1, 1, 4), torch.zeros(1, 1, 1, 4))
+
+
+@pytest.mark.skipif(not is_lazy(torch.device("cpu")), reason="memory is taken at once on this system")
+def test_room_that_is_expected_takes_memory_only_as_it_is_written() -> None:
+    states = [(torch.ones(2, 5, 64), torch.ones(2, 5, 64)) for _ in range(2)]
+    cache = SlotCache()
+    before = resident()
+    cache.expect(8, 20_000)
+    cache.add(states)
+    cache.expect(16, 30_000)  # moves to larger buffers
+    cache.add(states)
+    assert cache.nbytes() == 4 * 16 * 2 * 30_000 * 64 * 4
+    assert resident() - before < cache.nbytes() / 10
+    assert [tuple(keys.shape) for keys, _ in cache.copy_out(1, 5)] == [(2, 5, 64)] * 2
+    assert all(torch.equal(keys, states[0][0]) for slot in (0, 1) for keys, _ in cache.copy_out(slot, 5))
+
+
+def test_room_that_could_not_be_filled_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache_module, "free_bytes", lambda device: 1_000_000)
+    cache = SlotCache()
+    cache.expect(8, 1 << 60)
+    cache.add([(torch.ones(2, 5, 64), torch.ones(2, 5, 64))])
+    cache.expect(16, 1 << 60)
+    assert cache.nbytes() < 1_000_000

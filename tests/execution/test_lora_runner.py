@@ -1,0 +1,162 @@
+"""An adapter release on one backbone: the same as two models side by side, and refused where it would not be."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from eddecode import ModelPair, Sampler, SamplingParams
+from eddecode.execution.factory import runner_for
+from eddecode.execution.kv_cache import SlotCache
+from eddecode.execution.lora_runner import SharedRunner
+from eddecode.execution.pair_runner import PairRunner
+from helpers import decoding, tiny
+
+peft = pytest.importorskip("peft")
+
+TARGETS = {"gpt_neox": ["query_key_value", "dense"], "gpt2": ["c_attn"]}
+
+
+def adapted(folder: Path, arch: str = "llama", **options: Any) -> ModelPair:
+    """A pair whose aligned side is an adapter with a change that shows."""
+    base = tiny.tiny_model(arch)
+    base.save_pretrained(folder / "base")
+    targets = TARGETS.get(arch, ["q_proj", "v_proj", "down_proj", "fc1"])
+    config = peft.LoraConfig(**{"r": 3, "lora_alpha": 7, "target_modules": targets, **options})
+    model = peft.get_peft_model(copy.deepcopy(base), config)
+    generator = torch.Generator().manual_seed(5)
+    for name, tensor in model.named_parameters():
+        if "lora_B" in name:
+            tensor.data = 0.2 * torch.randn(tensor.shape, generator=generator)
+    model.save_pretrained(folder / "adapter")
+    return ModelPair.load(folder / "base", folder / "adapter", dtype="float32")
+
+
+def two_backbones(pair: ModelPair) -> Sampler:
+    sampler = Sampler(pair)
+    sampler._runner = PairRunner(pair)
+    return sampler
+
+
+def mixed() -> list[SamplingParams]:
+    kinds = [(0.0, 0.0), (-1.0, 0.0), (0.5, 0.0), (1.0, 1.0), (2.0, 1.0), (0.3, 0.0), (0.1, 0.7), (-0.5, 1.0)]
+    return [
+        SamplingParams(alpha=alpha, temperature=temperature, max_new_tokens=8 + i, seed=i, n=1 + i % 2)
+        for i, (alpha, temperature) in enumerate(kinds)
+    ]
+
+
+@pytest.mark.parametrize("arch", ["llama", "gemma2", "gpt_neox", "phi"])
+def test_one_pass_gives_the_tokens_of_two(tmp_path: Path, arch: str) -> None:
+    pair = adapted(tmp_path, arch)
+    prompts = decoding.mixed_prompts(8)
+    expected = two_backbones(pair).generate(prompts, mixed())
+    for options in ({}, {"max_slots": 3}, {"speculation": "base", "max_slots": 4}):
+        sampler = Sampler(pair, **options)  # type: ignore[arg-type]
+        assert isinstance(sampler.runner, SharedRunner)
+        found = sampler.generate(prompts, mixed())
+        assert decoding.tokens(found) == decoding.tokens(expected)
+        assert [c.implied_reward for c in found] == pytest.approx(
+            [c.implied_reward for c in expected], abs=1e-3
+        )
+
+
+def test_the_backbone_is_read_once_for_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pair = adapted(tmp_path)
+    sampler = Sampler(pair)
+    sampler.generate(decoding.prompt(1, 4, 6), SamplingParams(max_new_tokens=2))
+    passes: list[int] = []
+    opened = SlotCache.open
+    monkeypatch.setattr(
+        SlotCache, "open", lambda self, *a: passes.append(len(self.lengths)) or opened(self, *a)
+    )
+    sampler.generate(decoding.prompt(1, 4, 6), SamplingParams(max_new_tokens=9, ignore_eos=True, n=3))
+    # Each model reads its prompt; then rows of two each, the first one alone until it is known what a token takes.
+    assert passes == [1, 1, 2, *[6] * 7, 4]
+
+
+def test_guesses_are_read_by_both_models_in_one_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pair = adapted(tmp_path)
+    params = SamplingParams(alpha=0.3, temperature=0, max_new_tokens=24, ignore_eos=True)
+    prompt = decoding.prompt(1, 4, 6)
+    expected = two_backbones(pair).generate(prompt, params)
+    sampler = Sampler(pair, speculation=tiny.tiny_model(num_hidden_layers=1))
+    made = sampler._speculation
+    assert made is not None
+    made.always = 3
+    sampler.runner  # noqa: B018  # trials are over before anything counts
+    passes: list[tuple[int, int]] = []
+    opened = SlotCache.open
+
+    def counted(self: SlotCache, new: int, *slots: Any) -> Any:
+        passes.append((len(self.lengths[slots[0]] if slots else self.lengths), new))
+        return opened(self, new, *slots)
+
+    monkeypatch.setattr(SlotCache, "open", counted)
+    assert decoding.tokens(sampler.generate(prompt, params)) == decoding.tokens(expected)
+    assert (2, 3) in passes  # both rows of the prompt: the last token and two guesses
+    assert (1, 3) not in passes
+
+
+def test_the_base_is_untouched(tmp_path: Path) -> None:
+    pair = adapted(tmp_path)
+    ids = torch.tensor([decoding.ids(3, 12)])
+    before = pair.base(ids).logits
+    Sampler(pair).generate(decoding.prompt(2, 5, 5), SamplingParams(alpha=1.0, max_new_tokens=6))
+    assert torch.equal(pair.base(ids).logits, before)
+
+
+@pytest.mark.parametrize(
+    "options", [{"use_dora": True}, {"modules_to_save": ["lm_head"]}, {"bias": "lora_only"}]
+)
+def test_more_than_a_plain_lora_is_decoded_as_two_models(tmp_path: Path, options: dict[str, Any]) -> None:
+    pair = adapted(tmp_path, "phi" if "bias" in options else "llama", **options)
+    if "use_dora" not in options:
+        assert pair.factors is None
+    assert type(runner_for(pair)) is PairRunner
+
+
+def test_layers_that_are_not_linear_are_decoded_as_two_models(tmp_path: Path) -> None:
+    assert type(runner_for(adapted(tmp_path, "gpt2"))) is PairRunner
+
+
+def test_factors_that_do_not_give_the_aligned_model_are_refused(tmp_path: Path) -> None:
+    pair = adapted(tmp_path)
+    name, (a, b) = next(iter((pair.factors or {}).items()))
+    pair.aligned.low_rank_factors[name] = (a, 1.3 * b)
+    assert type(runner_for(pair)) is PairRunner
+
+
+def test_a_row_that_only_half_came_in_leaves_no_trace(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runner = SharedRunner(pair := adapted(tmp_path), pair.factors or {})
+    prefixes = [runner.prefill(role, [decoding.ids(role, 4)])[0] for role in (0, 1)]
+    runner.add(prefixes)
+    with monkeypatch.context() as patch:
+        patch.setattr(type(runner.decoders[1]), "add", _fails_for_the_aligned)
+        with pytest.raises(MemoryError):
+            runner.add(prefixes)
+    assert [decoder.occupied for decoder in runner.decoders] == [1, 1]
+
+
+def _fails_for_the_aligned(half: Any, prefix: Any) -> None:
+    if half.role == 1:
+        raise MemoryError
+    half.backbone.add(prefix)
+
+
+def test_scores_are_those_of_the_two_models(tmp_path: Path) -> None:
+    pair = adapted(tmp_path)
+    sampler = Sampler(pair)
+    prompt, params = decoding.prompt(4, 5, 7), SamplingParams(alpha=0.5, max_new_tokens=10, seed=1)
+    done = sampler.generate(prompt, params)
+    assert isinstance(sampler.runner, SharedRunner)
+    (score,) = sampler.score([prompt], done, [0.5])
+    assert (score.base_logprob, score.aligned_logprob) == pytest.approx(
+        (done[0].base_logprob, done[0].aligned_logprob), abs=1e-3
+    )

@@ -1,0 +1,158 @@
+"""Decoding over slots against plain forward passes, row by row."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from eddecode.errors import UnsupportedLayersError
+from eddecode.execution import model_runner as module
+from eddecode.execution.attention_mask import Masks
+from eddecode.execution.model_runner import RecomputeDecoder, SlotDecoder
+from helpers import decoding, reference, tiny
+
+EVERY = pytest.mark.parametrize("arch", list(tiny.ARCHITECTURES))
+KINDS = pytest.mark.parametrize("kind", [SlotDecoder, RecomputeDecoder])
+
+
+def expected(model: Any, texts: list[list[int]]) -> np.ndarray[Any, Any]:
+    return np.stack([reference.next_logits(model, text) for text in texts])
+
+
+def close(found: torch.Tensor, wanted: np.ndarray[Any, Any]) -> None:
+    assert found.dtype == torch.float32
+    np.testing.assert_allclose(found.double().numpy(), wanted, rtol=1e-4, atol=2e-4)
+
+
+@EVERY
+@KINDS
+def test_rows_enter_go_on_leave_and_are_shortened(arch: str, kind: Any) -> None:
+    """Rows of lengths around the sliding window; every logit is that of the row's own whole text."""
+    model = tiny.tiny_model(arch)
+    decoder = kind(model)
+    rows: list[list[int]] = []
+    texts = [decoding.ids(i, length) for i, length in enumerate((3, 20, 8, 1))]
+    for text, prefix in zip(texts, decoder.prefill(texts), strict=True):
+        close(prefix.logits, reference.next_logits(model, text))
+        assert (prefix.length, prefix.ids) == (len(text), text)
+        decoder.add(prefix)
+        rows.append(list(text))
+    assert decoder.occupied == 4
+
+    def extend(count: int, seed: int) -> None:
+        new = [decoding.ids(seed + i, count) for i in range(len(rows))]
+        found = decoder.extend(torch.tensor(new))
+        for row, more in zip(rows, new, strict=True):
+            row.extend(more)
+        for back in range(count):
+            cut = count - 1 - back
+            close(found[:, back], expected(model, [row[: len(row) - cut] for row in rows]))
+
+    extend(1, 100)
+    extend(3, 200)
+    decoder.remove(1)
+    rows[1] = rows.pop()
+    extend(1, 300)
+    decoder.rewind([len(rows[0]) - 2, len(rows[1]), len(rows[2]) - 1])
+    rows[0], rows[2] = rows[0][:-2], rows[2][:-1]
+    decoder.trim()
+    extend(2, 400)
+    late = decoder.prefill([decoding.ids(9, 13)])[0]
+    decoder.add(late)
+    rows.append(list(late.ids))
+    extend(1, 500)
+
+
+@EVERY
+@pytest.mark.parametrize("chunk", [1, 7])
+def test_chunks_of_a_long_prompt_change_nothing(
+    arch: str, chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny.tiny_model(arch)
+    texts = [decoding.ids(i, length) for i, length in enumerate((7, 30, 14, 1))]
+    monkeypatch.setattr(module, "PREFILL_CHUNK", chunk)
+    for text, prefix in zip(texts, SlotDecoder(model).prefill(texts), strict=True):
+        close(prefix.logits, reference.next_logits(model, text))
+        for keys, values in prefix.states:
+            assert keys.shape[1] == values.shape[1] == len(text)
+
+
+def test_a_prefill_touches_no_slot() -> None:
+    decoder = SlotDecoder(tiny.tiny_model())
+    decoder.add(decoder.prefill([(5, 6, 7)])[0])
+    before = [tensor.clone() for layer in decoder.cache.copy_out(0, 3) for tensor in layer]
+    decoder.prefill([decoding.ids(1, 40)])
+    after = [tensor for layer in decoder.cache.copy_out(0, 3) for tensor in layer]
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+    assert decoder.occupied == 1
+
+
+def test_the_bytes_of_a_prefix_are_those_of_its_states() -> None:
+    prefix = SlotDecoder(tiny.tiny_model()).prefill([decoding.ids(1, 11)])[0]
+    assert (
+        prefix.nbytes == 2 * 2 * 2 * 8 * 11 * 4
+    )  # layers, keys and values, heads, head_dim, positions, float32
+
+
+# Masks -----------------------------------------------------------------------------------------------------------
+
+
+class Config:
+    """As much of a configuration as a mask looks at."""
+
+    def __init__(self, **fields: Any) -> None:
+        vars(self).update(fields)
+
+
+def visible(kind: str, query: int, key: int) -> bool:
+    if kind == "sliding_attention":
+        return query - 4 < key <= query
+    if kind == "chunked_attention":
+        return key <= query and key // 4 == query // 4
+    return key <= query
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_masks_against_the_definition(dtype: torch.dtype) -> None:
+    kinds = ["full_attention", "sliding_attention", "chunked_attention"]
+    config = Config(layer_types=[*kinds, *kinds], sliding_window=4, attention_chunk_size=4)
+    positions = torch.tensor([[0, 1, 2], [7, 8, 9], [3, 4, 5]])
+    masks = Masks(config).build(positions, 10, dtype)
+    assert isinstance(masks, dict)
+    assert set(masks) == set(kinds)
+    for kind, row, place, key in itertools.product(kinds, range(3), range(3), range(10)):
+        seen = visible(kind, int(positions[row, place]), key)
+        value = masks[kind][row, 0, place, key]
+        assert value == (0 if seen else torch.finfo(dtype).min)
+        assert value.dtype == dtype
+
+
+@pytest.mark.parametrize(
+    ("fields", "kind"),
+    [
+        ({}, "full_attention"),
+        ({"sliding_window": None}, "full_attention"),
+        ({"sliding_window": 4}, "sliding_attention"),
+        ({"attention_chunk_size": 4, "sliding_window": None}, "chunked_attention"),
+    ],
+)
+def test_models_of_one_kind_take_one_mask(fields: dict[str, Any], kind: str) -> None:
+    mask = Masks(Config(**fields)).build(torch.tensor([[6]]), 8, torch.float32)
+    assert isinstance(mask, torch.Tensor)
+    assert (mask[0, 0, 0] == 0).tolist() == [visible(kind, 6, key) for key in range(8)]
+
+
+@pytest.mark.parametrize("kind", ["linear_attention", "conv", "hybrid"])
+def test_layers_that_do_not_attend_over_a_mask_are_refused(kind: str) -> None:
+    with pytest.raises(UnsupportedLayersError, match=kind):
+        Masks(Config(layer_types=["full_attention", kind])).build(torch.tensor([[0]]), 1, torch.float32)
+
+
+def test_windows_of_a_models_own_are_refused() -> None:
+    """GPT-Neo cuts its local layers' windows from the end of the keys, where short rows are not."""
+    with pytest.raises(UnsupportedLayersError, match="window of the model's own"):
+        Masks(Config(attention_layers=["global", "local"])).build(torch.tensor([[0]]), 1, torch.float32)

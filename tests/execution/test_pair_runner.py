@@ -1,0 +1,244 @@
+"""Two models in step, and the trial that decides how each is decoded."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import pytest
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    BloomConfig,
+    GPTNeoConfig,
+    MambaConfig,
+    MptConfig,
+    Phi3Config,
+    PreTrainedConfig,
+)
+
+from eddecode.errors import ContextError
+from eddecode.execution import model_runner as decoder_module
+from eddecode.execution.compiled.rotary import rope_window
+from eddecode.execution.model_runner import RecomputeDecoder, SlotDecoder
+from eddecode.execution.pair_runner import PairRunner
+from eddecode.execution.self_check import disagreement
+from eddecode.models.pair import ModelPair
+from eddecode.prompts.types import RenderedPrompt
+from eddecode.sampler import Sampler
+from helpers import decoding, reference, tiny
+
+
+def pair_of(config: PreTrainedConfig) -> ModelPair:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        base = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    return ModelPair.from_models(base, tiny.tiny_aligned(base))
+
+
+def check_against_the_reference(pair: ModelPair, made: Sampler, count: int = 6) -> None:
+    prompts = [decoding.prompt(i, 3 + 8 * i, 19 - 6 * i, 90) for i in range(3)]
+    params = [decoding.GREEDY.replace(alpha=alpha, max_new_tokens=count) for alpha in (0.0, -1.0, 1.5)]
+    expected = [
+        reference.generate(pair.models, p.ids, q.alpha, count).ids
+        for p, q in zip(prompts, params, strict=True)
+    ]
+    assert decoding.tokens(made.generate(prompts, params)) == expected
+
+
+SMALL = {"vocab_size": 97, "initializer_range": 0.3}
+OTHERS: dict[str, PreTrainedConfig] = {
+    "bloom": BloomConfig(hidden_size=32, n_layer=2, n_head=4, **SMALL),  # ALiBi, from a 2-D mask
+    "mamba": MambaConfig(hidden_size=32, state_size=8, num_hidden_layers=2, **SMALL),  # a recurrent state
+    "gpt_neo": GPTNeoConfig(  # windows of its own
+        hidden_size=32,
+        num_layers=2,
+        num_heads=4,
+        attention_types=[[["global", "local"], 1]],
+        window_size=8,
+        max_position_embeddings=64,
+        **SMALL,
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", list(OTHERS))
+def test_what_slots_cannot_serve_is_recomputed_and_says_so(kind: str) -> None:
+    pair = pair_of(OTHERS[kind])
+    made = Sampler(pair, max_slots=2)
+    with pytest.warns(UserWarning, match=r"the whole text is recomputed for every token") as caught:
+        made.runner  # noqa: B018
+    assert [f"{name} ({kind})" in str(w.message) for name, w in zip(pair.names, caught, strict=True)] == [
+        True
+    ] * 2
+    assert all(isinstance(decoder, RecomputeDecoder) for decoder in made.runner.decoders)
+    check_against_the_reference(pair, made)
+
+
+def test_alibi_by_position_needs_no_recomputation() -> None:
+    """MPT's biases differ from the true distances by a constant of the row, which a softmax does not see."""
+    pair = pair_of(MptConfig(d_model=32, n_heads=4, n_layers=2, max_seq_len=64, expansion_ratio=2, **SMALL))
+    made = Sampler(pair)
+    assert all(isinstance(decoder, SlotDecoder) for decoder in made.runner.decoders)
+    check_against_the_reference(pair, made)
+
+
+@pytest.mark.parametrize("arch", list(tiny.ARCHITECTURES))
+def test_the_nine_architectures_decode_over_slots_without_a_word(arch: str) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        runner = PairRunner(decoding.pair(arch))
+    assert all(isinstance(decoder, SlotDecoder) for decoder in runner.decoders)
+    for own_attention in (False, True):
+        assert disagreement(SlotDecoder(decoding.pair(arch).base, own_attention=own_attention)) < 1e-4
+
+
+@pytest.mark.parametrize("fault", ["mask", "positions", "exception"])
+def test_a_model_that_ignores_what_it_is_told_is_found_out(
+    fault: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, aligned = tiny.tiny_pair_models()
+    real = aligned.forward
+
+    def deaf(*args: Any, **kwargs: Any) -> Any:
+        if kwargs["use_cache"] and fault == "exception":
+            raise ValueError("this model takes no such cache\nsecond line")
+        if kwargs["use_cache"] and fault == "mask":
+            kwargs["attention_mask"] = None
+        if kwargs["use_cache"] and fault == "positions":
+            kwargs["position_ids"] = kwargs["position_ids"] * 0
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(aligned, "forward", deaf)
+    message = r"aligned \(llama\): decoding through a key-value cache " + (
+        r"failed: ValueError: this model takes no such cache; the whole text"
+        if fault == "exception"
+        else r"was off by .* of the largest logit, above 0\.001; the whole text"
+    )
+    with pytest.warns(UserWarning, match=message):
+        runner = PairRunner(ModelPair.from_models(base, aligned))
+    assert [type(decoder) for decoder in runner.decoders] == [SlotDecoder, RecomputeDecoder]
+
+
+@pytest.mark.parametrize("value", [-1e4, -float("inf")])
+def test_one_padded_id_does_not_decide_the_trial(value: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither does it fail a sound model, nor does its size excuse a broken one."""
+    model = tiny.tiny_model("phi")
+    model.lm_head.bias.data[290] = value
+    assert disagreement(SlotDecoder(model)) < 1e-4
+    real = model.forward
+
+    def late(*args: Any, **kwargs: Any) -> Any:
+        if kwargs["use_cache"]:
+            kwargs["position_ids"] = kwargs["position_ids"] * 2
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(model, "forward", late)
+    assert disagreement(SlotDecoder(model)) > 0.01
+
+
+def test_a_slot_is_the_same_row_in_both_models_or_in_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    runner = PairRunner(decoding.pair())
+    first = [runner.prefill(model, [decoding.ids(model, 4)])[0] for model in (0, 1)]
+    runner.add(first)
+    real = SlotDecoder.add
+
+    def short(self: SlotDecoder, prefix: Any) -> None:
+        if self is runner.decoders[1]:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        real(self, prefix)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SlotDecoder, "add", short)
+        with pytest.raises(torch.OutOfMemoryError):
+            runner.add(first)
+    assert [decoder.occupied for decoder in runner.decoders] == [1, 1]
+    runner.remove(0)
+    assert [decoder.occupied for decoder in runner.decoders] == [0, 0]
+
+
+def test_a_pass_that_failed_in_the_second_model_is_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+    runner = PairRunner(decoding.pair())
+    texts = [decoding.ids(1, 4), decoding.ids(2, 7)]
+    runner.add([runner.prefill(model, [texts[model]])[0] for model in (0, 1)])
+    real = SlotDecoder.extend
+
+    def short(self: SlotDecoder, tokens: torch.Tensor) -> torch.Tensor:
+        if self is runner.decoders[1]:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(self, tokens)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SlotDecoder, "extend", short)
+        with pytest.raises(torch.OutOfMemoryError):
+            runner.decode(torch.tensor([[9]]), [[4], [7]])
+    for model, logits in enumerate(runner.decode(torch.tensor([[9]]), [[4], [7]])):
+        expected = reference.next_logits(decoding.pair().models[model], [*texts[model], 9])
+        torch.testing.assert_close(logits[0, 0].double(), torch.from_numpy(expected), rtol=1e-4, atol=1e-4)
+
+
+def test_a_fresh_runner_shares_the_models_and_no_slot() -> None:
+    runner = PairRunner(decoding.pair())
+    runner.add([runner.prefill(model, [decoding.ids(model, 4)])[0] for model in (0, 1)])
+    other = runner.fresh()
+    assert [decoder.occupied for decoder in other.decoders] == [0, 0]
+    assert [decoder.occupied for decoder in runner.decoders] == [1, 1]
+    assert all(a.model is b.model for a, b in zip(runner.decoders, other.decoders, strict=True))
+
+
+def test_texts_end_where_rotary_frequencies_would_change_with_the_batch() -> None:
+    """Phi-3's longrope turns all positions by other angles once the longest row passes the original length."""
+    config = Phi3Config(
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        original_max_position_embeddings=24,
+        rope_parameters={
+            "rope_type": "longrope",
+            "rope_theta": 1e4,
+            "short_factor": [1.0] * 4,
+            "long_factor": [4.0] * 4,
+            "original_max_position_embeddings": 24,
+        },
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+        **SMALL,
+    )
+    pair = pair_of(config)
+    assert rope_window(pair.base) == 24
+    made = Sampler(pair)
+    assert made.runner.windows == [24, 24]
+    fits = RenderedPrompt(decoding.ids(0, 14, 90), decoding.ids(1, 5, 90))
+    expected = reference.generate(pair.models, fits.ids, 1.0, 10).ids
+    assert decoding.tokens(made.generate(fits, decoding.GREEDY.replace(alpha=1.0))) == [expected]
+    with pytest.raises(ContextError, match=r"the base model reads at most 24 tokens, but the prompt has 15"):
+        made.generate(RenderedPrompt(decoding.ids(0, 15, 90), [3]), decoding.GREEDY)
+
+
+def test_other_models_have_no_such_end() -> None:
+    assert [rope_window(tiny.tiny_model(arch)) for arch in tiny.ARCHITECTURES] == [None] * 9
+
+
+@pytest.mark.parametrize("where", ["cpu", "disk"])
+def test_offloaded_weights(where: str, tmp_path: Any) -> None:
+    """accelerate brings each layer's weights as it runs, the swapped head's among them."""
+    from accelerate import cpu_offload, disk_offload
+
+    base, aligned = tiny.tiny_pair_models()
+    prompts, params = decoding.mixed_prompts(4), decoding.GREEDY.replace(alpha=0.7)
+    expected = [reference.generate((base, aligned), p.ids, 0.7, 10).ids for p in prompts]
+    if where == "cpu":
+        cpu_offload(aligned, execution_device=torch.device("cpu"), offload_buffers=True)
+    else:
+        disk_offload(aligned, str(tmp_path), execution_device=torch.device("cpu"), offload_buffers=True)
+    assert aligned.get_input_embeddings().weight.device.type == "meta"
+    made = Sampler(ModelPair.from_models(base, aligned))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        assert all(isinstance(decoder, SlotDecoder) for decoder in made.runner.decoders)
+    assert decoding.tokens(made.generate(prompts, params)) == expected
+    assert decoder_module.PREFILL_CHUNK > 40

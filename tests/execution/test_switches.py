@@ -1,0 +1,403 @@
+"""Every speed-up on its own, and all of them together: the tokens and the probabilities are those of neither.
+
+What the engine gives with a speed-up must be what two models give that are run from scratch for every token
+(`reference.py`). Each speed-up is one entry of SWITCHES: how to do without it, and how to see that it was at work: a
+switch that switches nothing would make every comparison here an empty one.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib import import_module
+from typing import Any
+
+import pytest
+import torch
+
+from eddecode.engine.engine import Engine
+from eddecode.engine.speculative.speculator import Speculation
+from eddecode.execution.compiled.replace import Layers
+from eddecode.execution.compiled.rotary import Angles
+from eddecode.execution.lora_runner import SharedRunner
+from eddecode.models.pair import ModelPair
+from eddecode.prompts.types import RenderedPrompt
+from eddecode.sampler import Sampler
+from eddecode.sampling.params import SamplingParams
+from eddecode.sampling.rng import stream_key, uniforms
+from eddecode_kernels import sample_cpu as cpu
+from eddecode_kernels.decoder_layer import Blocks
+from eddecode_kernels.linear import linear_for
+from helpers import reference, tiny
+from helpers.decoding import tokens
+
+Patch = pytest.MonkeyPatch
+Used = Counter[str]
+
+NEW = 10  # tokens per completion
+# float32 logits of two ways to sum: some 1e-6 of their size, times (1+2α) in the contrast. Far below what a wrong mask,
+# position or weight does, which is off by tenths.
+LIMIT = 1e-4
+COMPILED = linear_for(torch.zeros(1, 1), None, torch.float32) is not None
+
+
+# The pairs ----------------------------------------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=8)
+def pair_of(kind: str) -> ModelPair:
+    """Two checkpoints that differ in every tensor; or base and low-rank change."""
+    base = tiny.tiny_model("llama", num_hidden_layers=3)
+    aligned = tiny.tiny_aligned(base)
+    if kind == "lora":
+        aligned, factors = low_rank(base)
+        aligned.low_rank_factors = factors  # as loading an adapter leaves it
+    return ModelPair.from_models(base, aligned)
+
+
+def low_rank(base: Any) -> tuple[Any, dict[str, tuple[torch.Tensor, torch.Tensor]]]:
+    """A copy of the base with B·A on top of some of its layers, and the A's and B's."""
+    aligned, factors = copy.deepcopy(base), {}
+    generator = torch.Generator().manual_seed(8)
+    for name, module in aligned.model.named_modules(prefix="model"):
+        if name.endswith(("q_proj", "v_proj", "gate_proj", "down_proj")):
+            a = 0.3 * torch.randn(3, module.in_features, generator=generator)
+            b = 0.3 * torch.randn(module.out_features, 3, generator=generator)
+            module.weight.data += b @ a
+            factors[name] = (a, b)
+    return aligned, factors
+
+
+# What is asked, and the oracle's answers ----------------------------------------------------------------------------
+
+
+def requests() -> tuple[list[RenderedPrompt], list[SamplingParams]]:
+    """Greedy and sampled rows; prompts that several rows share, and one that both models share; one repeats itself."""
+    generator = torch.Generator().manual_seed(4)
+    ids = torch.randint(6, tiny.VOCAB, (5, 40), generator=generator).tolist()
+    prompts = [
+        RenderedPrompt(ids[0][:5], ids[1][:17]),
+        RenderedPrompt(ids[2][:23], ids[2][:23]),
+        RenderedPrompt(ids[3][:4] * 3, ids[4][:9]),
+    ]
+    greedy = SamplingParams(temperature=0.0, max_new_tokens=NEW, ignore_eos=True, logprobs=True)
+    sampled = greedy.replace(temperature=1.0, seed=5)
+    kinds = [
+        greedy.replace(alpha=0.4),
+        greedy.replace(alpha=-1.0),
+        greedy.replace(alpha=2.0),
+        sampled.replace(alpha=0.2),
+        sampled.replace(alpha=1.0, temperature=0.7, top_k=40, top_p=0.9),
+        sampled.replace(alpha=0.6, min_p=0.01, plausibility=0.001),
+    ]
+    return [prompt for prompt in prompts for _ in kinds], kinds * len(prompts)
+
+
+@lru_cache(maxsize=8)
+def naive(kind: str) -> list[reference.Continuation]:
+    """Both models from scratch for every token, with the uniforms of the requests."""
+    models = pair_of(kind).models
+    made = []
+    for prompt, p in zip(*requests(), strict=True):
+        u = None
+        if p.temperature > 0:
+            u = uniforms(stream_key(p.seed, prompt.digest, 0), 0, NEW).tolist()
+        filters = {"top_k": p.top_k, "top_p": p.top_p, "min_p": p.min_p, "plausibility": p.plausibility}
+        made.append(
+            reference.generate(
+                models, prompt.ids, p.alpha, NEW, uniforms=u, temperature=p.temperature or 1.0, **filters
+            )
+        )
+    assert len({token for row in made for token in row.ids}) > 20  # a model that says one thing shows nothing
+    return made
+
+
+# The switches -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Switch:
+    """A speed-up.
+
+    Attributes:
+        off: do without it.
+        on: make sure of it, and count its uses.
+        needs: another one that it is a part of.
+        pairs: the kinds of pairs that it is for.
+        compiled: whether it takes a C++ compiler.
+        options: of the sampler, where it is on.
+    """
+
+    off: Callable[[Patch], None]
+    on: Callable[[Patch, Callable[[], None]], None]
+    needs: tuple[str, ...] = ()
+    pairs: tuple[str, ...] = ("full", "lora")
+    compiled: bool = False
+    options: tuple[tuple[str, Any], ...] = ()
+
+
+def made_by(*places: str, needs: tuple[str, ...] = ()) -> Switch:
+    """A compiled layer: functions that make it, or None where there is none to be had."""
+
+    def off(patch: Patch) -> None:
+        for place in places:
+            patch.setattr(place, lambda *args, **kwargs: None)
+
+    def on(patch: Patch, count: Callable[[], None]) -> None:
+        for place in places:
+            patch.setattr(place, counted(place, count))
+        patch.setattr("eddecode.execution.compiled.replace.pays", lambda dtype: True)
+        patch.setattr("eddecode.execution.lm_head.pays", lambda dtype: True)
+
+    return Switch(off, on, needs, compiled=True)
+
+
+def counted(place: str, count: Callable[[], None]) -> Callable[..., Any]:
+    """The function at a place; what it makes counts its calls."""
+    module, _, name = place.rpartition(".")
+    make = getattr(import_module(module), name)
+
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        made = make(*args, **kwargs)
+        return made and calling(made, count)
+
+    return wrapped
+
+
+def calling(function: Callable[..., Any], count: Callable[[], None]) -> Callable[..., Any]:
+    """The function, which counts its calls."""
+
+    def called(*args: Any, **kwargs: Any) -> Any:
+        count()
+        return function(*args, **kwargs)
+
+    return called
+
+
+def no_attention(patch: Patch) -> None:
+    patch.setattr("eddecode.execution.model_runner.can_attend", lambda model: False)
+
+
+def own_attention(patch: Patch, count: Callable[[], None]) -> None:
+    patch.setattr(
+        "eddecode.execution.attention.attend",
+        calling(import_module("eddecode.execution.attention").attend, count),
+    )
+
+
+def no_blocks(patch: Patch) -> None:
+    patch.setattr("eddecode.execution.compiled.replace.block_forward", lambda *args: None)
+
+
+def compiled_blocks(patch: Patch, count: Callable[[], None]) -> None:
+    patch.setattr(Blocks, "__call__", calling(Blocks.__call__, count))
+    patch.setattr("eddecode.execution.compiled.replace.pays", lambda dtype: True)
+
+
+def no_stack(patch: Patch) -> None:
+    patch.setattr("eddecode.execution.compiled.replace.stack_forward", lambda *args: None)
+
+
+def one_stack(patch: Patch, count: Callable[[], None]) -> None:
+    def counted(stack: Blocks, *args: Any) -> Any:
+        if len(stack) > 1:
+            count()
+        return call(stack, *args)
+
+    call = Blocks.__call__
+    patch.setattr(Blocks, "__call__", counted)
+
+
+def through_the_library(patch: Patch) -> None:
+    patch.setattr("eddecode.execution.compiled.replace.is_body_and_head", lambda model: False)
+
+
+def straight(patch: Patch, count: Callable[[], None]) -> None:
+    def counted(layers: Layers) -> Any:
+        stack = found.__get__(layers)
+        if stack is not None:
+            count()
+        return stack
+
+    found = Layers.straight
+    patch.setattr(Layers, "straight", property(counted))
+
+
+def angles_worked_out(patch: Patch) -> None:
+    patch.setattr("eddecode.execution.compiled.rotary._stays", lambda kind: False)
+
+
+def angles_looked_up(patch: Patch, count: Callable[[], None]) -> None:
+    def counted(angles: Angles, *args: Any) -> Any:
+        found = call(angles, *args)
+        if found[0].dim() == 2:  # by position
+            count()
+        return found
+
+    call = Angles.__call__
+    patch.setattr(Angles, "__call__", counted)
+
+
+def reference_kernel(patch: Patch) -> None:
+    patch.setenv("EDDECODE_KERNELS", "reference")
+
+
+def compiled_kernel(patch: Patch, count: Callable[[], None]) -> None:
+    patch.setenv("EDDECODE_KERNELS", "cpu")
+    patch.setattr(cpu, "contrast_and_sample", calling(cpu.contrast_and_sample, count))
+
+
+def one_at_a_time(patch: Patch) -> None:
+    """Nothing: a sampler has one slot unless the switch gives it more."""
+
+
+def together(patch: Patch, count: Callable[[], None]) -> None:
+    draw = Engine.draw
+
+    def drawn(self: Engine, draws: Any, logits: Any) -> Any:
+        if len({id(row) for row, _ in draws.places}) > 1:
+            count()
+        return draw(self, draws, logits)
+
+    patch.setattr(Engine, "draw", drawn)
+
+
+def everyone_reads(patch: Patch) -> None:
+    """A row enters alone, and what it read is thrown away."""
+    forget, next_rows = Engine._forget, Engine._next_rows
+
+    def forget_all(self: Engine, key: Sequence[Any]) -> None:
+        forget(self, key)
+        self._prefixes.clear()
+
+    patch.setattr(Engine, "_forget", forget_all)
+    patch.setattr(Engine, "_next_rows", lambda self: next_rows(self)[:1])
+
+
+def read_once(patch: Patch, count: Callable[[], None]) -> None:
+    read = Engine._read
+
+    def reads(self: Engine, keys: Sequence[Any]) -> None:
+        if any(key in self._prefixes for key in keys) or len(set(keys)) < len(keys):
+            count()
+        read(self, keys)
+
+    patch.setattr(Engine, "_read", reads)
+
+
+def no_sharing(patch: Patch) -> None:
+    patch.setattr(SharedRunner, "objection", lambda self: "it is switched off")
+
+
+def shared_backbone(patch: Patch, count: Callable[[], None]) -> None:
+    patch.setattr(SharedRunner, "decode", calling(SharedRunner.decode, count))
+
+
+def no_guesses(patch: Patch) -> None:
+    """Nothing: a sampler guesses only if it is told to."""
+
+
+def guesses(patch: Patch, count: Callable[[], None]) -> None:
+    """Guess at every step, whether that pays or not."""
+    init = Speculation.__init__
+
+    def always(self: Speculation, *args: Any, **kwargs: Any) -> None:
+        init(self, *args, **kwargs)
+        self.always = 3
+
+    patch.setattr(Speculation, "__init__", always)
+    patch.setattr(Speculation, "_leap", calling(Speculation._leap, count))
+
+
+SWITCHES = {
+    "linear": made_by(
+        "eddecode.execution.compiled.replace.linear_for", "eddecode.execution.compiled.lora.linear_for"
+    ),
+    "norm": made_by("eddecode.execution.compiled.rms_norm.rms_norm_for"),
+    "activation": made_by("eddecode.execution.compiled.replace.silu_for"),
+    "head": made_by("eddecode.execution.lm_head.linear_for"),
+    "attention": Switch(no_attention, own_attention, compiled=True),
+    "blocks": Switch(no_blocks, compiled_blocks, needs=("attention",), compiled=True),
+    "stack": Switch(no_stack, one_stack, needs=("blocks",), pairs=("full", "lora"), compiled=True),
+    "straight": Switch(
+        through_the_library, straight, needs=("stack",), pairs=("full", "lora"), compiled=True
+    ),
+    "angles": Switch(
+        angles_worked_out, angles_looked_up, needs=("stack",), pairs=("full", "lora"), compiled=True
+    ),
+    "kernel": Switch(reference_kernel, compiled_kernel, compiled=True),
+    "batch": Switch(one_at_a_time, together, options=(("max_slots", 16),)),
+    "prefixes": Switch(everyone_reads, read_once),
+    "backbone": Switch(no_sharing, shared_backbone, pairs=("lora",)),
+    "base guesses": Switch(no_guesses, guesses, options=(("speculation", "base"),)),
+    "ngram guesses": Switch(no_guesses, guesses, options=(("speculation", "ngram"),)),
+    "assistant guesses": Switch(
+        no_guesses, guesses, options=(("speculation", tiny.tiny_model(num_hidden_layers=1)),)
+    ),
+}
+GUESSERS = ("base guesses", "ngram guesses", "assistant guesses")
+
+
+def needed(chosen: Sequence[str]) -> set[str]:
+    """These switches, and those that they are parts of."""
+    return set(chosen).union(*(needed(SWITCHES[name].needs) for name in chosen))
+
+
+def choose(patch: Patch, kind: str, chosen: Sequence[str]) -> tuple[Sampler, Used]:
+    """A sampler with these speed-ups and no others, and which of them were at work since it was made."""
+    used: Used = Counter()
+    wanted = needed(chosen)
+    for name, switch in SWITCHES.items():
+        if name not in wanted:
+            switch.off(patch)
+    for name, switch in SWITCHES.items():
+        if name in wanted:
+            switch.on(patch, lambda name=name: used.update([name]))  # type: ignore[misc]
+    options: dict[str, Any] = {"max_slots": 1}
+    for name in wanted:
+        options.update(SWITCHES[name].options)
+    made = Sampler(pair_of(kind), **options)
+    made.runner  # noqa: B018  # trials are over before anything counts
+    used.clear()
+    return made, used
+
+
+def states(kind: str) -> list[tuple[str, ...]]:
+    """None, each one, and all; with either guesser."""
+    mine = [name for name, switch in SWITCHES.items() if kind in switch.pairs]
+    without = [name for name in mine if name not in GUESSERS]
+    return [(), *((name,) for name in mine), *((*without, guesser) for guesser in GUESSERS)]
+
+
+CASES = [
+    pytest.param(
+        kind,
+        chosen,
+        id=f"{kind}-{chosen[0] if len(chosen) == 1 else f'all, {chosen[-1]}' if chosen else 'none'}",
+    )
+    for kind in ("full", "lora")
+    for chosen in states(kind)
+]
+
+
+@pytest.mark.parametrize(("kind", "chosen"), CASES)
+def test_tokens_and_probabilities_are_the_naive_ones(
+    kind: str, chosen: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not COMPILED and any(SWITCHES[name].compiled for name in chosen):
+        pytest.skip("no C++ compiler")
+    sampler, used = choose(monkeypatch, kind, chosen)
+    done = sampler.generate(*requests())
+    expected = naive(kind)
+    assert tokens(done) == [row.ids for row in expected]
+    for completion, row in zip(done, expected, strict=True):
+        found = [[token.base, token.aligned, token.contrast] for token in completion.logprobs or ()]
+        torch.testing.assert_close(torch.tensor(found), torch.tensor(row.logprobs), atol=LIMIT, rtol=0)
+    if len(chosen) <= 1:
+        assert set(chosen) <= set(used) <= needed(chosen)
+    else:
+        assert {"kernel", "batch", "prefixes", "head", "blocks", chosen[-1]} <= set(used)
+        assert {"stack", "straight", "angles"} <= set(used)

@@ -1,0 +1,1 @@
+"""What several tests share: tiny models, naive references, scripted samplers and runs."""

@@ -1,0 +1,62 @@
+"""What the tests of captured steps have in common: a decoder on a tape, and what its rows should have read."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from eddecode.execution.cuda_graph import GraphDecoder
+from helpers import decoding, reference, tiny
+from helpers.tape import Tape
+
+EVERY = pytest.mark.parametrize("arch", list(tiny.ARCHITECTURES))
+
+
+def close(found: torch.Tensor, model: Any, rows: list[list[int]]) -> None:
+    wanted = np.stack([reference.next_logits(model, row) for row in rows])
+    assert found.dtype == torch.float32
+    np.testing.assert_allclose(found.double().numpy(), wanted, rtol=1e-4, atol=2e-4)
+
+
+class Driver:
+    """A decoder, and the texts that its rows should have read by now."""
+
+    def __init__(
+        self, model: Any, lengths: tuple[int, ...] = (), decoder: GraphDecoder | None = None
+    ) -> None:
+        self.model, self.rows = model, list[list[int]]()
+        self.decoder = decoder or GraphDecoder(model, Tape)
+        self.seed = itertools.count(100)
+        for length in lengths:
+            self.enter(length)
+
+    def enter(self, length: int) -> None:
+        text = decoding.ids(next(self.seed), length)
+        self.decoder.add(self.decoder.prefill([text])[0])
+        self.rows.append(list(text))
+
+    def leave(self, slot: int) -> None:
+        self.decoder.remove(slot)
+        self.rows[slot] = self.rows[-1]
+        self.rows.pop()
+
+    def rewind(self, lengths: list[int]) -> None:
+        self.decoder.rewind(lengths)
+        self.rows = [row[:length] for row, length in zip(self.rows, lengths, strict=True)]
+
+    def go(self, count: int = 1, check: bool = True) -> torch.Tensor:
+        """Read `count` random tokens at once; the logits of the last are those of plain forward passes."""
+        new = [decoding.ids(next(self.seed), count) for _ in self.rows]
+        found = self.decoder.extend(torch.tensor(new))
+        self.rows = [[*row, *more] for row, more in zip(self.rows, new, strict=True)]
+        if check:
+            close(found[:, -1], self.model, self.rows)
+        return found
+
+    @property
+    def captured(self) -> list[tuple[int, int]]:
+        return list(self.decoder.held.steps)

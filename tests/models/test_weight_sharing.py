@@ -1,0 +1,112 @@
+"""Tensors that are equal to the bit are held once, and nothing else is."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from eddecode import ModelPair
+from eddecode.models.weight_sharing import share_identical
+from helpers import tiny
+from helpers.process import resident
+
+# Held once -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def blocks_of_their_own() -> Iterator[None]:
+    """Let malloc map every block from 128 KiB on by itself, so that what is freed shows at once.
+
+    It does so with a real model's tensors, and with these small ones unless earlier tests taught it otherwise.
+    """
+    set_option, threshold = getattr(ctypes.CDLL(None), "mallopt", None), -3  # M_MMAP_THRESHOLD of glibc
+    if set_option is None:
+        pytest.skip("this C library has no mallopt")
+    set_option(threshold, 1 << 17)
+    yield
+    set_option(threshold, 1 << 25)
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads resident memory from Linux's /proc")
+@pytest.mark.usefixtures("blocks_of_their_own")
+@pytest.mark.parametrize("dtype", ["auto", "bfloat16"], ids=["mapped from the file", "converted"])
+def test_identical_tensors_give_their_memory_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str
+) -> None:
+    """Of weights that are mapped, a file's pages go with the last of its tensors; of converted ones, each by itself."""
+    base = tiny.tiny_model(hidden_size=512, intermediate_size=2048, num_hidden_layers=6)
+    aligned = tiny.tiny_aligned(base, amount=0.0)
+    if dtype != "auto":
+        aligned.lm_head.weight.data += 1
+    folders = [tiny.save_model(tmp_path / name, m) for name, m in (("base", base), ("aligned", aligned))]
+    del base, aligned
+    with monkeypatch.context() as patch:
+        patch.setattr("eddecode.models.load_group.share_identical", lambda models: 0)
+        pair = ModelPair.load(*folders, dtype=dtype)
+    ids = torch.arange(8)[None]
+    with torch.no_grad():
+        before = [model(ids).logits for model in pair.models]  # touches every page
+    apart = resident()
+    freed = share_identical(pair.models)
+    own = ("lm_head.weight",) if dtype != "auto" else ()
+    assert freed == sum(p.nbytes for name, p in pair.aligned.named_parameters() if name not in own)
+    assert apart - resident() > 0.8 * freed > 20e6
+    with torch.no_grad():
+        assert all(torch.equal(model(ids).logits, z) for model, z in zip(pair.models, before, strict=True))
+    described = pair.describe()
+    assert described["memory"]["shared_bytes"] == freed
+    apart_bytes = sum(described[side]["weights_bytes"] for side in pair.names)
+    assert described["memory"]["weights_bytes"] == apart_bytes - freed
+
+
+def test_load_shares_and_says_so(tmp_path: Path) -> None:
+    base = tiny.tiny_model()
+    aligned = tiny.tiny_aligned(base)
+    aligned.model.layers[0].load_state_dict(base.model.layers[0].state_dict())
+    folders = [tiny.save_model(tmp_path / name, m) for name, m in (("base", base), ("aligned", aligned))]
+    pair = ModelPair.load(*folders)
+    ours, theirs = (dict(model.named_parameters()) for model in pair.models)
+    for name, parameter in ours.items():
+        assert (parameter.data_ptr() == theirs[name].data_ptr()) == ("layers.0." in name)
+    size = sum(p.nbytes for name, p in ours.items() if "layers.0." in name)
+    assert pair.describe()["memory"]["shared_bytes"] == size
+    assert any(f"{size / 1024:.1f} KiB of the weights are identical" in str(note) for note in pair.notes)
+    identical = pair.describe(tensors=True)["tensors"]["identical"]
+    assert set(identical) == {name for name in ours if "layers.0." in name}
+
+
+def test_models_in_memory_are_left_as_they_are() -> None:
+    base = tiny.tiny_model()
+    pair = ModelPair.from_models(base, tiny.tiny_aligned(base, amount=0.0))
+    assert pair.describe()["memory"]["shared_bytes"] == 0
+
+
+def test_content_counts_and_not_the_name() -> None:
+    base, other = tiny.tiny_model(), tiny.tiny_model(seed=9)
+    other.model.layers[1].self_attn.q_proj.weight.data.copy_(base.model.layers[0].self_attn.o_proj.weight)
+    share_identical([base, other])
+    there = other.model.layers[1].self_attn.q_proj.weight.data_ptr()
+    assert there == base.model.layers[0].self_attn.o_proj.weight.data_ptr()
+
+
+def test_what_must_not_be_shared_is_not() -> None:
+    """Trained, differing in one bit, of another dtype, or twice in one model; and a tied head stays tied."""
+    base = tiny.tiny_model("gpt2")
+    aligned = tiny.tiny_aligned(base, amount=0.0)
+    block, twin = base.transformer.h[0], aligned.transformer.h[0]
+    twin.attn.c_attn.weight.requires_grad_(True)
+    twin.mlp.c_fc.weight.data.view(torch.int32)[3, 5] ^= 1
+    twin.mlp.c_proj.weight.data = twin.mlp.c_proj.weight.double()
+    twin.ln_1.bias.data.mul_(-1)  # −0.0 equals 0.0, not to the bit
+    share_identical([base, aligned])
+    for name in ("attn.c_attn.weight", "mlp.c_fc.weight", "mlp.c_proj.weight", "ln_1.bias"):
+        assert twin.get_parameter(name).data_ptr() != block.get_parameter(name).data_ptr()
+    assert twin.attn.c_proj.weight.data_ptr() == block.attn.c_proj.weight.data_ptr()
+    assert block.ln_1.weight.data_ptr() != block.ln_2.weight.data_ptr()
+    assert aligned.lm_head.weight is aligned.transformer.wte.weight
+    assert aligned.lm_head.weight.data_ptr() == base.lm_head.weight.data_ptr()
+    assert share_identical([base, aligned]) == 0  # nothing is left to share

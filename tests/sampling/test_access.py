@@ -1,0 +1,93 @@
+"""Access limits: what is left of the aligned model's log-probabilities, and what the engine makes of it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from eddecode import EddecodeError, Sampler, SamplingParams
+from eddecode.sampling.access import Access
+from helpers import decoding
+
+LOGITS = torch.tensor([2.0, -1.0, 0.5, 0.0, 1.0, -3.0])
+
+
+def test_top_k_tells_the_largest_and_spreads_the_rest_evenly() -> None:
+    full = LOGITS.log_softmax(-1)
+    seen = Access(top_k=2).seen(LOGITS, 0)
+    torch.testing.assert_close(seen[[0, 4]], full[[0, 4]])
+    torch.testing.assert_close(seen[[1, 2, 3, 5]].exp(), full[[1, 2, 3, 5]].exp().mean().expand(4))
+    torch.testing.assert_close(seen.exp().sum(), torch.tensor(1.0))
+
+
+def test_top_k_never_puts_an_untold_token_above_a_told_one() -> None:
+    flat = torch.zeros(50) + torch.linspace(0, 1e-3, 50)
+    for k in (1, 5, 49):
+        for access in (Access(top_k=k), Access(top_k=k, decimals=1), Access(top_k=k, noise=3.0)):
+            ordered = access.seen(flat, 0).sort(descending=True).values
+            assert torch.equal(ordered[k:], ordered[-1:].expand(50 - k))  # all untold tokens are alike
+
+
+def test_rounding_and_noise() -> None:
+    full = LOGITS.log_softmax(-1)
+    rounded = Access(decimals=1).seen(LOGITS, 0)
+    assert torch.equal((rounded * 10).round() / 10, rounded)
+    assert (rounded - full).abs().max() <= 0.05 + 1e-6
+    wide = torch.zeros(40_000)
+    noisy = Access(noise=0.5).seen(wide, 7) - wide.log_softmax(-1)
+    assert torch.equal(noisy + wide.log_softmax(-1), Access(noise=0.5).seen(wide, 7))
+    assert not torch.equal(noisy + wide.log_softmax(-1), Access(noise=0.5).seen(wide, 8))
+    assert abs(noisy.mean()) < 5 * 0.5 / 200  # five standard errors of a mean of 40 000
+    assert abs(noisy.std() / 0.5 - 1) < 5 / (2 * 40_000) ** 0.5
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"noise": -1.0}, "access noise is -1.0; expected a finite number of at least 0"),
+        ({"top_k": -1}, "access top_k is -1; expected an integer of at least 0"),
+        ({"tokens": 1.5}, "access tokens is 1.5; expected an integer"),
+    ],
+)
+def test_what_cannot_be_is_refused(fields: dict[str, float], message: str) -> None:
+    with pytest.raises(EddecodeError, match=message):
+        Access(**fields)  # type: ignore[arg-type]
+
+
+def test_a_model_that_answers_for_the_first_tokens_only_leaves_the_base_alone() -> None:
+    sampler = Sampler(decoding.pair())
+    prompt = decoding.prompt(3, 5, 8)
+    greedy = SamplingParams(alpha=2.0, temperature=0, max_new_tokens=12, ignore_eos=True)
+    full = sampler.generate(prompt, greedy)[0].token_ids
+    none = sampler.generate(prompt, greedy.replace(access=Access(tokens=0)))[0].token_ids
+    base = sampler.generate(prompt, greedy.replace(alpha=0.0))[0].token_ids
+    assert none == base != full
+    for m in (1, 4):
+        limited = sampler.generate(prompt, greedy.replace(access=Access(tokens=m)))[0].token_ids
+        assert limited[:m] == full[:m]
+        after = type(prompt)((*prompt.base_ids, *limited[:m]), (*prompt.aligned_ids, *limited[:m]))
+        rest = sampler.generate(after, greedy.replace(alpha=0.0, max_new_tokens=12 - m))[0].token_ids
+        assert limited[m:] == rest
+
+
+def test_limits_change_the_contrast_but_not_what_a_token_cost_the_model() -> None:
+    sampler = Sampler(decoding.pair())
+    prompt = decoding.prompt(4, 5, 8)
+    params = SamplingParams(alpha=1.0, temperature=0, max_new_tokens=10, ignore_eos=True, logprobs=True)
+    limited = sampler.generate(prompt, params.replace(access=Access(top_k=1)))[0]
+    assert limited.token_ids != sampler.generate(prompt, params)[0].token_ids
+    model, text = sampler.pair.aligned, torch.tensor([[*prompt.aligned_ids, *limited.token_ids]])
+    logprobs = model(text).logits[0].double().log_softmax(-1)
+    start = len(prompt.aligned_ids) - 1
+    expected = [float(logprobs[start + i, token]) for i, token in enumerate(limited.token_ids)]
+    assert limited.logprobs is not None
+    assert [token.aligned for token in limited.logprobs] == pytest.approx(expected, abs=1e-4)
+
+
+def test_full_access_in_a_limit_is_full_access() -> None:
+    sampler = Sampler(decoding.pair())
+    params = SamplingParams(alpha=0.5, max_new_tokens=10, seed=3)
+    vocabulary = sampler.pair.vocabulary.numel()
+    limited = params.replace(access=Access(top_k=vocabulary, tokens=10))
+    prompt = decoding.prompt(5, 5, 8)
+    assert sampler.generate(prompt, params)[0].token_ids == sampler.generate(prompt, limited)[0].token_ids
