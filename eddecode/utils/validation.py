@@ -1,0 +1,118 @@
+"""pydantic's validation errors as sentences of this package, and number types that refuse booleans and text.
+
+Values from outside (parameters, configuration files) are checked by pydantic. Its own message is a block of several
+lines per problem, with links; here each problem becomes one sentence: what was found, what was expected, what to do.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import operator
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, TypeVar
+
+from pydantic import BeforeValidator, Field, ValidationError
+
+from eddecode.errors import EddecodeError
+
+T = TypeVar("T")
+
+_EXPECTED = {
+    "greater_than_equal": "a value of at least {ge}",
+    "greater_than": "a value above {gt}",
+    "less_than_equal": "a value of at most {le}",
+    "less_than": "a value below {lt}",
+    "string_too_short": "text of at least {min_length} character(s)",
+    "string_type": "text",
+    "float_type": "a finite number",
+}
+_UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")
+_MISSING = ("missing", "missing_argument")
+
+
+def did_you_mean(name: str, names: Sequence[str]) -> str:
+    """A hint for a name that is unknown: the most similar known one, or all that are known.
+
+    >>> did_you_mean("temprature", ["alpha", "temperature"])
+    'did you mean temperature?'
+    >>> did_you_mean("beam", ["alpha", "temperature"])
+    'expected one of alpha, temperature'
+    """
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    return f"did you mean {near[0]}?" if near else f"expected one of {', '.join(names)}"
+
+
+def explain(error: ValidationError, *, names: Sequence[str], where: str = "") -> str:
+    """One sentence per problem, one problem per line: "NAME is VALUE; expected …".
+
+    A validator of your own raises ValueError("expected …; do …"), and its text takes the place of "expected …". The
+    error of a validator of the whole model is given as it is.
+
+    Args:
+        error: as pydantic raised it.
+        names: the known names, in the order of the fields.
+        where: text in front of each sentence, such as "access " or "audit.toml: ".
+    """
+    return "\n".join(where + _sentence(dict(problem), names) for problem in error.errors())
+
+
+def _sentence(problem: dict[str, Any], names: Sequence[str]) -> str:
+    kind, context = problem["type"], problem.get("ctx") or {}
+    first, *path = problem["loc"] or ("",)
+    name = str(names[first]) if isinstance(first, int) else str(first)  # a positional argument has its number
+    for step in path:
+        name += f"[{step}]" if isinstance(step, int) else f".{step}"
+    if kind in _UNKNOWN:
+        hint = "remove it" if path else did_you_mean(name, names)
+        return f"{name} is unknown; {hint}"
+    if kind in _MISSING:
+        return f"{name} is missing; give it a value"
+    if kind == "value_error":
+        expected = str(context["error"])
+    elif kind in _EXPECTED:
+        expected = "expected " + _EXPECTED[kind].format(**context)
+    else:
+        expected = "expected " + problem["msg"].removeprefix("Input should be ")
+    return f"{name} is {problem['input']!r:.100}; {expected}" if name else expected
+
+
+def raises(kind: type[EddecodeError], where: str = "") -> Callable[[type[T]], type[T]]:
+    """Decorator of a pydantic dataclass: its constructor raises `kind`, with the text of `explain`."""
+
+    def decorate(cls: type[T]) -> type[T]:
+        construct = cls.__init__
+        names = list(cls.__dataclass_fields__)  # type: ignore[attr-defined]
+
+        @functools.wraps(construct)
+        def init(self: T, *args: Any, **options: Any) -> None:
+            try:
+                construct(self, *args, **options)
+            except ValidationError as error:
+                raise kind(explain(error, names=names, where=where)) from None
+
+        cls.__init__ = init  # type: ignore[method-assign, assignment]
+        return cls
+
+    return decorate
+
+
+def _as_integer(value: Any) -> int:
+    """An integer of any integer type (numpy's too), but no boolean."""
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        return operator.index(value)
+    except TypeError:
+        raise ValueError("expected an integer") from None
+
+
+def _as_number(value: Any) -> Any:
+    """A number of any real type, but no boolean and no text."""
+    if isinstance(value, bool | str | bytes):
+        raise ValueError("expected a finite number")
+    return value
+
+
+Integer = Annotated[int, BeforeValidator(_as_integer)]
+Number = Annotated[float, BeforeValidator(_as_number), Field(allow_inf_nan=False)]
