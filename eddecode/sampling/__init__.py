@@ -7,18 +7,15 @@ from typing import TYPE_CHECKING
 from eddecode.utils.lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from eddecode.sampling.contrast import contrast, pair_weights
     from eddecode.sampling.filters import keep_min_p, keep_top_k, keep_top_p, sample
     from eddecode.sampling.params import SamplingParams
     from eddecode.sampling.rng import philox4x32, stream_key, uniforms
 
 _HOMES = {
     "SamplingParams": "eddecode.sampling.params",
-    "contrast": "eddecode.sampling.contrast",
     "keep_min_p": "eddecode.sampling.filters",
     "keep_top_k": "eddecode.sampling.filters",
     "keep_top_p": "eddecode.sampling.filters",
-    "pair_weights": "eddecode.sampling.contrast",
     "philox4x32": "eddecode.sampling.rng",
     "sample": "eddecode.sampling.filters",
     "stream_key": "eddecode.sampling.rng",
@@ -27,11 +24,9 @@ _HOMES = {
 
 __all__ = [
     "SamplingParams",
-    "contrast",
     "keep_min_p",
     "keep_top_k",
     "keep_top_p",
-    "pair_weights",
     "philox4x32",
     "sample",
     "stream_key",

@@ -11,7 +11,7 @@ import pytest
 from rich.cells import cell_len
 from typer.testing import CliRunner
 
-from eddecode.cli import app
+from eddecode.cli import app, commands
 
 
 @pytest.fixture(scope="module")
@@ -19,9 +19,9 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
     """`eddecode demo` with 30 prompts, 2 samples and two α's, run once."""
     out = tmp_path_factory.mktemp("demo") / "run"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cli, "_DEMO_PROMPTS", 30)
-        patch.setattr(cli, "_DEMO_SAMPLES", 2)
-        patch.setattr(cli, "_DEMO_ALPHAS", "0.6,4")
+        patch.setattr(commands, "_DEMO_PROMPTS", 30)
+        patch.setattr(commands, "_DEMO_SAMPLES", 2)
+        patch.setattr(commands, "_DEMO_ALPHAS", "0.6,4")
         result = CliRunner().invoke(app, ["demo", "--out", str(out)], env={"COLUMNS": "80"})
     assert result.exit_code == 0, result.output
     return result, out
@@ -72,14 +72,14 @@ def test_again_and_afresh(demo: tuple[Any, Path], monkeypatch: pytest.MonkeyPatc
     """A second demo shows the same table at once; one of another configuration is refused; --fresh deletes the run."""
     result, out = demo
     for name, value in (("_DEMO_PROMPTS", 30), ("_DEMO_SAMPLES", 2), ("_DEMO_ALPHAS", "0.6,4")):
-        monkeypatch.setattr(cli, name, value)
+        monkeypatch.setattr(commands, name, value)
     again = CliRunner().invoke(app, ["demo", "--out", str(out)], env={"COLUMNS": "80"})
     assert again.stdout == result.stdout
     assert "Loading" not in again.stderr
     assert "Going on with the run in" in again.stderr
     assert "nothing is left to decode" in again.stderr
     for name, value in (("_DEMO_PROMPTS", 2), ("_DEMO_SAMPLES", 1)):
-        monkeypatch.setattr(cli, name, value)
+        monkeypatch.setattr(commands, name, value)
     refused = CliRunner().invoke(app, ["demo", "--out", str(out)])
     assert refused.exit_code == 2
     assert "samples: 2 in the run, 1 now" in refused.stderr
