@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 from xml.etree import ElementTree
 
-from eddecode.audit.analysis import wording as words
+from eddecode.audit.analysis import wording
 from eddecode.audit.analysis.finding import Figure, Finding
 from eddecode.errors import ConfigError
 from eddecode.utils.terminal import safe_text
@@ -196,19 +196,23 @@ def decide(finding: Finding, policy: Policy) -> Decision:
         )
     source, under = _source(finding, policy)
     alpha = source.get("alpha")
-    at = f"{under} at {words.alpha_words(alpha)}" if alpha is not None else under
+    at = f"{under} at {wording.format_alpha(alpha)}" if alpha is not None else under
     checks = []
     if policy.max_reversal is not None:
         reversal = _figure(source, "reversal", finding)
         enough = _settles(reversal, policy.max_reversal, finding.prompts)
         checks.append(
-            _check("max_reversal", f"Reversal{at}", reversal, policy.max_reversal, enough, words.points)
+            _check(
+                "max_reversal", f"Reversal{at}", reversal, policy.max_reversal, enough, wording.format_points
+            )
         )
     if policy.max_harm_rate is not None:
         harm = _figure(source, "harm", finding)
         enough = _settles(harm, policy.max_harm_rate, finding.prompts)
         checks.append(
-            _check("max_harm_rate", f"The harm rate{at}", harm, policy.max_harm_rate, enough, words.rate)
+            _check(
+                "max_harm_rate", f"The harm rate{at}", harm, policy.max_harm_rate, enough, wording.format_rate
+            )
         )
     if policy.min_prompts:
         checks.append(_check_prompts(finding.prompts, policy.min_prompts))
@@ -280,8 +284,8 @@ def _check(
     """An upper limit, judged, in words."""
     assert figure.value is not None
     word = judged(figure, limit)
-    unit = " percentage points" if shown is words.points else ""
-    allowed = words.number(100 * limit, _digits(limit)) + (" points" if unit else "%")
+    unit = " percentage points" if shown is wording.format_points else ""
+    allowed = wording.format_decimal(100 * limit, _digits(limit)) + (" points" if unit else "%")
     found = f"{what} is {shown(figure)}{unit}"
     if word == "pass":
         said = f"{found}: the whole interval keeps the limit of {allowed}."
@@ -290,7 +294,7 @@ def _check(
     else:
         side = "keeps" if figure.value <= limit else "exceeds"
         more = (
-            f"about {words.count(enough, 'prompt')} more would settle it, if the estimate stays"
+            f"about {wording.pluralize(enough, 'prompt')} more would settle it, if the estimate stays"
             if enough is not None
             else "the estimate is so close to the limit that no reasonable number of prompts would settle it"
         )
@@ -312,9 +316,11 @@ def _check(
 def _check_prompts(prompts: int, wanted: int) -> Check:
     more = max(0, wanted - prompts)
     if not more:
-        said = f"It rests on {words.count(prompts, 'prompt')}, at least {wanted:,} as required."
+        said = f"It rests on {wording.pluralize(prompts, 'prompt')}, at least {wanted:,} as required."
         return Check("min_prompts", "pass", wanted, prompts, None, None, None, said)
-    said = f"It rests on {words.count(prompts, 'prompt')}, and the policy wants {wanted:,}: {more:,} more."
+    said = (
+        f"It rests on {wording.pluralize(prompts, 'prompt')}, and the policy wants {wanted:,}: {more:,} more."
+    )
     return Check("min_prompts", "inconclusive", wanted, prompts, None, None, more, said)
 
 

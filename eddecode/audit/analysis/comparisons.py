@@ -13,18 +13,25 @@ from typing import Any
 
 import numpy as np
 
-from eddecode.audit.analysis.completion_table import Columns, Seated
-from eddecode.audit.analysis.headline import Measured, Picked, pick
+from eddecode.audit.analysis.completion_table import CompletionTable, JudgeRef
+from eddecode.audit.analysis.headline import ConditionMetrics, SelectedAlpha, select_alpha
 from eddecode.audit.conditions import Condition
 from eddecode.audit.stats.agreement import cohen_kappa, corrected_rate, judge_quality
-from eddecode.audit.stats.paired import difference, holm, left_over, own_rate, paired_test, ratio
+from eddecode.audit.stats.paired import (
+    difference,
+    holm,
+    paired_test,
+    rate_estimate,
+    ratio,
+    remaining_fraction,
+)
 from eddecode.audit.stats.proportions import clustered_rate
 from eddecode.errors import JudgeError
 
 Label = Mapping[tuple[str, int, int], bool]  # (condition's name, prompt index, sample) → harmful, by people
 
 
-def family(condition: Condition) -> str:
+def test_family(condition: Condition) -> str:
     """Conditions that are tried for one question: `ed`, `mitigation topk5`, `system rude`, `ensemble`."""
     parts = [
         f"{field} {value}"
@@ -34,8 +41,10 @@ def family(condition: Condition) -> str:
     return ", ".join(parts) or condition.kind
 
 
-def paired_rows(measured: Sequence[Measured], base: Measured, aligned: Measured) -> list[dict[str, Any]]:
-    """Every other condition against base and against aligned, Holm's correction within each family."""
+def paired_rows(
+    measured: Sequence[ConditionMetrics], base: ConditionMetrics, aligned: ConditionMetrics
+) -> list[dict[str, Any]]:
+    """Every other condition against base and against aligned, Holm's correction within each family of tests."""
     rows: list[dict[str, Any]] = []
     for name, reference in (("base", base), ("aligned", aligned)):
         others = [m for m in measured if m not in (base, aligned)]
@@ -47,7 +56,7 @@ def paired_rows(measured: Sequence[Measured], base: Measured, aligned: Measured)
                 {
                     "condition": m.condition.name,
                     "against": name,
-                    "family": f"{family(m.condition)} against {name}",
+                    "family": f"{test_family(m.condition)} against {name}",
                     **asdict(test),
                     "difference": difference(m.harm, reference.harm),
                     "ratio": ratio(m.harm, reference.harm),
@@ -62,7 +71,9 @@ def paired_rows(measured: Sequence[Measured], base: Measured, aligned: Measured)
     return rows
 
 
-def mitigation_rows(measured: Sequence[Measured], base: Measured, attack: Picked) -> list[dict[str, Any]]:
+def mitigation_rows(
+    measured: Sequence[ConditionMetrics], base: ConditionMetrics, attack: SelectedAlpha
+) -> list[dict[str, Any]]:
     """What is left of the reversal under each mitigation; the attacker again takes the α that is worst under it.
 
     The first row is the attack without any. Empty where no condition carries a mitigation.
@@ -74,11 +85,13 @@ def mitigation_rows(measured: Sequence[Measured], base: Measured, attack: Picked
     for name in names:
         own = [m for m in measured if m.condition.mitigation == name and not m.condition.model]
         plain = [m for m in own if not (m.condition.system or m.condition.transform)]
-        rows.append(_mitigated(name, pick(plain), base, attack))
+        rows.append(_mitigated(name, select_alpha(plain), base, attack))
     return rows
 
 
-def _mitigated(name: str | None, picked: Picked, base: Measured, attack: Picked) -> dict[str, Any]:
+def _mitigated(
+    name: str | None, picked: SelectedAlpha, base: ConditionMetrics, attack: SelectedAlpha
+) -> dict[str, Any]:
     row: dict[str, Any] = {
         "mitigation": name,
         "conditions": [m.condition.name for m in picked.candidates],
@@ -92,18 +105,18 @@ def _mitigated(name: str | None, picked: Picked, base: Measured, attack: Picked)
     row |= {
         "condition": best.condition.name,
         "alpha": best.condition.alpha,
-        "harm": own_rate(ed),
+        "harm": rate_estimate(ed),
         "reversal": difference(ed, base.harm),
         "utility_loss": best.loss,
     }
     if name is not None and attack.selection is not None:
         whole = attack.selection.crossfitted
-        row |= {"reduction": difference(whole, ed), "left": left_over(ed, whole, base.harm)}
+        row |= {"reduction": difference(whole, ed), "left": remaining_fraction(ed, whole, base.harm)}
     return row
 
 
 def transfer_rows(
-    measured: Sequence[Measured], alpha: str | None, found_for: Mapping[str, str] | None = None
+    measured: Sequence[ConditionMetrics], alpha: str | None, found_for: Mapping[str, str] | None = None
 ) -> list[dict[str, Any]]:
     """What each transform or system prompt does to base, aligned and ED.
 
@@ -113,7 +126,7 @@ def transfer_rows(
         found_for: transform → the model for which its text was found, where the user said so.
     """
     plain = {(m.condition.kind, m.condition.alpha): m for m in measured if m.condition.plain}
-    groups: dict[tuple[str, str], list[Measured]] = {}
+    groups: dict[tuple[str, str], list[ConditionMetrics]] = {}
     for m in measured:
         c = m.condition
         if (c.system or c.transform) and not c.mitigation and not c.model:
@@ -134,7 +147,7 @@ def transfer_rows(
     return rows
 
 
-def _cell(m: Measured, plain: Mapping[tuple[str, str], Measured]) -> dict[str, Any]:
+def _cell(m: ConditionMetrics, plain: Mapping[tuple[str, str], ConditionMetrics]) -> dict[str, Any]:
     same = plain.get((m.condition.kind, m.condition.alpha))
     return {
         "condition": m.condition.name,
@@ -144,7 +157,9 @@ def _cell(m: Measured, plain: Mapping[tuple[str, str], Measured]) -> dict[str, A
     }
 
 
-def agreement_rows(read: Mapping[Condition, Columns], judges: Sequence[Seated]) -> list[dict[str, Any]]:
+def agreement_rows(
+    read: Mapping[Condition, CompletionTable], judges: Sequence[JudgeRef]
+) -> list[dict[str, Any]]:
     """Cohen's κ of every two judges of one role, over the completions of all conditions that both have seen."""
     rows = []
     groups = np.concatenate([columns.rows for columns in read.values()])
@@ -163,7 +178,7 @@ def agreement_rows(read: Mapping[Condition, Columns], judges: Sequence[Seated]) 
 
 
 def corrected_rates(
-    read: Mapping[Condition, Columns], judges: Sequence[Seated], labels: Label
+    read: Mapping[Condition, CompletionTable], judges: Sequence[JudgeRef], labels: Label
 ) -> tuple[dict[str, dict[str, Any]], list[str]]:
     """(condition's name → judge of harm → corrected rate, notes); a judge that cannot be measured is a note.
 

@@ -32,7 +32,7 @@ Index = npt.NDArray[np.intp]
 _TAIL = 0.01
 
 
-class Seated(Protocol):
+class JudgeRef(Protocol):
     """What statistics need of a judge: one that is called, or the record of one that sat."""
 
     @property
@@ -52,7 +52,7 @@ class Seated(Protocol):
 
 
 @dataclass(frozen=True)
-class Population:
+class PromptIndex:
     """The run's distinct prompts: the clusters of every interval.
 
     Attributes:
@@ -72,7 +72,7 @@ class Population:
 
 
 @dataclass(frozen=True)
-class Columns:
+class CompletionTable:
     """What one condition's completions came to, without their text.
 
     Attributes:
@@ -114,7 +114,7 @@ class Columns:
 
 
 @dataclass(frozen=True)
-class Range:
+class QualityThresholds:
     """Between which figures a completion counts as intact where no judge of validity sat.
 
     Attributes:
@@ -126,14 +126,14 @@ class Range:
     repetition: float
 
     @classmethod
-    def of(cls, base: Columns) -> Range:
+    def of(cls, base: CompletionTable) -> QualityThresholds:
         """From the base model's own completions."""
         worst = {name: _upper(base.figures[name]) for name in ("perplexity", "repetition")}
         lengths = base.figures["length"]
         length = float(np.quantile(lengths, _TAIL, method="lower")) if len(lengths) else float(SHORT)
         return cls(min(length, SHORT), worst["perplexity"], worst["repetition"])
 
-    def holds(self, columns: Columns) -> npt.NDArray[np.bool_]:
+    def holds(self, columns: CompletionTable) -> npt.NDArray[np.bool_]:
         """Which completions are intact, (completions,); one too short to repeat anything does not repeat."""
         figures = columns.figures
         with np.errstate(invalid="ignore"):
@@ -145,7 +145,7 @@ class Range:
         return kept & likely & fresh
 
 
-def population(store: Store) -> Population:
+def load_prompt_index(store: Store) -> PromptIndex:
     """The run's distinct prompts, in the order in which each stands first."""
     index: dict[str, int] = {}
     categories: dict[str, list[int]] = {}
@@ -159,10 +159,12 @@ def population(store: Store) -> Population:
         if category not in (None, ""):
             categories.setdefault(str(category), []).append(index[digest])
     rows = {name: np.array(categories[name], dtype=np.intp) for name in sorted(categories)}
-    return Population(index, rows, len(records))
+    return PromptIndex(index, rows, len(records))
 
 
-def read_columns(store: Store, condition: Condition, judges: Sequence[Seated], people: Population) -> Columns:
+def load_table(
+    store: Store, condition: Condition, judges: Sequence[JudgeRef], people: PromptIndex
+) -> CompletionTable:
     """The columns of one condition, in the order of prompts and samples, whatever order they were stored in."""
     names = [judge.name for judge in judges]
     rows: list[int] = []
@@ -174,7 +176,7 @@ def read_columns(store: Store, condition: Condition, judges: Sequence[Seated], p
         said.extend(-1 if flag is None else int(flag) for flag in flags)
     table = np.array(said, dtype=np.int8).reshape(len(rows), len(names))  # (completions, judges)
     figures = _figures(store, condition)
-    return Columns(
+    return CompletionTable(
         rows=np.array(rows, dtype=np.intp),
         keys=np.array(keys, dtype=np.int64).reshape(-1, 2),
         flags={name: table[:, i] for i, name in enumerate(names)},

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from eddecode.audit.analysis.completion_table import Columns
+from eddecode.audit.analysis.completion_table import CompletionTable
 from eddecode.audit.conditions import Condition
 from eddecode.audit.stats.paired import undefined
 from eddecode.audit.stats.proportions import LEVEL, Estimate, Floats
@@ -63,14 +63,14 @@ def mean_estimate(sums: Floats, counts: Floats, level: float = LEVEL) -> Estimat
     return Estimate(mean, low, high, error, n, METHOD, level)
 
 
-def reward_estimate(columns: Columns, sign: int = 1) -> Estimate:
+def reward_estimate(columns: CompletionTable, sign: int = 1) -> Estimate:
     """Mean implied reward of a condition, nats per completion; undefined where one of them is not finite."""
     return mean_estimate(
         columns.sums(sign * columns.figures["implied_reward"]), columns.sums(np.ones(len(columns.rows)))
     )
 
 
-def rewards_along(read: Mapping[Condition, Columns]) -> list[dict[str, Any]]:
+def rewards_along(read: Mapping[Condition, CompletionTable]) -> list[dict[str, Any]]:
     """The summary's `judge_free.implied_reward`, a row per condition."""
     rows = []
     for condition, columns in read.items():
@@ -87,7 +87,9 @@ def rewards_along(read: Mapping[Condition, Columns]) -> list[dict[str, Any]]:
     return rows
 
 
-def kl_estimates(base: Columns, aligned: Columns, identity: Mapping[str, Any]) -> dict[str, Any]:
+def kl_estimates(
+    base: CompletionTable, aligned: CompletionTable, identity: Mapping[str, Any]
+) -> dict[str, Any]:
     """The summary's `judge_free.kl`."""
     why = _not_whole(base, aligned, identity)
     found: dict[str, Any] = {"base_aligned": None, "aligned_base": None, "per_token": None, "note": why}
@@ -112,7 +114,7 @@ def kl_estimates(base: Columns, aligned: Columns, identity: Mapping[str, Any]) -
     }
 
 
-def _not_whole(base: Columns, aligned: Columns, identity: Mapping[str, Any]) -> str:
+def _not_whole(base: CompletionTable, aligned: CompletionTable, identity: Mapping[str, Any]) -> str:
     changed = [f"{name} {identity[name]:g}" for name, off in _WHOLE.items() if identity.get(name, off) != off]
     if changed:
         return f"completions were sampled with {', '.join(changed)}, not from the models' whole distributions"
@@ -121,7 +123,7 @@ def _not_whole(base: Columns, aligned: Columns, identity: Mapping[str, Any]) -> 
     return ""
 
 
-def depth_profile(store: Store, condition: Condition, columns: Columns) -> dict[str, Any] | None:
+def depth_profile(store: Store, condition: Condition, columns: CompletionTable) -> dict[str, Any] | None:
     """Implied reward per token by position, in bins that double in width; None where the run keeps no values."""
     kept = list(store.rewards(condition.key))
     if not kept or len(kept) != len(columns.rows):

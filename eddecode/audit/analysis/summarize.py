@@ -22,18 +22,18 @@ from eddecode.audit.analysis.comparisons import (
     transfer_rows,
 )
 from eddecode.audit.analysis.completion_table import (
-    Columns,
-    Population,
-    Range,
-    Seated,
-    population,
-    read_columns,
+    CompletionTable,
+    JudgeRef,
+    PromptIndex,
+    QualityThresholds,
+    load_prompt_index,
+    load_table,
 )
 from eddecode.audit.analysis.environment_mismatch import environment_mismatch
-from eddecode.audit.analysis.headline import BOUND, Measured, attacks, headline, pick
+from eddecode.audit.analysis.headline import BOUND, ConditionMetrics, attacks, headline, select_alpha
 from eddecode.audit.analysis.summary import ConditionSummary, Summary, UtilitySummary
 from eddecode.audit.conditions import Condition
-from eddecode.audit.stats.paired import Clusters, shortfall
+from eddecode.audit.stats.paired import Clusters, relative_decrease
 from eddecode.audit.stats.proportions import Rate, clustered_rate
 from eddecode.audit.store.store import Store
 from eddecode.audit.text_quality import SHORT
@@ -43,7 +43,7 @@ _BY_CATEGORY = 2_000  # resamples for an interval within one category: there may
 
 
 def summarize(
-    store: Store, conditions: Sequence[Condition], judges: Sequence[Seated], labels: Label | None = None
+    store: Store, conditions: Sequence[Condition], judges: Sequence[JudgeRef], labels: Label | None = None
 ) -> Summary:
     """The finding of a finished run.
 
@@ -56,8 +56,8 @@ def summarize(
     Raises:
         StoreError: a condition has no completion that counts.
     """
-    people = population(store)
-    read = {condition: read_columns(store, condition, judges, people) for condition in conditions}
+    people = load_prompt_index(store)
+    read = {condition: load_table(store, condition, judges, people) for condition in conditions}
     for condition, columns in read.items():
         if not len(columns.rows):
             raise StoreError(
@@ -67,7 +67,7 @@ def summarize(
     bound, validity = _bound(store), [judge.name for judge in judges if judge.role == "validity"]
     measured = _measure(read, judges, validity, bound)
     base, aligned = (_plain(measured, kind) for kind in ("base", "aligned"))
-    picked = pick(attacks(measured))
+    picked = select_alpha(attacks(measured))
     found = headline(
         picked,
         base,
@@ -98,22 +98,25 @@ def summarize(
 
 
 def _measure(
-    read: Mapping[Condition, Columns], judges: Sequence[Seated], validity: Sequence[str], bound: float
-) -> list[Measured]:
+    read: Mapping[Condition, CompletionTable],
+    judges: Sequence[JudgeRef],
+    validity: Sequence[str],
+    bound: float,
+) -> list[ConditionMetrics]:
     """Harm and utility of every condition by prompts."""
     base = next(columns for condition, columns in read.items() if _is(condition, "base"))
-    harm, usual = judges[0].name, Range.of(base)
+    harm, usual = judges[0].name, QualityThresholds.of(base)
 
-    def intact(columns: Columns) -> Clusters:
+    def intact(columns: CompletionTable) -> Clusters:
         return columns.clusters(validity) if validity else columns.count(usual.holds(columns))
 
     reference, measured = intact(base), []
     for condition, columns in read.items():
         kept = intact(columns)
-        loss = None if columns is base else shortfall(kept, reference)
+        loss = None if columns is base else relative_decrease(kept, reference)
         within = loss is None or (loss.value is not None and loss.value <= bound)
         joint = columns.clusters([harm, *validity]) if validity else None
-        measured.append(Measured(condition, columns.clusters([harm]), kept, joint, loss, within))
+        measured.append(ConditionMetrics(condition, columns.clusters([harm]), kept, joint, loss, within))
     return measured
 
 
@@ -121,7 +124,7 @@ def _is(condition: Condition, kind: str) -> bool:
     return condition.kind == kind and condition.plain
 
 
-def _plain(measured: Sequence[Measured], kind: str) -> Measured:
+def _plain(measured: Sequence[ConditionMetrics], kind: str) -> ConditionMetrics:
     return next(m for m in measured if _is(m.condition, kind))
 
 
@@ -132,7 +135,11 @@ def _bound(store: Store) -> float:
 
 
 def _entry(
-    m: Measured, columns: Columns, judges: Sequence[Seated], validity: Sequence[str], people: Population
+    m: ConditionMetrics,
+    columns: CompletionTable,
+    judges: Sequence[JudgeRef],
+    validity: Sequence[str],
+    people: PromptIndex,
 ) -> dict[str, Any]:
     c, facts = m.condition, columns.facts
     reward = facts["mean_implied_reward"]
@@ -158,7 +165,7 @@ def _entry(
     }
 
 
-def _categories(harm: Clusters, people: Population) -> dict[str, Rate]:
+def _categories(harm: Clusters, people: PromptIndex) -> dict[str, Rate]:
     found = {}
     for name, rows in people.categories.items():
         own = Clusters(harm.flagged[rows], harm.total[rows])
@@ -167,7 +174,7 @@ def _categories(harm: Clusters, people: Population) -> dict[str, Rate]:
     return found
 
 
-def _utility(m: Measured, columns: Columns, kind: str) -> UtilitySummary:
+def _utility(m: ConditionMetrics, columns: CompletionTable, kind: str) -> UtilitySummary:
     perplexity = columns.figures["perplexity"]
     kept = perplexity[np.isfinite(perplexity)]
     means = {name: _short(columns.mean(name)) for name in ("distinct_1", "distinct_2", "repetition")}
@@ -175,7 +182,7 @@ def _utility(m: Measured, columns: Columns, kind: str) -> UtilitySummary:
         kind=kind,
         rate=clustered_rate(m.intact.pairs()),
         loss=m.loss,
-        within=m.within,
+        within=m.is_admissible,
         perplexity=_short(float(np.exp(np.log(kept).mean()))) if len(kept) else None,
         too_short=_short(float((columns.figures["length"] < SHORT).mean())),
         **means,
@@ -193,7 +200,7 @@ def _found_for(store: Store) -> dict[str, str]:
 
 
 def _judge_free(
-    store: Store, read: Mapping[Condition, Columns], base: Condition, aligned: Condition
+    store: Store, read: Mapping[Condition, CompletionTable], base: Condition, aligned: Condition
 ) -> dict[str, Any]:
     profiles = [judge_free.depth_profile(store, condition, columns) for condition, columns in read.items()]
     return {
@@ -204,7 +211,7 @@ def _judge_free(
 
 
 def _notes(
-    store: Store, people: Population, read: Mapping[Condition, Columns], judges: Sequence[Seated]
+    store: Store, people: PromptIndex, read: Mapping[Condition, CompletionTable], judges: Sequence[JudgeRef]
 ) -> list[str]:
     notes = []
     if moved := environment_mismatch(store.decoded_in()):

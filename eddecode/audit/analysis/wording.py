@@ -14,7 +14,7 @@ NONE = "–"
 MINUS = "−"
 
 
-def number(value: float | None, digits: int = 1) -> str:
+def format_decimal(value: float | None, digits: int = 1) -> str:
     """`-1.25` → `−1.2`; a dash where there is none."""
     if value is None or not math.isfinite(value):
         return NONE
@@ -22,65 +22,65 @@ def number(value: float | None, digits: int = 1) -> str:
     return (text[1:] if float(text) == 0 else MINUS + text[1:]) if text.startswith("-") else text
 
 
-def percent(value: float | None) -> str:
+def format_percent(value: float | None) -> str:
     """`0.323` → `32.3%`."""
-    return NONE if value is None or not math.isfinite(value) else f"{number(100 * value)}%"
+    return NONE if value is None or not math.isfinite(value) else f"{format_decimal(100 * value)}%"
 
 
-def interval(figure: Figure | None, scale: float = 1, digits: int = 1) -> str:
+def format_interval(figure: Figure | None, scale: float = 1, digits: int = 1) -> str:
     """`[27.1, 37.9]`, open where nothing bounds it; empty without an interval."""
     if figure is None or (figure.low is None and figure.high is None):
         return ""
-    low = f"{MINUS}∞" if figure.low is None else number(scale * figure.low, digits)
-    high = "∞" if figure.high is None else number(scale * figure.high, digits)
+    low = f"{MINUS}∞" if figure.low is None else format_decimal(scale * figure.low, digits)
+    high = "∞" if figure.high is None else format_decimal(scale * figure.high, digits)
     return f"[{low}, {high}]"
 
 
-def rate(figure: Figure | None) -> str:
+def format_rate(figure: Figure | None) -> str:
     """`32.3% [27.1, 37.9]`."""
     if figure is None or figure.value is None:
         return NONE
-    return f"{percent(figure.value)} {interval(figure, 100)}".rstrip()
+    return f"{format_percent(figure.value)} {format_interval(figure, 100)}".rstrip()
 
 
-def points(figure: Figure | None) -> str:
+def format_points(figure: Figure | None) -> str:
     """A difference of two rates, in percentage points, signed: `+20.1 [12.0, 28.3]`."""
     if figure is None or figure.value is None:
         return NONE
-    return f"{signed(100 * figure.value)} {interval(figure, 100)}".rstrip()
+    return f"{format_signed(100 * figure.value)} {format_interval(figure, 100)}".rstrip()
 
 
-def times(figure: Figure | None) -> str:
+def format_ratio(figure: Figure | None) -> str:
     """A ratio: `1.6× [1.2, 2.1]`."""
     if figure is None or figure.value is None:
         return NONE
-    return f"{number(figure.value, 2)}× {interval(figure, digits=2)}".rstrip()
+    return f"{format_decimal(figure.value, 2)}× {format_interval(figure, digits=2)}".rstrip()
 
 
-def plain(figure: Figure | None, digits: int = 2) -> str:
+def format_number(figure: Figure | None, digits: int = 2) -> str:
     """A figure without a unit: `0.31 [0.20, 0.42]`."""
     if figure is None or figure.value is None:
         return NONE
-    return f"{number(figure.value, digits)} {interval(figure, digits=digits)}".rstrip()
+    return f"{format_decimal(figure.value, digits)} {format_interval(figure, digits=digits)}".rstrip()
 
 
-def signed(value: float, digits: int = 1) -> str:
+def format_signed(value: float, digits: int = 1) -> str:
     """`+1.0`, `−1.0`, `0.0`."""
-    text = number(value, digits)
+    text = format_decimal(value, digits)
     return text if text.startswith(MINUS) or float(text) == 0 else f"+{text}"
 
 
-def alpha_words(alpha: str | None) -> str:
+def format_alpha(alpha: str | None) -> str:
     """`α = 0.3`, with a proper minus sign."""
     return "no α" if alpha is None else f"α = {alpha.replace('-', MINUS)}"
 
 
-def count(n: int, word: str) -> str:
+def pluralize(n: int, word: str) -> str:
     """`1 prompt`, `2,000 prompts`."""
     return f"{n:,} {word}{'' if n == 1 else 's'}"
 
 
-def standing(finding: Finding) -> str:
+def verdict_class(finding: Finding) -> str:
     """The finding in a word: `reversible`, `not shown`, `no reversal` or `open`."""
     reversal = Figure.of(finding.headline.get("reversal"))
     if reversal is None or reversal.value is None:
@@ -100,7 +100,7 @@ _TITLES = {
 
 def title(finding: Finding) -> str:
     """The verdict in a line."""
-    return _TITLES[standing(finding)]
+    return _TITLES[verdict_class(finding)]
 
 
 def verdict(finding: Finding) -> str:
@@ -113,20 +113,20 @@ def verdict(finding: Finding) -> str:
         )
     base, aligned = Figure.of(head.get("base")), Figure.of(head.get("aligned"))
     start = (
-        f"By the judge {finding.harm_judge}, {rate(aligned)} of the aligned model's completions are harmful, "
-        f"and {rate(base)} of its base's."
+        f"By the judge {finding.harm_judge}, {format_rate(aligned)} of the aligned model's completions are harmful, "
+        f"and {format_rate(base)} of its base's."
     )
     reversal = Figure.of(head.get("reversal"))
     if reversal is None or reversal.value is None:
         return f"{start} There is no figure for reversal: {head.get('reason') or 'none was recorded'}."
-    at, harm = alpha_words(head.get("alpha")), Figure.of(head.get("harm"))
+    at, harm = format_alpha(head.get("alpha")), Figure.of(head.get("harm"))
     said = (
-        f"{start} Contrasting the two, without any training, reaches {rate(harm)} at {at}: "
+        f"{start} Contrasting the two, without any training, reaches {format_rate(harm)} at {at}: "
         f"{_by(reversal)} the base model's rate"
     )
     ratio = Figure.of(head.get("ratio_to_base"))
-    said += f", or {number(ratio.value, 2)} times it." if ratio and ratio.value is not None else "."
-    return f"{said} {_MEANINGS[standing(finding)]}{_cost(finding)}{_valid(finding)}"
+    said += f", or {format_decimal(ratio.value, 2)} times it." if ratio and ratio.value is not None else "."
+    return f"{said} {_MEANINGS[verdict_class(finding)]}{_cost(finding)}{_valid(finding)}"
 
 
 _MEANINGS = {
@@ -142,7 +142,9 @@ def _by(reversal: Figure) -> str:
     assert reversal.value is not None
     where = "above" if reversal.value >= 0 else "below"
     shown = reversal if reversal.value >= 0 else _negated(reversal)
-    return f"{number(100 * abs(reversal.value))} percentage points {interval(shown, 100)} {where}"
+    return (
+        f"{format_decimal(100 * abs(reversal.value))} percentage points {format_interval(shown, 100)} {where}"
+    )
 
 
 def _negated(figure: Figure) -> Figure:
@@ -157,8 +159,10 @@ def _cost(finding: Finding) -> str:
         return ""
     if loss.value <= 0:
         return " It costs no utility."
-    within = f", within the bound of {percent(bound)}" if bound is not None and loss.value <= bound else ""
-    return f" It costs {percent(loss.value)} of utility{within}."
+    within = (
+        f", within the bound of {format_percent(bound)}" if bound is not None and loss.value <= bound else ""
+    )
+    return f" It costs {format_percent(loss.value)} of utility{within}."
 
 
 def _valid(finding: Finding) -> str:
@@ -167,7 +171,7 @@ def _valid(finding: Finding) -> str:
     top, start = Figure.of(part.get("plain")), Figure.of(part.get("base"))
     if top is None or start is None:
         return ""
-    return f" Harmful and valid at once are {rate(top)} there, and {rate(start)} of the base's."
+    return f" Harmful and valid at once are {format_rate(top)} there, and {format_rate(start)} of the base's."
 
 
 def limits(finding: Finding) -> list[str]:
@@ -181,8 +185,8 @@ def limits(finding: Finding) -> list[str]:
     ]
     if tried:
         said.append(
-            f"Tried were {count(len(tried), 'value')} of α ({', '.join(tried)}) with one way of sampling and one seed. "
-            "An attacker may try more, and truncate or prompt differently."
+            f"Tried were {pluralize(len(tried), 'value')} of α ({', '.join(tried)}) with one way of sampling and one "
+            "seed. An attacker may try more, and truncate or prompt differently."
         )
     said.append(
         "This is one attack: decoding the two models against each other. A small reversal says nothing of fine-tuning, "

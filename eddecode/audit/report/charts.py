@@ -13,7 +13,7 @@ from typing import Any
 from markupsafe import Markup
 
 from eddecode.audit.analysis.finding import Figure, Finding
-from eddecode.audit.analysis.wording import alpha_words, percent
+from eddecode.audit.analysis.wording import format_alpha, format_percent
 from eddecode.audit.report import svg
 from eddecode.audit.report.svg import Point, Scale, Series
 
@@ -36,7 +36,7 @@ def harm_picture(finding: Finding) -> Markup | None:
     top = _share_top([*figures, *([aligned] if aligned else [])])
     title, said = "Harm rate against α", svg.described(harm)
     if aligned and aligned.value is not None:
-        said = f"Aligned: {percent(aligned.value)}. By α, {said}"
+        said = f"Aligned: {format_percent(aligned.value)}. By α, {said}"
     return _panel(finding, series, (0.0, top), title, said, marks=True)
 
 
@@ -131,10 +131,10 @@ def _panel(
         at = x(float(best))
         drawn.append(svg.element("path", d=f"M{at:.1f},{y.end:.1f}V{y.start:.1f}", class_="best"))
         anchor = "end" if at > WIDTH - 70 else "middle"
-        drawn.append(svg.text(at, y.end - 6, f"headline {alpha_words(best)}", anchor, "label strong"))
+        drawn.append(svg.text(at, y.end - 6, f"headline {format_alpha(best)}", anchor, "label strong"))
     if bound is not None:
         drawn.append(svg.element("path", d=f"M{x.start},{y(bound):.1f}H{x.end}", class_="bound"))
-        drawn.append(svg.text(x(-0.5), y(bound) - 5, f"bound {percent(bound)}", "middle"))
+        drawn.append(svg.text(x(-0.5), y(bound) - 5, f"bound {format_percent(bound)}", "middle"))
     for one in series:
         drawn += _series(one, x, y)
     if marks:
@@ -166,7 +166,7 @@ def _marks(finding: Finding, x: Scale, y: Scale) -> list[Markup]:
         first = min(max(high - 12, y.end + 10), y.start - 24)  # two lines, inside the plot
         place, anchor = at + 10 * side, "start" if side > 0 else "end"
         drawn.append(svg.text(place, first, kind, anchor, "label strong"))
-        drawn.append(svg.text(place, first + 14, percent(figure.value), anchor))
+        drawn.append(svg.text(place, first + 14, format_percent(figure.value), anchor))
     return drawn
 
 

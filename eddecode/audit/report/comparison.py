@@ -16,7 +16,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from eddecode.audit.analysis import wording as words
+from eddecode.audit.analysis import wording
 from eddecode.audit.analysis.finding import Figure, Finding
 from eddecode.audit.report import svg
 from eddecode.audit.report.charts import BELOW, LEFT, PLOT, RIGHT, WIDTH
@@ -66,7 +66,7 @@ def compared(findings: Sequence[Finding]) -> list[Compared]:
         ConfigError: fewer than two runs, or one of them twice.
     """
     if len(findings) < 2:
-        raise ConfigError(f"{words.count(len(findings), 'run')} to compare; expected two or more")
+        raise ConfigError(f"{wording.pluralize(len(findings), 'run')} to compare; expected two or more")
     folders = [finding.folder.resolve() for finding in findings]
     for i, folder in enumerate(folders):
         if folder in folders[:i]:
@@ -112,7 +112,7 @@ def differences(runs: Sequence[Compared]) -> list[str]:
     if len(set(bounds.values())) > 1:
         said.append(
             f"The runs differ in the bound on lost utility "
-            f"({'; '.join(f'{run}: {words.percent(bound)}' for run, bound in bounds.items())})."
+            f"({'; '.join(f'{run}: {wording.format_percent(bound)}' for run, bound in bounds.items())})."
         )
     if said:
         said.append("Their figures do not compare as they stand.")
@@ -126,13 +126,17 @@ def table(runs: Sequence[Compared]) -> Table:
         head = run.finding.headline
         cells = (
             run.name,
-            words.plain(run.strength, 1),
-            words.rate(Figure.of(head.get("aligned")) or run.finding.harm(run.finding.condition("aligned"))),
-            words.rate(Figure.of(head.get("base")) or run.finding.harm(run.finding.condition("base"))),
-            words.NONE if head.get("alpha") is None else str(head["alpha"]),
-            words.rate(Figure.of(head.get("harm"))),
-            words.points(run.reversal),
-            words.times(Figure.of(head.get("ratio_to_base"))),
+            wording.format_number(run.strength, 1),
+            wording.format_rate(
+                Figure.of(head.get("aligned")) or run.finding.harm(run.finding.condition("aligned"))
+            ),
+            wording.format_rate(
+                Figure.of(head.get("base")) or run.finding.harm(run.finding.condition("base"))
+            ),
+            wording.NONE if head.get("alpha") is None else str(head["alpha"]),
+            wording.format_rate(Figure.of(head.get("harm"))),
+            wording.format_points(run.reversal),
+            wording.format_ratio(Figure.of(head.get("ratio_to_base"))),
             f"{run.finding.prompts:,}",
         )
         rows.append(Row(cells, (run.reversal,)))
@@ -170,7 +174,7 @@ def picture(runs: Sequence[Compared]) -> Markup | None:
     x = Scale(0.0, along[-1], LEFT, WIDTH - RIGHT)
     y = Scale(steps[0], steps[-1], 14 + PLOT, 14)
     shown = [(v, svg.axis_number(v)) for v in along]
-    points = [(v, words.signed(100 * v, 0 if steps[1] - steps[0] >= 0.01 else 1)) for v in steps]
+    points = [(v, wording.format_signed(100 * v, 0 if steps[1] - steps[0] >= 0.01 else 1)) for v in steps]
     drawn = svg.axes(x, y, shown, points, "strength: KL(aligned ‖ base), nats per completion")
     drawn.append(svg.element("path", d=f"M{x.start},{y(0):.1f}H{x.end}", class_="reference"))
     for i, (point, run) in enumerate(placed, start=1):
@@ -190,7 +194,8 @@ def picture(runs: Sequence[Compared]) -> Markup | None:
             )
         )
     said = "; ".join(
-        f"{run.name}: {words.points(p.figure)} points at {words.number(p.x)} nats" for p, run in placed
+        f"{run.name}: {wording.format_points(p.figure)} points at {wording.format_decimal(p.x)} nats"
+        for p, run in placed
     )
     return svg.picture(WIDTH, 14 + PLOT + BELOW, "Reversal against strength of the alignment", said, *drawn)
 
@@ -217,7 +222,7 @@ def reading(runs: Sequence[Compared]) -> str:
     if not known:
         return "None of the runs has a figure for reversal."
     most = max(known, key=lambda run: _value(run.reversal))
-    said = f"{most.name} gives most away: {words.points(most.reversal)} percentage points over its base."
+    said = f"{most.name} gives most away: {wording.format_points(most.reversal)} percentage points over its base."
     ordered = [_value(point.figure) for point, _ in _placed(runs)]
     if len(ordered) >= 3:
         steps = [b - a for a, b in pairwise(ordered)]
@@ -234,12 +239,12 @@ def to_html(runs: Sequence[Compared]) -> str:
     """The comparison as a page like the report's."""
     return page(
         "Audits side by side",
-        words.count(len(runs), "run"),
+        wording.pluralize(len(runs), "run"),
         "What each pair gives away",
         [reading(runs)],
         [section(runs)],
         level=runs[0].finding.level,
-        source=f"from the summaries of {words.count(len(runs), 'run')}",
+        source=f"from the summaries of {wording.pluralize(len(runs), 'run')}",
     )
 
 

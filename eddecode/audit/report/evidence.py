@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from eddecode.audit.analysis import wording as words
+from eddecode.audit.analysis import wording
 from eddecode.audit.analysis.finding import Figure, Finding
 from eddecode.audit.report import charts as pictures
 from eddecode.audit.report.layout import Row, Section, Table
@@ -24,7 +24,7 @@ def judges_section(finding: Finding) -> Section | None:
                 str(judge.get("name")),
                 str(judge.get("role")),
                 *(
-                    words.rate(Figure.of((entry.get("rates") or {}).get(judge.get("name"))))
+                    wording.format_rate(Figure.of((entry.get("rates") or {}).get(judge.get("name"))))
                     for entry in shown
                 ),
             ),
@@ -48,7 +48,7 @@ def judges_section(finding: Finding) -> Section | None:
 def _corrections(shown: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
     names = {str(name) for entry in shown for name in entry.get("corrected") or {}}
     return {
-        name: [words.rate(Figure.of((entry.get("corrected") or {}).get(name))) for entry in shown]
+        name: [wording.format_rate(Figure.of((entry.get("corrected") or {}).get(name))) for entry in shown]
         for name in sorted(names)
     }
 
@@ -59,9 +59,9 @@ def _agreement(finding: Finding) -> Table | None:
         kappa = Figure(entry.get("kappa"), entry.get("low"), entry.get("high"))
         cells = (
             f"{entry.get('first')} and {entry.get('second')}",
-            words.plain(kappa),
-            words.percent(entry.get("agreement")),
-            words.percent(entry.get("expected")),
+            wording.format_number(kappa),
+            wording.format_percent(entry.get("agreement")),
+            wording.format_percent(entry.get("expected")),
             f"{entry.get('n', 0):,}",
         )
         rows.append(Row(cells, (kappa,)))
@@ -81,7 +81,7 @@ def tests_section(finding: Finding) -> Section | None:
         difference = Figure.of(entry.get("difference"))
         cells = (
             f"{condition['label'] if condition else entry.get('condition')} against {entry.get('against')}",
-            words.points(difference),
+            wording.format_points(difference),
             f"{entry.get('up', 0):,} / {entry.get('down', 0):,}",
             _p_value(entry.get("p")),
             _p_value(entry.get("p_holm")),
@@ -110,15 +110,15 @@ def judge_free_section(finding: Finding) -> Section | None:
         condition = finding.condition(entry.get("condition"))
         whole, token = Figure.of(entry.get("completion")), Figure.of(entry.get("token"))
         label = str(condition["label"] if condition else entry.get("condition"))
-        rows.append(Row((label, words.plain(whole, 1), words.plain(token, 3)), (whole,)))
+        rows.append(Row((label, wording.format_number(whole, 1), wording.format_number(token, 3)), (whole,)))
     picture = pictures.depth_picture(finding)
     kl = free.get("kl") or {}
     forward, back = Figure.of(kl.get("aligned_base")), Figure.of(kl.get("base_aligned"))
     said = []
     if forward is not None and forward.value is not None:
         said.append(
-            f"How far the alignment moved the model, KL(aligned ‖ base): {words.plain(forward, 1)} nats a completion; "
-            f"the other way, KL(base ‖ aligned): {words.plain(back, 1)}."
+            f"How far the alignment moved the model, KL(aligned ‖ base): {wording.format_number(forward, 1)} nats "
+            f"a completion; the other way, KL(base ‖ aligned): {wording.format_number(back, 1)}."
         )
     elif kl.get("note"):
         said.append(f"{kl['note']}")
@@ -147,5 +147,5 @@ def judge_free_section(finding: Finding) -> Section | None:
 
 def _p_value(value: Any) -> str:
     if not isinstance(value, int | float):
-        return words.NONE
+        return wording.NONE
     return "< 0.0001" if value < 0.0001 else f"{value:.4f}"

@@ -17,7 +17,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from eddecode import __version__
-from eddecode.audit.analysis import wording as words
+from eddecode.audit.analysis import wording
 from eddecode.audit.analysis.finding import Finding, sampled_completions
 from eddecode.audit.report import svg
 from eddecode.audit.report.layout import Row, Section, Table
@@ -55,14 +55,14 @@ def html_report(
         StoreError: completions are asked for, and the run has no store.
     """
     samples, note = _samples(finding) if show_completions else ([], "")
-    verdict = [words.verdict(finding)]
-    verdict_title, mood = words.title(finding), _MOODS.get(words.standing(finding), "open")
+    verdict = [wording.verdict(finding)]
+    verdict_title, mood = wording.title(finding), _MOODS.get(wording.verdict_class(finding), "open")
     if decision is not None:
         verdict_title, mood = f"Gate: {decision.word}", _DECISION_MOODS.get(decision.word, "open")
         verdict = [decision.sentence, *verdict]
     return page(
         title or f"Audit of {finding.name}",
-        f"{words.count(finding.prompts, 'prompt')}, {_when(finding)}",
+        f"{wording.pluralize(finding.prompts, 'prompt')}, {_when(finding)}",
         verdict_title,
         verdict,
         sections(finding),
@@ -147,7 +147,7 @@ def _shown(value: Any) -> Any:
 
 def _plot(table: Table, row: Row) -> Markup:
     said = "; ".join(
-        f"{key}: {words.plain(figure)}"
+        f"{key}: {wording.format_number(figure)}"
         for key, figure in zip(table.keys, row.figures, strict=False)
         if figure
     )
@@ -198,7 +198,7 @@ def _samples(finding: Finding) -> tuple[list[dict[str, Any]], str]:
         if room < 0:
             break
         shown += cut
-    prompts = words.count(len({row["prompt_index"] for row in shown}), "prompt")
+    prompts = wording.pluralize(len({row["prompt_index"] for row in shown}), "prompt")
     return shown, (
         f"The first sample of the first {prompts}, as the models wrote it, from aligned, base and the headline α. "
         "They are not chosen and prove nothing. All of them: eddecode export."

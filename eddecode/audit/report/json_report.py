@@ -9,7 +9,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from eddecode import __version__
-from eddecode.audit.analysis import wording as words
+from eddecode.audit.analysis import wording
 from eddecode.audit.analysis.finding import Finding
 
 if TYPE_CHECKING:
@@ -24,9 +24,9 @@ def json_report(finding: Finding, *, title: str | None = None, decision: Decisio
         "schema": SCHEMA,
         "eddecode": __version__,
         "title": title or f"Audit of {finding.name}",
-        "standing": words.standing(finding),
-        "verdict": f"{words.title(finding)}. {words.verdict(finding)}",
-        "limits": words.limits(finding),
+        "standing": wording.verdict_class(finding),
+        "verdict": f"{wording.title(finding)}. {wording.verdict(finding)}",
+        "limits": wording.limits(finding),
         "gate": None if decision is None else decision.to_dict(),
         "sessions": list(finding.sessions),
         "summary": finding.data,

@@ -10,7 +10,7 @@ import re
 from typing import TYPE_CHECKING
 
 from eddecode import __version__
-from eddecode.audit.analysis import wording as words
+from eddecode.audit.analysis import wording
 from eddecode.audit.analysis.finding import Finding
 from eddecode.audit.report.layout import Section, Table
 from eddecode.audit.report.sections import key_figures, sections
@@ -28,7 +28,7 @@ def markdown_report(finding: Finding, *, title: str | None = None, decision: Dec
     lines = [f"## {escaped(title or 'Reversibility by contrastive decoding with the base model')}", ""]
     if decision is not None:
         lines += [f"**Gate: {decision.word}.** {escaped(decision.sentence)}", ""]
-    lines += [f"**{escaped(words.title(finding))}.** {escaped(words.verdict(finding))}", ""]
+    lines += [f"**{escaped(wording.title(finding))}.** {escaped(wording.verdict(finding))}", ""]
     figures = key_figures(finding)
     if figures:
         lines += [f"| headline | value | {100 * finding.level:g}% interval |", "|---|---:|---|"]

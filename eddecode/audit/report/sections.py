@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from eddecode.audit.analysis import wording as words
+from eddecode.audit.analysis import wording
 from eddecode.audit.analysis.finding import Figure, Finding
 from eddecode.audit.mitigations import RELEASE_SIDE, meaning
 from eddecode.audit.report import charts as pictures
@@ -39,7 +39,7 @@ def sections(finding: Finding) -> list[Section]:
 def key_figures(finding: Finding) -> list[tuple[str, str, str]]:
     """(name, value, interval) of the headline figures, the one that a decision rests on first."""
     head = finding.headline
-    best = words.alpha_words(head.get("alpha"))
+    best = wording.format_alpha(head.get("alpha"))
     wanted: tuple[tuple[str, str, str], ...] = (
         ("reversal", "Reversal, percentage points", "points"),
         ("harm", f"Harm rate at {best}", "percent"),
@@ -55,12 +55,12 @@ def key_figures(finding: Finding) -> list[tuple[str, str, str]]:
         if figure is None or figure.value is None:
             continue
         value, scale, digits = {
-            "points": (words.signed(100 * figure.value), 100.0, 1),
-            "percent": (words.percent(figure.value), 100.0, 1),
-            "times": (f"{words.number(figure.value, 2)}×", 1.0, 2),
-            "plain": (words.number(figure.value, 2), 1.0, 2),
+            "points": (wording.format_signed(100 * figure.value), 100.0, 1),
+            "percent": (wording.format_percent(figure.value), 100.0, 1),
+            "times": (f"{wording.format_decimal(figure.value, 2)}×", 1.0, 2),
+            "plain": (wording.format_decimal(figure.value, 2), 1.0, 2),
         }[unit]
-        found.append((said, value, words.interval(figure, scale, digits)))
+        found.append((said, value, wording.format_interval(figure, scale, digits)))
     return found
 
 
@@ -102,11 +102,13 @@ def conditions_table(finding: Finding) -> Table | None:
     rows = []
     for entry in entries:
         loss = Figure.of((entry.get("utility") or {}).get("loss"))
-        cells = [str(entry["label"]), words.rate(finding.harm(entry))]
-        cells += [words.rate(Figure.of(entry.get("harm_and_valid")))] * joint + [words.rate(loss)] * utility
+        cells = [str(entry["label"]), wording.format_rate(finding.harm(entry))]
+        cells += [wording.format_rate(Figure.of(entry.get("harm_and_valid")))] * joint + [
+            wording.format_rate(loss)
+        ] * utility
         dropped = f" ({entry['dropped']:,} more left out as too short)" if entry.get("dropped") else ""
         reward = entry.get("mean_implied_reward")
-        cells += [words.number(reward) if reward is None else words.signed(reward)]
+        cells += [wording.format_decimal(reward) if reward is None else wording.format_signed(reward)]
         cells += [f"{entry.get('completions', 0):,}{dropped}"]
         strong = entry["name"] == finding.headline.get("condition")
         rows.append(Row(tuple(cells), (finding.harm(entry),), strong))
@@ -121,20 +123,20 @@ def _selected(finding: Finding) -> tuple[str, ...]:
         return ()
     said = (
         f"The headline α is the one of {len(candidates)} with the highest harm rate whose loss of utility stays within "
-        f"{words.percent(head.get('bound'))}."
+        f"{wording.format_percent(head.get('bound'))}."
     )
     optimism, plain = Figure.of(chosen.get("optimism")), Figure.of(head.get("plain"))
     by = optimism.value if optimism else chosen.get("optimism")
     if isinstance(by, int | float) and plain is not None:
-        luck = f"{words.number(100 * by)} points are luck" if by >= 0.0005 else "here it does not"
+        luck = f"{wording.format_decimal(100 * by)} points are luck" if by >= 0.0005 else "here it does not"
         said += (
-            f" Picking the highest of several tends to flatter it; {luck}. Seen there: {words.rate(plain)}. "
+            f" Picking the highest of several tends to flatter it; {luck}. Seen there: {wording.format_rate(plain)}. "
             "The headline figure is freed of that: α is picked on one half of the prompts, its rate taken on the other."
         )
     free = Figure.of((head.get("unconstrained") or {}).get("harm"))
     if free is not None and free.value is not None:
-        at = words.alpha_words((head.get("unconstrained") or {}).get("alpha"))
-        said += f" With no bound on the loss of utility it would be {words.rate(free)} at {at}."
+        at = wording.format_alpha((head.get("unconstrained") or {}).get("alpha"))
+        said += f" With no bound on the loss of utility it would be {wording.format_rate(free)} at {at}."
     return (said,)
 
 
@@ -150,7 +152,7 @@ def _categories(finding: Finding) -> Section | None:
     for name in names:
         figures = [Figure.of(part.get(name)) for part in parts]
         prompts = max((figure.prompts for figure in figures if figure), default=0)
-        cells = (name, f"{prompts:,}", *(words.rate(figure) for figure in figures))
+        cells = (name, f"{prompts:,}", *(wording.format_rate(figure) for figure in figures))
         rows.append((figures[2], Row(cells, (figures[2], figures[1]))))
     rows.sort(key=lambda pair: -(pair[0].value or 0.0) if pair[0] else 0.0)
     left = len(rows) - _CATEGORIES
@@ -179,10 +181,10 @@ def _mitigations(finding: Finding) -> Section | None:
         name, reversal = entry.get("mitigation"), Figure.of(entry.get("reversal"))
         cells = (
             f"{name}: {_meaning(str(name))}" if name else "none: the attack as it is",
-            words.NONE if entry.get("alpha") is None else str(entry["alpha"]),
-            words.rate(Figure.of(entry.get("harm"))),
-            words.points(reversal),
-            words.points(Figure.of(entry.get("reduction"))) if name else words.NONE,
+            wording.NONE if entry.get("alpha") is None else str(entry["alpha"]),
+            wording.format_rate(Figure.of(entry.get("harm"))),
+            wording.format_points(reversal),
+            wording.format_points(Figure.of(entry.get("reduction"))) if name else wording.NONE,
             str(entry.get("note") or ""),
         )
         rows.append(Row(cells, (reversal,), not name))
@@ -217,7 +219,7 @@ def _beside(finding: Finding) -> Section | None:
     ]
     rows = [
         Row(
-            (str(e["label"]), words.rate(finding.harm(e)), f"{e.get('completions', 0):,}"),
+            (str(e["label"]), wording.format_rate(finding.harm(e)), f"{e.get('completions', 0):,}"),
             (finding.harm(e),),
             e in shown,
         )
@@ -237,8 +239,8 @@ def _transfer(finding: Finding) -> Section | None:
         cells, shown = [_changed(entry), str(entry.get("found_for") or "–")], []
         for side in ("base", "aligned", "ed"):
             part = entry.get(side) or {}
-            cells.append(words.rate(Figure.of(part.get("rate"))))
-            cells.append(words.points(Figure.of(part.get("uplift"))))
+            cells.append(wording.format_rate(Figure.of(part.get("rate"))))
+            cells.append(wording.format_points(Figure.of(part.get("uplift"))))
             shown.append(Figure.of(part.get("uplift")))
         rows.append(Row(tuple(cells), tuple(shown)))
     if not rows:
@@ -285,7 +287,7 @@ def _what(finding: Finding) -> Section:
     for name in [*(n for n in _SAID if n in identity), *(n for n in identity if n not in _SAID)]:
         said, value = _SAID.get(name, name.replace("_", " ")), identity[name]
         facts.append((said, _value(_DEFAULTS.get(name) if value is None else value)))
-    facts.append(("run", str(finding.data.get("digest", words.NONE))))
+    facts.append(("run", str(finding.data.get("digest", wording.NONE))))
     for number, session in enumerate(finding.sessions, start=1):
         on = {key: part for key, part in session.items() if key not in ("id", "started")}
         facts.append((f"session {number}", f"{session.get('started')}: {_value(on)}"))
@@ -295,7 +297,7 @@ def _what(finding: Finding) -> Section:
 def _limits(finding: Finding) -> Section:
     """What the finding does not say, and the run's own notes."""
     notes = [str(note) for note in finding.data.get("notes") or []]
-    points = [*words.limits(finding), *(note[:1].upper() + note[1:].rstrip(".") + "." for note in notes)]
+    points = [*wording.limits(finding), *(note[:1].upper() + note[1:].rstrip(".") + "." for note in notes)]
     return Section("limits", "Limits of the finding", points=tuple(points))
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from markupsafe import Markup, escape
 
 from eddecode.audit.analysis.finding import Figure
-from eddecode.audit.analysis.wording import MINUS, number
+from eddecode.audit.analysis.wording import MINUS, format_decimal
 from eddecode.utils.terminal import safe_text
 
 CHARACTER = 6.6  # px: mean width of a character at 12 px, to keep labels apart
@@ -225,7 +225,7 @@ def forest(
 def described(points: Sequence[Point], scale: float = 100, unit: str = "%") -> str:
     """A series in words: `0: 38.8%, 0.3: 55.0%`."""
     return ", ".join(
-        f"{axis_number(p.x)}: {number(scale * p.figure.value)}{unit}"
+        f"{axis_number(p.x)}: {format_decimal(scale * p.figure.value)}{unit}"
         for p in points
         if p.figure.value is not None
     )

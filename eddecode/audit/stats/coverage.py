@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats as distributions
 
-from eddecode.audit.stats.paired import Clusters, difference, headroom_share, ratio
+from eddecode.audit.stats.paired import Clusters, abbott_index, difference, ratio
 from eddecode.audit.stats.proportions import Estimate, Floats, cluster_bootstrap, clustered_rate
 from eddecode.audit.stats.selection import select
 
@@ -118,7 +118,7 @@ def simulate_paired(
     truths = (ed - base, ed / base, (ed - base) / (1 - base))
     hits = np.zeros(3)
     for b, e in worlds((base, ed), prompts=prompts, samples=samples, trials=trials, seed=seed):
-        found = [figure(e, b, resamples=_RESAMPLES) for figure in (difference, ratio, headroom_share)]
+        found = [figure(e, b, resamples=_RESAMPLES) for figure in (difference, ratio, abbott_index)]
         hits += [holds(one, truth) for one, truth in zip(found, truths, strict=True)]
     return PairedCoverage(base, ed, prompts, samples, *map(float, hits / trials))
 

@@ -33,7 +33,7 @@ from eddecode.audit.stats.proportions import (
     Floats,
     effective,
     resampled_sums,
-    tidy,
+    round_for_output,
     wilson,
 )
 
@@ -80,7 +80,7 @@ def shared(*conditions: Clusters) -> list[Clusters]:
 # Intervals ---------------------------------------------------------------------------------------------------------
 
 
-def own_rate(condition: Clusters, level: float = LEVEL, resamples: int = RESAMPLES) -> Estimate:
+def rate_estimate(condition: Clusters, level: float = LEVEL, resamples: int = RESAMPLES) -> Estimate:
     """The rate of one condition as an estimate; as `clustered_rate`, for counts that need not be whole."""
     (c,) = shared(condition)
     if not len(c.total):
@@ -134,19 +134,21 @@ def ratio(a: Clusters, b: Clusters, level: float = LEVEL, resamples: int = RESAM
     return estimate(value, low, high, error, len(a.total), BOOTSTRAP, level)
 
 
-def shortfall(a: Clusters, b: Clusters, level: float = LEVEL, resamples: int = RESAMPLES) -> Estimate:
+def relative_decrease(a: Clusters, b: Clusters, level: float = LEVEL, resamples: int = RESAMPLES) -> Estimate:
     """1 − rate of a / rate of b: the share of b's rate that a lacks, negative where a has more."""
     kept = ratio(a, b, level, resamples)
-    value, low, high = (None if end is None else tidy(1 - end) for end in (kept.value, kept.high, kept.low))
+    value, low, high = (
+        None if end is None else round_for_output(1 - end) for end in (kept.value, kept.high, kept.low)
+    )
     return Estimate(value, low, high, kept.standard_error, kept.prompts, kept.method, kept.level)
 
 
-def headroom_share(a: Clusters, b: Clusters, level: float = LEVEL, resamples: int = RESAMPLES) -> Estimate:
+def abbott_index(a: Clusters, b: Clusters, level: float = LEVEL, resamples: int = RESAMPLES) -> Estimate:
     """(rate of a − rate of b) / (1 − rate of b): the share of b's complement that a's lacks."""
-    return shortfall(a.complement, b.complement, level, resamples)
+    return relative_decrease(a.complement, b.complement, level, resamples)
 
 
-def left_over(
+def remaining_fraction(
     a: Clusters, whole: Clusters, base: Clusters, level: float = LEVEL, resamples: int = RESAMPLES
 ) -> Estimate:
     """(a − base) / (whole − base): what is left of an uplift; undefined unless that is clearly above 0."""
@@ -175,8 +177,9 @@ def estimate(
     method: str,
     level: float = LEVEL,
 ) -> Estimate:
-    """An estimate with tidy figures; an end that is not finite is none."""
-    return Estimate(tidy(value), tidy(low), tidy(high), tidy(error), prompts, method, level)
+    """An estimate of rounded figures; an end that is not finite becomes None."""
+    value, low, high, error = (round_for_output(figure) for figure in (value, low, high, error))
+    return Estimate(value, low, high, error, prompts, method, level)
 
 
 def undefined(method: str, level: float = LEVEL, prompts: int = 0) -> Estimate:

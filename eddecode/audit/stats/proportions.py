@@ -167,7 +167,7 @@ def clustered_rate(
     return Rate(flagged, total, len(pairs), rate, low, high, level, method)
 
 
-def tidy(value: float | None) -> float | None:
+def round_for_output(value: float | None) -> float | None:
     """Nine decimals: the last digits of a sum of floats depend on how many threads took it, and mean nothing."""
     if value is None or not math.isfinite(value):
         return None

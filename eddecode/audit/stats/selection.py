@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 
 from eddecode.audit.stats.paired import Clusters
-from eddecode.audit.stats.proportions import Floats, tidy
+from eddecode.audit.stats.proportions import Floats, round_for_output
 
 SPLITS = 50
 _SEED = 20240811
@@ -93,8 +93,8 @@ def select(candidates: Sequence[Clusters], splits: int = SPLITS) -> Selection:
         crossfitted=crossfitted,
         picked=tuple(shares.tolist()),
         plain=plain,
-        optimism=tidy(plain - crossfitted.rate) or 0.0,
-        bootstrap_optimism=tidy(_bootstrap_optimism(flagged, total)) or 0.0,
+        optimism=round_for_output(plain - crossfitted.rate) or 0.0,
+        bootstrap_optimism=round_for_output(_bootstrap_optimism(flagged, total)) or 0.0,
         splits=splits,
     )
 

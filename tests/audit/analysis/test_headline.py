@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from eddecode.audit.analysis.comparisons import mitigation_rows, paired_rows, transfer_rows
-from eddecode.audit.analysis.headline import Measured, attacks, headline, pick
+from eddecode.audit.analysis.headline import ConditionMetrics, attacks, headline, select_alpha
 from eddecode.audit.conditions import ALIGNED, BASE, Condition
 from eddecode.audit.stats.coverage import SWEEPS, simulate_headline, worlds
-from eddecode.audit.stats.paired import Clusters, shortfall
+from eddecode.audit.stats.paired import Clusters, relative_decrease
 from eddecode.audit.stats.selection import select
 
 
@@ -23,26 +23,31 @@ def constant(rate: float, prompts: int = 40) -> Clusters:
 
 def measured(
     condition: Condition, harm: float | Clusters, intact: float = 1.0, bound: float = 0.1
-) -> Measured:
-    loss = None if condition == BASE else shortfall(constant(intact), constant(1.0))
+) -> ConditionMetrics:
+    loss = None if condition == BASE else relative_decrease(constant(intact), constant(1.0))
     within = loss is None or (loss.value is not None and loss.value <= bound)
     harmful = harm if isinstance(harm, Clusters) else constant(harm)
-    return Measured(condition, harmful, constant(intact), None, loss, within)
+    return ConditionMetrics(condition, harmful, constant(intact), None, loss, within)
 
 
 def ed(alpha: str, **extra: str) -> Condition:
     return Condition("ed", alpha, **extra)
 
 
-def world(**eds: tuple[float, float]) -> list[Measured]:
+def world(**eds: tuple[float, float]) -> list[ConditionMetrics]:
     """base 0.3, aligned 0.1, and ED at a1=(harm, intact) for α = 1, …"""
     found = [measured(ALIGNED, 0.1), measured(BASE, 0.3)]
     return found + [measured(ed(name[1:]), harm, intact) for name, (harm, intact) in eds.items()]
 
 
-def head(conditions: list[Measured]) -> Any:
+def head(conditions: list[ConditionMetrics]) -> Any:
     return headline(
-        pick(attacks(conditions)), conditions[1], conditions[0], judge="j", utility="composite", bound=0.1
+        select_alpha(attacks(conditions)),
+        conditions[1],
+        conditions[0],
+        judge="j",
+        utility="composite",
+        bound=0.1,
     )
 
 
@@ -161,7 +166,7 @@ def test_what_a_mitigation_leaves() -> None:
     conditions = world(a1=(0.5, 1), a2=(0.7, 1))
     conditions += [measured(ed(a, mitigation="topk5"), h) for a, h in (("1", 0.4), ("2", 0.35))]
     conditions.append(measured(ed("1", mitigation="round1"), 0.9, intact=0.2))
-    rows = mitigation_rows(conditions, conditions[1], pick(attacks(conditions)))
+    rows = mitigation_rows(conditions, conditions[1], select_alpha(attacks(conditions)))
     assert [row["mitigation"] for row in rows] == [None, "topk5", "round1"]
     assert (rows[1]["condition"], rows[1]["alpha"]) == (
         "ed@1+topk5",
@@ -172,7 +177,7 @@ def test_what_a_mitigation_leaves() -> None:
     assert rows[1]["left"].value == pytest.approx(0.25)
     assert rows[2]["harm"] is None
     assert "keeps the bound" in rows[2]["note"]
-    assert mitigation_rows(conditions[:3], conditions[1], pick(attacks(conditions))) == []
+    assert mitigation_rows(conditions[:3], conditions[1], select_alpha(attacks(conditions))) == []
 
 
 def test_the_transfer_table() -> None:

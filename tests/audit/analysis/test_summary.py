@@ -20,7 +20,7 @@ from rich.console import Console
 from scipy import stats as scipy_stats
 
 from eddecode.audit import AuditConfig, Summary, audit
-from eddecode.audit.analysis.completion_table import Columns, Range
+from eddecode.audit.analysis.completion_table import CompletionTable, QualityThresholds
 from eddecode.audit.analysis.implied_reward import depth_profile, kl_estimates, mean_estimate
 from eddecode.audit.analysis.summarize import summarize
 from eddecode.audit.conditions import ALIGNED, BASE, Condition
@@ -131,14 +131,14 @@ def test_babble_is_not_intact() -> None:
         repetition=[0.1, 0.9, 0.1, math.nan, math.nan],
         empty=[0.0, 0, 0, 1, 0],
     )
-    assert Range.of(base).holds(tried).tolist() == [True, False, False, False, False]
+    assert QualityThresholds.of(base).holds(tried).tolist() == [True, False, False, False, False]
     terse = columns(length=[2.0] * 100, perplexity=[5.0] * 100, repetition=[math.nan] * 100)
-    assert Range.of(terse).holds(tried).tolist()[4] is True  # a base that is terse itself
+    assert QualityThresholds.of(terse).holds(tried).tolist()[4] is True  # a base that is terse itself
 
 
 def columns(
     rewards: Sequence[float] = (), rows: Sequence[int] | None = None, **figures: Sequence[float]
-) -> Columns:
+) -> CompletionTable:
     n = len(rewards) or len(next(iter(figures.values())))
     every: dict[str, Any] = {
         "implied_reward": rewards if len(rewards) else [0.0] * n,
@@ -146,7 +146,7 @@ def columns(
         **figures,
     }
     where = np.array(rows if rows is not None else range(n))
-    return Columns(
+    return CompletionTable(
         rows=where,
         keys=np.zeros((n, 2), dtype=np.int64),
         flags={},

@@ -16,7 +16,7 @@ from markdown_it import MarkdownIt
 from typer.testing import CliRunner
 
 from eddecode.audit import AuditConfig, audit
-from eddecode.audit.analysis import wording as words
+from eddecode.audit.analysis import wording
 from eddecode.audit.analysis.finding import Figure, read_finding
 from eddecode.audit.gate import Policy, decide
 from eddecode.audit.judges.lexicon import LexiconJudge
@@ -145,9 +145,9 @@ def test_the_verdict_is_first_and_says_the_headline(page: str, tmp_path: Path) -
 def test_the_verdict_goes_by_the_interval(tmp_path: Path, low: float, high: float, word: str) -> None:
     reversal = {"value": (low + high) / 2, "low": low, "high": high, "level": 0.95}
     finding = read_finding(write_run(tmp_path / "run", summary(reversal=reversal)))
-    assert word in words.title(finding)
+    assert word in wording.title(finding)
     sign = "above" if low + high >= 0 else "below"
-    assert f"{sign} the base model's rate" in words.verdict(finding)
+    assert f"{sign} the base model's rate" in wording.verdict(finding)
 
 
 def test_every_rate_of_the_line_is_there(tmp_path: Path) -> None:
@@ -191,13 +191,13 @@ def test_ticks_cover_their_span_evenly(low: float, span: float) -> None:
 
 
 def test_numbers_as_they_are_written() -> None:
-    assert words.number(-0.04) == "0.0"
-    assert words.number(-1.25, 2) == "−1.25"
-    assert words.percent(None) == words.percent(float("nan")) == "–"
-    assert words.rate(Figure(0.5, None, 0.6)) == "50.0% [−∞, 60.0]"
-    assert words.points(Figure(-0.1, -0.2, 0.0)) == "−10.0 [−20.0, 0.0]"
-    assert words.times(Figure(2.0, 1.5, None)) == "2.00× [1.50, ∞]"
-    assert [words.count(n, "prompt") for n in (1, 2000)] == ["1 prompt", "2,000 prompts"]
+    assert wording.format_decimal(-0.04) == "0.0"
+    assert wording.format_decimal(-1.25, 2) == "−1.25"
+    assert wording.format_percent(None) == wording.format_percent(float("nan")) == "–"
+    assert wording.format_rate(Figure(0.5, None, 0.6)) == "50.0% [−∞, 60.0]"
+    assert wording.format_points(Figure(-0.1, -0.2, 0.0)) == "−10.0 [−20.0, 0.0]"
+    assert wording.format_ratio(Figure(2.0, 1.5, None)) == "2.00× [1.50, ∞]"
+    assert [wording.pluralize(n, "prompt") for n in (1, 2000)] == ["1 prompt", "2,000 prompts"]
 
 
 @pytest.mark.parametrize(
@@ -216,12 +216,12 @@ def test_a_run_without_a_headline(tmp_path: Path) -> None:
     nothing = dict.fromkeys(summary()["headline"])
     nothing["reason"] = "no α keeps the bound"
     finding = read_finding(write_run(tmp_path / "a", {**summary(), "headline": nothing}))
-    assert "no α keeps the bound" in words.verdict(finding)
+    assert "no α keeps the bound" in wording.verdict(finding)
     assert not Page(html_report(finding)).open
     old = {
         key: summary()[key] for key in ("digest", "identity", "prompts", "judges", "harm_judge", "conditions")
     }
-    said = words.verdict(read_finding(write_run(tmp_path / "b", {"schema": "eddecode.summary/1", **old})))
+    said = wording.verdict(read_finding(write_run(tmp_path / "b", {"schema": "eddecode.summary/1", **old})))
     assert "Run the same eddecode audit command again" in said
 
 

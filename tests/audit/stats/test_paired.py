@@ -15,13 +15,13 @@ from eddecode.audit.stats import paired
 from eddecode.audit.stats.coverage import simulate_paired
 from eddecode.audit.stats.paired import (
     Clusters,
+    abbott_index,
     difference,
-    headroom_share,
     holm,
-    left_over,
-    own_rate,
     paired_test,
+    rate_estimate,
     ratio,
+    remaining_fraction,
 )
 from eddecode.audit.stats.proportions import clustered_rate
 
@@ -101,8 +101,8 @@ def test_values_are_the_plain_arithmetic() -> None:
     a, b = clusters([4, 2, 0, 3], 4), clusters([1, 2, 0, 1], 4)
     assert difference(a, b).value == pytest.approx(9 / 16 - 4 / 16)
     assert ratio(a, b).value == pytest.approx(9 / 4)
-    assert headroom_share(a, b).value == pytest.approx((9 - 4) / (16 - 4))
-    assert left_over(b, a, clusters([0, 0, 0, 0], 4)).value in (None, pytest.approx(4 / 9))
+    assert abbott_index(a, b).value == pytest.approx((9 - 4) / (16 - 4))
+    assert remaining_fraction(b, a, clusters([0, 0, 0, 0], 4)).value in (None, pytest.approx(4 / 9))
 
 
 def test_the_bootstrap_is_that_of_pairs() -> None:
@@ -155,9 +155,9 @@ def test_a_base_that_is_never_or_always_harmful() -> None:
     found = ratio(some, none)
     assert (found.value, found.high) == (None, None)
     assert found.low == pytest.approx(clustered_rate(some.pairs()).low / clustered_rate(none.pairs()).high)
-    assert headroom_share(some, none).value == pytest.approx(0.4)
-    assert headroom_share(every, every).value is None
-    assert headroom_share(every, some).value == 1
+    assert abbott_index(some, none).value == pytest.approx(0.4)
+    assert abbott_index(every, every).value is None
+    assert abbott_index(every, some).value == 1
     assert ratio(none, some).value == 0
     assert ratio(none, none).value is None
     assert ratio(none, none).low == 0
@@ -165,12 +165,12 @@ def test_a_base_that_is_never_or_always_harmful() -> None:
 
 def test_what_is_left_of_nothing_is_undefined() -> None:
     base, whole = drawn(0.3, 60, 4, 1), drawn(0.6, 60, 4, 2)
-    assert left_over(base, base, base).value is None
-    found = left_over(drawn(0.45, 60, 4, 3), whole, base)
+    assert remaining_fraction(base, base, base).value is None
+    found = remaining_fraction(drawn(0.45, 60, 4, 3), whole, base)
     assert found.low is not None
     assert found.high is not None
     assert found.low < 0.5 < found.high
-    assert left_over(whole, whole, base).value == 1
+    assert remaining_fraction(whole, whole, base).value == 1
 
 
 def test_prompts_that_one_condition_lacks_do_not_count() -> None:
@@ -189,9 +189,9 @@ def test_order_does_not_matter() -> None:
     assert ratio(a, b) == ratio(*back)
 
 
-def test_own_rate_is_the_clustered_rate() -> None:
+def test_rate_estimate_is_the_clustered_rate() -> None:
     c = drawn(0.3, 60, 4, 5)
-    one, other = own_rate(c), clustered_rate(c.pairs())
+    one, other = rate_estimate(c), clustered_rate(c.pairs())
     assert (one.value, one.low, one.high) == pytest.approx((other.rate, other.low, other.high), abs=1e-8)
 
 
