@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from eddecode.sampling.dispatch import contrast_and_sample
-from eddecode_kernels.types import Draw, SamplingRows
+from eddecode_kernels.types import SampledTokens, SamplingRows
 
 FILTERS: dict[str, dict[str, float]] = {
     "none": {},
@@ -30,7 +30,7 @@ FILTERS: dict[str, dict[str, float]] = {
 
 def eager(
     logits: list[Tensor], weights: Tensor, rows: SamplingRows, uniforms: Tensor, vocabulary: Tensor
-) -> Draw:
+) -> SampledTokens:
     """The same work in float32 torch, operation by operation; the draw is torch.multinomial's."""
     z = (weights[0, :, None] * logits[0] + weights[1, :, None] * logits[1]).masked_fill(
         ~vocabulary, -torch.inf
@@ -51,7 +51,7 @@ def eager(
     if (rows.min_p > 0).any():
         p = p.masked_fill(p < rows.min_p[:, None] * p.amax(-1, keepdim=True), 0.0)
     tokens = torch.multinomial(p, 1)
-    return Draw(tokens[:, 0], torch.stack([model.gather(-1, tokens)[:, 0] for model in models]))
+    return SampledTokens(tokens[:, 0], torch.stack([model.gather(-1, tokens)[:, 0] for model in models]))
 
 
 def problem(

@@ -103,7 +103,7 @@ def test_a_request_that_is_too_long_is_refused_before_anything_runs(monkeypatch:
     def never(*args: Any) -> Any:
         raise AssertionError("a model ran")
 
-    monkeypatch.setattr(decoder_module.SlotDecoder, "_forward", never)
+    monkeypatch.setattr(decoder_module.CachedModelRunner, "_forward", never)
     message = (
         r"prompt 1, sample 0: the aligned model reads at most 256 tokens, but the prompt has 250 and "
         r"max_new_tokens=10 asks for 260 in all; shorten the prompt or lower max_new_tokens to 6"

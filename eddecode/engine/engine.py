@@ -21,11 +21,11 @@ from eddecode.engine.sequence import Draws, Request, Row
 from eddecode.engine.speculative.cost_model import LONGEST
 from eddecode.engine.speculative.speculator import Speculation
 from eddecode.errors import ContextError, EngineError
-from eddecode.execution.model_runner import Prefix
+from eddecode.execution.model_runner import PrefillResult
 from eddecode.execution.pair_runner import PairRunner
 from eddecode.sampling.dispatch import contrast_and_sample
 from eddecode.utils.memory import is_out_of_memory, release_memory, trim_heap
-from eddecode_kernels.types import Draw
+from eddecode_kernels.types import SampledTokens
 
 PREFILL_TOKENS = 2048  # tokens, padding included, that one model reads in one prefill batch
 
@@ -60,7 +60,7 @@ class Engine:
         self.memory_budget = memory_budget
         self.waiting: deque[Row] = deque()
         self.rows: list[Row] = []  # row i is in slot i
-        self._prefixes: dict[tuple[int, tuple[int, ...]], Prefix] = {}
+        self._prefixes: dict[tuple[int, tuple[int, ...]], PrefillResult] = {}
         self._readers: Counter[tuple[int, tuple[int, ...]]] = Counter()  # waiting rows that begin with a text
         self._draws: Draws | None = None  # the next token of every row, while only `decode` gives them tokens
         self._token_bytes: float | None = None  # keys and values of one position in all models
@@ -210,7 +210,7 @@ class Engine:
             for model in range(len(self.runner.names))
         ]
 
-    def draw(self, draws: Draws, logits: Sequence[Tensor]) -> Draw:
+    def draw(self, draws: Draws, logits: Sequence[Tensor]) -> SampledTokens:
         """Draw one token for each place from its models' logits, (n, V_i) float32 each."""
         seen = self._accessible(draws, logits)
         uniforms, forbidden = draws.uniforms(), draws.forbidden()
@@ -240,7 +240,7 @@ class Engine:
                 seen[model][i] = access.seen(logits[model][i], row.noise_seed(position, model))
         return seen
 
-    def _append(self, draws: Draws, draw: Draw) -> None:
+    def _append(self, draws: Draws, draw: SampledTokens) -> None:
         """Give each row its token."""
         for (row, _), token, logprobs in zip(
             draws.places, draw.tokens.tolist(), draw.logprobs.T.tolist(), strict=True

@@ -1,6 +1,6 @@
 """Attention over slots, in the place where transformers lets a library bring its own.
 
-Rows of a `SlotCache` have lengths of their own, so a query sees a range of keys that is its own too. Handed to the
+Rows of a `BatchedKVCache` have lengths of their own, so a query sees a range of keys that is its own too. Handed to the
 model as a 4-D mask, that range has to be written out and read back in every layer; handed to a compiled attention as
 two numbers, only the keys in it are read. The range travels in the place of the mask: a model passes its masks on to
 its layers untouched, one per kind of layer, so that sliding windows need nothing special.
@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import AttentionInterface
 
 from eddecode.errors import UnsupportedLayersError
-from eddecode.execution.attention_mask import Seen
+from eddecode.execution.attention_mask import KeyRangeMask
 from eddecode_kernels.attention import attend, available
 
 NAME = "eddecode_slots"
@@ -61,7 +61,7 @@ def slot_attention(
         for name, value in options.items()
         if not (value is None or value is False or name in _IRRELEVANT)
     )
-    if unknown or dropout or not isinstance(attention_mask, Seen):
+    if unknown or dropout or not isinstance(attention_mask, KeyRangeMask):
         raise UnsupportedLayersError(f"attention with {', '.join(unknown) or 'a mask of its own'}")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     return attend(query, key, value, attention_mask.first, attention_mask.stop, scale, softcap or 0.0), None

@@ -19,7 +19,7 @@ from eddecode.errors import UnsupportedLayersError
 T = TypeVar("T")
 
 
-class Seen(torch.Tensor):
+class KeyRangeMask(torch.Tensor):
     """A stand-in for a mask: an empty 4-D tensor that carries which keys each query sees.
 
     Models hand a 4-D mask on to their layers as it is, so this reaches the attention untouched.
@@ -35,15 +35,15 @@ class Seen(torch.Tensor):
     angles: Tensor | None = None
 
     @staticmethod
-    def of(first: Tensor, stop: Tensor) -> Seen:
+    def of(first: Tensor, stop: Tensor) -> KeyRangeMask:
         """The stand-in for ranges (B, T)."""
-        seen = torch.empty(1, 1, 1, 0).as_subclass(Seen)
+        seen = torch.empty(1, 1, 1, 0).as_subclass(KeyRangeMask)
         seen.first, seen.stop = first.contiguous(), stop.contiguous()
         return seen
 
 
 @dataclass
-class Masks:
+class AttentionMaskBuilder:
     """Masks for rows at their own positions, in the shape that a model's layers ask for.
 
     Models that mix kinds of layers take one mask per kind (`config.layer_types`); the others take one.
@@ -61,9 +61,9 @@ class Masks:
 
         return self._each(positions, write)
 
-    def seen(self, positions: Tensor) -> Seen | dict[str, Seen]:
+    def seen(self, positions: Tensor) -> KeyRangeMask | dict[str, KeyRangeMask]:
         """The same as ranges, for `eddecode.attention.slot_attention`."""
-        return self._each(positions, Seen.of)
+        return self._each(positions, KeyRangeMask.of)
 
     def _each(self, positions: Tensor, make: Callable[[Tensor, Tensor], T]) -> T | dict[str, T]:
         stop = positions + 1

@@ -1,9 +1,9 @@
-"""GraphDecoder: a `SlotDecoder` whose step of one token per row is a captured graph.
+"""GraphModelRunner: a `CachedModelRunner` whose step of one token per row is a captured graph.
 
 A step of a large model is some thousand kernels of a few microseconds each, and launching them from Python takes longer
 than running them. Captured once, all of them are launched in one call. What a graph needs is that nothing moves: tokens
-and positions are written into buffers of their own, keys and values stay where the `SlotCache` has them, the mask is
-computed on the device from the positions, and attention goes over the first `capacity` keys, whichever are seen.
+and positions are written into buffers of their own, keys and values stay where the `BatchedKVCache` has them, the mask
+is computed on the device from the positions, and attention goes over the first `capacity` keys, whichever are seen.
 
 So there is a step for each number of rows and each capacity, both rounded up to powers of two, captured when it is
 first needed. Rows that only fill up read token 0 at position 0 of a vacant slot: nobody looks at what they give, and
@@ -24,10 +24,10 @@ from einops import rearrange
 from torch import Tensor
 
 from eddecode.errors import EngineError, UnsupportedLayersError
-from eddecode.execution.compiled.replace import Layers
-from eddecode.execution.cuda_graph_capture import Capture, CudaGraph, Replay
-from eddecode.execution.kv_cache import SlotCache, Window
-from eddecode.execution.model_runner import Prefix, SlotDecoder
+from eddecode.execution.compiled.replace import CompiledLayers
+from eddecode.execution.cuda_graph_capture import CudaGraph, GraphCapture, GraphReplay
+from eddecode.execution.kv_cache import BatchedKVCache, WritePositions
+from eddecode.execution.model_runner import CachedModelRunner, PrefillResult
 from eddecode.utils.device import sent
 from eddecode.utils.memory import free_bytes, is_out_of_memory
 
@@ -42,21 +42,21 @@ def bucket(needed: int, least: int = 1) -> int:
     return max(least, 1 << max(needed - 1, 0).bit_length())
 
 
-class FixedPlaces(SlotCache):
+class StaticKVCache(BatchedKVCache):
     """The buffers of a cache, written at places that the device is told, and the host does not know."""
 
-    def __init__(self, cache: SlotCache, window: Window) -> None:
+    def __init__(self, cache: BatchedKVCache, window: WritePositions) -> None:
         super().__init__()
         self.layers, self._window = cache.layers, window
 
-    def open(self, new: int, slots: slice = slice(None)) -> Window:
-        """See `SlotCache.open`; the places are always the same tensor."""
+    def open(self, new: int, slots: slice = slice(None)) -> WritePositions:
+        """See `BatchedKVCache.open`; the places are always the same tensor."""
         for layer in self.layers:
             layer.window = self._window
         return self._window
 
 
-class Step:
+class CapturedStep:
     """One token for each of the first `rows` slots, over the first `capacity` positions.
 
     Attributes:
@@ -65,12 +65,12 @@ class Step:
         replay: the step, once it is captured.
     """
 
-    replay: Replay
+    replay: GraphReplay
 
-    def __init__(self, cache: SlotCache, rows: int, capacity: int, device: torch.device) -> None:
+    def __init__(self, cache: BatchedKVCache, rows: int, capacity: int, device: torch.device) -> None:
         self.inputs = torch.zeros(2, rows, dtype=torch.int64, device=device)
-        places = Window(rearrange(self.inputs[1], "b -> b 1"), slice(0, rows), capacity, None)
-        self.cache = FixedPlaces(cache, places)
+        places = WritePositions(rearrange(self.inputs[1], "b -> b 1"), slice(0, rows), capacity, None)
+        self.cache = StaticKVCache(cache, places)
 
     def fill(self, tokens: Tensor, lengths: Sequence[int]) -> None:
         """Say what the rows read next: tokens (n,), and the lengths before; the other rows fill up."""
@@ -83,12 +83,12 @@ class Step:
 
 
 @dataclass
-class Held:
+class GraphBuffers:
     """Buffers that stay where they are, and the steps that were captured over them, the one used last at the end."""
 
-    cache: SlotCache = field(default_factory=SlotCache)
+    cache: BatchedKVCache = field(default_factory=BatchedKVCache)
     keys: Any = None  # the first layer's: another tensor means that the buffers have moved
-    steps: OrderedDict[tuple[int, int], Step] = field(default_factory=OrderedDict)
+    steps: OrderedDict[tuple[int, int], CapturedStep] = field(default_factory=OrderedDict)
 
     @property
     def nbytes(self) -> int:
@@ -96,7 +96,7 @@ class Held:
         return self.cache.nbytes() + sum(step.replay.nbytes for step in self.steps.values())
 
     @torch.inference_mode()
-    def cleaned(self) -> Held:
+    def cleaned(self) -> GraphBuffers:
         """The same with nothing in it: what no row has written is masked, but a NaN would come through."""
         self.cache.lengths = []
         for layer in self.cache.layers:
@@ -105,50 +105,50 @@ class Held:
         return self
 
 
-class GraphDecoder(SlotDecoder):
-    """Decodes like a `SlotDecoder`, the step of one token per row by captured graphs.
+class GraphModelRunner(CachedModelRunner):
+    """Decodes like a `CachedModelRunner`, the step of one token per row by captured graphs.
 
     Args:
         model: on one device.
         capture: how steps are captured.
-        layers: see `SlotDecoder`.
+        layers: see `CachedModelRunner`.
         idle: where decoders of the same model leave their buffers, and what is captured over them, to the next one.
     """
 
     def __init__(
         self,
         model: Any,
-        capture: Capture = CudaGraph,
+        capture: GraphCapture = CudaGraph,
         *,
-        layers: Layers | None = None,
-        idle: list[Held] | None = None,
+        layers: CompiledLayers | None = None,
+        idle: list[GraphBuffers] | None = None,
     ) -> None:
         super().__init__(model, own_attention=True, layers=layers)
         self.capture = capture
         self.idle = [] if idle is None else idle
-        self.held = self.idle.pop().cleaned() if self.idle else Held()
+        self.held = self.idle.pop().cleaned() if self.idle else GraphBuffers()
         self.cache = self.held.cache
         most = int(KEPT * free_bytes(self.device))
         weakref.finalize(self, _leave, self.held, self.idle, most).atexit = False
 
-    def fresh(self) -> GraphDecoder:
-        """See `SlotDecoder.fresh`."""
-        return GraphDecoder(self.model, self.capture, layers=self.layers, idle=self.idle)
+    def fresh(self) -> GraphModelRunner:
+        """See `CachedModelRunner.fresh`."""
+        return GraphModelRunner(self.model, self.capture, layers=self.layers, idle=self.idle)
 
     @torch.inference_mode()
     def reserve(self, slots: int, positions: int = 0) -> None:
-        """See `Decoder.reserve`; on a device positions to come would take memory now."""
+        """See `ModelRunner.reserve`; on a device positions to come would take memory now."""
         self._make_room(slots, 0)
 
     @torch.inference_mode()
-    def add(self, prefix: Prefix) -> None:
-        """See `Decoder.add`."""
+    def add(self, prefix: PrefillResult) -> None:
+        """See `ModelRunner.add`."""
         self._make_room(self.occupied + 1, prefix.length + 1)
         super().add(prefix)
 
     @torch.inference_mode()
     def extend(self, tokens: Tensor, slots: slice = slice(None)) -> Tensor:
-        """See `SlotDecoder.extend`."""
+        """See `CachedModelRunner.extend`."""
         lengths = self.cache.lengths[slots]
         self._make_room(self.occupied, max(lengths) + tokens.shape[1])
         if tokens.shape[1] != 1 or len(lengths) != self.occupied:
@@ -160,7 +160,7 @@ class GraphDecoder(SlotDecoder):
 
     @torch.inference_mode()
     def trim(self) -> None:
-        """See `Decoder.trim`; the steps are captured anew when they are needed."""
+        """See `ModelRunner.trim`; the steps are captured anew when they are needed."""
         self.held.steps.clear()
         self.idle.clear()
         super().trim()
@@ -172,10 +172,10 @@ class GraphDecoder(SlotDecoder):
             self.held.steps.clear()
             self.held.keys = keys
 
-    def _step(self, tokens: Tensor, lengths: Sequence[int]) -> Step:
+    def _step(self, tokens: Tensor, lengths: Sequence[int]) -> CapturedStep:
         """The step for these rows, filled with them, captured if it has not been."""
         steps, key = self.held.steps, (bucket(len(lengths)), bucket(max(lengths) + 1, READ))
-        step = steps.get(key) or Step(self.cache, *key, self.device)
+        step = steps.get(key) or CapturedStep(self.cache, *key, self.device)
         step.fill(tokens, lengths)  # before the capture: warming up must write where it belongs
         if key not in steps:
             self._capture(step, key)
@@ -185,7 +185,7 @@ class GraphDecoder(SlotDecoder):
             steps.popitem(last=False)
         return step
 
-    def _capture(self, step: Step, key: tuple[int, int]) -> None:
+    def _capture(self, step: CapturedStep, key: tuple[int, int]) -> None:
         if any(hasattr(module, "_hf_hook") for module in self.model.modules()):
             raise UnsupportedLayersError("weights that are moved as they are needed, or on several devices")
         beside = next((other.replay for other in self.held.steps.values()), None)
@@ -199,13 +199,13 @@ class GraphDecoder(SlotDecoder):
                 f"({str(error).splitlines()[0]}); decode without cuda_graphs"
             ) from error
 
-    def _logits(self, step: Step) -> Tensor:
+    def _logits(self, step: CapturedStep) -> Tensor:
         """Logits after the step's tokens, (rows, 1, V) float32."""
         tokens = rearrange(step.inputs[0], "b -> b 1")
         return self._forward(step.cache, tokens, torch.zeros_like(tokens))
 
 
-def _leave(held: Held, idle: list[Held], most: int) -> None:
+def _leave(held: GraphBuffers, idle: list[GraphBuffers], most: int) -> None:
     """A decoder is gone: keep the largest buffers for the next one, of those that take at most `most` bytes."""
     fitting = [each for each in (*idle, held) if each.nbytes <= most]
     idle[:] = sorted(fitting, key=lambda each: each.nbytes)[-1:]

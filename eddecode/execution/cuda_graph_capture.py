@@ -23,7 +23,7 @@ WARM_UPS = 2  # runs before a capture: libraries choose their kernels and make t
 StepBody = Callable[[], Tensor]
 
 
-class Replay(Protocol):
+class GraphReplay(Protocol):
     """A captured step. Called, it repeats the step on the same addresses and returns the same tensor, refilled."""
 
     @property
@@ -37,10 +37,10 @@ class Replay(Protocol):
 
 
 # What captures: a step, and a living replay whose memory it may share, to a replay.
-Capture = Callable[[StepBody, Any], Replay]
+GraphCapture = Callable[[StepBody, Any], GraphReplay]
 
 
-class Rehearsal(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class CaptureCheck(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Within it, whatever depends on the values of tensors is refused."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -60,13 +60,13 @@ def _selects(indices: Any) -> bool:
     return any(index is not None and index.dtype in (torch.bool, torch.uint8) for index in indices)
 
 
-def rehearse(step: StepBody) -> Tensor:
+def check_capturable(step: StepBody) -> Tensor:
     """Run a step once, and make sure that it can be captured.
 
     Raises:
         UnsupportedLayersError: it branches on values, or makes results whose size depends on them.
     """
-    with Rehearsal():  # type: ignore[no-untyped-call]
+    with CaptureCheck():  # type: ignore[no-untyped-call]
         return step()
 
 
@@ -84,7 +84,7 @@ class CudaGraph:
     """
 
     def __init__(self, step: StepBody, beside: CudaGraph | None = None) -> None:
-        device = rehearse(step).device
+        device = check_capturable(step).device
         warm, capturing = _streams(device)
         # The outer stream context puts the stream back even if a capture that breaks off does not.
         with torch.cuda.device(device), torch.cuda.stream(torch.cuda.current_stream(device)):

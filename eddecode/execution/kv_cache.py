@@ -1,4 +1,4 @@
-"""SlotCache: the keys and values of many rows, each with a length of its own.
+"""BatchedKVCache: the keys and values of many rows, each with a length of its own.
 
 A slot is a row of the batch. Rows enter and leave while the others go on, so no two need have the same length: a
 forward pass writes every row at that row's own next positions and reads the filled part of the buffer, and whatever
@@ -19,13 +19,13 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 from eddecode.utils.device import moved
 from eddecode.utils.memory import free_bytes, is_lazy, side_by_side, zeros
-from eddecode_kernels.decoder_layer import Places
+from eddecode_kernels.decoder_layer import KVPointers
 
 LENGTH_STEP = 64  # buffers grow by that many positions, or by an eighth: growing is rare and waste is small
 
 
 @dataclass
-class Window:
+class WritePositions:
     """What one forward pass writes: `positions` (B, T) of the slots `slots`, all below `stop`.
 
     `aligned_start` is set where all rows write at the same place, so that a slice does the work of a scatter.
@@ -45,14 +45,14 @@ class Window:
         return self._copies[device]
 
 
-class SlotLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers ships no types
+class LayerKVCache(CacheLayerMixin):  # type: ignore[misc]  # transformers ships no types
     """Keys and values of one layer, (slots, heads, capacity, head_dim) each; made when the layer first writes."""
 
     is_sliding = False
 
     def __init__(self) -> None:
         super().__init__()
-        self.window: Window | None = None
+        self.window: WritePositions | None = None
         self.reserved = (0, 0)  # slots, positions
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
@@ -101,9 +101,9 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers ships no
         rows = slice(slots.start, None, slots.step)
         return self.keys[rows], self.values[rows]
 
-    def _open_window(self) -> Window:
+    def _open_window(self) -> WritePositions:
         if self.window is None:
-            raise RuntimeError("a SlotCache was written to outside of SlotCache.open()")
+            raise RuntimeError("a BatchedKVCache was written to outside of BatchedKVCache.open()")
         return self.window
 
     def get_seq_length(self) -> int:
@@ -132,15 +132,15 @@ def _between(index: tuple[Tensor, Tensor]) -> tuple[Tensor, slice, Tensor]:
     return rows, slice(None), positions
 
 
-class SlotCache(Cache):  # type: ignore[misc]
+class BatchedKVCache(Cache):  # type: ignore[misc]
     """Keys and values of one model, for slots 0 … n−1 of lengths `lengths`."""
 
     def __init__(self) -> None:
-        super().__init__(layer_class_to_replicate=SlotLayer)
+        super().__init__(layer_class_to_replicate=LayerKVCache)
         self.lengths: list[int] = []
         self._reserved = (0, 0)
         self._expected = 0  # positions, from before it is known where they will be
-        self._places: dict[Any, Places] = {}
+        self._places: dict[Any, KVPointers] = {}
 
     def reserve(self, slots: int, capacity: int) -> None:
         """Have room for that many slots and positions; never shrinks (see `trim`)."""
@@ -189,7 +189,7 @@ class SlotCache(Cache):  # type: ignore[misc]
                 layer.reserve(slots, capacity, used)
             self._reserved = (slots, capacity)
 
-    def open(self, new: int, slots: slice = slice(None)) -> Window:
+    def open(self, new: int, slots: slice = slice(None)) -> WritePositions:
         """Prepare a pass that writes `new` tokens to every occupied slot, or to some; returns where they go.
 
         The lengths stay as they are until `advance`: a pass that fails can be repeated.
@@ -201,7 +201,7 @@ class SlotCache(Cache):  # type: ignore[misc]
         self._grow(len(self.lengths), stop)
         same = min(lengths) == max(lengths)
         occupied = slice(slots.start or 0, len(self.lengths), slots.step or 1)
-        window = Window(positions, occupied, stop, lengths[0] if same else None)
+        window = WritePositions(positions, occupied, stop, lengths[0] if same else None)
         for layer in self.layers:
             layer.window = window
         self._window = window
@@ -210,16 +210,16 @@ class SlotCache(Cache):  # type: ignore[misc]
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        """See `SlotLayer.update`; layers are made as the model's first pass reaches them."""
+        """See `LayerKVCache.update`; layers are made as the model's first pass reaches them."""
         return self._layer(layer_idx).update(key_states, value_states)
 
-    def places(self, layers: Sequence[int], heads: int, size: int, like: Tensor) -> Places:
+    def places(self, layers: Sequence[int], heads: int, size: int, like: Tensor) -> KVPointers:
         """Where layers keep the keys and values of the slots of the pass in progress, for compiled blocks."""
         slots = self._window.slots
         key = (tuple(layers), slots.start, slots.step)
         if key not in self._places:
             made = [self._layer(index) for index in layers]
-            self._places[key] = Places([layer.room(heads, size, like) for layer in made])
+            self._places[key] = KVPointers([layer.room(heads, size, like) for layer in made])
         return self._places[key]
 
     @property
@@ -232,13 +232,13 @@ class SlotCache(Cache):  # type: ignore[misc]
         """All positions of the pass in progress are below this."""
         return self._window.stop
 
-    def _layer(self, layer_idx: int) -> SlotLayer:
+    def _layer(self, layer_idx: int) -> LayerKVCache:
         while len(self.layers) <= layer_idx:
-            layer = SlotLayer()
+            layer = LayerKVCache()
             layer.reserve(*self._reserved)
             layer.window = self._window
             self.layers.append(layer)
-        made: SlotLayer = self.layers[layer_idx]
+        made: LayerKVCache = self.layers[layer_idx]
         return made
 
     def advance(self, counts: Sequence[int], slots: slice = slice(None)) -> None:
@@ -254,7 +254,7 @@ class SlotCache(Cache):  # type: ignore[misc]
             self._expect(slot + 1, self._expected, [state for pair in states for state in pair])
         self._grow(slot + 1, length)
         while len(self.layers) < len(states):
-            layer = SlotLayer()
+            layer = LayerKVCache()
             layer.reserve(*self._reserved)
             self.layers.append(layer)
         for layer, (keys, values) in zip(self.layers, states, strict=True):

@@ -24,7 +24,7 @@ from eddecode_kernels.linear import linear_for, pays
 CONVERT_ROWS = 4096  # rows of the head that are converted at a time: the scratch stays within a CPU's cache
 
 
-class Head:
+class Float32LMHead:
     """The last linear layer of a causal LM.
 
     Attributes:

@@ -16,11 +16,11 @@ import torch
 from einops import rearrange, repeat
 from torch import Tensor
 
-from eddecode.execution.compiled.lora import Change, Rows
-from eddecode.execution.compiled.replace import Layers
-from eddecode.execution.cuda_graph import GraphDecoder
-from eddecode.execution.cuda_graph_capture import Capture
-from eddecode.execution.model_runner import Prefix, SlotDecoder
+from eddecode.execution.compiled.lora import LoraDelta, LoraRows
+from eddecode.execution.compiled.replace import CompiledLayers
+from eddecode.execution.cuda_graph import GraphModelRunner
+from eddecode.execution.cuda_graph_capture import GraphCapture
+from eddecode.execution.model_runner import CachedModelRunner, PrefillResult
 from eddecode.execution.pair_runner import PairRunner
 from eddecode.execution.self_check import objection_to, plain_logits, relative_error, trial_texts
 from eddecode.models.lora import Factors
@@ -31,10 +31,10 @@ if TYPE_CHECKING:
 BASE, ALIGNED = 0, 1
 
 
-class Half:
+class PairView:
     """One of the two models on a shared backbone: what `PairRunner` needs of a decoder."""
 
-    def __init__(self, backbone: SlotDecoder, rows: Rows, role: int) -> None:
+    def __init__(self, backbone: CachedModelRunner, rows: LoraRows, role: int) -> None:
         self.backbone, self.rows, self.role = backbone, rows, role
 
     @property
@@ -44,7 +44,7 @@ class Half:
 
     @property
     def occupied(self) -> int:
-        """See `Decoder.occupied`."""
+        """See `ModelRunner.occupied`."""
         return len(self.backbone.cache.lengths[self.slots])
 
     @contextmanager
@@ -56,26 +56,26 @@ class Half:
         finally:
             self.rows.changed = None
 
-    def prefill(self, texts: Sequence[tuple[int, ...]]) -> list[Prefix]:
-        """See `Decoder.prefill`."""
+    def prefill(self, texts: Sequence[tuple[int, ...]]) -> list[PrefillResult]:
+        """See `ModelRunner.prefill`."""
         with self.speaking():
             return self.backbone.prefill(texts)
 
     def extend(self, tokens: Tensor) -> Tensor:
-        """See `Decoder.extend`."""
+        """See `ModelRunner.extend`."""
         with self.speaking():
             return self.backbone.extend(tokens, self.slots)
 
     def reserve(self, slots: int, positions: int = 0) -> None:
-        """See `Decoder.reserve`."""
+        """See `ModelRunner.reserve`."""
         self.backbone.reserve(2 * slots, positions)
 
-    def add(self, prefix: Prefix) -> None:
-        """See `Decoder.add`; the base's half of a row goes in first."""
+    def add(self, prefix: PrefillResult) -> None:
+        """See `ModelRunner.add`; the base's half of a row goes in first."""
         self.backbone.add(prefix)
 
     def remove(self, slot: int) -> None:
-        """See `Decoder.remove`; a whole row leaves by its aligned half."""
+        """See `ModelRunner.remove`; a whole row leaves by its aligned half."""
         if self.role == ALIGNED:
             self.backbone.remove(2 * slot + 1)
             self.backbone.remove(2 * slot)
@@ -83,25 +83,25 @@ class Half:
             self.backbone.remove(2 * slot)
 
     def rewind(self, lengths: Sequence[int]) -> None:
-        """See `Decoder.rewind`."""
+        """See `ModelRunner.rewind`."""
         self.backbone.cache.lengths[self.slots] = lengths
 
     def trim(self) -> None:
-        """See `Decoder.trim`."""
+        """See `ModelRunner.trim`."""
         self.backbone.trim()
 
-    def fresh(self) -> Half:
-        """Halves are made in pairs: see `SharedRunner.fresh`."""
+    def fresh(self) -> PairView:
+        """Halves are made in pairs: see `LoraPairRunner.fresh`."""
         raise NotImplementedError("a half of a shared backbone is made with its other half")
 
 
-class SharedRunner(PairRunner):
+class LoraPairRunner(PairRunner):
     """A `PairRunner` whose aligned model is its base with low-rank changes: one forward pass serves both.
 
     Args:
         pair: the two models, the aligned one with its change merged in: what the shared pass is checked against.
         factors: the change, by layer.
-        own_attention: see `SlotDecoder`.
+        own_attention: see `CachedModelRunner`.
         capture: see `PairRunner`.
     """
 
@@ -111,24 +111,24 @@ class SharedRunner(PairRunner):
         factors: Factors,
         *,
         own_attention: bool = False,
-        capture: Capture | None = None,
+        capture: GraphCapture | None = None,
     ) -> None:
         self._describe(pair)
-        self._rows = Rows()
-        changes = {name: Change(a, b, self._rows) for name, (a, b) in factors.items()}
-        layers = Layers(pair.base, changes)
+        self._rows = LoraRows()
+        changes = {name: LoraDelta(a, b, self._rows) for name, (a, b) in factors.items()}
+        layers = CompiledLayers(pair.base, changes)
         self._backbone = (
-            SlotDecoder(pair.base, own_attention=own_attention, layers=layers)
+            CachedModelRunner(pair.base, own_attention=own_attention, layers=layers)
             if capture is None
-            else GraphDecoder(pair.base, capture, layers=layers)
+            else GraphModelRunner(pair.base, capture, layers=layers)
         )
-        self.decoders = [Half(self._backbone, self._rows, role) for role in (BASE, ALIGNED)]
+        self.decoders = [PairView(self._backbone, self._rows, role) for role in (BASE, ALIGNED)]
 
-    def fresh(self) -> SharedRunner:
+    def fresh(self) -> LoraPairRunner:
         """See `PairRunner.fresh`."""
         other = copy.copy(self)
         other._backbone = self._backbone.fresh()
-        other.decoders = [Half(other._backbone, self._rows, role) for role in (BASE, ALIGNED)]
+        other.decoders = [PairView(other._backbone, self._rows, role) for role in (BASE, ALIGNED)]
         return other
 
     def decode(self, tokens: Tensor, lengths: Sequence[Sequence[int]]) -> list[Tensor]:

@@ -1,8 +1,8 @@
 """One model, decoded over slots: tokens in, next-token logits in float32 out.
 
-Two ways of remembering what a row has seen, behind one small protocol. `SlotDecoder` keeps keys and values in a
-`SlotCache`; it is fast and serves every model whose layers attend over a mask. `RecomputeDecoder` keeps the token ids
-and runs the whole text again for every token; it is slow and serves everything else (ALiBi, recurrent states).
+There are two implementations of one small protocol. `CachedModelRunner` keeps keys and values in a `BatchedKVCache`; it
+is fast and serves every model whose layers attend over a mask. `UncachedModelRunner` keeps the token ids and runs the
+whole text again for every token; it is slow and serves everything else (ALiBi, recurrent states).
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from einops import rearrange
 from torch import Tensor
 
 from eddecode.execution.attention import attention_in, can_attend
-from eddecode.execution.attention_mask import Masks
-from eddecode.execution.compiled.replace import Layers
-from eddecode.execution.kv_cache import SlotCache
-from eddecode.execution.lm_head import Head
+from eddecode.execution.attention_mask import AttentionMaskBuilder
+from eddecode.execution.compiled.replace import CompiledLayers
+from eddecode.execution.kv_cache import BatchedKVCache
+from eddecode.execution.lm_head import Float32LMHead
 from eddecode.utils.device import moved
 
 PREFILL_CHUNK = 512  # tokens of one row per pass: bounds the attention scores of a long prompt
 
 
 @dataclass
-class Prefix:
+class PrefillResult:
     """A text that a model has read: what its rows start from.
 
     Attributes:
@@ -48,10 +48,10 @@ class Prefix:
         return sum(keys.nbytes + values.nbytes for keys, values in self.states)
 
 
-class Decoder(Protocol):
+class ModelRunner(Protocol):
     """What the runner needs of a model. Occupied slots are 0 … n−1."""
 
-    def prefill(self, texts: Sequence[tuple[int, ...]]) -> list[Prefix]:
+    def prefill(self, texts: Sequence[tuple[int, ...]]) -> list[PrefillResult]:
         """Read texts from their beginning, one batch; touches no slot."""
         ...
 
@@ -64,7 +64,7 @@ class Decoder(Protocol):
         """Have room for that many rows, which may come to have that many positions."""
         ...
 
-    def add(self, prefix: Prefix) -> None:
+    def add(self, prefix: PrefillResult) -> None:
         """Occupy the next slot with a row that has read `prefix`."""
         ...
 
@@ -84,7 +84,7 @@ class Decoder(Protocol):
         """Give back unused memory."""
         ...
 
-    def fresh(self) -> Decoder:
+    def fresh(self) -> ModelRunner:
         """A decoder of the same model with no slot occupied."""
         ...
 
@@ -96,29 +96,31 @@ def input_device(model: Any) -> torch.device:
     return torch.device(embedding.weight.device if device is None else device)
 
 
-class SlotDecoder:
+class CachedModelRunner:
     """Decodes a model whose layers write keys and values to a cache and attend over a mask."""
 
-    def __init__(self, model: Any, *, own_attention: bool = False, layers: Layers | None = None) -> None:
+    def __init__(
+        self, model: Any, *, own_attention: bool = False, layers: CompiledLayers | None = None
+    ) -> None:
         """own_attention: the model attends by itself, over masks, even where a compiled attention could serve."""
         self.model = model
-        self.layers = layers or Layers(
+        self.layers = layers or CompiledLayers(
             model
         )  # a fresh decoder of the same model takes over its predecessor's
-        self.cache = SlotCache()
-        self.head = Head(model)
-        self.masks = Masks(model.config.get_text_config())
+        self.cache = BatchedKVCache()
+        self.head = Float32LMHead(model)
+        self.masks = AttentionMaskBuilder(model.config.get_text_config())
         self.own_attention = own_attention or not can_attend(model)
         self.device = input_device(model)
 
-    def fresh(self) -> SlotDecoder:
+    def fresh(self) -> CachedModelRunner:
         """A decoder of the same model with no slot occupied."""
-        return SlotDecoder(self.model, own_attention=self.own_attention, layers=self.layers)
+        return CachedModelRunner(self.model, own_attention=self.own_attention, layers=self.layers)
 
     @torch.inference_mode()
-    def prefill(self, texts: Sequence[tuple[int, ...]]) -> list[Prefix]:
-        """Read texts, padded on the right to the longest, chunk by chunk; see `Decoder.prefill`."""
-        cache = SlotCache()
+    def prefill(self, texts: Sequence[tuple[int, ...]]) -> list[PrefillResult]:
+        """Read texts, padded on the right to the longest, chunk by chunk; see `ModelRunner.prefill`."""
+        cache = BatchedKVCache()
         cache.lengths = [0] * len(texts)
         longest = max(len(text) for text in texts)
         cache.reserve(len(texts), longest)
@@ -135,34 +137,34 @@ class SlotDecoder:
                     logits[row] = after[row, 0].clone()
             cache.advance([chunk.shape[1]] * len(texts))
         return [
-            Prefix(len(text), z, cache.copy_out(row, len(text)), text)
+            PrefillResult(len(text), z, cache.copy_out(row, len(text)), text)
             for row, (text, z) in enumerate(zip(texts, logits, strict=True))
             if z is not None
         ]
 
     @property
     def occupied(self) -> int:
-        """See `Decoder.occupied`."""
+        """See `ModelRunner.occupied`."""
         return len(self.cache.lengths)
 
     @torch.inference_mode()
     def reserve(self, slots: int, positions: int = 0) -> None:
-        """See `Decoder.reserve`."""
+        """See `ModelRunner.reserve`."""
         self.cache.expect(slots, positions)
 
     @torch.inference_mode()
-    def add(self, prefix: Prefix) -> None:
-        """See `Decoder.add`."""
+    def add(self, prefix: PrefillResult) -> None:
+        """See `ModelRunner.add`."""
         self.cache.add(prefix.states)
 
     @torch.inference_mode()
     def remove(self, slot: int) -> None:
-        """See `Decoder.remove`."""
+        """See `ModelRunner.remove`."""
         self.cache.remove(slot)
 
     @torch.inference_mode()
     def extend(self, tokens: Tensor, slots: slice = slice(None)) -> Tensor:
-        """See `Decoder.extend`; `slots` picks some of the occupied slots, (n, T) tokens for them."""
+        """See `ModelRunner.extend`; `slots` picks some of the occupied slots, (n, T) tokens for them."""
         count, new = tokens.shape
         everywhere = torch.arange(new).expand(count, new)
         logits = self._forward(self.cache, tokens, everywhere, slots)
@@ -170,15 +172,17 @@ class SlotDecoder:
         return logits
 
     def rewind(self, lengths: Sequence[int]) -> None:
-        """See `Decoder.rewind`."""
+        """See `ModelRunner.rewind`."""
         self.cache.lengths = list(lengths)
 
     @torch.inference_mode()
     def trim(self) -> None:
-        """See `Decoder.trim`."""
+        """See `ModelRunner.trim`."""
         self.cache.trim()
 
-    def _forward(self, cache: SlotCache, tokens: Tensor, keep: Tensor, slots: slice = slice(None)) -> Tensor:
+    def _forward(
+        self, cache: BatchedKVCache, tokens: Tensor, keep: Tensor, slots: slice = slice(None)
+    ) -> Tensor:
         """Run the model over (B, T) new tokens; logits at the places `keep` (B, K) of each row, (B, K, V) float32."""
         stack = self.layers.straight if self.head.exact and not self.own_attention else None
         if stack is not None:
@@ -187,7 +191,7 @@ class SlotDecoder:
             result = self.through(self.model, cache, tokens, slots)
         return self.head.kept(result.logits, keep)
 
-    def through(self, part: Any, cache: SlotCache, tokens: Tensor, slots: slice = slice(None)) -> Any:
+    def through(self, part: Any, cache: BatchedKVCache, tokens: Tensor, slots: slice = slice(None)) -> Any:
         """What `part`, the model or its body without the head, returns for (B, T) new tokens of slots of a cache."""
         attention: AbstractContextManager[None] = nullcontext()
         if not (self.own_attention or self.layers.attend):
@@ -195,7 +199,7 @@ class SlotDecoder:
         with self.layers.swapped(), attention:
             return part(**self._inputs(cache, tokens, slots))
 
-    def _inputs(self, cache: SlotCache, tokens: Tensor, slots: slice) -> dict[str, Any]:
+    def _inputs(self, cache: BatchedKVCache, tokens: Tensor, slots: slice) -> dict[str, Any]:
         """Open a pass, and say what a model takes for it."""
         window = cache.open(tokens.shape[1], slots)
         positions = moved(window.positions, self.device)
@@ -213,52 +217,52 @@ class SlotDecoder:
         }
 
 
-class RecomputeDecoder:
+class UncachedModelRunner:
     """Decodes any causal LM by running the whole text for every token: no cache, one 2-D padding mask."""
 
     def __init__(self, model: Any) -> None:
         self.model = model
         self.rows: list[list[int]] = []
-        self.head = Head(model)
+        self.head = Float32LMHead(model)
         self.device = input_device(model)
 
-    def fresh(self) -> RecomputeDecoder:
+    def fresh(self) -> UncachedModelRunner:
         """A decoder of the same model with no slot occupied."""
-        return RecomputeDecoder(self.model)
+        return UncachedModelRunner(self.model)
 
     @torch.inference_mode()
-    def prefill(self, texts: Sequence[tuple[int, ...]]) -> list[Prefix]:
-        """See `Decoder.prefill`."""
+    def prefill(self, texts: Sequence[tuple[int, ...]]) -> list[PrefillResult]:
+        """See `ModelRunner.prefill`."""
         after = self._forward([list(text) for text in texts], 1)[:, 0]
-        return [Prefix(len(text), z, [], text) for text, z in zip(texts, after, strict=True)]
+        return [PrefillResult(len(text), z, [], text) for text, z in zip(texts, after, strict=True)]
 
     @property
     def occupied(self) -> int:
-        """See `Decoder.occupied`."""
+        """See `ModelRunner.occupied`."""
         return len(self.rows)
 
     def reserve(self, slots: int, positions: int = 0) -> None:
         """Nothing is held."""
 
-    def add(self, prefix: Prefix) -> None:
-        """See `Decoder.add`."""
+    def add(self, prefix: PrefillResult) -> None:
+        """See `ModelRunner.add`."""
         self.rows.append(list(prefix.ids))
 
     def remove(self, slot: int) -> None:
-        """See `Decoder.remove`."""
+        """See `ModelRunner.remove`."""
         self.rows[slot] = self.rows[-1]
         self.rows.pop()
 
     @torch.inference_mode()
     def extend(self, tokens: Tensor) -> Tensor:
-        """See `Decoder.extend`."""
+        """See `ModelRunner.extend`."""
         longer = [row + new for row, new in zip(self.rows, tokens.tolist(), strict=True)]
         logits = self._forward(longer, tokens.shape[1])
         self.rows = longer
         return logits
 
     def rewind(self, lengths: Sequence[int]) -> None:
-        """See `Decoder.rewind`."""
+        """See `ModelRunner.rewind`."""
         self.rows = [row[:length] for row, length in zip(self.rows, lengths, strict=True)]
 
     def trim(self) -> None:

@@ -7,20 +7,22 @@ from collections.abc import Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from eddecode.execution.compiled.replace import Layers
-from eddecode.execution.cuda_graph import GraphDecoder
-from eddecode.execution.cuda_graph_capture import Capture
-from eddecode.execution.model_runner import RecomputeDecoder, SlotDecoder
+from eddecode.execution.compiled.replace import CompiledLayers
+from eddecode.execution.cuda_graph import GraphModelRunner
+from eddecode.execution.cuda_graph_capture import GraphCapture
+from eddecode.execution.model_runner import CachedModelRunner, UncachedModelRunner
 
 if TYPE_CHECKING:
     pass
 from eddecode.execution.self_check import disagreement, objection_to
 
 
-def decoder_for(model: Any, name: str, capture: Capture | None = None) -> SlotDecoder | RecomputeDecoder:
+def model_runner_for(
+    model: Any, name: str, capture: GraphCapture | None = None
+) -> CachedModelRunner | UncachedModelRunner:
     """The fastest decoder that agrees with a plain forward pass of the model."""
     if capture is not None:
-        graphs = GraphDecoder(model, capture)
+        graphs = GraphModelRunner(model, capture)
         objection = objection_to(model, partial(disagreement, graphs, (1, 1, 1)))
         if objection is None:
             return graphs.fresh()
@@ -34,18 +36,18 @@ def decoder_for(model: Any, name: str, capture: Capture | None = None) -> SlotDe
         "recomputed for every token instead, which is exact but slow",
         stacklevel=2,
     )
-    return RecomputeDecoder(model)
+    return UncachedModelRunner(model)
 
 
-def _ladder(model: Any) -> Iterator[SlotDecoder]:
+def _ladder(model: Any) -> Iterator[CachedModelRunner]:
     """Ways to decode a model through a cache, the fastest first; a slower one is made when it is needed."""
-    decoder = SlotDecoder(model)
+    decoder = CachedModelRunner(model)
     yield decoder
     if decoder.layers.blocks:
-        decoder = SlotDecoder(model, layers=Layers(model, blocks=False))
+        decoder = CachedModelRunner(model, layers=CompiledLayers(model, blocks=False))
         yield decoder
     if not decoder.own_attention:
-        yield SlotDecoder(model, own_attention=True, layers=decoder.layers)
+        yield CachedModelRunner(model, own_attention=True, layers=decoder.layers)
 
 
 def warn_without_graphs(name: str, model: Any, objection: str) -> None:

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from eddecode.execution.compiled.rotary import rope_window
-from eddecode.execution.cuda_graph_capture import Capture
-from eddecode.execution.model_runner import Decoder, Prefix, RecomputeDecoder, SlotDecoder
-from eddecode.execution.model_runner_factory import decoder_for
+from eddecode.execution.cuda_graph_capture import GraphCapture
+from eddecode.execution.model_runner import CachedModelRunner, ModelRunner, PrefillResult, UncachedModelRunner
+from eddecode.execution.model_runner_factory import model_runner_for
 
 if TYPE_CHECKING:
     from eddecode.models.ensemble import ModelGroup
@@ -34,9 +34,9 @@ class PairRunner:
             None captures nothing.
     """
 
-    _capture: Capture | None = None
+    _capture: GraphCapture | None = None
 
-    def __init__(self, pair: ModelGroup, capture: Capture | None = None) -> None:
+    def __init__(self, pair: ModelGroup, capture: GraphCapture | None = None) -> None:
         self._describe(pair)
         self._capture = capture
         self.decoders.extend(self.apart)
@@ -45,7 +45,7 @@ class PairRunner:
         self.names = pair.names
         self.device = pair.device
         self._context_windows, self._models = pair.context_windows, pair.models
-        self.decoders: list[Decoder] = []
+        self.decoders: list[ModelRunner] = []
 
     @property
     def windows(self) -> list[int | None]:
@@ -57,10 +57,10 @@ class PairRunner:
         return [min(limit, default=None) for limit in limits]
 
     @cached_property
-    def apart(self) -> list[SlotDecoder | RecomputeDecoder]:
+    def apart(self) -> list[CachedModelRunner | UncachedModelRunner]:
         """Decoders of each model on its own weights, also where the runner decodes several in one pass."""
         return [
-            decoder_for(model, name, self._capture)
+            model_runner_for(model, name, self._capture)
             for model, name in zip(self._models, self.names, strict=True)
         ]
 
@@ -74,7 +74,7 @@ class PairRunner:
         other.decoders = [decoder.fresh() for decoder in self.decoders]
         return other
 
-    def prefill(self, model: int, texts: Sequence[tuple[int, ...]]) -> list[Prefix]:
+    def prefill(self, model: int, texts: Sequence[tuple[int, ...]]) -> list[PrefillResult]:
         """Let one model read texts, in one padded batch, without touching a slot."""
         prefixes = self.decoders[model].prefill(texts)
         for prefix in prefixes:
@@ -91,7 +91,7 @@ class PairRunner:
         for decoder, most in zip(self.decoders, positions or [0] * len(self.decoders), strict=True):
             decoder.reserve(slots, most)
 
-    def add(self, prefixes: Sequence[Prefix]) -> None:
+    def add(self, prefixes: Sequence[PrefillResult]) -> None:
         """Occupy the next slot with a row that has read one prefix per model: in all models, or in none."""
         for done, (decoder, prefix) in enumerate(zip(self.decoders, prefixes, strict=True)):
             try:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from eddecode.errors import EngineError
-from eddecode.execution.model_runner import RecomputeDecoder, SlotDecoder
+from eddecode.execution.model_runner import CachedModelRunner, UncachedModelRunner
 from eddecode.utils.memory import is_out_of_memory
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def objection_to(model: Any, trial: Callable[[], float]) -> str | None:
 
 
 @torch.inference_mode()
-def disagreement(decoder: SlotDecoder, pieces: tuple[int, ...] = (2, 1)) -> float:
+def disagreement(decoder: CachedModelRunner, pieces: tuple[int, ...] = (2, 1)) -> float:
     """Largest difference between cached decoding and plain forward passes, relative to the largest logit.
 
     Two rows of different lengths read a text through the cache, and then three tokens in `pieces`: of several and of
@@ -64,7 +64,7 @@ def trial_texts(model: Any) -> tuple[list[list[int]], list[int]]:
 
 def plain_logits(model: Any, texts: Sequence[Sequence[int]], read: Sequence[int]) -> Tensor:
     """Logits after two and after three tokens more than `read`, (texts, 2, V), by plain forward passes."""
-    plain = RecomputeDecoder(model)
+    plain = UncachedModelRunner(model)
     rows = [
         [plain.prefill([tuple(text[: length + more])])[0].logits for more in (2, 3)]
         for text, length in zip(texts, read, strict=True)

@@ -16,13 +16,13 @@ from eddecode.sampling import reference
 from eddecode_kernels import sample_cpu as cpu
 from eddecode_kernels import sample_triton as gpu
 from eddecode_kernels.types import (
-    BAD_TERM,
-    NO_MEMORY,
-    NOTHING_LEFT,
-    Draw,
+    NO_CANDIDATES,
+    NON_FINITE_LOGITS,
+    OUT_OF_MEMORY,
     Forbidden,
-    Outcome,
-    Problem,
+    RawSample,
+    SampledTokens,
+    SampleInputs,
     SamplingRows,
     UnavailableError,
 )
@@ -40,7 +40,7 @@ def contrast_and_sample(
     vocabulary: Tensor | None = None,
     forbidden: Forbidden | None = None,
     backend: Backend = "auto",
-) -> Draw:
+) -> SampledTokens:
     """Contrast the logits, filter, draw one token per row, and say how likely it was.
 
     The contrast is `eddecode.contrast.contrast`, the filters and the draw are `eddecode.sampling.sample`; this is
@@ -59,18 +59,19 @@ def contrast_and_sample(
             `triton` for tensors on a CUDA device and `cpu` for the rest, or `reference` where these cannot be had.
 
     Returns:
-        A `Draw` on the CPU: tokens (B,) int64 and logprobs (N+1, B) float32. It is the one wait for a CUDA device.
+        `SampledTokens` on the CPU: tokens (B,) int64 and logprobs (N+1, B) float32. Copying it is the one
+        wait for a CUDA device.
 
     Raises:
         EngineError: shapes or dtypes do not fit together; the logits of a row are NaN or +inf where they count; a
             row has no token left to sample; a forced backend is not available.
     """
-    problem = Problem(tuple(logits), weights, rows, uniforms, vocabulary, forbidden or ())
-    _check(problem)
-    return _raise(problem, on_host(_run(problem, backend)))
+    inputs = SampleInputs(tuple(logits), weights, rows, uniforms, vocabulary, forbidden or ())
+    _check(inputs)
+    return _raise(inputs, on_host(_run(inputs, backend)))
 
 
-def _run(problem: Problem, backend: Backend) -> Outcome:
+def _run(inputs: SampleInputs, backend: Backend) -> RawSample:
     """By the forced implementation, or by the fastest one that there is."""
     if backend == "auto":
         backend = cast(Backend, os.environ.get("EDDECODE_KERNELS") or "auto")
@@ -78,22 +79,22 @@ def _run(problem: Problem, backend: Backend) -> Outcome:
         raise EngineError(
             f"the kernel backend {backend!r} is unknown; expected one of {', '.join(get_args(Backend))}"
         )
-    device = problem.logits[0].device.type
+    device = inputs.logits[0].device.type
     chosen = {"cpu": "cpu", "cuda": "triton"}.get(device, "reference") if backend == "auto" else backend
     try:
         if chosen == "cpu":
             if device != "cpu":
                 raise UnavailableError(f"it reads the CPU's memory and the logits are on {device}")
-            return cpu.contrast_and_sample(problem)
+            return cpu.contrast_and_sample(inputs)
         if chosen == "triton":
-            return gpu.contrast_and_sample(problem)
+            return gpu.contrast_and_sample(inputs)
     except UnavailableError as error:
         if backend != "auto":
             raise EngineError(
                 f"the kernel backend {chosen!r} was asked for but cannot be had: {error}"
             ) from error
         _note(str(error))
-    return reference.contrast_and_sample(problem)
+    return reference.contrast_and_sample(inputs)
 
 
 @cache
@@ -102,76 +103,76 @@ def _note(reason: str) -> None:
     _log.warning("contrast-and-sample runs as plain torch, several times slower: %s", reason)
 
 
-def _check(problem: Problem) -> None:
-    if not problem.logits:
+def _check(inputs: SampleInputs) -> None:
+    if not inputs.logits:
         raise EngineError("contrast_and_sample got no logits; give one (B, V) tensor per model")
-    batch = problem.logits[0].shape[0]
-    for i, z in enumerate(problem.logits):
+    batch = inputs.logits[0].shape[0]
+    for i, z in enumerate(inputs.logits):
         if z.dim() != 2 or z.shape[0] != batch or z.dtype != torch.float32:
             raise EngineError(
                 f"logits of term {i} are {tuple(z.shape)} {z.dtype}; expected ({batch}, V) torch.float32: "
                 "lift them to float32 before the contrast"
             )
-        if z.shape[1] < problem.width:
+        if z.shape[1] < inputs.width:
             raise EngineError(
-                f"the vocabulary has {problem.width} ids but term {i} has only {z.shape[1]} logits; "
+                f"the vocabulary has {inputs.width} ids but term {i} has only {z.shape[1]} logits; "
                 "cut the vocabulary to the ids that every model knows"
             )
-    if problem.weights.shape != (len(problem.logits), batch):
+    if inputs.weights.shape != (len(inputs.logits), batch):
         raise EngineError(
-            f"weights are {tuple(problem.weights.shape)}; expected (terms, rows) = ({len(problem.logits)}, {batch})"
+            f"weights are {tuple(inputs.weights.shape)}; expected (terms, rows) = ({len(inputs.logits)}, {batch})"
         )
-    if problem.uniforms.shape != (batch,) or problem.uniforms.dtype != torch.float64:
+    if inputs.uniforms.shape != (batch,) or inputs.uniforms.dtype != torch.float64:
         raise EngineError(
-            f"uniforms are {tuple(problem.uniforms.shape)} {problem.uniforms.dtype}; "
+            f"uniforms are {tuple(inputs.uniforms.shape)} {inputs.uniforms.dtype}; "
             f"expected ({batch},) torch.float64, one per row"
         )
 
-    for name, value in vars(problem.rows).items():
+    for name, value in vars(inputs.rows).items():
         if value.shape != (batch,):
             raise EngineError(f"{name} is {tuple(value.shape)}; expected ({batch},), one entry per row")
-    for row, _ in problem.forbidden:
+    for row, _ in inputs.forbidden:
         if not 0 <= row < batch:
             raise EngineError(f"forbidden names row {row} of {batch}; expected 0 to {batch - 1}")
 
 
-def on_host(outcome: Outcome) -> Outcome:
+def on_host(raw: RawSample) -> RawSample:
     """An outcome on the CPU. From a CUDA device it comes in one piece: each wait is a gap in the device's work."""
-    device = outcome.status.device.type
+    device = raw.status.device.type
     if device == "cuda":
-        return unpacked(packed(outcome).cpu())
+        return unpacked(packed(raw).cpu())
     if device == "cpu":
-        return outcome
-    return Outcome(outcome.tokens.cpu(), outcome.logprobs.cpu(), outcome.status.cpu())
+        return raw
+    return RawSample(raw.tokens.cpu(), raw.logprobs.cpu(), raw.status.cpu())
 
 
-def packed(outcome: Outcome) -> Tensor:
+def packed(raw: RawSample) -> Tensor:
     """(N+3, B) float64: tokens, status and log-probabilities, none of which it rounds."""
-    rows = outcome.tokens[None], outcome.status[None], outcome.logprobs
+    rows = raw.tokens[None], raw.status[None], raw.logprobs
     return torch.cat([row.double() for row in rows])
 
 
-def unpacked(numbers: Tensor) -> Outcome:
+def unpacked(numbers: Tensor) -> RawSample:
     """The outcome that was packed."""
-    return Outcome(numbers[0].long(), numbers[2:].float(), numbers[1].int())
+    return RawSample(numbers[0].long(), numbers[2:].float(), numbers[1].int())
 
 
-def _raise(problem: Problem, outcome: Outcome) -> Draw:
-    """The draw, or an error that names the first row that has none; `outcome` is on the CPU."""
-    if not outcome.status.any():
-        return Draw(outcome.tokens, outcome.logprobs)
-    row = int(outcome.status.ne(0).int().argmax())
-    status = int(outcome.status[row])
-    if status == NOTHING_LEFT:
+def _raise(inputs: SampleInputs, raw: RawSample) -> SampledTokens:
+    """The draw, or an error that names the first row that has none; `raw` is on the CPU."""
+    if not raw.status.any():
+        return SampledTokens(raw.tokens, raw.logprobs)
+    row = int(raw.status.ne(0).int().argmax())
+    status = int(raw.status[row])
+    if status == NO_CANDIDATES:
         raise EngineError(
             f"row {row}: no token is left to sample; every id is outside the vocabulary, forbidden, or −inf in one "
             "of the models. Check the vocabulary mask and the suppressed ids"
         )
-    if status == NO_MEMORY:
-        raise EngineError(f"row {row}: no memory for the buffers of one row of {problem.width} logits")
-    if status >= BAD_TERM:
+    if status == OUT_OF_MEMORY:
+        raise EngineError(f"row {row}: no memory for the buffers of one row of {inputs.width} logits")
+    if status >= NON_FINITE_LOGITS:
         raise EngineError(
-            f"row {row}: the logits of model {status - BAD_TERM} contain NaN or +inf; expected finite logits. "
+            f"row {row}: the logits of model {status - NON_FINITE_LOGITS} contain NaN or +inf; expected finite logits. "
             "Load the model in bfloat16 or float32 (float16 overflows in many models), or check its weights"
         )
     raise EngineError(

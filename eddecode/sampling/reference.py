@@ -8,49 +8,53 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from eddecode_kernels.types import BAD_TERM, NOT_FINITE, NOTHING_LEFT, Outcome, Problem
+from eddecode_kernels.types import (
+    NO_CANDIDATES,
+    NON_FINITE_CONTRAST,
+    NON_FINITE_LOGITS,
+    RawSample,
+    SampleInputs,
+)
 
 
-def contrast_and_sample(problem: Problem) -> Outcome:
+def contrast_and_sample(inputs: SampleInputs) -> RawSample:
     """Draw one token per row; see `eddecode_kernels.contrast_and_sample`."""
     from eddecode.sampling.filters import sample
 
-    rows = problem.rows
-    contrasted = _contrast(problem)  # (B, V)
+    rows = inputs.rows
+    contrasted = _contrast(inputs)  # (B, V)
     top = contrasted.amax(dim=-1)  # NaN if there is one
     status = torch.zeros_like(top, dtype=torch.int32)
-    for i, (z, weight) in enumerate(zip(problem.logits, problem.weights, strict=True)):
+    for i, (z, weight) in enumerate(zip(inputs.logits, inputs.weights, strict=True)):
         peak = z.amax(dim=-1)
         bad = peak.isnan() | ((peak == torch.inf) & (weight != 0))
-        status = torch.where(bad & (status == 0), BAD_TERM + i, status)
-    left = torch.where(top == -torch.inf, NOTHING_LEFT, NOT_FINITE)
+        status = torch.where(bad & (status == 0), NON_FINITE_LOGITS + i, status)
+    left = torch.where(top == -torch.inf, NO_CANDIDATES, NON_FINITE_CONTRAST)
     status = torch.where((status == 0) & ~top.isfinite(), left, status)
 
     safe = contrasted.masked_fill(
         (status != 0)[:, None], 0.0
     )  # rows that will raise must not stop the others
-    tokens = sample(safe, rows.temperature, rows.top_k, rows.top_p, rows.min_p, problem.uniforms)
-    logprobs = [_logprob(z, tokens) for z in problem.logits] + [_logprob(safe, tokens)]
-    return Outcome(tokens, torch.stack(logprobs), status.int())
+    tokens = sample(safe, rows.temperature, rows.top_k, rows.top_p, rows.min_p, inputs.uniforms)
+    logprobs = [_logprob(z, tokens) for z in inputs.logits] + [_logprob(safe, tokens)]
+    return RawSample(tokens, torch.stack(logprobs), status.int())
 
 
-def _contrast(problem: Problem) -> Tensor:
+def _contrast(inputs: SampleInputs) -> Tensor:
     from eddecode.sampling.contrast import contrast
 
-    tau = problem.rows.plausibility
-    contrasted = contrast(problem.logits, problem.weights, problem.vocabulary, tau)
+    tau = inputs.rows.plausibility
+    contrasted = contrast(inputs.logits, inputs.weights, inputs.vocabulary, tau)
     ids: dict[int, list[int]] = {}
-    for row, more in problem.forbidden:
+    for row, more in inputs.forbidden:
         ids.setdefault(row, []).extend(more)
     for row, gone in ids.items():  # a vocabulary of its own: plausibility is relative to what may be sampled
-        allowed = torch.ones(problem.width, dtype=torch.bool, device=contrasted.device)
-        if problem.vocabulary is not None:
-            allowed &= problem.vocabulary
-        allowed[[i for i in gone if 0 <= i < problem.width]] = False
+        allowed = torch.ones(inputs.width, dtype=torch.bool, device=contrasted.device)
+        if inputs.vocabulary is not None:
+            allowed &= inputs.vocabulary
+        allowed[[i for i in gone if 0 <= i < inputs.width]] = False
         one = slice(row, row + 1)
-        contrasted[one] = contrast(
-            [z[one] for z in problem.logits], problem.weights[:, one], allowed, tau[one]
-        )
+        contrasted[one] = contrast([z[one] for z in inputs.logits], inputs.weights[:, one], allowed, tau[one])
     return contrasted
 
 

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from eddecode.errors import EngineError
-from eddecode.execution.kv_cache import SlotCache
-from eddecode.execution.model_runner import PREFILL_CHUNK, RecomputeDecoder, SlotDecoder
+from eddecode.execution.kv_cache import BatchedKVCache
+from eddecode.execution.model_runner import PREFILL_CHUNK, CachedModelRunner, UncachedModelRunner
 
 Ids = tuple[int, ...]
 States = list[tuple[Tensor, Tensor]]
@@ -46,9 +46,9 @@ class Reader(Protocol):
         ...
 
 
-def reader_for(decoder: SlotDecoder | RecomputeDecoder, name: str) -> Reader:
+def reader_for(decoder: CachedModelRunner | UncachedModelRunner, name: str) -> Reader:
     """The fastest reader that agrees with a plain forward pass of the model; a warning where that is the slow one."""
-    if isinstance(decoder, SlotDecoder):
+    if isinstance(decoder, CachedModelRunner):
         objection = _objection(decoder)
         if objection is None:
             return BodyReader(decoder)
@@ -63,7 +63,7 @@ def reader_for(decoder: SlotDecoder | RecomputeDecoder, name: str) -> Reader:
 class BodyReader:
     """Reads with the body of a model, over the slots of a cache."""
 
-    def __init__(self, decoder: SlotDecoder) -> None:
+    def __init__(self, decoder: CachedModelRunner) -> None:
         self.decoder = decoder
         self.body = decoder.model.base_model
         if self.body is decoder.model:
@@ -74,7 +74,7 @@ class BodyReader:
     def read(self, texts: Sequence[Text]) -> BodyReading:
         """See `Reader.read`. Texts with the same prompt should follow each other, in this batch or into the next."""
         self._keep_stems({prompt[:-1] for prompt, _ in texts})
-        cache = SlotCache()
+        cache = BatchedKVCache()
         longest = max(len(completion) for _, completion in texts)
         cache.reserve(len(texts), longest + max(len(prompt) - 1 for prompt, _ in texts))
         for prompt, _ in texts:
@@ -96,7 +96,7 @@ class BodyReader:
             # Shorter ones are padded to the longest, hence at least half of a batch is text.
             batch = [stem for stem in new if 2 * len(stem) >= len(new[-1])]
             batch = batch[-max(1, PREFILL_CHUNK // len(new[-1])) :]
-            cache = SlotCache()
+            cache = BatchedKVCache()
             cache.lengths = [0] * len(batch)
             cache.reserve(len(batch), len(batch[-1]))
             self._pass(cache, batch)
@@ -104,7 +104,7 @@ class BodyReader:
                 self._stems[stem] = cache.copy_out(row, len(stem))
             del new[-len(batch) :]
 
-    def _pass(self, cache: SlotCache, rows: Sequence[Ids]) -> BodyReading:
+    def _pass(self, cache: BatchedKVCache, rows: Sequence[Ids]) -> BodyReading:
         """Append rows of ids, padded to the longest, chunk by chunk."""
         longest = max(map(len, rows))
         padded = torch.tensor([[*row, *[row[-1]] * (longest - len(row))] for row in rows])
@@ -162,7 +162,7 @@ class PlainReader:
     """Runs the whole text again for every block of positions: serves any causal LM, and needs nothing of it."""
 
     def __init__(self, model: Any) -> None:
-        self.decoder = RecomputeDecoder(model)
+        self.decoder = UncachedModelRunner(model)
 
     def read(self, texts: Sequence[Text]) -> PlainReading:
         """See `Reader.read`; the model is run when logits are asked for."""
@@ -175,7 +175,7 @@ class PlainReader:
 class PlainReading:
     """A batch of texts that is still to be read."""
 
-    def __init__(self, decoder: RecomputeDecoder, texts: Sequence[Text]) -> None:
+    def __init__(self, decoder: UncachedModelRunner, texts: Sequence[Text]) -> None:
         self.decoder, self.texts = decoder, texts
 
     @torch.inference_mode()
@@ -190,7 +190,7 @@ class PlainReading:
         return torch.cat(parts)
 
 
-def _objection(decoder: SlotDecoder) -> str | None:
+def _objection(decoder: CachedModelRunner) -> str | None:
     """What speaks against the body reader: it fails, or differs from a plain forward pass of the model."""
     from eddecode.execution.self_check import objection_to, relative_error
 

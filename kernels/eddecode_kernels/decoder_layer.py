@@ -149,7 +149,7 @@ class Pass:
         )
 
 
-class Places:
+class KVPointers:
     """Where blocks keep keys and values: of one cache, until its buffers move.
 
     Args:
@@ -191,7 +191,7 @@ class Blocks:
     def __len__(self) -> int:
         return len(self.parts)
 
-    def __call__(self, x: Tensor, passes: Sequence[Pass], places: Places) -> Tensor:
+    def __call__(self, x: Tensor, passes: Sequence[Pass], places: KVPointers) -> Tensor:
         """Hidden states (B, T, d) after the blocks.
 
         Args:

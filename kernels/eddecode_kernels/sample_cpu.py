@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from eddecode_kernels.jit import library
-from eddecode_kernels.types import Forbidden, Outcome, Problem
+from eddecode_kernels.types import Forbidden, RawSample, SampleInputs
 
 
 class _Call(Structure):
@@ -30,28 +30,28 @@ class _Call(Structure):
     )
 
 
-def contrast_and_sample(problem: Problem) -> Outcome:
+def contrast_and_sample(inputs: SampleInputs) -> RawSample:
     """Draw one token per row; see `eddecode_kernels.contrast_and_sample`.
 
     Raises:
         UnavailableError: the kernel cannot be built on this machine.
     """
     kernel = library().eddecode_contrast_and_sample
-    logits = [_rows_contiguous(z) for z in problem.logits]
-    rows, terms, batch = problem.rows, len(logits), logits[0].shape[0]
-    floats = [_plain(x, torch.float32) for x in (problem.weights, rows.temperature, rows.top_p, rows.min_p)]
-    top_k, uniforms = _plain(rows.top_k, torch.int64), _plain(problem.uniforms, torch.float64)
+    logits = [_rows_contiguous(z) for z in inputs.logits]
+    rows, terms, batch = inputs.rows, len(logits), logits[0].shape[0]
+    floats = [_plain(x, torch.float32) for x in (inputs.weights, rows.temperature, rows.top_p, rows.min_p)]
+    top_k, uniforms = _plain(rows.top_k, torch.int64), _plain(inputs.uniforms, torch.float64)
     # The logarithm is torch's, so that the plausibility mask is bit for bit the reference's.
     log_tau = _plain(rows.plausibility, torch.float32).log()
-    vocabulary = None if problem.vocabulary is None else _plain(problem.vocabulary, torch.bool)
-    starts, ids = _ragged(problem.forbidden, batch) if problem.forbidden else (None, None)
+    vocabulary = None if inputs.vocabulary is None else _plain(inputs.vocabulary, torch.bool)
+    starts, ids = _ragged(inputs.forbidden, batch) if inputs.forbidden else (None, None)
     tokens = torch.empty(batch, dtype=torch.int64)
     logprobs = torch.empty(terms + 1, batch, dtype=torch.float32)
     status = torch.empty(batch, dtype=torch.int32)
     call = _Call(
         terms=terms,
         rows=batch,
-        width=problem.width,
+        width=inputs.width,
         threads=torch.get_num_threads(),
         logits=(c_void_p * terms)(*(z.data_ptr() for z in logits)),
         widths=(c_int64 * terms)(*(z.shape[1] for z in logits)),
@@ -71,7 +71,7 @@ def contrast_and_sample(problem: Problem) -> Outcome:
         status=status.data_ptr(),
     )
     kernel(byref(call))
-    return Outcome(tokens, logprobs, status)
+    return RawSample(tokens, logprobs, status)
 
 
 def _rows_contiguous(z: Tensor) -> Tensor:

@@ -11,13 +11,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from eddecode_kernels.types import Forbidden, Outcome, Problem, UnavailableError
+from eddecode_kernels.types import Forbidden, RawSample, SampleInputs, UnavailableError
 
 BLOCK = 2048
 CUTS = 16
 
 
-def contrast_and_sample(problem: Problem) -> Outcome:
+def contrast_and_sample(inputs: SampleInputs) -> RawSample:
     """Draw one token per row; see `eddecode_kernels.contrast_and_sample`.
 
     Raises:
@@ -27,18 +27,18 @@ def contrast_and_sample(problem: Problem) -> Outcome:
         from eddecode_kernels import triton_kernels as gpu_kernels
     except ImportError as error:
         raise UnavailableError(f"triton cannot be imported ({error}); pip install triton") from error
-    device = problem.logits[0].device
+    device = inputs.logits[0].device
     if device.type != "cuda" and not gpu_kernels.INTERPRETED:
         raise UnavailableError(f"the logits are on {device}, and Triton runs on CUDA devices")
-    return launch(problem)
+    return launch(inputs)
 
 
-def launch(problem: Problem) -> Outcome:
+def launch(inputs: SampleInputs) -> RawSample:
     """Enqueue the kernels and return at once; `status` is not looked at."""
     from eddecode_kernels import triton_kernels as kernels
 
-    logits = [z if z.stride(1) == 1 or z.shape[1] == 1 else z.contiguous() for z in problem.logits]
-    device, terms, batch, width = logits[0].device, len(logits), logits[0].shape[0], problem.width
+    logits = [z if z.stride(1) == 1 or z.shape[1] == 1 else z.contiguous() for z in inputs.logits]
+    device, terms, batch, width = logits[0].device, len(logits), logits[0].shape[0], inputs.width
     widest = max(-(-z.shape[1] // BLOCK) for z in logits)
     contrasted = torch.empty(batch, width, dtype=torch.float32, device=device)
     tops = torch.empty(terms, batch, widest, dtype=torch.float32, device=device)
@@ -47,20 +47,20 @@ def launch(problem: Problem) -> Outcome:
     logprobs = torch.empty(terms + 1, batch, dtype=torch.float32, device=device)
     status = torch.empty(batch, dtype=torch.int32, device=device)
 
-    weights = problem.weights.to(device, torch.float32).contiguous()
-    vocabulary = None if problem.vocabulary is None else problem.vocabulary.to(device).view(torch.uint8)
+    weights = inputs.weights.to(device, torch.float32).contiguous()
+    vocabulary = None if inputs.vocabulary is None else inputs.vocabulary.to(device).view(torch.uint8)
     for i, z in enumerate(logits):  # without fused multiply-adds: bit for bit the contrast of the reference
         kernels.add_term[(batch, -(-z.shape[1] // BLOCK))](
             z, z.stride(0), z.shape[1], weights[i], contrasted, width, vocabulary, tops[i], sums[i], widest,
             FIRST=i == 0, MASKED=vocabulary is not None, BLOCK=BLOCK, enable_fp_fusion=False,
         )  # fmt: skip
-    if problem.forbidden:
-        _forbid(contrasted, problem.forbidden)
-    rows = problem.rows
+    if inputs.forbidden:
+        _forbid(contrasted, inputs.forbidden)
+    rows = inputs.rows
     parameters = [x.to(device, torch.float32) for x in (rows.temperature, rows.top_p, rows.min_p)]
     kernels.draw[(batch,)](
         contrasted, width, logits[0], logits[0].stride(0), *parameters, rows.top_k.to(device, torch.int64),
-        rows.plausibility.to(device, torch.float32).log(), problem.uniforms.to(device), tokens, logprobs[terms], status,
+        rows.plausibility.to(device, torch.float32).log(), inputs.uniforms.to(device), tokens, logprobs[terms], status,
         BLOCK=BLOCK, CUTS=CUTS, num_warps=16,
     )  # fmt: skip
     for i, z in reversed(list(enumerate(logits))):
@@ -68,7 +68,7 @@ def launch(problem: Problem) -> Outcome:
             z, z.stride(0), -(-z.shape[1] // BLOCK), weights[i], tops[i], sums[i], widest, tokens, logprobs[i], status,
             TERM=i, PARTS=max(16, 1 << (widest - 1).bit_length()),
         )  # fmt: skip
-    return Outcome(tokens, logprobs, status)
+    return RawSample(tokens, logprobs, status)
 
 
 def _forbid(contrasted: Tensor, forbidden: Forbidden) -> None:

@@ -14,13 +14,13 @@ import triton
 import triton.language as tl
 from triton import knobs
 
-from eddecode_kernels import types as problem
+from eddecode_kernels import types
 
 INTERPRETED = bool(knobs.runtime.interpret)
 SWEEPS = tl.constexpr(9)
-NOTHING_LEFT = tl.constexpr(problem.NOTHING_LEFT)
-NOT_FINITE = tl.constexpr(problem.NOT_FINITE)
-BAD_TERM = tl.constexpr(problem.BAD_TERM)
+NO_CANDIDATES = tl.constexpr(types.NO_CANDIDATES)
+NON_FINITE_CONTRAST = tl.constexpr(types.NON_FINITE_CONTRAST)
+NON_FINITE_LOGITS = tl.constexpr(types.NON_FINITE_LOGITS)
 INF = tl.constexpr(float("inf"))
 LAST = tl.constexpr(2**31 - 1)  # larger than any id
 
@@ -149,8 +149,8 @@ def draw(
         c = tl.load(c_ptr + ids, mask=ids < width, other=-INF)
         top = tl.maximum(top, tl.max(tl.where(c == c, c, -INF), 0))
         nans += tl.sum((c != c).to(tl.int32), 0)
-    status = tl.where(top == -INF, NOTHING_LEFT, 0)
-    status = tl.where((nans > 0) | (top == INF), NOT_FINITE, status)
+    status = tl.where(top == -INF, NO_CANDIDATES, 0)
+    status = tl.where((nans > 0) | (top == INF), NON_FINITE_CONTRAST, status)
     tl.store(status_ptr + row, status)
     tl.store(tokens_ptr + row, 0)
     if status == 0:
@@ -213,7 +213,7 @@ def look_up(
     scaled = sums * tl.exp((tops - tl.where(finite, top, 0.0)).to(tl.float64))
     total = tl.sum(tl.where(sums == sums, tl.where(finite, scaled, 0.0), sums), 0)
     bad = (total != total) | ((top == INF) & (tl.load(weight_ptr + row) != 0))
-    tl.store(status_ptr + row, tl.where(bad, BAD_TERM + TERM, tl.load(status_ptr + row)))
+    tl.store(status_ptr + row, tl.where(bad, NON_FINITE_LOGITS + TERM, tl.load(status_ptr + row)))
     z = tl.load(z_ptr + row * z_stride + tl.load(tokens_ptr + row))
     normaliser = tl.where(finite, top.to(tl.float64) + tl.log(total), top.to(tl.float64))
     tl.store(logprobs_ptr + row, tl.where(z == -INF, -INF, z.to(tl.float64) - normaliser).to(tl.float32))

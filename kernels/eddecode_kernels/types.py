@@ -10,8 +10,8 @@ from torch import Tensor
 
 Forbidden: TypeAlias = Sequence[tuple[int, Sequence[int]]]
 
-# Status of a row: 0 is fine, BAD_TERM + i says that the softmax of term i is not defined.
-NOTHING_LEFT, NOT_FINITE, NO_MEMORY, BAD_TERM = 1, 2, 3, 4
+# Status of a row: 0 is fine, NON_FINITE_LOGITS + i says that the softmax of term i is not defined.
+NO_CANDIDATES, NON_FINITE_CONTRAST, OUT_OF_MEMORY, NON_FINITE_LOGITS = 1, 2, 3, 4
 
 
 class UnavailableError(Exception):
@@ -38,7 +38,7 @@ class SamplingRows:
 
 
 @dataclass(frozen=True)
-class Draw:
+class SampledTokens:
     """One token per row, on the CPU.
 
     Attributes:
@@ -52,7 +52,7 @@ class Draw:
 
 
 @dataclass(frozen=True)
-class Problem:
+class SampleInputs:
     """The arguments of one call, checked. See `eddecode_kernels.contrast_and_sample` for shapes."""
 
     logits: tuple[Tensor, ...]
@@ -71,7 +71,7 @@ class Problem:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class RawSample:
     """A draw before its check: `status` (B,) int32 is 0, or says what is wrong with the row."""
 
     tokens: Tensor

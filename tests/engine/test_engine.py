@@ -13,7 +13,7 @@ from eddecode.engine import engine as engine_module
 from eddecode.engine.engine import Engine
 from eddecode.engine.sequence import Request, Row
 from eddecode.errors import ContextError, ParamsError
-from eddecode.execution.kv_cache import SlotLayer
+from eddecode.execution.kv_cache import LayerKVCache
 from eddecode.execution.pair_runner import PairRunner
 from eddecode.sampler import Sampler
 from eddecode.sampling.params import SamplingParams
@@ -139,13 +139,13 @@ def test_buffers_are_as_long_as_they_will_have_to_be(monkeypatch: pytest.MonkeyP
     rows = made.submit([request(i, max_new_tokens=150) for i in range(12)])
     made.step()
     assert len(made.rows) == 12
-    grown, real = [], SlotLayer._moved
+    grown, real = [], LayerKVCache._moved
 
     def counted(old: torch.Tensor, slots: int, capacity: int, used: tuple[int, int]) -> torch.Tensor:
         grown.append(capacity)
         return real(old, slots, capacity, used)
 
-    monkeypatch.setattr(SlotLayer, "_moved", staticmethod(counted))
+    monkeypatch.setattr(LayerKVCache, "_moved", staticmethod(counted))
     run(made)
     assert not grown
     assert all(len(row.tokens) == 150 for row in rows)

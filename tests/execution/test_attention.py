@@ -7,8 +7,8 @@ import torch
 
 from eddecode.errors import UnsupportedLayersError
 from eddecode.execution.attention import NAME, slot_attention
-from eddecode.execution.attention_mask import Seen
-from eddecode.execution.model_runner import SlotDecoder
+from eddecode.execution.attention_mask import KeyRangeMask
+from eddecode.execution.model_runner import CachedModelRunner
 from eddecode_kernels.attention import attend, available
 from helpers import decoding, tiny
 
@@ -90,7 +90,7 @@ def test_what_it_cannot_take_is_refused() -> None:
 
 def test_layers_that_want_more_say_so() -> None:
     query, key, value, first, stop = problem(SHAPES[0], torch.float32)
-    seen = Seen.of(first, stop)
+    seen = KeyRangeMask.of(first, stop)
     assert (
         slot_attention(None, query, key, value, seen, scaling=0.2, sliding_window=4, s_aux=None)[0].shape[1]
         == 1
@@ -106,7 +106,7 @@ def test_a_model_attends_as_it_would_by_itself(arch: str) -> None:
     """Rows of different lengths, past the sliding window and over several tokens; the model is left as it was."""
     model = tiny.tiny_model(arch)
     before = model.config._attn_implementation
-    decoders = [SlotDecoder(model), SlotDecoder(model, own_attention=True)]
+    decoders = [CachedModelRunner(model), CachedModelRunner(model, own_attention=True)]
     assert [decoder.own_attention for decoder in decoders] == [False, True]
     results = []
     for decoder in decoders:

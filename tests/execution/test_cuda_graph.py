@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from eddecode.execution import cuda_graph as module
-from eddecode.execution.cuda_graph import GraphDecoder, bucket
-from eddecode.execution.model_runner import SlotDecoder
+from eddecode.execution.cuda_graph import GraphModelRunner, bucket
+from eddecode.execution.model_runner import CachedModelRunner
 from helpers import decoding, tiny
 from helpers.graphs import EVERY, Driver, close
 from helpers.tape import Tape
@@ -47,7 +47,7 @@ def test_rows_enter_go_on_leave_are_shortened_and_outgrow_their_buffers(arch: st
 @EVERY
 def test_a_captured_step_gives_what_the_plain_one_gives(arch: str) -> None:
     model = tiny.tiny_model(arch)
-    plain, captured = SlotDecoder(model, own_attention=True), GraphDecoder(model, Tape)
+    plain, captured = CachedModelRunner(model, own_attention=True), GraphModelRunner(model, Tape)
     for text in (decoding.ids(1, 9), decoding.ids(2, 2), decoding.ids(3, 12)):
         for decoder in (plain, captured):
             decoder.add(decoder.prefill([text])[0])
@@ -162,7 +162,7 @@ def test_memory_is_counted_and_given_back() -> None:
 
 def test_a_decoder_takes_over_what_its_predecessor_left() -> None:
     model = tiny.tiny_model("llama")
-    first = GraphDecoder(model, Tape)
+    first = GraphModelRunner(model, Tape)
     texts = Driver(model, (3,), first)
     texts.go()
     beside = first.fresh()  # while the first one lives it keeps its own
@@ -179,7 +179,7 @@ def test_a_decoder_takes_over_what_its_predecessor_left() -> None:
 
 def test_what_a_predecessor_left_in_its_buffers_reaches_nobody() -> None:
     model = tiny.tiny_model("llama")
-    first = GraphDecoder(model, Tape)
+    first = GraphModelRunner(model, Tape)
     Driver(model, (3,), first).go()
     heir = first.fresh()
     with torch.inference_mode():
@@ -196,7 +196,7 @@ def test_what_a_predecessor_left_in_its_buffers_reaches_nobody() -> None:
 
 def test_large_buffers_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "free_bytes", lambda device: 1000)
-    first = GraphDecoder(tiny.tiny_model("llama"), Tape)
+    first = GraphModelRunner(tiny.tiny_model("llama"), Tape)
     Driver(first.model, (3,), first).go()
     idle = first.idle
     del first
@@ -205,7 +205,7 @@ def test_large_buffers_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_trimming_drops_what_waits_for_an_heir() -> None:
-    first = GraphDecoder(tiny.tiny_model("llama"), Tape)
+    first = GraphModelRunner(tiny.tiny_model("llama"), Tape)
     second = first.fresh()
     Driver(first.model, (3,), first).go()
     del first

@@ -9,10 +9,10 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, Phi3Config
 
 from eddecode.errors import EngineError, UnsupportedLayersError
-from eddecode.execution.cuda_graph import GraphDecoder
-from eddecode.execution.cuda_graph_capture import rehearse
-from eddecode.execution.model_runner import RecomputeDecoder, SlotDecoder
-from eddecode.execution.model_runner_factory import decoder_for
+from eddecode.execution.cuda_graph import GraphModelRunner
+from eddecode.execution.cuda_graph_capture import check_capturable
+from eddecode.execution.model_runner import CachedModelRunner, UncachedModelRunner
+from eddecode.execution.model_runner_factory import model_runner_for
 from helpers import tiny
 from helpers.graphs import Driver
 from helpers.tape import Tape
@@ -39,7 +39,7 @@ def test_a_rehearsal_refuses_what_depends_on_values(step: Any, inference: bool) 
         torch.inference_mode(inference),
         pytest.raises(UnsupportedLayersError, match="depends on the values"),
     ):
-        rehearse(lambda: step(x))
+        check_capturable(lambda: step(x))
 
 
 @torch.inference_mode()
@@ -51,19 +51,19 @@ def test_a_rehearsal_passes_what_depends_on_shapes_and_gives_the_result() -> Non
         y[torch.tensor([0]), torch.tensor([1])] = 5.0
         return y.reshape(2).flatten()
 
-    assert rehearse(step).tolist() == [3.0, 5.0]
+    assert check_capturable(step).tolist() == [3.0, 5.0]
 
 
 def test_experts_in_a_python_loop_are_refused_and_decoded_without() -> None:
     """Mixtral's plain implementation asks which experts were hit; the grouped one does not."""
     model = tiny.tiny_model("mixtral")
-    assert isinstance(decoder_for(model, "base", Tape), GraphDecoder)
+    assert isinstance(model_runner_for(model, "base", Tape), GraphModelRunner)
     model.set_experts_implementation("eager")
     with pytest.warns(
         UserWarning, match=r"base \(mixtral\): decoding by CUDA graphs failed: .* values of tensors"
     ):
-        found = decoder_for(model, "base", Tape)
-    assert type(found) is SlotDecoder
+        found = model_runner_for(model, "base", Tape)
+    assert type(found) is CachedModelRunner
 
 
 def test_a_capture_that_goes_wrong_is_not_used() -> None:
@@ -74,8 +74,8 @@ def test_a_capture_that_goes_wrong_is_not_used() -> None:
             return self.logits
 
     with pytest.warns(UserWarning, match=r"aligned \(llama\): decoding by CUDA graphs was off by"):
-        found = decoder_for(tiny.tiny_model("llama"), "aligned", Stuck)
-    assert type(found) is SlotDecoder
+        found = model_runner_for(tiny.tiny_model("llama"), "aligned", Stuck)
+    assert type(found) is CachedModelRunner
 
 
 def test_a_capture_that_fails_later_says_what_to_do() -> None:
@@ -111,7 +111,7 @@ def test_offloaded_weights_are_not_captured() -> None:
     model = tiny.tiny_model("llama")
     cpu_offload(model, execution_device=torch.device("cpu"))
     with pytest.warns(UserWarning, match=r"decoding by CUDA graphs failed: .*moved as they are needed"):
-        decoder_for(model, "base", Tape)
+        model_runner_for(model, "base", Tape)
 
 
 def test_models_without_slots_are_recomputed_as_ever() -> None:
@@ -123,7 +123,7 @@ def test_models_without_slots_are_recomputed_as_ever() -> None:
         pytest.warns(UserWarning, match="decoding by CUDA graphs"),
         pytest.warns(UserWarning, match="recomputed for every token"),
     ):
-        assert isinstance(decoder_for(model, "base", Tape), RecomputeDecoder)
+        assert isinstance(model_runner_for(model, "base", Tape), UncachedModelRunner)
 
 
 ROPE = {

@@ -10,11 +10,11 @@ import torch
 
 from benchmarks.pairs import Shape, build
 from eddecode.errors import ParamsError
-from eddecode.execution.cuda_graph import GraphDecoder
+from eddecode.execution.cuda_graph import GraphModelRunner
 from eddecode.execution.cuda_graph_capture import CudaGraph
 from eddecode.execution.factory import runner_for
-from eddecode.execution.lora_runner import SharedRunner
-from eddecode.execution.model_runner import SlotDecoder
+from eddecode.execution.lora_runner import LoraPairRunner
+from eddecode.execution.model_runner import CachedModelRunner
 from eddecode.execution.pair_runner import PairRunner
 from eddecode.models.pair import ModelPair
 from eddecode.sampler import Sampler
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.usefixtures("on_a_tape")
 def captured_sampler(pair: ModelPair, **options: Any) -> Sampler:
     made = Sampler(pair, **options)
     made._runner = PairRunner(pair, Tape)
-    assert all(isinstance(decoder, GraphDecoder) for decoder in made.runner.decoders)
+    assert all(isinstance(decoder, GraphModelRunner) for decoder in made.runner.decoders)
     return made
 
 
@@ -82,8 +82,8 @@ def test_an_adapter_and_its_base_are_captured_in_one_step(speculation: Any) -> N
     prompts, params = decoding.mixed_prompts(6), decoding.GREEDY.replace(alpha=0.8)
     made = Sampler(pair, max_slots=3, speculation=speculation)
     made._runner = runner_for(pair, Tape)
-    assert isinstance(made.runner, SharedRunner)
-    assert isinstance(made.runner._backbone, GraphDecoder)
+    assert isinstance(made.runner, LoraPairRunner)
+    assert isinstance(made.runner._backbone, GraphModelRunner)
     played = Tape.played
     found = decoding.tokens(made.generate(prompts, params))
     assert Tape.played > played
@@ -99,8 +99,8 @@ def test_an_adapter_that_cannot_be_captured_still_shares_its_backbone() -> None:
 
     with pytest.warns(UserWarning, match=r"base and aligned \(llama\): decoding by CUDA graphs was off by"):
         made = runner_for(adapted(), Stuck)
-    assert isinstance(made, SharedRunner)
-    assert not isinstance(made._backbone, GraphDecoder)
+    assert isinstance(made, LoraPairRunner)
+    assert not isinstance(made._backbone, GraphModelRunner)
 
 
 def test_scores_are_the_same() -> None:
@@ -153,7 +153,7 @@ def test_numbers_arrive_on_the_device_as_they_are() -> None:
 @EVERY
 def test_cuda_captures_what_the_tape_records(arch: str) -> None:
     model = tiny.tiny_model(arch).cuda()
-    plain, captured = SlotDecoder(model), GraphDecoder(model, CudaGraph)
+    plain, captured = CachedModelRunner(model), GraphModelRunner(model, CudaGraph)
     texts = [decoding.ids(1, 9), decoding.ids(2, 2), decoding.ids(3, 12)]
     for text in texts:
         for decoder in (plain, captured):
@@ -174,5 +174,5 @@ def test_completions_on_cuda_are_the_same_with_and_without() -> None:
     prompts, params = decoding.mixed_prompts(12), decoding.GREEDY.replace(alpha=0.7, max_new_tokens=40)
     made = Sampler(pair, max_slots=5, cuda_graphs=True)
     found = decoding.tokens(made.generate(prompts, params))
-    assert all(isinstance(decoder, GraphDecoder) for decoder in made.runner.decoders)
+    assert all(isinstance(decoder, GraphModelRunner) for decoder in made.runner.decoders)
     assert found == decoding.tokens(Sampler(pair, max_slots=5).generate(prompts, params))

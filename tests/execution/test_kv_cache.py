@@ -1,4 +1,4 @@
-"""SlotCache against lists of lists: whatever is done to it, a row reads back what was written to it."""
+"""BatchedKVCache against lists of lists: whatever is done to it, a row reads back what was written to it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from eddecode.execution import kv_cache as cache_module
-from eddecode.execution.kv_cache import LENGTH_STEP, SlotCache
+from eddecode.execution.kv_cache import LENGTH_STEP, BatchedKVCache
 from eddecode.utils.memory import is_lazy
 from helpers.process import resident
 
@@ -20,7 +20,7 @@ class Model:
     """The naive cache: per slot, the stamps that were written, one per position."""
 
     def __init__(self) -> None:
-        self.cache = SlotCache()
+        self.cache = BatchedKVCache()
         self.rows: list[list[float]] = []
         self.stamp = 0.0
 
@@ -162,16 +162,16 @@ def test_fresh_memory_holds_no_nan() -> None:
 
 
 def test_writing_outside_of_a_pass_is_refused() -> None:
-    cache = SlotCache()
+    cache = BatchedKVCache()
     cache.add([(torch.zeros(1, 2, 4), torch.zeros(1, 2, 4))])
-    with pytest.raises(RuntimeError, match=r"outside of SlotCache\.open"):
+    with pytest.raises(RuntimeError, match=r"outside of BatchedKVCache\.open"):
         cache.layers[0].update(torch.zeros(1, 1, 1, 4), torch.zeros(1, 1, 1, 4))
 
 
 @pytest.mark.skipif(not is_lazy(torch.device("cpu")), reason="memory is taken at once on this system")
 def test_room_that_is_expected_takes_memory_only_as_it_is_written() -> None:
     states = [(torch.ones(2, 5, 64), torch.ones(2, 5, 64)) for _ in range(2)]
-    cache = SlotCache()
+    cache = BatchedKVCache()
     before = resident()
     cache.expect(8, 20_000)
     cache.add(states)
@@ -185,7 +185,7 @@ def test_room_that_is_expected_takes_memory_only_as_it_is_written() -> None:
 
 def test_room_that_could_not_be_filled_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cache_module, "free_bytes", lambda device: 1_000_000)
-    cache = SlotCache()
+    cache = BatchedKVCache()
     cache.expect(8, 1 << 60)
     cache.add([(torch.ones(2, 5, 64), torch.ones(2, 5, 64))])
     cache.expect(16, 1 << 60)

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from eddecode.execution import lm_head as module
-from eddecode.execution.lm_head import Head
+from eddecode.execution.lm_head import Float32LMHead
 from helpers import tiny
 
 
@@ -46,7 +46,7 @@ def test_low_precision_costs_nothing_but_float32_accumulation(
     linear = nn.Linear(48, width, bias=bias, dtype=dtype).requires_grad_(False)
     linear.weight.data = rows(width, 48, seed=width).to(dtype)
     hidden = rows(3, 2, 48).to(dtype)
-    found = Head(OnlyHead(linear)).project(hidden)
+    found = Float32LMHead(OnlyHead(linear)).project(hidden)
     assert found.dtype == torch.float32
     w, h = linear.weight.double(), hidden.double()
     b = linear.bias.double() if bias else torch.zeros(width, dtype=torch.float64)
@@ -61,7 +61,7 @@ def test_only_the_wanted_places_reach_the_head(arch: str) -> None:
     model = tiny.tiny_model(arch)
     ids = torch.tensor([[5, 6, 7, 8], [9, 10, 11, 12]])
     plain = model(input_ids=ids, use_cache=False).logits
-    head, places = Head(model), torch.tensor([[1, 3], [0, 2]])
+    head, places = Float32LMHead(model), torch.tensor([[1, 3], [0, 2]])
     attributes = dict(vars(head.linear))
     with head.keeping(places):
         inside = model(input_ids=ids, use_cache=False).logits
@@ -76,7 +76,7 @@ def test_only_the_wanted_places_reach_the_head(arch: str) -> None:
 def test_what_a_family_does_to_its_logits_is_done_in_float32() -> None:
     """Gemma 2's soft cap on bf16 weights: its logits are not bf16 numbers."""
     model = tiny.tiny_model("gemma2", dtype=torch.bfloat16)
-    head, places = Head(model), everywhere(1, 3)
+    head, places = Float32LMHead(model), everywhere(1, 3)
     with torch.inference_mode(), head.keeping(places):
         logits = model(input_ids=torch.tensor([[5, 6, 7]]), use_cache=False).logits
     assert logits.dtype == torch.float32
@@ -86,7 +86,7 @@ def test_what_a_family_does_to_its_logits_is_done_in_float32() -> None:
 
 def test_the_head_is_put_back_after_an_error() -> None:
     model = tiny.tiny_model()
-    head = Head(model)
+    head = Float32LMHead(model)
     with pytest.raises(RuntimeError, match="midway"), head.keeping(everywhere(1, 1)):
         raise RuntimeError("midway")
     assert "forward" not in vars(head.linear)
@@ -100,7 +100,11 @@ def test_a_head_of_its_own_kind_keeps_its_own_forward() -> None:
             return 2 * super().forward(hidden)
 
     linear = Doubled(8, 5, bias=False).requires_grad_(False)
-    head, hidden, places = Head(OnlyHead(linear)), rows(2, 3, 8).bfloat16().float(), torch.tensor([[2], [0]])
+    head, hidden, places = (
+        Float32LMHead(OnlyHead(linear)),
+        rows(2, 3, 8).bfloat16().float(),
+        torch.tensor([[2], [0]]),
+    )
     assert not head.exact
     with head.keeping(places):
         found = head.kept(linear(hidden), places)
@@ -125,7 +129,7 @@ def test_hooks_on_the_head_still_run() -> None:
 
     model, hook = tiny.tiny_model(dtype=torch.bfloat16), Count()
     add_hook_to_module(model.lm_head, hook)
-    head = Head(model)
+    head = Float32LMHead(model)
     with torch.inference_mode(), head.keeping(torch.tensor([[1]])):
         logits = model(input_ids=torch.tensor([[5, 6]]), use_cache=False).logits
     assert logits.dtype == torch.float32

@@ -11,8 +11,8 @@ import torch
 
 from eddecode import ModelPair, Sampler, SamplingParams
 from eddecode.execution.factory import runner_for
-from eddecode.execution.kv_cache import SlotCache
-from eddecode.execution.lora_runner import SharedRunner
+from eddecode.execution.kv_cache import BatchedKVCache
+from eddecode.execution.lora_runner import LoraPairRunner
 from eddecode.execution.pair_runner import PairRunner
 from helpers import decoding, tiny
 
@@ -57,7 +57,7 @@ def test_one_pass_gives_the_tokens_of_two(tmp_path: Path, arch: str) -> None:
     expected = two_backbones(pair).generate(prompts, mixed())
     for options in ({}, {"max_slots": 3}, {"speculation": "base", "max_slots": 4}):
         sampler = Sampler(pair, **options)  # type: ignore[arg-type]
-        assert isinstance(sampler.runner, SharedRunner)
+        assert isinstance(sampler.runner, LoraPairRunner)
         found = sampler.generate(prompts, mixed())
         assert decoding.tokens(found) == decoding.tokens(expected)
         assert [c.implied_reward for c in found] == pytest.approx(
@@ -70,9 +70,9 @@ def test_the_backbone_is_read_once_for_both(tmp_path: Path, monkeypatch: pytest.
     sampler = Sampler(pair)
     sampler.generate(decoding.prompt(1, 4, 6), SamplingParams(max_new_tokens=2))
     passes: list[int] = []
-    opened = SlotCache.open
+    opened = BatchedKVCache.open
     monkeypatch.setattr(
-        SlotCache, "open", lambda self, *a: passes.append(len(self.lengths)) or opened(self, *a)
+        BatchedKVCache, "open", lambda self, *a: passes.append(len(self.lengths)) or opened(self, *a)
     )
     sampler.generate(decoding.prompt(1, 4, 6), SamplingParams(max_new_tokens=9, ignore_eos=True, n=3))
     # Each model reads its prompt; then rows of two each, the first one alone until it is known what a token takes.
@@ -90,13 +90,13 @@ def test_guesses_are_read_by_both_models_in_one_pass(tmp_path: Path, monkeypatch
     made.always = 3
     sampler.runner  # noqa: B018  # trials are over before anything counts
     passes: list[tuple[int, int]] = []
-    opened = SlotCache.open
+    opened = BatchedKVCache.open
 
-    def counted(self: SlotCache, new: int, *slots: Any) -> Any:
+    def counted(self: BatchedKVCache, new: int, *slots: Any) -> Any:
         passes.append((len(self.lengths[slots[0]] if slots else self.lengths), new))
         return opened(self, new, *slots)
 
-    monkeypatch.setattr(SlotCache, "open", counted)
+    monkeypatch.setattr(BatchedKVCache, "open", counted)
     assert decoding.tokens(sampler.generate(prompt, params)) == decoding.tokens(expected)
     assert (2, 3) in passes  # both rows of the prompt: the last token and two guesses
     assert (1, 3) not in passes
@@ -134,7 +134,7 @@ def test_factors_that_do_not_give_the_aligned_model_are_refused(tmp_path: Path) 
 def test_a_row_that_only_half_came_in_leaves_no_trace(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    runner = SharedRunner(pair := adapted(tmp_path), pair.factors or {})
+    runner = LoraPairRunner(pair := adapted(tmp_path), pair.factors or {})
     prefixes = [runner.prefill(role, [decoding.ids(role, 4)])[0] for role in (0, 1)]
     runner.add(prefixes)
     with monkeypatch.context() as patch:
@@ -155,7 +155,7 @@ def test_scores_are_those_of_the_two_models(tmp_path: Path) -> None:
     sampler = Sampler(pair)
     prompt, params = decoding.prompt(4, 5, 7), SamplingParams(alpha=0.5, max_new_tokens=10, seed=1)
     done = sampler.generate(prompt, params)
-    assert isinstance(sampler.runner, SharedRunner)
+    assert isinstance(sampler.runner, LoraPairRunner)
     (score,) = sampler.score([prompt], done, [0.5])
     assert (score.base_logprob, score.aligned_logprob) == pytest.approx(
         (done[0].base_logprob, done[0].aligned_logprob), abs=1e-3

@@ -11,12 +11,12 @@ import torch
 
 from eddecode.errors import UnsupportedLayersError
 from eddecode.execution import model_runner as module
-from eddecode.execution.attention_mask import Masks
-from eddecode.execution.model_runner import RecomputeDecoder, SlotDecoder
+from eddecode.execution.attention_mask import AttentionMaskBuilder
+from eddecode.execution.model_runner import CachedModelRunner, UncachedModelRunner
 from helpers import decoding, reference, tiny
 
 EVERY = pytest.mark.parametrize("arch", list(tiny.ARCHITECTURES))
-KINDS = pytest.mark.parametrize("kind", [SlotDecoder, RecomputeDecoder])
+KINDS = pytest.mark.parametrize("kind", [CachedModelRunner, UncachedModelRunner])
 
 
 def expected(model: Any, texts: list[list[int]]) -> np.ndarray[Any, Any]:
@@ -75,14 +75,14 @@ def test_chunks_of_a_long_prompt_change_nothing(
     model = tiny.tiny_model(arch)
     texts = [decoding.ids(i, length) for i, length in enumerate((7, 30, 14, 1))]
     monkeypatch.setattr(module, "PREFILL_CHUNK", chunk)
-    for text, prefix in zip(texts, SlotDecoder(model).prefill(texts), strict=True):
+    for text, prefix in zip(texts, CachedModelRunner(model).prefill(texts), strict=True):
         close(prefix.logits, reference.next_logits(model, text))
         for keys, values in prefix.states:
             assert keys.shape[1] == values.shape[1] == len(text)
 
 
 def test_a_prefill_touches_no_slot() -> None:
-    decoder = SlotDecoder(tiny.tiny_model())
+    decoder = CachedModelRunner(tiny.tiny_model())
     decoder.add(decoder.prefill([(5, 6, 7)])[0])
     before = [tensor.clone() for layer in decoder.cache.copy_out(0, 3) for tensor in layer]
     decoder.prefill([decoding.ids(1, 40)])
@@ -92,7 +92,7 @@ def test_a_prefill_touches_no_slot() -> None:
 
 
 def test_the_bytes_of_a_prefix_are_those_of_its_states() -> None:
-    prefix = SlotDecoder(tiny.tiny_model()).prefill([decoding.ids(1, 11)])[0]
+    prefix = CachedModelRunner(tiny.tiny_model()).prefill([decoding.ids(1, 11)])[0]
     assert (
         prefix.nbytes == 2 * 2 * 2 * 8 * 11 * 4
     )  # layers, keys and values, heads, head_dim, positions, float32
@@ -121,7 +121,7 @@ def test_masks_against_the_definition(dtype: torch.dtype) -> None:
     kinds = ["full_attention", "sliding_attention", "chunked_attention"]
     config = Config(layer_types=[*kinds, *kinds], sliding_window=4, attention_chunk_size=4)
     positions = torch.tensor([[0, 1, 2], [7, 8, 9], [3, 4, 5]])
-    masks = Masks(config).build(positions, 10, dtype)
+    masks = AttentionMaskBuilder(config).build(positions, 10, dtype)
     assert isinstance(masks, dict)
     assert set(masks) == set(kinds)
     for kind, row, place, key in itertools.product(kinds, range(3), range(3), range(10)):
@@ -141,7 +141,7 @@ def test_masks_against_the_definition(dtype: torch.dtype) -> None:
     ],
 )
 def test_models_of_one_kind_take_one_mask(fields: dict[str, Any], kind: str) -> None:
-    mask = Masks(Config(**fields)).build(torch.tensor([[6]]), 8, torch.float32)
+    mask = AttentionMaskBuilder(Config(**fields)).build(torch.tensor([[6]]), 8, torch.float32)
     assert isinstance(mask, torch.Tensor)
     assert (mask[0, 0, 0] == 0).tolist() == [visible(kind, 6, key) for key in range(8)]
 
@@ -149,10 +149,14 @@ def test_models_of_one_kind_take_one_mask(fields: dict[str, Any], kind: str) -> 
 @pytest.mark.parametrize("kind", ["linear_attention", "conv", "hybrid"])
 def test_layers_that_do_not_attend_over_a_mask_are_refused(kind: str) -> None:
     with pytest.raises(UnsupportedLayersError, match=kind):
-        Masks(Config(layer_types=["full_attention", kind])).build(torch.tensor([[0]]), 1, torch.float32)
+        AttentionMaskBuilder(Config(layer_types=["full_attention", kind])).build(
+            torch.tensor([[0]]), 1, torch.float32
+        )
 
 
 def test_windows_of_a_models_own_are_refused() -> None:
     """GPT-Neo cuts its local layers' windows from the end of the keys, where short rows are not."""
     with pytest.raises(UnsupportedLayersError, match="window of the model's own"):
-        Masks(Config(attention_layers=["global", "local"])).build(torch.tensor([[0]]), 1, torch.float32)
+        AttentionMaskBuilder(Config(attention_layers=["global", "local"])).build(
+            torch.tensor([[0]]), 1, torch.float32
+        )

@@ -20,7 +20,7 @@ from transformers import (
 from eddecode.errors import ContextError
 from eddecode.execution import model_runner as decoder_module
 from eddecode.execution.compiled.rotary import rope_window
-from eddecode.execution.model_runner import RecomputeDecoder, SlotDecoder
+from eddecode.execution.model_runner import CachedModelRunner, UncachedModelRunner
 from eddecode.execution.pair_runner import PairRunner
 from eddecode.execution.self_check import disagreement
 from eddecode.models.pair import ModelPair
@@ -71,7 +71,7 @@ def test_what_slots_cannot_serve_is_recomputed_and_says_so(kind: str) -> None:
     assert [f"{name} ({kind})" in str(w.message) for name, w in zip(pair.names, caught, strict=True)] == [
         True
     ] * 2
-    assert all(isinstance(decoder, RecomputeDecoder) for decoder in made.runner.decoders)
+    assert all(isinstance(decoder, UncachedModelRunner) for decoder in made.runner.decoders)
     check_against_the_reference(pair, made)
 
 
@@ -79,7 +79,7 @@ def test_alibi_by_position_needs_no_recomputation() -> None:
     """MPT's biases differ from the true distances by a constant of the row, which a softmax does not see."""
     pair = pair_of(MptConfig(d_model=32, n_heads=4, n_layers=2, max_seq_len=64, expansion_ratio=2, **SMALL))
     made = Sampler(pair)
-    assert all(isinstance(decoder, SlotDecoder) for decoder in made.runner.decoders)
+    assert all(isinstance(decoder, CachedModelRunner) for decoder in made.runner.decoders)
     check_against_the_reference(pair, made)
 
 
@@ -88,9 +88,9 @@ def test_the_nine_architectures_decode_over_slots_without_a_word(arch: str) -> N
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         runner = PairRunner(decoding.pair(arch))
-    assert all(isinstance(decoder, SlotDecoder) for decoder in runner.decoders)
+    assert all(isinstance(decoder, CachedModelRunner) for decoder in runner.decoders)
     for own_attention in (False, True):
-        assert disagreement(SlotDecoder(decoding.pair(arch).base, own_attention=own_attention)) < 1e-4
+        assert disagreement(CachedModelRunner(decoding.pair(arch).base, own_attention=own_attention)) < 1e-4
 
 
 @pytest.mark.parametrize("fault", ["mask", "positions", "exception"])
@@ -117,7 +117,7 @@ def test_a_model_that_ignores_what_it_is_told_is_found_out(
     )
     with pytest.warns(UserWarning, match=message):
         runner = PairRunner(ModelPair.from_models(base, aligned))
-    assert [type(decoder) for decoder in runner.decoders] == [SlotDecoder, RecomputeDecoder]
+    assert [type(decoder) for decoder in runner.decoders] == [CachedModelRunner, UncachedModelRunner]
 
 
 @pytest.mark.parametrize("value", [-1e4, -float("inf")])
@@ -125,7 +125,7 @@ def test_one_padded_id_does_not_decide_the_trial(value: float, monkeypatch: pyte
     """Neither does it fail a sound model, nor does its size excuse a broken one."""
     model = tiny.tiny_model("phi")
     model.lm_head.bias.data[290] = value
-    assert disagreement(SlotDecoder(model)) < 1e-4
+    assert disagreement(CachedModelRunner(model)) < 1e-4
     real = model.forward
 
     def late(*args: Any, **kwargs: Any) -> Any:
@@ -134,22 +134,22 @@ def test_one_padded_id_does_not_decide_the_trial(value: float, monkeypatch: pyte
         return real(*args, **kwargs)
 
     monkeypatch.setattr(model, "forward", late)
-    assert disagreement(SlotDecoder(model)) > 0.01
+    assert disagreement(CachedModelRunner(model)) > 0.01
 
 
 def test_a_slot_is_the_same_row_in_both_models_or_in_none(monkeypatch: pytest.MonkeyPatch) -> None:
     runner = PairRunner(decoding.pair())
     first = [runner.prefill(model, [decoding.ids(model, 4)])[0] for model in (0, 1)]
     runner.add(first)
-    real = SlotDecoder.add
+    real = CachedModelRunner.add
 
-    def short(self: SlotDecoder, prefix: Any) -> None:
+    def short(self: CachedModelRunner, prefix: Any) -> None:
         if self is runner.decoders[1]:
             raise torch.OutOfMemoryError("CUDA out of memory")
         real(self, prefix)
 
     with monkeypatch.context() as patch:
-        patch.setattr(SlotDecoder, "add", short)
+        patch.setattr(CachedModelRunner, "add", short)
         with pytest.raises(torch.OutOfMemoryError):
             runner.add(first)
     assert [decoder.occupied for decoder in runner.decoders] == [1, 1]
@@ -161,15 +161,15 @@ def test_a_pass_that_failed_in_the_second_model_is_repeated(monkeypatch: pytest.
     runner = PairRunner(decoding.pair())
     texts = [decoding.ids(1, 4), decoding.ids(2, 7)]
     runner.add([runner.prefill(model, [texts[model]])[0] for model in (0, 1)])
-    real = SlotDecoder.extend
+    real = CachedModelRunner.extend
 
-    def short(self: SlotDecoder, tokens: torch.Tensor) -> torch.Tensor:
+    def short(self: CachedModelRunner, tokens: torch.Tensor) -> torch.Tensor:
         if self is runner.decoders[1]:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return real(self, tokens)
 
     with monkeypatch.context() as patch:
-        patch.setattr(SlotDecoder, "extend", short)
+        patch.setattr(CachedModelRunner, "extend", short)
         with pytest.raises(torch.OutOfMemoryError):
             runner.decode(torch.tensor([[9]]), [[4], [7]])
     for model, logits in enumerate(runner.decode(torch.tensor([[9]]), [[4], [7]])):
@@ -239,6 +239,6 @@ def test_offloaded_weights(where: str, tmp_path: Any) -> None:
     made = Sampler(ModelPair.from_models(base, aligned))
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
-        assert all(isinstance(decoder, SlotDecoder) for decoder in made.runner.decoders)
+        assert all(isinstance(decoder, CachedModelRunner) for decoder in made.runner.decoders)
     assert decoding.tokens(made.generate(prompts, params)) == expected
     assert decoder_module.PREFILL_CHUNK > 40

@@ -20,9 +20,9 @@ import torch
 
 from eddecode.engine.engine import Engine
 from eddecode.engine.speculative.speculator import Speculation
-from eddecode.execution.compiled.replace import Layers
-from eddecode.execution.compiled.rotary import Angles
-from eddecode.execution.lora_runner import SharedRunner
+from eddecode.execution.compiled.replace import CompiledLayers
+from eddecode.execution.compiled.rotary import RotaryTable
+from eddecode.execution.lora_runner import LoraPairRunner
 from eddecode.models.pair import ModelPair
 from eddecode.prompts.types import RenderedPrompt
 from eddecode.sampler import Sampler
@@ -216,14 +216,14 @@ def through_the_library(patch: Patch) -> None:
 
 
 def straight(patch: Patch, count: Callable[[], None]) -> None:
-    def counted(layers: Layers) -> Any:
+    def counted(layers: CompiledLayers) -> Any:
         stack = found.__get__(layers)
         if stack is not None:
             count()
         return stack
 
-    found = Layers.straight
-    patch.setattr(Layers, "straight", property(counted))
+    found = CompiledLayers.straight
+    patch.setattr(CompiledLayers, "straight", property(counted))
 
 
 def angles_worked_out(patch: Patch) -> None:
@@ -231,14 +231,14 @@ def angles_worked_out(patch: Patch) -> None:
 
 
 def angles_looked_up(patch: Patch, count: Callable[[], None]) -> None:
-    def counted(angles: Angles, *args: Any) -> Any:
+    def counted(angles: RotaryTable, *args: Any) -> Any:
         found = call(angles, *args)
         if found[0].dim() == 2:  # by position
             count()
         return found
 
-    call = Angles.__call__
-    patch.setattr(Angles, "__call__", counted)
+    call = RotaryTable.__call__
+    patch.setattr(RotaryTable, "__call__", counted)
 
 
 def reference_kernel(patch: Patch) -> None:
@@ -289,11 +289,11 @@ def read_once(patch: Patch, count: Callable[[], None]) -> None:
 
 
 def no_sharing(patch: Patch) -> None:
-    patch.setattr(SharedRunner, "objection", lambda self: "it is switched off")
+    patch.setattr(LoraPairRunner, "objection", lambda self: "it is switched off")
 
 
 def shared_backbone(patch: Patch, count: Callable[[], None]) -> None:
-    patch.setattr(SharedRunner, "decode", calling(SharedRunner.decode, count))
+    patch.setattr(LoraPairRunner, "decode", calling(LoraPairRunner.decode, count))
 
 
 def no_guesses(patch: Patch) -> None:

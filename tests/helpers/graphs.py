@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from eddecode.execution.cuda_graph import GraphDecoder
+from eddecode.execution.cuda_graph import GraphModelRunner
 from helpers import decoding, reference, tiny
 from helpers.tape import Tape
 
@@ -26,10 +26,10 @@ class Driver:
     """A decoder, and the texts that its rows should have read by now."""
 
     def __init__(
-        self, model: Any, lengths: tuple[int, ...] = (), decoder: GraphDecoder | None = None
+        self, model: Any, lengths: tuple[int, ...] = (), decoder: GraphModelRunner | None = None
     ) -> None:
         self.model, self.rows = model, list[list[int]]()
-        self.decoder = decoder or GraphDecoder(model, Tape)
+        self.decoder = decoder or GraphModelRunner(model, Tape)
         self.seed = itertools.count(100)
         for length in lengths:
             self.enter(length)

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from eddecode.execution.cuda_graph_capture import rehearse
+from eddecode.execution.cuda_graph_capture import check_capturable
 
 
 class Recorder(TorchDispatchMode):
@@ -50,7 +50,7 @@ class Tape:
     def __init__(self, step: Callable[[], Tensor], beside: Any = None) -> None:
         assert beside is None or isinstance(beside, Tape)
         Tape.recorded += 1
-        rehearse(step)
+        check_capturable(step)
         with Recorder() as recorder:
             self.logits = step()
         self.operations = recorder.operations

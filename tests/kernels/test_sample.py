@@ -19,7 +19,7 @@ from scipy import stats
 
 from eddecode.errors import EngineError
 from eddecode.sampling.dispatch import contrast_and_sample, on_host, packed, unpacked
-from eddecode_kernels.types import Draw, Outcome, SamplingRows
+from eddecode_kernels.types import RawSample, SampledTokens, SamplingRows
 
 TOLERANCE = 4e-6
 BACKENDS = ("reference", "cpu")
@@ -86,7 +86,7 @@ def run(
     vocabulary: np.ndarray | None = None,
     backend: str = "cpu",
     device: str = "cpu",
-) -> Draw:
+) -> SampledTokens:
     names = {"temperature": torch.float32, "top_k": torch.int64} | dict.fromkeys(
         ("top_p", "min_p", "plausibility"), torch.float32
     )
@@ -106,7 +106,9 @@ def run(
     )
 
 
-def assert_draws(cases: list[Case], uniforms: np.ndarray, vocabulary: np.ndarray | None, draw: Draw) -> None:
+def assert_draws(
+    cases: list[Case], uniforms: np.ndarray, vocabulary: np.ndarray | None, draw: SampledTokens
+) -> None:
     """Each token lies where its uniform falls in the oracle's CDF, and its log-probabilities are the oracle's."""
     for row, (case, u) in enumerate(zip(cases, uniforms, strict=True)):
         token = int(draw.tokens[row])
@@ -391,7 +393,7 @@ def test_an_outcome_is_packed_without_loss() -> None:
     tokens = torch.tensor([0, 262_143, 2**31 + 1])
     logprobs = torch.tensor([[-0.1, -math.inf, math.nan], [-1e-30, -3e38, 0.0], [-1.1, -2.2, -3.3]])
     status = torch.tensor([0, 3, 5], dtype=torch.int32)
-    outcome = Outcome(tokens, logprobs, status)
+    outcome = RawSample(tokens, logprobs, status)
     found = unpacked(packed(outcome))
     for name in ("tokens", "logprobs", "status"):
         one, other = getattr(found, name), getattr(outcome, name)

@@ -51,7 +51,9 @@ def test_they_pass_under_the_interpreter() -> None:
     assert int(done.stdout.split(" passed")[0].split()[-1]) >= 20
 
 
-def run(cases: list[Case], uniforms: np.ndarray, vocabulary: np.ndarray | None = None) -> shared.Draw:
+def run(
+    cases: list[Case], uniforms: np.ndarray, vocabulary: np.ndarray | None = None
+) -> shared.SampledTokens:
     return shared.run(cases, uniforms, vocabulary, "triton", DEVICE)
 
 

@@ -229,7 +229,7 @@ class JudgeModel:
 
     def _loaded(self) -> Any:
         if self._decoder is None:
-            from eddecode.execution.model_runner_factory import decoder_for
+            from eddecode.execution.model_runner_factory import model_runner_for
             from eddecode.models.loader import place_merged, place_model
 
             with self._named():
@@ -237,7 +237,7 @@ class JudgeModel:
                     model, _ = place_merged(self.checkpoint, self._root, self._placement)
                 else:
                     model, _ = place_model(self.checkpoint, self._placement)
-            self._decoder = decoder_for(model, f"judge {self.name}")
+            self._decoder = model_runner_for(model, f"judge {self.name}")
         return self._decoder
 
     def _named(self) -> _Named:

@@ -21,7 +21,7 @@ from torch import Tensor
 from eddecode.engine.sequence import Draws, Row
 from eddecode.engine.speculative.drafters import ENDLESS, Column, alone, levels, places
 from eddecode.errors import EngineError
-from eddecode.execution.model_runner import Prefix
+from eddecode.execution.model_runner import PrefillResult
 from eddecode.execution.pair_runner import PairRunner
 from eddecode.models.sizes import kv_bytes_per_token
 
@@ -99,7 +99,7 @@ class AssistantGuesser:
                 self._slots[i] = self._slots[-1]
                 self._slots.pop()
         self._runner.reserve(len(rows))
-        prefixes: dict[tuple[int, ...], Prefix] = {}
+        prefixes: dict[tuple[int, ...], PrefillResult] = {}
         here = {slot.row for slot in self._slots}
         for row in rows:
             if row not in here:

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from eddecode.execution.attention import attention_in
-from eddecode.execution.attention_mask import Seen
-from eddecode.execution.compiled.lora import Change, Rows
+from eddecode.execution.attention_mask import KeyRangeMask
+from eddecode.execution.compiled.lora import LoraDelta, LoraRows
 from eddecode.execution.compiled.rms_norm import epsilon_of
-from eddecode.execution.kv_cache import SlotCache
-from eddecode_kernels.decoder_layer import PRODUCTS, BlockParts, Blocks, Pass, Places, Product, block_for
+from eddecode.execution.kv_cache import BatchedKVCache
+from eddecode_kernels.decoder_layer import PRODUCTS, BlockParts, Blocks, KVPointers, Pass, Product, block_for
 
 # Relative to the largest change that the block makes. A wrong activation, scale or pairing of heads lies far above.
 TRIAL_TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 0.03}
@@ -45,7 +45,9 @@ _ACTIVATIONS = {  # class of the activation module → its name here
 }
 
 
-def block_forward(layer: Any, name: str, changes: Mapping[str, Change] | None = None) -> BlockForward | None:
+def block_forward(
+    layer: Any, name: str, changes: Mapping[str, LoraDelta] | None = None
+) -> CompiledDecoderLayer | None:
     """The compiled form of a decoder layer's forward, or None if it is not a block of the known kind.
 
     Args:
@@ -66,12 +68,12 @@ def block_forward(layer: Any, name: str, changes: Mapping[str, Change] | None = 
             return None
         if _agrees(layer, tried):
             made = _compiled(layer, mine, from_one) if mine else tried
-            rows = next((change.rows for change in mine.values()), Rows())
-            return None if made is None else BlockForward(layer, made, rows)
+            rows = next((change.rows for change in mine.values()), LoraRows())
+            return None if made is None else CompiledDecoderLayer(layer, made, rows)
     return None
 
 
-def _compiled(layer: Any, changes: Mapping[str, Change], from_one: bool) -> Blocks | None:
+def _compiled(layer: Any, changes: Mapping[str, LoraDelta], from_one: bool) -> Blocks | None:
     parts = _parts(layer, changes, from_one)
     return None if parts is None else block_for(parts)
 
@@ -89,7 +91,7 @@ def _is_plain(layer: Any) -> bool:
     )
 
 
-def _parts(layer: Any, changes: Mapping[str, Change], from_one: bool) -> BlockParts | None:
+def _parts(layer: Any, changes: Mapping[str, LoraDelta], from_one: bool) -> BlockParts | None:
     attention, norm = layer.self_attn, layer.input_layernorm
     products = _products(layer, changes)
     size, scale = getattr(attention, "head_dim", None), getattr(attention, "scaling", None)
@@ -120,7 +122,7 @@ def _parts(layer: Any, changes: Mapping[str, Change], from_one: bool) -> BlockPa
     )  # fmt: skip
 
 
-def _products(layer: Any, changes: Mapping[str, Change]) -> dict[str, Product] | None:
+def _products(layer: Any, changes: Mapping[str, LoraDelta]) -> dict[str, Product] | None:
     """The seven products by name; None if a layer is missing or not a plain linear one."""
     found: dict[str, Product] = {}
     for name, (part, child) in _PLACES.items():
@@ -151,14 +153,14 @@ def _split(layer: Any, linear: nn.Linear, names: tuple[str, ...]) -> list[slice]
     return [slice(end - size, end) for end, size in zip(ends, sizes, strict=True)]
 
 
-def _product(linear: nn.Linear, change: Change | None, rows: slice) -> Product:
+def _product(linear: nn.Linear, change: LoraDelta | None, rows: slice) -> Product:
     bias = None if linear.bias is None else linear.bias[rows]
     if change is None:
         return Product(linear.weight[rows], bias)
     return Product(linear.weight[rows], bias, change.a, change.b[rows])
 
 
-class BlockForward:
+class CompiledDecoderLayer:
     """A compiled block in the place of a decoder layer's `forward`.
 
     Attributes:
@@ -167,7 +169,7 @@ class BlockForward:
         index: of the layer in the cache.
     """
 
-    def __init__(self, layer: Any, block: Blocks, rows: Rows) -> None:
+    def __init__(self, layer: Any, block: Blocks, rows: LoraRows) -> None:
         self.block, self.rows, self.index = block, rows, int(layer.self_attn.layer_idx)
         self._own = partial(type(layer).forward, layer)
 
@@ -182,7 +184,7 @@ class BlockForward:
         **options: Any,
     ) -> Any:
         """As the layer's own, which still serves where the mask and the cache are not the engine's."""
-        if not isinstance(attention_mask, Seen) or not isinstance(past_key_values, SlotCache):
+        if not isinstance(attention_mask, KeyRangeMask) or not isinstance(past_key_values, BatchedKVCache):
             return self._own(
                 hidden_states,
                 attention_mask=attention_mask,
@@ -206,7 +208,7 @@ class BlockForward:
         return self.block(x, [attention_mask.common], places)
 
 
-def pass_of(cache: SlotCache, seen: Seen, angles: tuple[Tensor, Tensor], rows: Rows) -> Pass:
+def pass_of(cache: BatchedKVCache, seen: KeyRangeMask, angles: tuple[Tensor, Tensor], rows: LoraRows) -> Pass:
     """What blocks need to know of the pass in progress; `angles` as `Pass` takes them."""
     return Pass(*angles, cache.positions, seen.first, seen.stop, rows.changed)
 
@@ -239,6 +241,6 @@ def _agrees(layer: Any, block: Blocks) -> bool:
         return False
     store = torch.zeros(2, rows, key_heads, tokens, size, dtype=dtype)
     common = Pass(cos, sin, position, torch.zeros_like(position), position + 1, None)
-    found = block(x.clone(), [common], Places([(store[0], store[1])]))
+    found = block(x.clone(), [common], KVPointers([(store[0], store[1])]))
     change = (expected - x).float().abs().max().clamp(min=1e-6)
     return bool((found - expected).float().abs().max() <= TRIAL_TOLERANCE[dtype] * change)

@@ -16,25 +16,25 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from eddecode.execution.attention_mask import Masks, Seen
-from eddecode.execution.compiled.decoder_layer import TRIAL_TOLERANCE, BlockForward, pass_of
+from eddecode.execution.attention_mask import AttentionMaskBuilder, KeyRangeMask
+from eddecode.execution.compiled.decoder_layer import TRIAL_TOLERANCE, CompiledDecoderLayer, pass_of
 from eddecode.execution.compiled.passthrough import is_changed
 from eddecode.execution.compiled.rms_norm import norm_forward
-from eddecode.execution.compiled.rotary import Angles
-from eddecode.execution.kv_cache import SlotCache
+from eddecode.execution.compiled.rotary import RotaryTable
+from eddecode.execution.kv_cache import BatchedKVCache
 from eddecode_kernels.decoder_layer import in_a_row
 
 _PARTS = {"embed_tokens", "layers", "norm", "rotary_emb"}
 
 
-class Piece:
+class LayerRange:
     """Some of the blocks of a body, or all of them, in a row.
 
     Raises:
         ValueError: they are not of one shape.
     """
 
-    def __init__(self, body: Any, blocks: Sequence[BlockForward], angles: Angles) -> None:
+    def __init__(self, body: Any, blocks: Sequence[CompiledDecoderLayer], angles: RotaryTable) -> None:
         joined = in_a_row([block.block for block in blocks])
         if joined is None:
             raise ValueError("the blocks of the body are not of one shape")
@@ -48,9 +48,9 @@ class Piece:
 
         Args:
             hidden: what comes in.
-            inputs: of the pass in progress, as `SlotDecoder.through` hands them to a body.
+            inputs: of the pass in progress, as `CachedModelRunner.through` hands them to a body.
         """
-        cache: SlotCache = inputs["past_key_values"]
+        cache: BatchedKVCache = inputs["past_key_values"]
         mask = inputs["attention_mask"]
         positions = inputs["position_ids"]
         written = cache.stop if positions is cache.positions else None  # a family may count otherwise
@@ -64,7 +64,7 @@ class Piece:
         return self._row(hidden, [passes[kind] for kind in self._kinds], places)
 
 
-class StackForward:
+class CompiledDecoderStack:
     """All blocks in a row in the place of a body's `forward`.
 
     Attributes:
@@ -72,9 +72,9 @@ class StackForward:
         angles: of the body.
     """
 
-    def __init__(self, body: Any, blocks: Sequence[BlockForward]) -> None:
-        self.blocks, self.angles = blocks, Angles(body.rotary_emb)
-        self._body, self._stack = body, Piece(body, blocks, self.angles)
+    def __init__(self, body: Any, blocks: Sequence[CompiledDecoderLayer]) -> None:
+        self.blocks, self.angles = blocks, RotaryTable(body.rotary_emb)
+        self._body, self._stack = body, LayerRange(body, blocks, self.angles)
         self._places = [(vars(layer), block) for layer, block in zip(body.layers, blocks, strict=True)]
         self._own = partial(type(body).forward, body)
         self._norm = norm_forward(body.norm) or body.norm
@@ -86,7 +86,7 @@ class StackForward:
         """
         ids, cache, mask = (inputs.get(name) for name in ("input_ids", "past_key_values", "attention_mask"))
         masks = mask.values() if isinstance(mask, dict) else [mask]
-        ours = isinstance(cache, SlotCache) and all(isinstance(each, Seen) for each in masks)
+        ours = isinstance(cache, BatchedKVCache) and all(isinstance(each, KeyRangeMask) for each in masks)
         whole = all(attributes.get("forward") is block for attributes, block in self._places)
         if ids is None or inputs.get("inputs_embeds") is not None or not (ours and whole):
             return self._own(**inputs)
@@ -117,7 +117,7 @@ class StackForward:
                 del attributes["forward"]
 
 
-def stack_forward(body: Any, blocks: Mapping[Any, BlockForward]) -> StackForward | None:
+def stack_forward(body: Any, blocks: Mapping[Any, CompiledDecoderLayer]) -> CompiledDecoderStack | None:
     """The compiled form of a body's forward, or None if it is not a plain stack of blocks.
 
     Args:
@@ -136,21 +136,21 @@ def stack_forward(body: Any, blocks: Mapping[Any, BlockForward]) -> StackForward
     ):
         return None
     try:
-        stack = StackForward(body, [blocks[layer] for layer in body.layers])
+        stack = CompiledDecoderStack(body, [blocks[layer] for layer in body.layers])
     except ValueError:  # blocks of several shapes
         return None
     return stack if _agrees(body, stack) else None
 
 
 @torch.inference_mode()
-def _agrees(body: Any, stack: StackForward) -> bool:
+def _agrees(body: Any, stack: CompiledDecoderStack) -> bool:
     """Whether the stack gives what the body gives: two rows of three tokens, from the beginning."""
     tokens = torch.tensor([[1, 2, 3], [3, 1, 0]]) % body.embed_tokens.weight.shape[0]
-    cache = SlotCache()
+    cache = BatchedKVCache()
     cache.lengths = [0, 0]
     positions = cache.open(3).positions
     try:
-        seen = Masks(body.config).seen(positions)
+        seen = AttentionMaskBuilder(body.config).seen(positions)
         expected = body(input_ids=tokens, position_ids=positions, use_cache=False).last_hidden_state
         with stack.alone():
             found = stack(

@@ -12,14 +12,14 @@ from eddecode_kernels.linear import linear_for
 
 
 @dataclass
-class Rows:
+class LoraRows:
     """Which rows of the batch in progress take the change; None is none. Set before a pass, read by every layer."""
 
     changed: slice | None = None
 
 
 @dataclass(frozen=True)
-class Change:
+class LoraDelta:
     """A low-rank change W + B·A of one linear layer (LoRA, arXiv 2106.09685, §4.1), for some rows of a batch.
 
     Attributes:
@@ -29,7 +29,7 @@ class Change:
 
     a: Tensor
     b: Tensor
-    rows: Rows
+    rows: LoraRows
 
     def on(self, forward: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
         """The layer with the change: x (n, T, in) to (n, T, out)."""

@@ -43,7 +43,7 @@ def _adds_nothing(model: Any, body: Any, head: Any) -> bool:
     try:
         vocabulary, width = head.weight.shape
         hidden = torch.linspace(-100, 100, 3 * width).to(head.weight.dtype).view(1, 3, width)
-        # In float32, as `Head` gives them:
+        # In float32, as `Float32LMHead` gives them:
         logits = torch.linspace(-100, 100, 3 * vocabulary).view(1, 3, vocabulary)
         given = hidden.clone(), logits.clone()
         vars(body)["forward"], vars(head)["forward"] = run_body, run_head

@@ -14,16 +14,16 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from eddecode.execution.compiled.decoder_layer import BlockForward, block_forward
-from eddecode.execution.compiled.decoder_stack import StackForward, stack_forward
-from eddecode.execution.compiled.lora import Change
+from eddecode.execution.compiled.decoder_layer import CompiledDecoderLayer, block_forward
+from eddecode.execution.compiled.decoder_stack import CompiledDecoderStack, stack_forward
+from eddecode.execution.compiled.lora import LoraDelta
 from eddecode.execution.compiled.passthrough import is_body_and_head, is_changed
 from eddecode.execution.compiled.rms_norm import norm_forward
 from eddecode_kernels.linear import linear_for, pays
 from eddecode_kernels.silu import silu_for
 
 
-class Layers:
+class CompiledLayers:
     """The layers of one model that are exchanged while the engine runs it.
 
     Compiled ones, where there are any and where they pay: none on a GPU. And layers with a low-rank change, which some
@@ -31,7 +31,7 @@ class Layers:
     """
 
     def __init__(
-        self, model: Any, changes: Mapping[str, Change] | None = None, *, blocks: bool = True
+        self, model: Any, changes: Mapping[str, LoraDelta] | None = None, *, blocks: bool = True
     ) -> None:
         """blocks: exchange whole blocks where that is possible, and not only their layers.
 
@@ -42,7 +42,7 @@ class Layers:
         head = model.get_output_embeddings()
         self._forwards: list[tuple[dict[str, Any], Callable[..., Any]]] = []
         within: tuple[str, ...] = ()  # names of what is inside exchanged blocks
-        found: dict[Any, BlockForward] = {}
+        found: dict[Any, CompiledDecoderLayer] = {}
         for name, module in model.named_modules():
             if name.startswith(within):
                 continue
@@ -52,7 +52,7 @@ class Layers:
                 within = (*within, f"{name}.")
                 continue
             if module is head or hasattr(module, "_hf_hook"):
-                continue  # the head gives float32 (see `Head`); hooked layers may not have their weights here
+                continue  # the head gives float32 (see `Float32LMHead`); hooked layers may not have their weights here
             small = norm_forward(module) or _activation_for(module, model)
             if small is not None:
                 self._forwards.append((vars(module), small))
@@ -66,7 +66,7 @@ class Layers:
             if forward is not None:
                 self._forwards.append((vars(module), forward))
         self.blocks = len(found)
-        self.stack: StackForward | None = None
+        self.stack: CompiledDecoderStack | None = None
         # The model, its body and its head, where it is no more than they:
         self._around: tuple[Any, ...] | None = None
         body = model.base_model
@@ -84,7 +84,7 @@ class Layers:
         return self.stack is not None
 
     @property
-    def straight(self) -> StackForward | None:
+    def straight(self) -> CompiledDecoderStack | None:
         """The whole body, where the model is nothing but its body and its head; None while more hangs on them."""
         return None if self._around is None or any(map(is_changed, self._around)) else self.stack
 
@@ -101,8 +101,8 @@ class Layers:
 
 
 def _block_for(
-    module: Any, name: str, model: Any, changes: Mapping[str, Change] | None
-) -> BlockForward | None:
+    module: Any, name: str, model: Any, changes: Mapping[str, LoraDelta] | None
+) -> CompiledDecoderLayer | None:
     """The compiled form of a decoder layer, where the product that it is built on pays."""
     if not hasattr(module, "self_attn") or model.device.type != "cpu" or not pays(model.dtype):
         return None

@@ -16,7 +16,7 @@ STEP = 1024  # positions: a table's length is a multiple of that
 CHANGING = ("dynamic", "longrope")
 
 
-class Angles:
+class RotaryTable:
     """Cosines and sines of a body's rotary module, whose frequencies are not to be changed.
 
     Attributes:

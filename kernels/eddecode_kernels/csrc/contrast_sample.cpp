@@ -137,11 +137,11 @@ class RowSampler {
     void finish() {
         int32_t& status = call_.status[row_.row];
         const Total plain(w_.plain, blocks_, 1.0);
-        status = plain.top == -INF ? NOTHING_LEFT : FINE;
-        if (plain.top == INF || std::isnan(plain.sum)) status = NOT_FINITE;
+        status = plain.top == -INF ? NO_CANDIDATES : FINE;
+        if (plain.top == INF || std::isnan(plain.sum)) status = NON_FINITE_CONTRAST;
         for (int64_t i = call_.terms - 1; i >= 0; --i) {
             const Total own(w_.terms[i], blocks_of(call_.widths[i]), 1.0);
-            if (std::isnan(own.sum) || (own.top == INF && row_.weight(i) != 0.0f)) status = BAD_TERM + int32_t(i);
+            if (std::isnan(own.sum) || (own.top == INF && row_.weight(i) != 0.0f)) status = NON_FINITE_LOGITS + int32_t(i);
             w_.normalisers[i] = own.logsumexp();
         }
         if (status != FINE) return;
@@ -327,7 +327,7 @@ void sample_row(const EddecodeCall& call, int64_t row, int threads) {
     try {
         RowSampler(call, row, space, threads).run();
     } catch (const std::bad_alloc&) {
-        call.status[row] = NO_MEMORY;
+        call.status[row] = OUT_OF_MEMORY;
     }
 }
 

@@ -12,7 +12,7 @@ namespace eddecode {
 
 constexpr int64_t BLOCK = 1024;
 
-enum Status : int32_t { FINE = 0, NOTHING_LEFT = 1, NOT_FINITE = 2, NO_MEMORY = 3, BAD_TERM = 4 };
+enum Status : int32_t { FINE = 0, NO_CANDIDATES = 1, NON_FINITE_CONTRAST = 2, OUT_OF_MEMORY = 3, NON_FINITE_LOGITS = 4 };
 
 }  // namespace eddecode
 

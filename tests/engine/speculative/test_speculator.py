@@ -15,8 +15,8 @@ from eddecode.engine.speculative.cost_model import Record
 from eddecode.engine.speculative.drafters import BaseGuesser, NgramGuesser, Repeats
 from eddecode.engine.speculative.factory import assistant_for
 from eddecode.engine.speculative.speculator import Speculation
-from eddecode.execution.lora_runner import SharedRunner
-from eddecode.execution.model_runner import RecomputeDecoder
+from eddecode.execution.lora_runner import LoraPairRunner
+from eddecode.execution.model_runner import UncachedModelRunner
 from eddecode.execution.pair_runner import PairRunner
 from eddecode.prompts.types import RenderedPrompt
 from helpers import decoding, reference, tiny
@@ -104,10 +104,10 @@ def test_plain_steps_in_between_change_nothing(guesser: str) -> None:
 def test_models_that_are_recomputed_for_every_token(guesser: str) -> None:
     pair = decoding.pair("gpt_neox", FEW)
     sampler, record = guessing(Sampler(pair, max_slots=5), guesser, 3)
-    sampler.runner.decoders = [RecomputeDecoder(model) for model in pair.models]
+    sampler.runner.decoders = [UncachedModelRunner(model) for model in pair.models]
     if guesser == "twin":
         runner = sampler._speculation.guessers[0]._runner  # type: ignore[union-attr, attr-defined]
-        runner.decoders = [RecomputeDecoder(pair.base)]
+        runner.decoders = [UncachedModelRunner(pair.base)]
     check_the_same(Sampler(pair, max_slots=5), sampler)
     assert record.guessed > 0
 
@@ -129,7 +129,7 @@ def test_two_models_on_one_backbone(guesser: str) -> None:
         aligned.get_submodule(name).weight.data += b @ a
     pair = ModelPair.from_models(base, aligned)
     sampler, record = guessing(Sampler(pair, max_slots=5), guesser, 4)
-    sampler._runner = SharedRunner(pair, factors)
+    sampler._runner = LoraPairRunner(pair, factors)
     assert sampler._runner.objection() is None
     plain = Sampler(pair, max_slots=5)
     plain._runner = PairRunner(pair)

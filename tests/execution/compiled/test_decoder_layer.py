@@ -18,9 +18,9 @@ from transformers import (
 )
 
 from eddecode.execution.compiled.decoder_layer import block_forward
-from eddecode.execution.compiled.lora import Change, Rows
-from eddecode.execution.compiled.replace import Layers
-from eddecode.execution.model_runner import SlotDecoder
+from eddecode.execution.compiled.lora import LoraDelta, LoraRows
+from eddecode.execution.compiled.replace import CompiledLayers
+from eddecode.execution.model_runner import CachedModelRunner
 from eddecode.execution.self_check import disagreement
 from eddecode_kernels.linear import linear_for
 from helpers import tiny
@@ -72,7 +72,7 @@ def model_of(config: Any, dtype: torch.dtype = torch.float32, seed: int = 0) -> 
 
 @pytest.mark.parametrize("name", BLOCKS)
 def test_every_block_is_known_and_gives_what_the_model_gives(name: str) -> None:
-    decoder = SlotDecoder(model_of(BLOCKS[name]))
+    decoder = CachedModelRunner(model_of(BLOCKS[name]))
     assert decoder.layers.blocks == BLOCKS[name].num_hidden_layers
     assert disagreement(decoder) < 1e-5
 
@@ -84,7 +84,7 @@ def test_in_bfloat16_it_is_as_near_to_float32_as_the_library_is(name: str) -> No
     text = torch.tensor([[5, 17, 3, 80, 41, 2, 9, 33, 60, 12]])
     truth = exact(input_ids=text).logits[0]
     library = (rounded(input_ids=text).logits[0].float() - truth).square().mean().sqrt()
-    decoder = SlotDecoder(rounded)
+    decoder = CachedModelRunner(rounded)
     assert decoder.layers.blocks
     decoder.add(decoder.prefill([tuple(text[0, :1].tolist())])[0])
     ours = (decoder.extend(text[:, 1:])[0] - truth[1:]).square().mean().sqrt()
@@ -92,7 +92,7 @@ def test_in_bfloat16_it_is_as_near_to_float32_as_the_library_is(name: str) -> No
 
 
 def whole(model: Any) -> bool:
-    return Layers(model).attend
+    return CompiledLayers(model).attend
 
 
 def test_a_body_of_blocks_runs_as_one_call_unless_it_does_more_than_that() -> None:
@@ -109,7 +109,7 @@ def test_a_body_of_blocks_runs_as_one_call_unless_it_does_more_than_that() -> No
 
 @pytest.mark.parametrize("name", OTHERS)
 def test_what_is_not_such_a_block_stays_as_it_is(name: str) -> None:
-    layers = Layers(model_of(OTHERS[name]))
+    layers = CompiledLayers(model_of(OTHERS[name]))
     assert layers.blocks == 0
 
 
@@ -133,7 +133,7 @@ def test_a_hooked_or_quantised_part_is_not_bypassed() -> None:
 def test_the_same_bits_alone_in_a_batch_and_several_tokens_at_once(name: str, dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(3)
     texts = [torch.randint(97, (length,), generator=generator).tolist() for length in (9, 30, 17, 5, 23)]
-    decoder = SlotDecoder(model_of(BLOCKS[name], dtype))
+    decoder = CachedModelRunner(model_of(BLOCKS[name], dtype))
     assert decoder.layers.blocks
     together = decoder.fresh()
     for text in texts:
@@ -152,7 +152,7 @@ def test_more_tokens_than_one_chunk_and_rows_that_share_none() -> None:
     generator = torch.Generator().manual_seed(4)
     long = torch.randint(97, (2, 240), generator=generator)
     long = torch.cat([long, long.flip(1)], dim=1)[:, :256]  # the context window of these models
-    decoder = SlotDecoder(model)
+    decoder = CachedModelRunner(model)
     found = decoder.prefill([tuple(row) for row in long.tolist()] + [tuple(long[0, :7].tolist())])
     for prefix, text in zip(found, [long[0], long[1], long[0, :7]], strict=True):
         torch.testing.assert_close(
@@ -164,15 +164,15 @@ def test_more_tokens_than_one_chunk_and_rows_that_share_none() -> None:
 @pytest.mark.parametrize("changed", [None, slice(None), slice(1, None, 2)])
 def test_a_low_rank_change_is_for_its_rows_alone(name: str, changed: slice | None) -> None:
     base, merged = model_of(BLOCKS[name]), model_of(BLOCKS[name])
-    rows, changes = Rows(), {}
+    rows, changes = LoraRows(), {}
     generator = torch.Generator().manual_seed(5)
     for key, module in merged.model.named_modules():
         if isinstance(module, torch.nn.Linear):
             a = 0.2 * torch.randn(3, module.in_features, generator=generator)
             b = 0.2 * torch.randn(module.out_features, 3, generator=generator)
             module.weight.data += b @ a
-            changes[f"model.{key}"] = Change(a, b, rows)
-    decoder = SlotDecoder(base, layers=Layers(base, changes))
+            changes[f"model.{key}"] = LoraDelta(a, b, rows)
+    decoder = CachedModelRunner(base, layers=CompiledLayers(base, changes))
     assert decoder.layers.blocks
     text = torch.tensor([[5, 17, 3, 80, 41, 2]])
     rows.changed = changed
@@ -181,7 +181,7 @@ def test_a_low_rank_change_is_for_its_rows_alone(name: str, changed: slice | Non
         with_change[changed or slice(0, 0)]
     )
     for _ in range(4):
-        decoder.cache.add(SlotDecoder(base).prefill([(1,)])[0].states)
+        decoder.cache.add(CachedModelRunner(base).prefill([(1,)])[0].states)
     decoder.rewind([0] * 4)
     found = decoder.extend(text.expand(4, -1))
     for row, mine in enumerate(with_change):
@@ -191,7 +191,7 @@ def test_a_low_rank_change_is_for_its_rows_alone(name: str, changed: slice | Non
 
 def test_a_model_that_is_converted_underneath_is_an_error_not_garbage() -> None:
     model = model_of(BLOCKS["llama"])
-    decoder = SlotDecoder(model)
+    decoder = CachedModelRunner(model)
     decoder.add(decoder.prefill([(1, 2, 3)])[0])
     model.bfloat16()
     with pytest.raises(ValueError, match="must not be converted while it decodes"):
@@ -200,7 +200,7 @@ def test_a_model_that_is_converted_underneath_is_an_error_not_garbage() -> None:
 
 def test_outside_of_the_engine_the_model_is_its_own() -> None:
     model = model_of(BLOCKS["llama"])
-    decoder = SlotDecoder(model)
+    decoder = CachedModelRunner(model)
     text = torch.tensor([[1, 2, 3]])
     before = model(input_ids=text).logits
     with decoder.layers.swapped():  # a mask and a cache that are not the engine's: the model's own code runs

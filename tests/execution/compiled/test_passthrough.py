@@ -10,9 +10,9 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, CohereConfig, GraniteConfig, LlamaConfig
 
 from eddecode.execution.compiled.passthrough import is_body_and_head
-from eddecode.execution.compiled.replace import Layers
-from eddecode.execution.compiled.rotary import STEP, Angles
-from eddecode.execution.model_runner import SlotDecoder
+from eddecode.execution.compiled.replace import CompiledLayers
+from eddecode.execution.compiled.rotary import STEP, RotaryTable
+from eddecode.execution.model_runner import CachedModelRunner
 from eddecode_kernels.linear import linear_for
 from helpers import tiny
 
@@ -77,7 +77,7 @@ def test_a_hook_is_honoured_whenever_it_comes(where: str) -> None:
     model = model_of(LlamaConfig(**SHAPE))
     modules = {"model": model, "body": model.model, "head": model.lm_head, "norm": model.model.norm}
     module = modules[where]
-    decoder = SlotDecoder(model)
+    decoder = CachedModelRunner(model)
     assert decoder.layers.straight is not None
     plain = decoder.prefill([TEXT])[0].logits
     calls: list[Any] = []
@@ -85,7 +85,7 @@ def test_a_hook_is_honoured_whenever_it_comes(where: str) -> None:
     assert (decoder.layers.straight is None) == (where != "norm")
     torch.testing.assert_close(decoder.prefill([TEXT])[0].logits, plain, atol=1e-6, rtol=0)
     assert len(calls) == 1
-    assert Layers(model).straight is None
+    assert CompiledLayers(model).straight is None
     handle.remove()
     assert decoder.layers.straight is not None
 
@@ -101,9 +101,9 @@ class Louder(torch.nn.Linear):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_head_with_a_forward_pass_of_its_own_is_run(dtype: torch.dtype) -> None:
     model = model_of(LlamaConfig(**SHAPE)).to(dtype)
-    plain = SlotDecoder(model).prefill([TEXT])[0].logits
+    plain = CachedModelRunner(model).prefill([TEXT])[0].logits
     model.lm_head.__class__ = Louder
-    louder = SlotDecoder(model).prefill([TEXT])[0].logits
+    louder = CachedModelRunner(model).prefill([TEXT])[0].logits
     ratio = (louder * plain).sum() / plain.square().sum()  # 97 roundings of at most 2^-8 each, of either sign
     assert ratio == pytest.approx(1.01, abs=0.002)
 
@@ -112,7 +112,7 @@ def test_a_head_with_a_forward_pass_of_its_own_is_run(dtype: torch.dtype) -> Non
 def test_a_text_that_outgrows_the_table_of_angles() -> None:
     model = model_of(LlamaConfig(**{**SHAPE, "max_position_embeddings": 2 * STEP}))
     text = torch.randint(97, (STEP + 20,), generator=torch.Generator().manual_seed(1))
-    decoder = SlotDecoder(model)
+    decoder = CachedModelRunner(model)
     decoder.add(decoder.prefill([tuple(text[: STEP - 2].tolist())])[0])
     found = decoder.extend(text[None, STEP - 2 :])[0]
     torch.testing.assert_close(found, model(input_ids=text[None]).logits[0, STEP - 2 :], atol=1e-4, rtol=0)
@@ -133,7 +133,7 @@ ROPES: dict[str, Any] = {
 @pytest.mark.parametrize("kind", ROPES)
 def test_angles_that_are_looked_up_are_those_that_the_model_works_out(kind: str, dtype: torch.dtype) -> None:
     module = model_of(LlamaConfig(**SHAPE, rope_parameters=ROPES[kind])).model.rotary_emb
-    angles, hidden = Angles(module), torch.zeros(2, 3, 4, dtype=dtype)
+    angles, hidden = RotaryTable(module), torch.zeros(2, 3, 4, dtype=dtype)
     assert angles.by_position
     for positions in (torch.tensor([[0, 1, 2], [9, 10, 11]]), torch.tensor([[STEP], [7]])):  # the table grows
         expected = module(hidden, position_ids=positions)
@@ -152,7 +152,7 @@ def test_angles_that_depend_on_more_than_the_position_are_worked_out(kind: str) 
     module = model_of(LlamaConfig(**SHAPE, rope_parameters=rope)).model.rotary_emb
     positions = torch.tensor([[4, 5], [1, 2]])
     hidden = torch.zeros(2, 2, 4)
-    angles = Angles(module)
+    angles = RotaryTable(module)
     assert not angles.by_position
     found: tuple[Tensor, Tensor] = angles(hidden, positions, 6)
     for each, own in zip(found, module(hidden, position_ids=positions), strict=True):

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from eddecode import ModelPair, Sampler, SamplingParams
-from eddecode.execution.compiled.lora import Change, Rows
-from eddecode.execution.compiled.replace import Layers
+from eddecode.execution.compiled.lora import LoraDelta, LoraRows
+from eddecode.execution.compiled.replace import CompiledLayers
 from eddecode_kernels import linear as compiled
 from eddecode_kernels.linear import linear_for
 from eddecode_kernels.rms_norm import rms_norm_for
@@ -89,7 +89,7 @@ def test_it_is_in_place_only_while_the_engine_runs(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("eddecode.execution.compiled.replace.pays", lambda dtype: True)
     model = tiny.tiny_model("llama")
     layer = model.model.layers[0].mlp.up_proj
-    layers = Layers(model, blocks=False)
+    layers = CompiledLayers(model, blocks=False)
     with layers.swapped():
         assert ("forward" in vars(layer)) == (len(layers) > 0)
     assert "forward" not in vars(layer)
@@ -99,9 +99,9 @@ def test_it_is_in_place_only_while_the_engine_runs(monkeypatch: pytest.MonkeyPat
 
 
 def test_a_change_is_for_its_rows_alone() -> None:
-    rows, weight = Rows(), random(10, 6)
+    rows, weight = LoraRows(), random(10, 6)
     a, b = random(2, 6, seed=1), random(10, 2, seed=2)
-    changed = Change(a, b, rows).on(lambda x: x @ weight.T)
+    changed = LoraDelta(a, b, rows).on(lambda x: x @ weight.T)
     x = random(4, 3, 6, seed=3)
     for which, expected in (
         (None, [False] * 4),
@@ -171,9 +171,9 @@ def test_layers_of_a_known_form_are_exchanged(arch: str, monkeypatch: pytest.Mon
     monkeypatch.setattr("eddecode.execution.compiled.replace.pays", lambda dtype: True)
     model = tiny.tiny_model(arch)
     norms = [module for module in model.modules() if type(module).__name__.endswith("RMSNorm")]
-    with Layers(model, blocks=False).swapped():
+    with CompiledLayers(model, blocks=False).swapped():
         assert norms
         assert all("forward" in vars(norm) for norm in norms)
     norms[0].variance_epsilon = norms[0].eps = "no number"
-    with Layers(model).swapped():
+    with CompiledLayers(model).swapped():
         assert "forward" not in vars(norms[0])  # not of a form that is known: left as it is
