@@ -237,7 +237,7 @@ class Engine:
             for model in range(1, len(seen)):
                 if seen[model] is logits[model]:
                     seen[model] = logits[model].clone()
-                seen[model][i] = access.seen(logits[model][i], row.noise_seed(position, model))
+                seen[model][i] = access.apply(logits[model][i], row.noise_seed(position, model))
         return seen
 
     def _append(self, draws: Draws, draw: SampledTokens) -> None:

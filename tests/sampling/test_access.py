@@ -14,7 +14,7 @@ LOGITS = torch.tensor([2.0, -1.0, 0.5, 0.0, 1.0, -3.0])
 
 def test_top_k_tells_the_largest_and_spreads_the_rest_evenly() -> None:
     full = LOGITS.log_softmax(-1)
-    seen = Access(top_k=2).seen(LOGITS, 0)
+    seen = Access(top_k=2).apply(LOGITS, 0)
     torch.testing.assert_close(seen[[0, 4]], full[[0, 4]])
     torch.testing.assert_close(seen[[1, 2, 3, 5]].exp(), full[[1, 2, 3, 5]].exp().mean().expand(4))
     torch.testing.assert_close(seen.exp().sum(), torch.tensor(1.0))
@@ -24,19 +24,19 @@ def test_top_k_never_puts_an_untold_token_above_a_told_one() -> None:
     flat = torch.zeros(50) + torch.linspace(0, 1e-3, 50)
     for k in (1, 5, 49):
         for access in (Access(top_k=k), Access(top_k=k, decimals=1), Access(top_k=k, noise=3.0)):
-            ordered = access.seen(flat, 0).sort(descending=True).values
+            ordered = access.apply(flat, 0).sort(descending=True).values
             assert torch.equal(ordered[k:], ordered[-1:].expand(50 - k))  # all untold tokens are alike
 
 
 def test_rounding_and_noise() -> None:
     full = LOGITS.log_softmax(-1)
-    rounded = Access(decimals=1).seen(LOGITS, 0)
+    rounded = Access(decimals=1).apply(LOGITS, 0)
     assert torch.equal((rounded * 10).round() / 10, rounded)
     assert (rounded - full).abs().max() <= 0.05 + 1e-6
     wide = torch.zeros(40_000)
-    noisy = Access(noise=0.5).seen(wide, 7) - wide.log_softmax(-1)
-    assert torch.equal(noisy + wide.log_softmax(-1), Access(noise=0.5).seen(wide, 7))
-    assert not torch.equal(noisy + wide.log_softmax(-1), Access(noise=0.5).seen(wide, 8))
+    noisy = Access(noise=0.5).apply(wide, 7) - wide.log_softmax(-1)
+    assert torch.equal(noisy + wide.log_softmax(-1), Access(noise=0.5).apply(wide, 7))
+    assert not torch.equal(noisy + wide.log_softmax(-1), Access(noise=0.5).apply(wide, 8))
     assert abs(noisy.mean()) < 5 * 0.5 / 200  # five standard errors of a mean of 40 000
     assert abs(noisy.std() / 0.5 - 1) < 5 / (2 * 40_000) ** 0.5
 
@@ -44,8 +44,10 @@ def test_rounding_and_noise() -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"noise": -1.0}, "access noise is -1.0; expected a finite number of at least 0"),
-        ({"top_k": -1}, "access top_k is -1; expected an integer of at least 0"),
+        ({"noise": -1.0}, "access noise is -1.0; expected a value of at least 0"),
+        ({"top_k": -1}, "access top_k is -1; expected a value of at least 0"),
+        ({"noise": float("inf")}, "access noise is inf; expected a finite number"),
+        ({"topk": 1}, r"access topk is unknown; did you mean top_k\?"),
         ({"tokens": 1.5}, "access tokens is 1.5; expected an integer"),
     ],
 )
