@@ -15,8 +15,7 @@ from benchmarks.compiled import CompiledFloor
 from benchmarks.errors import NotAvailable
 from benchmarks.pairs import BenchPair
 from benchmarks.tasks import Work
-from eddecode.sampler import Sampler
-from eddecode.sampling.params import SamplingParams
+from eddecode import Sampler, SamplingParams
 
 
 class Contender(Protocol):

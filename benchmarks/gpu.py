@@ -1,4 +1,4 @@
-"""`python -m benchmarks.gpu`: what captured steps bring on a GPU, against the ways to get there without eddecode.
+"""`python -m benchmarks gpu`: what captured steps bring on a GPU, against the ways to get there without eddecode.
 
 Interleaved, in one process: eddecode with its steps launched from Python and captured; (b) `generate` with a logits
 processor; the same with both models over static caches and compiled with mode="reduce-overhead", which is what
@@ -176,7 +176,7 @@ def show(console: Console, title: str, result: report.Record) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks gpu", description=__doc__)
     parser.add_argument("--tasks", nargs="+", choices=["T1", "T2", "T3"], default=["T1", "T2", "T3"])
     parser.add_argument("--size", choices=SIZES, default="7B")
     parser.add_argument("--dtype", choices=DTYPES, default="bf16")
@@ -206,7 +206,3 @@ def main(arguments: list[str] | None = None) -> int:
             json.dumps({"machine": info, "results": results}, indent=1, ensure_ascii=False)
         )
     return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

@@ -1,4 +1,4 @@
-"""How the cost of a decode step grows: one thing varied at a time, `python -m benchmarks.growth --out FILE`.
+"""How the cost of a decode step grows: one thing varied at a time, `python -m benchmarks growth --out FILE`.
 
 Batch, α's, prompt length, vocabulary and model size are each varied around one point: one prompt of 32 tokens, one α,
 32,000 ids, 134M parameters, sampled. Every round takes a few steps at every point, eddecode's and those of
@@ -291,7 +291,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """The options."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.growth", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m benchmarks growth", description=__doc__.split("\n")[0])
     parser.add_argument(
         "--vary",
         type=lambda value: value.split(","),
@@ -371,7 +371,3 @@ def spread(values: list[float], scale: float, digits: int = 1) -> str:
         f"{scale * x:.{digits}f}" for x in (min(values), statistics.median(values), max(values))
     )
     return f"{middle}\n{low}–{high}"
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

@@ -1,4 +1,4 @@
-"""Contrast-and-sample alone: `python -m benchmarks.kernel`. The compiled kernel against eager torch and the reference.
+"""Contrast-and-sample alone: `python -m benchmarks kernel`. The compiled kernel against eager torch and the reference.
 
 Eager is what a decode loop does today: three log-softmaxes, softmax and multinomial in float32, top-p by a sort.
 Every round runs each contender once; ratios are taken within a round, and the table gives their median and quartiles.
@@ -109,7 +109,7 @@ def summary(times: dict[str, list[float]]) -> dict[str, float]:
     return medians | {"ratio": middle, "ratio_low": low, "ratio_high": high}
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Print a table, one row per batch, width and filter."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8, 64])
@@ -123,7 +123,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--reference", action="store_true", help="time the float64 reference too")
     parser.add_argument("--json", help="also write the rows to this file")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     print(
         f"threads {options.threads}, {options.rounds} rounds, logits' spread {options.spread:g}, {options.device}"
@@ -132,8 +132,8 @@ def main() -> None:
     table = []
     for batch, width in ((b, v) for v in options.width for b in options.batch):
         for name in options.filters:
-            arguments = problem(batch, width, FILTERS[name], options.spread, options.device)
-            row = summary(measure(arguments, options.rounds, options.device, options.reference))
+            inputs = problem(batch, width, FILTERS[name], options.spread, options.device)
+            row = summary(measure(inputs, options.rounds, options.device, options.reference))
             table.append({"batch": batch, "width": width, "filters": name, **row})
             print(
                 f"{batch:4} {width:8}  {name:12} {row['kernel_ms']:11.3f} {row['eager_ms']:10.2f} "
@@ -144,7 +144,3 @@ def main() -> None:
     if options.json:
         with open(options.json, "w", encoding="utf-8") as file:
             json.dump({"threads": options.threads, "spread": options.spread, "rows": table}, file, indent=1)
-
-
-if __name__ == "__main__":
-    main()

@@ -7,8 +7,8 @@ count: what the contender keeps for itself (packed weights, caches) and what it 
 figure, the interpreter and the libraries are not. One run is counted, the first one. On the CPU it is resident memory,
 so weights that were not touched before, and pages that the C library holds back, blur it by a few megabytes.
 
-    python -m benchmarks.memory                                   # eddecode's sweeps at 130M, a line for each
-    python -m benchmarks.memory '{"contender": "eddecode", "task": "T1", "size": "10M", …}'        # one probe
+    python -m benchmarks memory                                   # eddecode's sweeps at 130M, a line for each
+    python -m benchmarks memory '{"contender": "eddecode", "task": "T1", "size": "10M", …}'        # one probe
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def measure(probe: Probe) -> dict[str, Any]:
         {"weights", "extra", "peak", "needed"}, bytes: the parameters of the models that it ran; what came on top of
         them at the peak; their sum; and what the work has to hold at least. Or {"error": why there is no figure}.
     """
-    command = [sys.executable, "-m", "benchmarks.memory", json.dumps(asdict(probe))]
+    command = [sys.executable, "-m", "benchmarks", "memory", json.dumps(asdict(probe))]
     try:
         done = subprocess.run(
             command,
@@ -163,8 +163,9 @@ def table(size: str = "130M") -> None:
             print(f"{name + ', ' + dtype:<34}{figures}   {found['peak'] / found['needed']:.3f}", flush=True)
 
 
-if __name__ == "__main__":
-    if len(sys.argv) > 1:
-        print(json.dumps(run(Probe(**json.loads(sys.argv[1])))))
+def main(arguments: list[str]) -> None:
+    """Measure the probe that the only argument describes, or without one print the table of sweeps."""
+    if arguments:
+        print(json.dumps(run(Probe(**json.loads(arguments[0])))))
     else:
         table()

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.numerics`: what rounding does to the contrast, by α.
+"""`python -m benchmarks numerics`: what rounding does to the contrast, by α.
 
 A pair with bf16 weights is run once over completions that its own base model sampled. At every position three sets of
 logits come from the same hidden states: by a head in float64 (the truth), by the engine's head (float32), and rounded
@@ -36,7 +36,7 @@ Record = dict[str, Any]
 
 def main(arguments: list[str] | None = None) -> None:
     """Measure, print a table per pair, and write the figures as JSON if asked to."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.numerics", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks numerics", description=__doc__)
     sizes = [BUNDLED, *SIZES]
     parser.add_argument("--sizes", nargs="+", choices=sizes, default=[BUNDLED, "10M"])
     parser.add_argument("--prompts", type=int, default=32, help="completions per pair (default 32)")
@@ -153,7 +153,3 @@ def table(size: str, records: Sequence[Record]) -> Table:
             f"{r['favourite_changed']:.2%}",
         )
     return made
-
-
-if __name__ == "__main__":
-    main()

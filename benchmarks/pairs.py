@@ -16,9 +16,8 @@ import torch
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from eddecode import ModelPair, RenderedPrompt, Sampler
 from eddecode.errors import ConfigError
-from eddecode.models.pair import ModelPair
-from eddecode.prompts.types import RenderedPrompt
 
 VARIANTS = ("full", "lora")
 RANK = 16  # of the low-rank change; the size that PEFT users most often choose
@@ -169,7 +168,6 @@ def _add(weight: Tensor, change: Tensor) -> float:
 def load_bundled(dtype: str, variant: str, device: str) -> BenchPair:
     """The pair that ships with the package, on its own prompts."""
     from eddecode.lab import bundled_pair
-    from eddecode.sampler import Sampler
 
     place = bundled_pair()
     if not bundled_present():

@@ -1,6 +1,6 @@
 """What an α costs when completions are scored: T4 at 16 α's over T4 at one, and what reading a prompt once saves.
 
-`python -m benchmarks.scoring --dtype bf16` runs both in turn in one process and prints processor-time ratios, which a
+`python -m benchmarks scoring --dtype bf16` runs both in turn in one process and prints processor-time ratios, which a
 busy machine disturbs less than wall-clock ones; one thread by default for the same reason.
 """
 
@@ -45,14 +45,14 @@ def apart(work: Work) -> list[RenderedPrompt]:
     ]
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--size", choices=sorted(SIZES), default="130M")
     parser.add_argument("--dtype", choices=sorted(DTYPES), default="bf16")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=1)
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
 
     pair = build(options.size, options.dtype)
@@ -76,7 +76,3 @@ def main() -> None:
             ratios(run(one), run(one, apart(work)), options.rounds),
         )
     )
-
-
-if __name__ == "__main__":
-    main()

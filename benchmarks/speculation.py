@@ -1,8 +1,8 @@
 """What speculation gains on a large pair, and how often guesses are right on the bundled one.
 
-    python -m benchmarks.speculation                      # gains, at two distances between base and aligned model
-    python -m benchmarks.speculation --guesser assistant  # the same with a small model that guesses
-    python -m benchmarks.speculation --bundled            # how often each guesser is right, over α
+    python -m benchmarks speculation                      # gains, at two distances between base and aligned model
+    python -m benchmarks speculation --guesser assistant  # the same with a small model that guesses
+    python -m benchmarks speculation --bundled            # how often each guesser is right, over α
 
 The large pair: a random-weight Llama of 134M parameters in bf16, and the same with noise of `--change` times each
 tensor's deviation on it: the smaller the change, the more often the base guesses right. One prompt, 128 tokens, greedy,
@@ -129,7 +129,7 @@ def bundled(count: int = 16) -> list[dict[str, float | str]]:
     return rows
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     options = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -142,7 +142,7 @@ def main() -> None:
     options.add_argument("--threads", type=int, default=2)
     options.add_argument("--bundled", action="store_true", help="acceptance on the bundled pair")
     options.add_argument("--out", type=Path, help="add the results to this file, a line of JSON each")
-    given = options.parse_args()
+    given = options.parse_args(arguments)
     torch.set_num_threads(given.threads)
     params = SamplingParams(
         alpha=given.alpha, temperature=given.temperature, max_new_tokens=128, ignore_eos=True
@@ -165,7 +165,3 @@ def main() -> None:
     if given.out is not None:
         with given.out.open("a", encoding="utf-8") as file:
             file.writelines(json.dumps(row) + "\n" for row in results)
-
-
-if __name__ == "__main__":
-    main()

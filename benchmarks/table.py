@@ -1,20 +1,20 @@
-"""The whole table of docs/performance.md, in pieces: `until python -m benchmarks.table; do :; done`.
+"""The whole table of docs/performance.md, in pieces: `until python -m benchmarks table; do :; done`.
 
 Each call adds what fits into `--budget` seconds (and one round at least) to the first file of `benchmarks/results/`
 that is not complete, and its exit code is 0 once all are. Where (a) would take minutes a round it is left out: there it
-does what (b) does, at the same speed. `python -m benchmarks --from benchmarks/results/table/*.json` shows it; the base
-alone, compiled, is measured beside other contenders and has a file of its own.
+does what (b) does, at the same speed. To show the table: `python -m benchmarks compare --from
+benchmarks/results/table/*.json`; the base alone, compiled, is measured beside other contenders and has a file of its
+own.
 """
 
 from __future__ import annotations
 
 import argparse
 import shlex
-import sys
 from pathlib import Path
 
-from benchmarks.__main__ import MORE_TO_DO
-from benchmarks.__main__ import main as measure
+from benchmarks.compare import MORE_TO_DO
+from benchmarks.compare import main as measure
 
 FOLDER = Path(__file__).parent / "results"
 ALWAYS = "--no-memory --limit 120 --resume"
@@ -32,7 +32,7 @@ PLAN = (
 
 def main(arguments: list[str] | None = None) -> int:
     """Measure one piece; the exit code is that of `python -m benchmarks`."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.table", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m benchmarks table", description=__doc__.split("\n")[0])
     parser.add_argument("--budget", type=float, default=480, help="seconds of a piece (default: 480)")
     parser.add_argument("--repeats", type=int, default=3, help="rounds of everything (default: 3)")
     parser.add_argument("--threads", type=int, default=2, help="default: 2")
@@ -48,7 +48,3 @@ def main(arguments: list[str] | None = None) -> int:
         if before.get(path) != path.read_bytes():  # that was this call's piece
             return MORE_TO_DO
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from benchmarks.pairs import BenchPair
-from eddecode.prompts.types import RenderedPrompt
+from eddecode import RenderedPrompt
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Run the findings as `findings.toml` says and make docs/findings.md of them: `python -m benchmarks.findings [DIR]`.
+"""Run the findings as `findings.toml` says and make docs/findings.md of them: `python -m benchmarks findings [DIR]`.
 
 The page's sections are the run's own; the last one, by hand, is reading.md. Beside the configuration come
 findings.json, the raw figures, and scale.json, what was measured in full. DIR stands in for the configured folder, for
@@ -35,10 +35,11 @@ def assemble(out: Path, here: Path = HERE, docs: Path = DOCS) -> Path:
     return page
 
 
-def main() -> None:
+def main(arguments: list[str]) -> None:
+    """Run the findings and write the page."""
     config = tomllib.loads((HERE / "findings.toml").read_text("utf-8"))
     scale = Scale.quick() if config["quick"] else Scale()
-    out = Path(sys.argv[1] if len(sys.argv) > 1 else config["out"])
+    out = Path(arguments[0] if arguments else config["out"])
     plan = Plan(out, scale, config["seeds"], jobs=config["jobs"])
     out.mkdir(parents=True, exist_ok=True)
     console = Console()
@@ -52,4 +53,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-import benchmarks.__main__ as command
+from benchmarks import compare as command
 from benchmarks import memory, picture, report, store
 from benchmarks.contenders import CONTENDERS, OURS, USUAL, NotAvailable
 from benchmarks.measure import Prepared, Rounds, estimate, interleave, prepare, ratios
