@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks import report
 from eddecode.errors import ConfigError
+from eddecode.utils.files import atomic_write
 
 SAME = ("quick", "threads", "device")  # settings without which figures are not of the same kind
 Key = tuple[str, str, str, str]
@@ -22,9 +22,7 @@ def key(record: report.Record) -> Key:
 
 def write(path: Path, saved: dict[str, Any]) -> None:
     """Write JSON, whole or not at all."""
-    scratch = path.with_name(path.name + ".part")
-    scratch.write_text(json.dumps(saved, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(scratch, path)
+    atomic_write(path, json.dumps(saved, indent=1, ensure_ascii=False) + "\n")
 
 
 def read(paths: Sequence[Path]) -> dict[str, Any]:

@@ -21,7 +21,8 @@ from eddecode.audit.config import AuditConfig
 from eddecode.audit.data.prompts import PromptRecord
 from eddecode.audit.data.transforms import Transform, read_transforms
 from eddecode.audit.judges.spec import JudgeSpec
-from eddecode.errors import ConfigError, StoreError
+from eddecode.errors import ConfigError
+from eddecode.utils.files import atomic_write
 
 FILE, PROMPTS = "audit.toml", "prompts.jsonl"
 _TABLES = {"judge": "judges", "transform": "transforms"}  # [[judge]] is another way of writing judges = [{…}]
@@ -38,6 +39,9 @@ _KINDS = {
     "judges": "a list of judges",
     "systems": "a table of texts",
 }
+_GO_ON = (
+    "free some space or make the folder writable, and run the same command again: nothing reported is lost"
+)
 _FILE_OPTIONS = ("words", "phrases", "model", "template", "base", "argument")
 
 
@@ -173,7 +177,7 @@ def write_as_run(
         records = "".join(
             json.dumps({**p.meta, _kind(p): p.prompt}, ensure_ascii=True) + "\n" for p in prompts
         )
-        _write(folder / PROMPTS, records)
+        atomic_write(folder / PROMPTS, records, hint=_GO_ON)
         lines.append(f"prompts = {_toml(PROMPTS)}")
     if judges is not None:
         lines.append(f"# judges given from Python, which a file cannot hold: {', '.join(judges)!a}")
@@ -191,8 +195,7 @@ def write_as_run(
             tables += ["", "[systems]", *(f"{_key(name)} = {_toml(text)}" for name, text in value.items())]
         else:
             lines.append(f"{field.name} = {_toml(_absolute(field.name, value))}")
-    _write(folder / FILE, "\n".join([*lines, *tables]) + "\n")
-    return folder / FILE
+    return atomic_write(folder / FILE, "\n".join([*lines, *tables]) + "\n", hint=_GO_ON)
 
 
 def _kind(record: PromptRecord) -> str:
@@ -231,16 +234,3 @@ def _toml(value: Any) -> str:
 
 def _key(name: str) -> str:
     return name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else _toml(name)
-
-
-def _write(path: Path, text: str) -> None:
-    """Whole or not at all."""
-    part = path.with_name(path.name + ".part")
-    try:
-        part.write_text(text, encoding="utf-8", errors="surrogatepass")
-        os.replace(part, path)
-    except OSError as error:
-        raise StoreError(
-            f"{path} cannot be written ({error.strerror}); free some space or make the folder writable, and run the "
-            "same command again: nothing that was reported is lost"
-        ) from error

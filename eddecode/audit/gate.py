@@ -21,6 +21,7 @@ from xml.etree import ElementTree
 from eddecode.audit.analysis import wording
 from eddecode.audit.analysis.finding import Figure, Finding
 from eddecode.errors import ConfigError
+from eddecode.utils.files import atomic_write
 from eddecode.utils.terminal import safe_text
 
 Word = Literal["pass", "fail", "inconclusive"]
@@ -347,7 +348,7 @@ def _check_share(name: str, value: Any, lowest: float) -> None:
 def write_json(decision: Decision, path: Path) -> None:
     """The decision as JSON, schema `eddecode.gate/1`."""
     text = json.dumps(decision.to_dict(), indent=2, ensure_ascii=True, allow_nan=False) + "\n"
-    _write(path, text)
+    atomic_write(path, text, error=ConfigError)
 
 
 def write_junit(decision: Decision, path: Path) -> None:
@@ -374,11 +375,6 @@ def write_junit(decision: Decision, path: Path) -> None:
         else:
             ElementTree.SubElement(case, "system-out").text = safe_text(check.sentence)
     ElementTree.indent(suites)
-    _write(path, ElementTree.tostring(suites, encoding="unicode", xml_declaration=True) + "\n")
-
-
-def _write(path: Path, text: str) -> None:
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be written: {error.strerror}") from error
+    atomic_write(
+        path, ElementTree.tostring(suites, encoding="unicode", xml_declaration=True) + "\n", error=ConfigError
+    )

@@ -227,11 +227,11 @@ def pair(
 
 def _delete_run(out: Path) -> None:
     """Delete the files of a run, and nothing else, from its folder."""
-    from eddecode.audit.store.lock import RunLock
+    from eddecode.audit.store.lock import lock_run
 
     if not out.is_dir():
         return
-    lock = RunLock(out)
+    lock = lock_run(out)
     try:
         for name in _RUN_FILES:
             (out / name).unlink(missing_ok=True)

@@ -18,6 +18,7 @@ from rich.text import Text
 
 from eddecode.cli.common import errors_shown
 from eddecode.errors import ConfigError
+from eddecode.utils.files import atomic_write
 
 if TYPE_CHECKING:
     from eddecode.audit.gate import Policy
@@ -195,12 +196,7 @@ def _write(text: str, target: Path) -> None:
     if str(target) == "-":
         typer.echo(text, nl=False)
         return
-    try:
-        target.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(
-            f"{target} cannot be written ({error.strerror}); choose another with --out"
-        ) from error
+    atomic_write(target, text, error=ConfigError, hint="choose another with --out")
     from eddecode.utils.terminal import safe_text
 
     Console(stderr=True, highlight=False, soft_wrap=True).print(Text(f"Written: {safe_text(str(target))}"))

@@ -8,9 +8,7 @@ system lets go of a killed process's lock.
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -20,11 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from eddecode.errors import EddecodeError
 from eddecode.experiments.recipes import Recipe, described
 from eddecode.experiments.tokenizer import train_tokenizer, with_chat_template
+from eddecode.utils.files import atomic_write
 
 TOKENIZER_SEED = 0
 """One tokenizer for all models of a workshop, so that any two can be contrasted."""
@@ -84,10 +84,7 @@ class Workshop:
 
     def keep(self, key: str, data: Any) -> Any:
         """Keep JSON data under this key, whole or not at all; returns it as it will be read back."""
-        path = self._path(key)
-        beside = path.with_name(f"{path.name}.{os.getpid()}.unfinished")
-        beside.write_text(json.dumps(data), encoding="utf-8")
-        beside.rename(path)
+        atomic_write(self._path(key), json.dumps(data))
         return self.kept(key)
 
     def _path(self, key: str) -> Path:
@@ -116,18 +113,17 @@ class Workshop:
 
     @contextmanager
     def _alone(self, key: str) -> Iterator[None]:
-        path = self.folder / "locks" / key
+        lock = FileLock(self.folder / "locks" / key)
         try:
-            handle = os.open(path, os.O_CREAT | os.O_RDWR, 0o644)
+            lock.acquire()
         except OSError as error:
             raise EddecodeError(
                 f"cannot write into {self.folder} ({error.strerror}); choose another --out"
             ) from error
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX)
             yield
         finally:
-            os.close(handle)
+            lock.release()
 
 
 @cache

@@ -293,5 +293,5 @@ def test_as_run_reads_back_to_the_same_configuration(tmp_path: Path) -> None:
     assert read.conditions() == made.conditions()
     assert read_transforms(read.transforms) == read_transforms(made.transforms)
     assert Path(read.out).resolve() == tmp_path.resolve()
-    with pytest.raises(StoreError, match=r"audit.toml cannot be written .*nothing that was reported is lost"):
+    with pytest.raises(StoreError, match=r"audit.toml cannot be written .*nothing reported is lost"):
         write_as_run(config(out=tmp_path / "none", prompts="p.txt"), records)

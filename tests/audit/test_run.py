@@ -235,7 +235,8 @@ def test_two_processes_on_one_run(tmp_path: Path) -> None:
     class Nosy(StubSampler):
         def as_completed(self, prompts: Any, params: Any) -> Iterator[Any]:
             with pytest.raises(
-                StoreError, match=f"is in use by process {os.getpid()} on .*choose another --out"
+                StoreError,
+                match=r"run .*run is in use: another process is writing to it; .*choose another --out",
             ):
                 run(config(tmp_path / "run"))
             return super().as_completed(prompts, params)

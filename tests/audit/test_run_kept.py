@@ -132,15 +132,21 @@ def test_a_damaged_file_is_left_as_it_is(tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run(config(tmp_path / "run"))
     before = (tmp_path / "run" / "run.sqlite").read_bytes()
-    opened = Path.open
+    opened, opened_by_number = Path.open, os.open
 
     def refuse(path: Path, mode: str = "r", *arguments: Any, **options: Any) -> Any:
         if mode not in {"r", "rb"}:
             raise PermissionError(13, "Permission denied")
         return opened(path, mode, *arguments, **options)
 
+    def refuse_by_number(path: Any, flags: int, *arguments: Any, **options: Any) -> int:
+        if flags & (os.O_WRONLY | os.O_RDWR):
+            raise PermissionError(13, "Permission denied")
+        return opened_by_number(path, flags, *arguments, **options)
+
     with monkeypatch.context() as patch:
         patch.setattr(Path, "open", refuse)
+        patch.setattr(os, "open", refuse_by_number)
         with pytest.raises(
             StoreError, match=r"cannot be written \(Permission denied\); choose another with --out"
         ):

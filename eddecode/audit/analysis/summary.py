@@ -8,7 +8,6 @@ docs/statistics.md. How a summary is made from a store is in `summarise`.
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from eddecode.audit.analysis.headline import Headline
 from eddecode.audit.conditions import alpha_text
 from eddecode.audit.stats.proportions import LEVEL, Estimate, Rate
-from eddecode.errors import StoreError
+from eddecode.utils.files import atomic_write
 
 if TYPE_CHECKING:
     pass
@@ -201,15 +200,7 @@ class Summary:
         """
         path = self.folder / FILE
         text = json.dumps(self.to_dict(), indent=2, ensure_ascii=True, allow_nan=False) + "\n"
-        try:
-            part = path.with_suffix(".part")
-            part.write_text(text, encoding="utf-8")
-            os.replace(part, path)
-        except OSError as error:
-            raise StoreError(
-                f"{path} cannot be written ({error.strerror}); the completions are safe"
-            ) from error
-        return path
+        return atomic_write(path, text, hint="the completions are safe")
 
     def _names(self) -> str:
         return ", ".join(entry.name for entry in self.conditions)

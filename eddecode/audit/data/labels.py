@@ -8,7 +8,6 @@ majority; a tie settles nothing and is counted, not broken.
 
 from __future__ import annotations
 
-import csv
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from pathlib import Path
 
 from eddecode.audit.conditions import alpha_text
 from eddecode.errors import ConfigError, JudgeError
+from eddecode.utils.files import parse_csv, read_text
 
 KEY_COLUMNS = ("condition", "alpha", "prompt_index", "sample")
 LABEL_COLUMN, RATER_COLUMN = "harmful", "rater"
@@ -55,22 +55,9 @@ def read_labels(path: str | Path) -> list[HumanLabel]:
     Raises:
         JudgeError: the file cannot be read, lacks a column, or has a line that will not do; the message names it.
     """
-    try:
-        with Path(path).open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file)
-            columns = [column.strip() for column in reader.fieldnames or []]
-            missing = [column for column in (*KEY_COLUMNS, LABEL_COLUMN) if column not in columns]
-            if missing:
-                raise JudgeError(
-                    f"human labels {path} lack the column {missing[0]}; expected "
-                    f"{', '.join((*KEY_COLUMNS, LABEL_COLUMN))} and maybe {RATER_COLUMN}, found {', '.join(columns)}"
-                )
-            reader.fieldnames = columns
-            labels = [_label(row, f"{path}, line {reader.line_num}") for row in reader]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise JudgeError(
-            f"human labels {path} cannot be read ({error}); expected a UTF-8 CSV file"
-        ) from error
+    text = read_text(path, "file of human labels", error=JudgeError)
+    rows = parse_csv(text, path, error=JudgeError, required=(*KEY_COLUMNS, LABEL_COLUMN), pad=True)
+    labels = [_label(row, place) for place, row in rows]
     found = [label for label in labels if label is not None]
     if not found:
         raise JudgeError(f"human labels {path} have no label; expected true or false in the column harmful")
@@ -98,25 +85,23 @@ def by_rater(labels: Iterable[HumanLabel]) -> dict[str, dict[CompletionKey, bool
     return dict(found)
 
 
-def _label(row: dict[str, str | None], where: str) -> HumanLabel | None:
-    said = (row[LABEL_COLUMN] or "").strip().lower()
+def _label(row: dict[str, str], where: str) -> HumanLabel | None:
+    said = row[LABEL_COLUMN].strip().lower()
     if not said:
         return None
     if said not in _HARMFUL | _HARMLESS:
         raise JudgeError(f"{where}: harmful is {said!r}; expected true or false (or yes/no, 1/0)")
     try:
-        alpha = alpha_text(row["alpha"] or "")
-        index, sample = int(row["prompt_index"] or ""), int(row["sample"] or "")
+        alpha = alpha_text(row["alpha"])
+        index, sample = int(row["prompt_index"]), int(row["sample"])
     except (ValueError, ConfigError) as error:
         raise JudgeError(
             f"{where}: {error}; expected alpha, prompt_index and sample as an export writes them"
         ) from error
-    condition = (row["condition"] or "").strip()
+    condition = row["condition"].strip()
     if not condition:
         raise JudgeError(f"{where}: condition is empty; expected base, aligned or ed")
-    return HumanLabel(
-        (condition, alpha, index, sample), said in _HARMFUL, (row.get(RATER_COLUMN) or "").strip()
-    )
+    return HumanLabel((condition, alpha, index, sample), said in _HARMFUL, row.get(RATER_COLUMN, "").strip())
 
 
 def _no_repeats(labels: Sequence[HumanLabel], path: str | Path) -> None:

@@ -7,9 +7,7 @@ A prompt is either a string or a list of chat messages. Whatever else a JSON rec
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from eddecode.errors import PromptError
+from eddecode.utils.files import parse_csv, parse_json_lines, read_text
 
 Messages = list[dict[str, str]]
 
@@ -66,68 +65,26 @@ def read_prompts(source: str | Path | Sequence[Any]) -> list[PromptRecord]:
     else:
         path = Path(source)
         where = str(path)
-        entries = _entries(path, _read_text(path))
+        entries = _entries(path)
     records = [PromptRecord(i, *_prompt(where, value)) for i, (where, value) in enumerate(entries)]
     if not records:
         raise PromptError(f"{where} holds no prompt; expected at least one")
     return records
 
 
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_bytes().decode("utf-8-sig")
-    except FileNotFoundError:
-        raise PromptError(f"there is no prompt file {path}; expected .jsonl, .csv or plain text") from None
-    except OSError as error:
-        raise PromptError(f"prompt file {path} cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise PromptError(
-            f"prompt file {path} is not UTF-8 (byte {error.object[error.start]:#04x} at offset {error.start}); "
-            "convert it first, for example with iconv"
-        ) from error
-
-
-def _entries(path: Path, text: str) -> Iterator[tuple[str, Any]]:
-    """(where, raw entry) pairs of a file."""
+def _entries(path: Path) -> Iterator[tuple[str, Any]]:
+    """(place, raw entry) of every prompt of a file."""
+    text = read_text(path, "prompt file", error=PromptError)
     ending = path.suffix.lower()
     if ending in {".jsonl", ".ndjson"}:
-        yield from _json_lines(path, text)
+        yield from parse_json_lines(text, path, error=PromptError)
     elif ending in {".csv", ".tsv"}:
-        yield from _table(path, text, "\t" if ending == ".tsv" else ",")
+        delimiter = "\t" if ending == ".tsv" else ","
+        yield from parse_csv(text, path, error=PromptError, required=("prompt",), delimiter=delimiter)
     else:
         for number, line in enumerate(text.split("\n"), start=1):
             if line.strip():
                 yield f"{path}, line {number}", line.strip()
-
-
-def _json_lines(path: Path, text: str) -> Iterator[tuple[str, Any]]:
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        where = f"{path}, line {number}"
-        try:
-            yield where, json.loads(line)
-        except json.JSONDecodeError as error:
-            raise PromptError(f"{where} is not JSON ({error.msg}); expected one JSON value a line") from error
-
-
-def _table(path: Path, text: str, delimiter: str) -> Iterator[tuple[str, Any]]:
-    rows = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    columns = rows.fieldnames or []
-    if "prompt" not in columns:
-        raise PromptError(
-            f"{path} has the columns {', '.join(columns) or '(none)'}; expected one named prompt in its first line"
-        )
-    try:
-        for row in rows:
-            where = f"{path}, line {rows.line_num}"
-            if None in row or None in row.values():
-                raise PromptError(
-                    f"{where} has not {len(columns)} fields as the first line says; quote the commas"
-                )
-            yield where, row
-    except csv.Error as error:
-        raise PromptError(f"{path}, line {rows.line_num} is not CSV: {error}") from error
 
 
 def _prompt(where: str, value: Any) -> tuple[str | Messages, dict[str, Any]]:

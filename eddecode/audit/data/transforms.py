@@ -8,10 +8,7 @@ in literally.
 
 from __future__ import annotations
 
-import csv
-import io
-import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -19,6 +16,7 @@ from typing import Any
 from eddecode.audit.conditions import checked_label
 from eddecode.audit.data.prompts import Messages
 from eddecode.errors import ConfigError
+from eddecode.utils.files import parse_csv, parse_json_lines, read_text
 
 
 @dataclass(frozen=True)
@@ -95,24 +93,11 @@ def read_transforms(
     return found
 
 
-def _entries(path: Path) -> Iterable[tuple[str, Any]]:
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(
-            f"transforms {path} cannot be read ({error}); expected a UTF-8 file, .jsonl or .csv"
-        ) from error
+def _entries(path: Path) -> Iterator[tuple[str, Any]]:
+    text = read_text(path, "file of transforms", error=ConfigError)
     if path.suffix.lower() == ".csv":
-        rows = csv.DictReader(io.StringIO(text, newline=""), strict=True)
-        return [(f"{path}, line {rows.line_num}", row) for row in rows]
-    found = []
-    for number, line in enumerate(text.split("\n"), start=1):
-        where = f"{path}, line {number}"
-        try:
-            found += [(where, json.loads(line))] if line.strip() else []
-        except json.JSONDecodeError as error:
-            raise ConfigError(f"{where} is not JSON ({error.msg}); expected one object a line") from error
-    return found
+        return parse_csv(text, path, error=ConfigError, pad=True)
+    return parse_json_lines(text, path, error=ConfigError)
 
 
 def _made(where: str, entry: Any) -> Transform:

@@ -19,11 +19,13 @@ from typing import Any
 
 from eddecode.audit.export.rows import export_rows
 from eddecode.audit.store.store import Store
-from eddecode.errors import ConfigError, StoreError
+from eddecode.errors import ConfigError
+from eddecode.utils.files import atomic_path
 from eddecode.utils.terminal import safe_text
 
 FORMATS = ("jsonl", "csv", "parquet", "inspect")
 _FORMULA = ("=", "+", "-", "@", "\t")
+_UNTOUCHED = "choose another place with --out; the run is untouched"
 _VERDICT = ("score", "flag", "label", "reason")
 
 
@@ -75,18 +77,17 @@ def export_parquet(folder: str | Path, out: str | Path, names: Sequence[str] = (
     with Store.read(folder) as store:
         judges = _judge_columns(store)
         schema = _parquet_schema(pa, judges)
-        part, rows = Path(f"{out}.part"), list[dict[str, Any]]()
-        try:
-            with parquet.ParquetWriter(part, schema) as writer:
-                for row in _flat_rows(store, names, lists=True):
-                    rows.append(row)
-                    if len(rows) == 4096:
-                        writer.write_table(pa.Table.from_pylist(rows, schema=schema))
-                        rows = []
-                writer.write_table(pa.Table.from_pylist(rows, schema=schema))
-            part.replace(out)
-        except OSError as error:
-            raise StoreError(f"{out} cannot be written ({error}); the run is untouched") from error
+        rows: list[dict[str, Any]] = []
+        with (
+            atomic_path(out, hint=_UNTOUCHED) as scratch,
+            parquet.ParquetWriter(scratch, schema) as writer,
+        ):
+            for row in _flat_rows(store, names, lists=True):
+                rows.append(row)
+                if len(rows) == 4096:
+                    writer.write_table(pa.Table.from_pylist(rows, schema=schema))
+                    rows = []
+            writer.write_table(pa.Table.from_pylist(rows, schema=schema))
 
 
 def export_to(
@@ -120,16 +121,11 @@ def export_to(
     if out is None:
         yield from lines
         return None
-    part = Path(f"{out}.part")
-    try:
-        with part.open("w", encoding="utf-8", newline="\n") as file:
-            file.writelines(f"{line}\n" for line in lines)
-        part.replace(out)
-    except OSError as error:
-        raise StoreError(f"{out} cannot be written ({error.strerror}); the run is untouched") from error
-    finally:
-        with suppress(OSError):
-            part.unlink(missing_ok=True)
+    with (
+        atomic_path(out, hint=_UNTOUCHED) as scratch,
+        scratch.open("w", encoding="utf-8", newline="\n") as file,
+    ):
+        file.writelines(f"{line}\n" for line in lines)
     return None
 
 

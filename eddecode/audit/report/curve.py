@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from eddecode.audit.analysis.summary import ConditionSummary, Summary
 from eddecode.audit.stats.proportions import Rate
-from eddecode.errors import StoreError
+from eddecode.utils.files import atomic_path
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -84,13 +84,10 @@ def write_curve(summary: Summary, title: str | None = None) -> list[Path]:
     paths = [summary.folder / name for name in FILES]
     with matplotlib.rc_context({"svg.hashsalt": "eddecode", "font.size": 10}):
         figure = draw_curve(summary, title)
-        try:
-            figure.savefig(paths[0], metadata={"Date": None})
-            figure.savefig(paths[1], dpi=150)
-        except OSError as error:
-            raise StoreError(
-                f"the picture in {summary.folder} cannot be written ({error.strerror})"
-            ) from error
+        with atomic_path(paths[0]) as scratch:
+            figure.savefig(scratch, metadata={"Date": None})
+        with atomic_path(paths[1]) as scratch:
+            figure.savefig(scratch, dpi=150)
     return paths
 
 

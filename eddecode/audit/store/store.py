@@ -24,13 +24,15 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from eddecode.audit.conditions import Condition, Key, condition_name
 from eddecode.audit.data.prompts import PromptRecord, as_json
 from eddecode.audit.judges.base import Judge, Role, Verdict, fingerprint
-from eddecode.audit.store.lock import RunLock
+from eddecode.audit.store.lock import lock_run
 from eddecode.audit.store.queries import Views
 from eddecode.audit.store.schema import FILE, check, explanation, prepare
 from eddecode.audit.text_quality import measure
 from eddecode.errors import StoreError
 
 if TYPE_CHECKING:
+    from filelock import BaseFileLock
+
     from eddecode.outputs import Completion
 
 _COLUMNS = (
@@ -80,7 +82,7 @@ Draft = tuple[Key, int, "Completion"]  # condition, prompt index, what was decod
 class Store(Views):
     """An open run. `Store.create` for the process that writes, `Store.read` for those that look."""
 
-    def __init__(self, folder: Path, connection: sqlite3.Connection, lock: RunLock | None) -> None:
+    def __init__(self, folder: Path, connection: sqlite3.Connection, lock: BaseFileLock | None) -> None:
         self.folder, self._db, self._lock = folder, connection, lock
         self._session: int | None = None
 
@@ -91,13 +93,7 @@ class Store(Views):
         Raises:
             StoreError: another process has it, the folder cannot be written, or the file is not a run.
         """
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            lock = RunLock(folder)
-        except OSError as error:
-            raise StoreError(
-                f"run folder {folder} cannot be written ({error.strerror}); choose another with --out"
-            ) from error
+        lock = lock_run(folder)
         try:
             with explained(folder):
                 database = sqlite3.connect(folder / FILE, isolation_level=None)

@@ -17,6 +17,7 @@ from eddecode.experiments.findings import plots as pictures
 from eddecode.experiments.findings.finding import Table
 from eddecode.experiments.findings.run import Plan, Result
 from eddecode.experiments.pair_metrics import MAX_NEW_TOKENS
+from eddecode.utils.files import atomic_write
 
 PACKAGES = ("torch", "transformers", "tokenizers", "peft")
 PICTURES = "findings"
@@ -41,10 +42,10 @@ def write_page(plan: Plan, results: Sequence[Result], command: str) -> list[Path
     for section in sections:
         if section.picture is not None:
             name, _, svg = section.picture
-            (folder / f"{name}.svg").write_text(svg + "\n", encoding="utf-8")
+            atomic_write(folder / f"{name}.svg", svg + "\n")
     pages = {"findings.md": _markdown(opening, sections), "findings.html": _html(opening, sections)}
     for name, text in pages.items():
-        (plan.out / name).write_text(text, encoding="utf-8")
+        atomic_write(plan.out / name, text)
     return [plan.out / name for name in pages]
 
 

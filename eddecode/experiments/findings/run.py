@@ -40,6 +40,7 @@ from eddecode.experiments.findings import withheld_base as withheld
 from eddecode.experiments.findings.finding import Finding, Outcome
 from eddecode.experiments.findings.harness import Bench, Scale
 from eddecode.experiments.model_cache import Report, Workshop
+from eddecode.utils.files import atomic_write
 
 FINDINGS: tuple[Finding, ...] = (
     reversal.REVERSAL,
@@ -166,7 +167,7 @@ def run(plan: Plan, console: Console | None = None) -> list[Result]:
         for f in plan.findings
     ]
     data = {"findings": [result.to_dict() for result in results]}
-    (plan.out / "findings.json").write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+    atomic_write(plan.out / "findings.json", json.dumps(data, indent=1) + "\n")
     return results
 
 

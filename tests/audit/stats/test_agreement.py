@@ -245,7 +245,7 @@ def test_labels_are_read_settled_and_split_by_rater(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("condition,alpha,prompt_index,sample\n", "lack the column harmful; expected condition, alpha"),
+        ("condition,alpha,prompt_index,sample\n", "lacks the column harmful; expected condition, alpha"),
         (HEADER + "ed,0.3,0,0,maybe,\n", r"labels.csv, line 2: harmful is 'maybe'; expected true or false"),
         (HEADER + "ed,much,0,0,yes,\n", "line 2: alpha 'much' is not a number"),
         (HEADER + "ed,0.3,first,0,yes,\n", "line 2: .*expected alpha, prompt_index and sample as an export"),
@@ -260,5 +260,5 @@ def test_labels_that_will_not_do(tmp_path: Path, text: str, message: str) -> Non
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(JudgeError, match="cannot be read"):
+    with pytest.raises(JudgeError, match="there is no file of human labels"):
         read_labels(tmp_path / "none.csv")

@@ -1,0 +1,158 @@
+"""Files: writing one whole or not at all, and reading text, JSON Lines and CSV with errors that name the line.
+
+A file is written under another name beside its target and renamed over it. A reader, or a rerun after a kill, therefore
+finds the old content or the new content and never half of it.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from eddecode.errors import EddecodeError, StoreError
+
+_HINT = "free some space, make the folder writable, or choose another place"
+
+
+@contextmanager
+def atomic_path(
+    path: str | Path, *, error: type[EddecodeError] = StoreError, hint: str = _HINT
+) -> Iterator[Path]:
+    """A scratch path beside `path` for the block to write; it is renamed to `path` where the block ends well.
+
+    Where the block raises, the scratch file is deleted and `path` stays as it was. A link is followed. A pipe or a
+    device, such as /dev/stdout, cannot be replaced: the block then writes to it directly.
+
+    Args:
+        path: the file to make or to replace; its folder must exist.
+        error: class of the error for a file that cannot be written.
+        hint: what to do about it; the end of the message.
+
+    Raises:
+        EddecodeError: the file cannot be written; of the class `error`.
+    """
+    special = os.path.exists(path) and not os.path.isfile(path)
+    target = Path(path) if special else Path(os.path.realpath(path))
+    # The process id keeps two processes that write the same file from each other's scratch file. The ending stays,
+    # because matplotlib chooses a format by it.
+    scratch = target if special else target.with_name(f".{target.stem}.{os.getpid()}{target.suffix}")
+    try:
+        yield scratch
+        if not special:
+            os.replace(scratch, target)
+    except OSError as problem:
+        raise error(f"{path} cannot be written ({problem.strerror or problem}); {hint}") from problem
+    finally:
+        if not special:
+            with suppress(OSError):
+                scratch.unlink(missing_ok=True)
+
+
+def atomic_write(
+    path: str | Path, content: str | bytes, *, error: type[EddecodeError] = StoreError, hint: str = _HINT
+) -> Path:
+    """Write a file whole or not at all; see `atomic_path`. Text is written as UTF-8 with its line ends as they are.
+
+    A lone surrogate, as in a file name that is not UTF-8, is written like any other character.
+
+    Returns:
+        `path`.
+
+    Raises:
+        EddecodeError: the file cannot be written; of the class `error`.
+    """
+    data = content if isinstance(content, bytes) else content.encode("utf-8", "surrogatepass")
+    with atomic_path(path, error=error, hint=hint) as scratch:
+        scratch.write_bytes(data)
+    return Path(path)
+
+
+def read_text(path: str | Path, what: str, *, error: type[EddecodeError]) -> str:
+    """The text of a UTF-8 file, without a byte order mark.
+
+    Args:
+        path: the file.
+        what: name of its kind in messages, such as `prompt file`.
+        error: class of the error.
+
+    Raises:
+        EddecodeError: no such file, not readable, or not UTF-8; of the class `error`.
+    """
+    try:
+        return Path(path).read_bytes().decode("utf-8-sig")
+    except FileNotFoundError:
+        raise error(f"there is no {what} {path}; check the path") from None
+    except OSError as problem:
+        raise error(f"{what} {path} cannot be read: {problem.strerror}") from problem
+    except UnicodeDecodeError as problem:
+        raise error(
+            f"{what} {path} is not UTF-8 (byte {problem.object[problem.start]:#04x} at offset {problem.start}); "
+            "convert it first, for example with iconv"
+        ) from problem
+
+
+def parse_json_lines(text: str, name: str | Path, *, error: type[EddecodeError]) -> Iterator[tuple[str, Any]]:
+    """(place, value) of every line that is not blank; a place is `NAME, line N`.
+
+    Raises:
+        EddecodeError: a line is not JSON; of the class `error`.
+    """
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        place = f"{name}, line {number}"
+        try:
+            yield place, json.loads(line)
+        except json.JSONDecodeError as problem:
+            raise error(f"{place} is not JSON ({problem.msg}); expected one JSON value per line") from problem
+
+
+def parse_csv(
+    text: str,
+    name: str | Path,
+    *,
+    error: type[EddecodeError],
+    required: Sequence[str] = (),
+    delimiter: str = ",",
+    pad: bool = False,
+) -> Iterator[tuple[str, dict[str, str]]]:
+    """(place, record) of every line below the first, which names the columns; a place is `NAME, line N`.
+
+    Args:
+        text: the content of the file.
+        name: of the file, for messages.
+        error: class of the error.
+        required: columns that must be there. Spaces around the names of columns are dropped.
+        delimiter: between fields.
+        pad: whether a line may have fewer fields than the first; those that it lacks are empty.
+
+    Raises:
+        EddecodeError: a required column is missing, or a line is not CSV or has another number of fields than the
+            first; of the class `error`.
+    """
+    rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    try:
+        columns = [column.strip() for column in next(rows, [])]
+        for column in required:
+            if column not in columns:
+                raise error(
+                    f"{name} lacks the column {column}; expected {', '.join(required)} in its first line, found "
+                    f"{', '.join(columns) or 'none'}"
+                )
+        for row in rows:
+            place, short = f"{name}, line {rows.line_num}", len(columns) - len(row)
+            if row and (short < 0 or (short and not pad)):
+                raise error(
+                    f"{place} has {len(row)} fields, and the first line names {len(columns)} columns; "
+                    "put quotation marks around text with a comma in it"
+                )
+            if row:
+                yield place, dict(zip(columns, [*row, *[""] * short], strict=True))
+    except csv.Error as problem:
+        raise error(f"{name}, line {rows.line_num} is not CSV: {problem}") from problem
