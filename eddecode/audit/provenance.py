@@ -15,7 +15,7 @@ from eddecode.audit.config import AuditConfig
 from eddecode.audit.data.prompts import PromptRecord, as_json
 from eddecode.audit.data.transforms import read_transforms
 from eddecode.audit.judges.base import Judge
-from eddecode.models.fingerprint import _digest, checkpoint_identity
+from eddecode.models.fingerprint import short_digest, checkpoint_identity
 
 
 def run_identity(
@@ -29,7 +29,7 @@ def run_identity(
         "dtype": config.dtype,
         "base_template": template_identity(config.base_template),
         "aligned_template": template_identity(config.aligned_template),
-        "prompts": f"{len(prompts)} prompts, digest {_digest(as_json([p.prompt for p in prompts]).encode())}",
+        "prompts": f"{len(prompts)} prompts, digest {short_digest(as_json([p.prompt for p in prompts]).encode())}",
         "alphas": ",".join(condition.alpha for condition in config.conditions() if condition.kind == "ed"),
         "samples": config.samples,
         **sampling,
@@ -42,9 +42,9 @@ def _beside(config: AuditConfig) -> dict[str, Any]:
     """What is asked for beside the pair's own conditions, and what is left out; empty values are not part of a run."""
     extras = config.extra_alphas
     return {
-        "systems": [f"{name}, digest {_digest(text.encode())}" for name, text in config.systems.items()],
+        "systems": [f"{name}, digest {short_digest(text.encode())}" for name, text in config.systems.items()],
         "transforms": [
-            f"{transform.name}, digest {_digest(as_json(transform.to_dict()).encode())}"
+            f"{transform.name}, digest {short_digest(as_json(transform.to_dict()).encode())}"
             for transform in read_transforms(config.transforms)
         ],
         "mitigations": list(config.mitigations),
@@ -58,7 +58,7 @@ def _beside(config: AuditConfig) -> dict[str, Any]:
 
 def identity_digest(identity: dict[str, Any]) -> str:
     """16 hex digits over a run's identity."""
-    return _digest(as_json(identity).encode())
+    return short_digest(as_json(identity).encode())
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
@@ -74,7 +74,7 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
 def template_identity(spec: str | Path | None) -> str | None:
     """A template file by the digest of its text, anything else by its name."""
     if spec is not None and "{prompt}" not in str(spec) and Path(spec).is_file():
-        return f"{Path(spec).name}, digest {_digest(Path(spec).read_bytes())}"
+        return f"{Path(spec).name}, digest {short_digest(Path(spec).read_bytes())}"
     return None if spec is None else str(spec)
 
 

@@ -107,7 +107,7 @@ def _print_tensors(console: Console, tensors: Mapping[str, Any]) -> None:
         )
     )
     if tensors["trunk"] is not None:
-        console.print(Text(_trunk(tensors["trunk"])))
+        console.print(Text(_common_layers(tensors["trunk"])))
     for name, said in (
         ("only_base", "only the base has"),
         ("only_aligned", "only the aligned model has"),
@@ -119,14 +119,11 @@ def _print_tensors(console: Console, tensors: Mapping[str, Any]) -> None:
             console.print(Text(f"{len(tensors[name])} tensors: {said}: {safe_text(shown)}"))
 
 
-def _trunk(trunk: Mapping[str, Any]) -> str:
-    """What the leading layers that both models have in common save."""
-    cached = trunk["cache_bytes_per_token"]
+def _common_layers(common: Mapping[str, Any]) -> str:
+    """How many leading layers the two models have in common."""
     return (
-        f"Shared trunk: the first {trunk['layers']} of {trunk['of']} layers, and what comes before them, are identical "
-        f"({trunk['parameters']:,} parameters, {100 * trunk['share']:.3g}% of a model). Run once for both, they save "
-        f"{size(trunk['layer_bytes'])} of reading per step"
-        + (f", and {size(cached)} of cache per token where both see the same prompt." if cached else ".")
+        f"Leading layers in common: the first {common['layers']} of {common['of']} layers and the embedding are "
+        f"identical to the bit ({common['parameters']:,} parameters, {100 * common['share']:.3g}% of a model)."
     )
 
 

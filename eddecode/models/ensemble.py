@@ -23,7 +23,7 @@ from eddecode.models.load_config import Placement
 from eddecode.models.load_group import Fit, Loaded, Source, load_group
 from eddecode.models.notes import Note
 from eddecode.models.pair import ModelPair, check_ids, describe_model, describe_shared
-from eddecode.models.weight_diff import model_digest
+from eddecode.models.tensor_bytes import model_digest
 from eddecode.prompts.types import RenderedPrompt
 
 _QUOTED_OR_SIDE = re.compile(r"'[^']*'|\b(base|aligned)\b")

@@ -83,7 +83,8 @@ def checkpoint_identity(reference: str | Path, revision: str | None) -> str:
     return f"{folder.name}, digest {hashed.hexdigest()}"
 
 
-def _digest(content: bytes) -> str:
+def short_digest(content: bytes) -> str:
+    """16 hexadecimal digits that identify some content."""
     return hashlib.blake2b(content, digest_size=8).hexdigest()
 
 

@@ -20,9 +20,10 @@ from eddecode.models.load_group import Fit, Loaded, Source, load_group
 from eddecode.models.loader import freeze, keep_softcap
 from eddecode.models.notes import Note
 from eddecode.models.sizes import kv_bytes_per_token, weights_bytes
+from eddecode.models.tensor_bytes import model_digest
 from eddecode.models.tokenizer_compat import check_vocabularies, eos_notes, tokens_by_id
-from eddecode.models.weight_diff import compare_tensors, model_digest
-from eddecode.models.weight_sharing import held_bytes
+from eddecode.models.weight_diff import compare_tensors
+from eddecode.models.weight_sharing import resident_bytes
 from eddecode.prompts.types import RenderedPrompt
 
 __all__ = ["ModelPair", "Note"]
@@ -265,7 +266,7 @@ class ModelPair:
                  {"identical": [names equal to the bit], "identical_bytes", "moved": {name: relative change},
                   "different_shape": [name], "not_in_memory": [name], "only_base": [name], "only_aligned": [name],
                   "layers": [{"layer", "parameters", "identical": bool, "relative_change"}], "relative_change": of all,
-                  "trunk": None | leading layers in common: {"layers", "of", "parameters", "share", "layer_bytes",
+                  "trunk": None | the identical leading layers: {"layers", "of", "parameters", "share", "layer_bytes",
                   "cache_bytes_per_token"}}}
 
         A relative change is ‖aligned − base‖ / ‖base‖ (Frobenius); None where the base's tensor is all zeros.
@@ -329,7 +330,7 @@ def describe_model(
 
 def describe_shared(models: Sequence[Any], vocabulary: Tensor, notes: Sequence[Note]) -> dict[str, Any]:
     """What models have in common, as data: the "vocabulary", "memory" and "notes" of `ModelPair.describe`."""
-    sampleable, (held, shared) = int(vocabulary.sum()), held_bytes(models)
+    sampleable, (held, shared) = int(vocabulary.sum()), resident_bytes(models)
     return {
         "vocabulary": {
             "width": len(vocabulary),

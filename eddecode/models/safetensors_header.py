@@ -40,6 +40,3 @@ def read_header(path: Path) -> tuple[dict[str, Any], int]:
 def damaged(path: Path, what: str) -> PairError:
     """The error for a weight file that cannot be read."""
     return PairError(f"{path} is corrupt or truncated: {what}. Fetch the file again")
-
-
-# The hub ---------------------------------------------------------------------------------------------------------

@@ -1,26 +1,22 @@
-"""How two models differ, tensor by tensor, and what holding them costs.
+"""How two models differ, tensor by tensor.
 
-The relative movement ‖aligned − base‖ / ‖base‖ (Frobenius) shows where the alignment went: a layer that was frozen is
-identical to the bit, and a pair that differs nowhere is one model loaded twice. Tensors are read in chunks, so that
-nothing of a model's size is held a second time. Equal tensors are held once; layers that are equal from the first one
-on are a trunk that can be run once for both models.
+The relative change ‖aligned − base‖ / ‖base‖ (Frobenius) shows which layers the alignment moved: a layer that was
+frozen is identical to the bit, and a pair without any difference is one model loaded twice. Tensors are read in chunks,
+so that no second copy of a model's size is made.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from eddecode.errors import PairError
-from eddecode.models.common_layers import common_trunk
-from eddecode.models.fingerprint import combine, tensor_digest
+from eddecode.models.common_layers import common_layers
 from eddecode.models.sizes import all_names, named_tensors
-from eddecode.models.weight_sharing import _CHUNK, _bits
+from eddecode.models.tensor_bytes import byte_view, chunks
 
 _LAYER = re.compile(r"^(.*?\.\d+)(?:\.|$)")
 
@@ -70,8 +66,8 @@ def compare_tensors(base: Any, aligned: Any) -> dict[str, Any]:
     result["relative_change"] = _ratio(
         sum(layer["moved"] for layer in layers.values()), sum(layer["size"] for layer in layers.values())
     )
-    trunk = common_trunk(base, aligned)
-    result["trunk"] = None if trunk is None else asdict(trunk)
+    common = common_layers(base, aligned)
+    result["trunk"] = None if common is None else asdict(common)
     return result
 
 
@@ -92,45 +88,11 @@ def _difference(a: Tensor, b: Tensor) -> tuple[bool, float, float]:
     """(equal to the bit, ‖b − a‖², ‖a‖²), in float64 chunk by chunk."""
     same = a.dtype == b.dtype
     moved = size = 0.0
-    left, right = a.reshape(-1), b.reshape(-1)
-    for start in range(0, left.numel(), _CHUNK):
-        x, y = left[start : start + _CHUNK], right[start : start + _CHUNK].to(a.device)
-        same = same and torch.equal(_bits(x), _bits(y))
+    for x, y in zip(chunks(a), chunks(b), strict=True):
+        y = y.to(x.device)
+        same = same and torch.equal(byte_view(x), byte_view(y))
         wide = x.double()
         size += float(wide.square().sum())
         if not same:
             moved += float((y.double() - wide).square().sum())
     return same, moved, size
-
-
-def model_digest(model: Any, eos_ids: frozenset[int]) -> bytes:
-    """16 bytes over configuration, EOS ids and every tensor in memory; for models that came from no file."""
-    if any(tensor.is_meta for tensor in named_tensors(model).values()):
-        raise PairError(
-            "a model given in memory has weights that are offloaded, so that its content cannot be fingerprinted; load "
-            "it from its files with ModelPair.load(…, device_map=…), or give it before it is offloaded"
-        )
-    config = {
-        k: v for k, v in model.config.to_dict().items() if k not in ("transformers_version", "_name_or_path")
-    }
-    head = repr((sorted(config.items(), key=lambda item: item[0]), sorted(eos_ids))).encode()
-    tensors = sorted(
-        tensor_digest(name, str(tensor.dtype), tensor.shape, _buffers(tensor))
-        for name, tensor in named_tensors(model).items()
-    )
-    return combine(head, *tensors)
-
-
-def _buffers(tensor: Tensor) -> Iterator[memoryview]:
-    flat = tensor.reshape(-1)
-    for start in range(0, flat.numel(), _CHUNK):
-        yield _bits(flat[start : start + _CHUNK].cpu()).numpy().data
-
-
-# Held once -------------------------------------------------------------------------------------------------------
-
-
-# A trunk in common -----------------------------------------------------------------------------------------------
-
-
-# Cost ------------------------------------------------------------------------------------------------------------

@@ -8,11 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_CHUNK = 1 << 22  # elements: 32 MB as float64
-
-
-def _bits(tensor: Tensor) -> Tensor:
-    return tensor.contiguous().view(torch.uint8)
+from eddecode.models.tensor_bytes import byte_view, equal_bits
 
 
 def share_identical(models: Sequence[Any]) -> int:
@@ -54,19 +50,10 @@ def _shareable(model: Any) -> dict[str, Tensor]:
 def _sample(tensor: Tensor) -> bytes:
     """Some of a tensor's bytes, spread over it, to tell most tensors apart without reading them."""
     flat = tensor.detach().reshape(-1)
-    return bytes(_bits(flat[:: max(1, flat.numel() // 64)]).cpu().numpy().tobytes())
+    return bytes(byte_view(flat[:: max(1, flat.numel() // 64)]).cpu().numpy().tobytes())
 
 
-def equal_bits(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors of one dtype and shape hold the same bits, read chunk by chunk until they differ."""
-    left, right = a.detach().reshape(-1), b.detach().reshape(-1)
-    return all(
-        torch.equal(_bits(left[start : start + _CHUNK]), _bits(right[start : start + _CHUNK]))
-        for start in range(0, left.numel(), _CHUNK)
-    )
-
-
-def held_bytes(models: Sequence[Any]) -> tuple[int, int]:
+def resident_bytes(models: Sequence[Any]) -> tuple[int, int]:
     """(bytes of all parameters and buffers in memory, those of them that a later model has from an earlier one)."""
     held: dict[tuple[torch.device, int], int] = {}
     shared = 0

@@ -21,7 +21,7 @@ from typing import Any, Literal, TypeAlias
 
 from eddecode.errors import PromptError
 from eddecode.prompts.presets import FAMILIES, INSTRUCTION_TEMPLATE
-from eddecode.prompts.types import Message, Prompt, RenderedPrompt, _checked_ids, as_messages
+from eddecode.prompts.types import Message, Prompt, RenderedPrompt, check_token_ids, as_messages
 
 PLACEHOLDER = "{prompt}"
 Side = Literal["base", "aligned"]
@@ -155,7 +155,7 @@ class CallableTemplate(Template):
         if isinstance(rendered, str):
             _need_tokenizer(self.tokenizer, "a template that returns text")
             return self._non_empty(encode(self.tokenizer, rendered), prompt)
-        return _checked_ids(rendered, f"what the template {self.name!r} returned")
+        return check_token_ids(rendered, f"what the template {self.name!r} returned")
 
 
 TemplateSpec: TypeAlias = str | Path | Callable[[Any], str | Sequence[int]] | Template | None

@@ -22,7 +22,7 @@ class RenderedPrompt:
 
     def __post_init__(self) -> None:
         for name in ("base_ids", "aligned_ids"):
-            object.__setattr__(self, name, _checked_ids(getattr(self, name), f"RenderedPrompt.{name}"))
+            object.__setattr__(self, name, check_token_ids(getattr(self, name), f"RenderedPrompt.{name}"))
 
     @property
     def ids(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -42,7 +42,7 @@ Message: TypeAlias = Mapping[str, str]
 Prompt: TypeAlias = str | Sequence[Message] | RenderedPrompt
 
 
-def _checked_ids(ids: Any, where: str) -> tuple[int, ...]:
+def check_token_ids(ids: Any, where: str) -> tuple[int, ...]:
     if isinstance(ids, (str, bytes)) or not isinstance(ids, Iterable):
         raise PromptError(f"{where} is {ids!r}; expected a list of token ids (integers ≥ 0)")
     if hasattr(ids, "tolist"):

@@ -44,7 +44,7 @@ def test_relative_movement_against_a_float64_computation() -> None:
 def test_chunks_do_not_change_a_comparison(monkeypatch: pytest.MonkeyPatch) -> None:
     pair = ModelPair.from_models(*tiny.tiny_pair_models())
     whole, digests = pair.describe(tensors=True)["tensors"], pair.digests()
-    monkeypatch.setattr("eddecode.models.weight_sharing._CHUNK", 100)
+    monkeypatch.setattr("eddecode.models.tensor_bytes.CHUNK_ELEMENTS", 100)
     chunked = pair.describe(tensors=True)["tensors"]
     assert chunked["moved"] == pytest.approx(whole["moved"], rel=1e-12)
     assert ModelPair.from_models(*pair.models).digests() == digests
@@ -100,6 +100,38 @@ def test_describe_is_json_and_says_what_was_loaded(pair_folders: tuple[Path, Pat
     assert found["vocabulary"] == {"width": 300, "sampleable": 300, "masked": 0}
     assert base["eos_ids"] == [tiny.EOS]
     assert found["notes"] == []
+
+
+# Leading layers in common ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arch", "frozen", "layers"),
+    [
+        ("llama", ("embed_tokens", "layers.0."), 1),
+        ("llama", ("embed_tokens", "layers."), 2),
+        ("gpt2", ("wte", "h.0."), 1),
+        ("llama", ("embed_tokens", "layers.1."), 0),
+        ("llama", ("layers.0.",), 0),
+    ],
+)
+def test_identical_leading_layers_are_counted(arch: str, frozen: tuple[str, ...], layers: int) -> None:
+    base, aligned = tiny.tiny_pair_models(arch)
+    own = dict(base.named_parameters())
+    same = {name for name in own if any(part in name for part in frozen)}
+    with torch.no_grad():
+        for name, tensor in aligned.named_parameters():
+            if name in same:
+                tensor.copy_(own[name])
+    found = ModelPair.from_models(base, aligned).describe(tensors=True)["tensors"]["trunk"]
+    if not layers:
+        assert found is None
+        return
+    assert (found["layers"], found["of"]) == (layers, 2)
+    assert found["parameters"] == sum(own[name].numel() for name in same)
+    assert found["share"] == found["parameters"] / base.num_parameters()
+    embedding = base.get_input_embeddings().weight.nbytes
+    assert found["layer_bytes"] == sum(own[name].nbytes for name in same) - embedding
 
 
 # Digests ---------------------------------------------------------------------------------------------------------
