@@ -15,7 +15,7 @@ from eddecode.audit.config import AuditConfig
 from eddecode.audit.data.prompts import PromptRecord, as_json
 from eddecode.audit.data.transforms import read_transforms
 from eddecode.audit.judges.base import Judge
-from eddecode.models.fingerprint import short_digest, checkpoint_identity
+from eddecode.models.fingerprint import checkpoint_identity, short_digest
 
 
 def run_identity(

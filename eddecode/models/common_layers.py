@@ -67,7 +67,7 @@ def decoder_layers(model: Any) -> nn.ModuleList | None:
     """The layers of a model's body in the order in which they run; None where they cannot be identified."""
     body, depth = model.base_model, getattr(model.config.get_text_config(), "num_hidden_layers", None)
     stacks = [part for part in body.modules() if isinstance(part, nn.ModuleList) and len(part) == depth]
-    return stack if len(stacks) == 1 and body is not model else None
+    return stacks[0] if len(stacks) == 1 and body is not model else None
 
 
 def _are_identical(a: nn.Module, b: nn.Module) -> bool:

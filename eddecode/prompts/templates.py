@@ -21,7 +21,7 @@ from typing import Any, Literal, TypeAlias
 
 from eddecode.errors import PromptError
 from eddecode.prompts.presets import FAMILIES, INSTRUCTION_TEMPLATE
-from eddecode.prompts.types import Message, Prompt, RenderedPrompt, check_token_ids, as_messages
+from eddecode.prompts.types import Message, Prompt, RenderedPrompt, as_messages, check_token_ids
 
 PLACEHOLDER = "{prompt}"
 Side = Literal["base", "aligned"]

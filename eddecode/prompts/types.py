@@ -43,6 +43,7 @@ Prompt: TypeAlias = str | Sequence[Message] | RenderedPrompt
 
 
 def check_token_ids(ids: Any, where: str) -> tuple[int, ...]:
+    """Token ids from any list, array or 1-D tensor of integers ≥ 0; `where` names them in a PromptError."""
     if isinstance(ids, (str, bytes)) or not isinstance(ids, Iterable):
         raise PromptError(f"{where} is {ids!r}; expected a list of token ids (integers ≥ 0)")
     if hasattr(ids, "tolist"):
