@@ -89,7 +89,7 @@ def gather(model: Any, texts: Sequence[tuple[Sequence[int], Sequence[int]]]) -> 
         ids = torch.tensor([[*prompt, *completion[:-1]]])
         wanted = torch.arange(len(prompt) - 1, ids.shape[1])[None]
         with torch.inference_mode():
-            with hidden_states(model) as seen, Float32LMHead(model).keeping(wanted):
+            with hidden_states(model) as seen, Float32LMHead(model).selecting(wanted):
                 float32 = model(input_ids=ids, use_cache=False).logits[0]
             head = exact.get_output_embeddings()
             found = {

@@ -27,7 +27,7 @@ from eddecode.sampling.rng import stream_key
 from eddecode.scoring.inputs import GivenCompletions, collect
 from eddecode.scoring.scorer import Scorer
 from eddecode.scoring.scores import Scores
-from eddecode.utils.memory import SHARE, free_bytes, trim_heap
+from eddecode.utils.memory import CACHE_MEMORY_FRACTION, free_bytes, trim_heap
 
 if TYPE_CHECKING:
     from eddecode.models.ensemble import ModelGroup
@@ -205,7 +205,7 @@ class Sampler:
             for request in self._requests(index, self._rendered(index, prompt), p)
         ]
         engine = Engine(
-            self.runner.fresh(),
+            self.runner.clone_empty(),
             self.pair.vocabulary.to(self.pair.device),
             windows=self.runner.windows,
             max_slots=self.max_slots,
@@ -217,7 +217,8 @@ class Sampler:
     def _budget(self) -> int:
         if self.memory_budget is not None:
             return self.memory_budget
-        share = SHARE / 2 if self.cuda_graphs else SHARE  # buffers are rounded up to powers of two
+        # CUDA graphs round buffers up to powers of two.
+        share = CACHE_MEMORY_FRACTION / 2 if self.cuda_graphs else CACHE_MEMORY_FRACTION
         return int(share * free_bytes(self.pair.device))
 
     @staticmethod

@@ -167,8 +167,8 @@ def test_rows_that_had_to_leave_come_back_with_the_same_tokens(
     made = sampler(max_slots=12)
     base, aligned = made.pair.models
     target, name, which = {
-        "base extend": (decoder_module.CachedModelRunner, "extend", base),
-        "aligned extend": (decoder_module.CachedModelRunner, "extend", aligned),
+        "base extend": (decoder_module.CachedModelRunner, "forward", base),
+        "aligned extend": (decoder_module.CachedModelRunner, "forward", aligned),
         "prefill": (decoder_module.CachedModelRunner, "prefill", aligned),
         "add": (decoder_module.CachedModelRunner, "add", aligned),
         "reserve": (decoder_module.CachedModelRunner, "reserve", base),
@@ -202,7 +202,7 @@ def test_one_row_that_does_not_fit_is_an_error(monkeypatch: pytest.MonkeyPatch) 
     def short(*args: Any) -> Any:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(decoder_module.CachedModelRunner, "extend", short)
+    monkeypatch.setattr(decoder_module.CachedModelRunner, "forward", short)
     with pytest.raises(
         EngineError, match=r"not enough memory to decode even one request: use shorter prompts"
     ):
@@ -216,7 +216,7 @@ def test_other_errors_of_torch_are_not_taken_for_a_shortage(monkeypatch: pytest.
     def broken(*args: Any) -> Any:
         raise RuntimeError("shapes do not fit")
 
-    monkeypatch.setattr(decoder_module.CachedModelRunner, "extend", broken)
+    monkeypatch.setattr(decoder_module.CachedModelRunner, "forward", broken)
     with pytest.raises(RuntimeError, match="shapes do not fit"):
         made.generate(mixed_prompts(2), GREEDY)
 

@@ -110,7 +110,7 @@ class Engine:
         """Decode one token for every row."""
         draws = self._draws or self._next_draws(self.rows)
         tokens = torch.tensor([[row.tokens[-1]] for row in self.rows])
-        logits = self.runner.decode(tokens, self.lengths())
+        logits = self.runner.forward(tokens, self.lengths())
         self._append(draws, self.draw(draws, [after[:, 0] for after in logits]))
         self._draws = draws.next()
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from eddecode.sampling.params import SamplingParams
 from eddecode.sampling.rng import uniforms
-from eddecode.utils.device import sent
+from eddecode.utils.device import to_device
 from eddecode_kernels.types import SamplingRows
 
 
@@ -151,7 +151,9 @@ class Draws:
     def uniforms(self) -> Tensor:
         """(n,) float64."""
         values = [row.uniform(position) for row, position in self.places]
-        return sent(values, torch.float64, self.device)  # without waiting: the models may still be at work
+        return to_device(
+            values, torch.float64, self.device
+        )  # without waiting: the models may still be at work
 
     def forbidden(self) -> list[tuple[int, tuple[int, ...]]]:
         """(place, ids) of the places where ids are forbidden."""

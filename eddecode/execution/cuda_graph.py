@@ -28,7 +28,7 @@ from eddecode.execution.compiled.replace import CompiledLayers
 from eddecode.execution.cuda_graph_capture import CudaGraph, GraphCapture, GraphReplay
 from eddecode.execution.kv_cache import BatchedKVCache, WritePositions
 from eddecode.execution.model_runner import CachedModelRunner, PrefillResult
-from eddecode.utils.device import sent
+from eddecode.utils.device import to_device
 from eddecode.utils.memory import free_bytes, is_out_of_memory
 
 READ = 128  # keys that a step reads at least
@@ -77,7 +77,7 @@ class CapturedStep:
         n, rows = len(lengths), self.inputs.shape[1]
         known = tokens.tolist() if tokens.device.type == "cpu" else [0] * n
         spare = [0] * (rows - n)
-        self.inputs.copy_(sent([[*known, *spare], [*lengths, *spare]], torch.int64, self.inputs.device))
+        self.inputs.copy_(to_device([[*known, *spare], [*lengths, *spare]], torch.int64, self.inputs.device))
         if tokens.device.type != "cpu":
             self.inputs[0, :n] = tokens
 
@@ -131,8 +131,8 @@ class GraphModelRunner(CachedModelRunner):
         most = int(KEPT * free_bytes(self.device))
         weakref.finalize(self, _leave, self.held, self.idle, most).atexit = False
 
-    def fresh(self) -> GraphModelRunner:
-        """See `CachedModelRunner.fresh`."""
+    def clone_empty(self) -> GraphModelRunner:
+        """See `CachedModelRunner.clone_empty`."""
         return GraphModelRunner(self.model, self.capture, layers=self.layers, idle=self.idle)
 
     @torch.inference_mode()
@@ -147,12 +147,12 @@ class GraphModelRunner(CachedModelRunner):
         super().add(prefix)
 
     @torch.inference_mode()
-    def extend(self, tokens: Tensor, slots: slice = slice(None)) -> Tensor:
-        """See `CachedModelRunner.extend`."""
+    def forward(self, tokens: Tensor, slots: slice = slice(None)) -> Tensor:
+        """See `CachedModelRunner.forward`."""
         lengths = self.cache.lengths[slots]
         self._make_room(self.occupied, max(lengths) + tokens.shape[1])
         if tokens.shape[1] != 1 or len(lengths) != self.occupied:
-            return super().extend(tokens, slots)
+            return super().forward(tokens, slots)
         replay = self._step(tokens[:, 0], lengths).replay
         logits = replay()[: len(lengths)].clone()  # the next step overwrites them
         self.cache.advance([1] * len(lengths))

@@ -18,13 +18,13 @@ def runner_for(pair: ModelGroup, capture: GraphCapture | None = None) -> PairRun
     factors = getattr(pair, "factors", None)
     if factors and capture is not None:
         captured = LoraPairRunner(pair, factors, capture=capture)  # type: ignore[arg-type]
-        objection = captured.objection()
+        objection = captured.self_check()
         if objection is None:
             return captured
         warn_without_graphs("base and aligned", pair.models[BASE], objection)
     if factors:
         for own_attention in (False, True):
             shared = LoraPairRunner(pair, factors, own_attention=own_attention)  # type: ignore[arg-type]
-            if shared.objection() is None:
+            if shared.self_check() is None:
                 return shared
     return PairRunner(pair, capture)

@@ -17,8 +17,8 @@ from einops import rearrange
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-from eddecode.utils.device import moved
-from eddecode.utils.memory import free_bytes, is_lazy, side_by_side, zeros
+from eddecode.utils.device import copy_to_device
+from eddecode.utils.memory import free_bytes, has_lazy_allocation, pack_copies, zeros_lazy
 from eddecode_kernels.decoder_layer import KVPointers
 
 LENGTH_STEP = 64  # buffers grow by that many positions, or by an eighth: growing is rare and waste is small
@@ -41,7 +41,7 @@ class WritePositions:
         """(rows, positions) as index tensors on the device of a layer: (B, 1) and (B, T) int64."""
         if device not in self._copies:
             rows = torch.arange(self.slots.stop, device=device)[self.slots, None]
-            self._copies[device] = rows, moved(self.positions, device)
+            self._copies[device] = rows, copy_to_device(self.positions, device)
         return self._copies[device]
 
 
@@ -123,7 +123,7 @@ class LayerKVCache(CacheLayerMixin):  # type: ignore[misc]  # transformers ships
 
 def _room(like: Tensor, slots: int, capacity: int) -> Tensor:
     # Zeros, not empty: a NaN left in fresh memory would survive the mask (NaN + −inf is NaN).
-    return zeros(like, slots, like.shape[1], capacity, like.shape[3])
+    return zeros_lazy(like, slots, like.shape[1], capacity, like.shape[3])
 
 
 def _between(index: tuple[Tensor, Tensor]) -> tuple[Tensor, slice, Tensor]:
@@ -146,7 +146,7 @@ class BatchedKVCache(Cache):  # type: ignore[misc]
         """Have room for that many slots and positions; never shrinks (see `trim`)."""
         self._resize(max(slots, self._reserved[0]), max(capacity, self._reserved[1]))
 
-    def expect(self, slots: int, positions: int) -> None:
+    def reserve_lazily(self, slots: int, positions: int) -> None:
         """Have room for that many slots; and for the positions that they may come to have, if that takes no memory.
 
         That is where large buffers take memory only as they are written. A buffer that grows is copied.
@@ -154,16 +154,16 @@ class BatchedKVCache(Cache):  # type: ignore[misc]
         made = [layer for layer in self.layers if layer.is_initialized]
         stores = [store for layer in made for store in (layer.keys, layer.values)]
         if stores:
-            self._expect(slots, positions, stores)
+            self._reserve_lazily(slots, positions, stores)
         else:
             self._expected = positions
             self.reserve(slots, 0)
 
-    def _expect(self, slots: int, positions: int, like: Sequence[Tensor]) -> None:
-        """As `expect`, with buffers like these (…, heads, positions, head_dim)."""
+    def _reserve_lazily(self, slots: int, positions: int, like: Sequence[Tensor]) -> None:
+        """As `reserve_lazily`, with buffers like these (…, heads, positions, head_dim)."""
         before, capacity = self._reserved
         slots, grows = max(slots, before), slots > before
-        if (grows or positions > capacity) and all(is_lazy(t.device) for t in like):
+        if (grows or positions > capacity) and all(has_lazy_allocation(t.device) for t in like):
             if grows:  # all moves anyway, to buffers no longer than they have to be
                 capacity = max(self.lengths, default=0)
             needed = positions * sum(t.shape[-3] * t.shape[-1] * t.dtype.itemsize for t in like)
@@ -251,7 +251,7 @@ class BatchedKVCache(Cache):  # type: ignore[misc]
         """Occupy the next slot with states from elsewhere: per layer keys and values (heads, length, head_dim)."""
         slot, length = len(self.lengths), states[0][0].shape[1]
         if not self.layers:
-            self._expect(slot + 1, self._expected, [state for pair in states for state in pair])
+            self._reserve_lazily(slot + 1, self._expected, [state for pair in states for state in pair])
         self._grow(slot + 1, length)
         while len(self.layers) < len(states):
             layer = LayerKVCache()
@@ -264,10 +264,10 @@ class BatchedKVCache(Cache):  # type: ignore[misc]
             layer.values[slot, :, :length] = values
         self.lengths.append(length)
 
-    def copy_out(self, slot: int, length: int) -> list[tuple[Tensor, Tensor]]:
+    def export_prefix(self, slot: int, length: int) -> list[tuple[Tensor, Tensor]]:
         """The first `length` positions of a slot, as `add` takes them."""
         stores = [store for layer in self.layers for store in (layer.keys, layer.values)]
-        copies = side_by_side([store[slot, :, :length] for store in stores])
+        copies = pack_copies([store[slot, :, :length] for store in stores])
         return list(zip(copies[::2], copies[1::2], strict=True))
 
     def remove(self, slot: int) -> None:

@@ -36,16 +36,18 @@ class Float32LMHead:
         self.linear = model.get_output_embeddings()
         weight = getattr(self.linear, "weight", None)
         plain = isinstance(self.linear, nn.Linear) and weight is not None and weight.is_floating_point()
-        self.exact = plain and type(self.linear).forward is nn.Linear.forward
+        self.is_patchable = plain and type(self.linear).forward is nn.Linear.forward
         self._scratch: Tensor | None = None
         self._compiled = (
-            None if weight is None or not self.exact else linear_for(weight, self.linear.bias, torch.float32)
+            None
+            if weight is None or not self.is_patchable
+            else linear_for(weight, self.linear.bias, torch.float32)
         )
 
     @contextmanager
-    def keeping(self, places: Tensor) -> Iterator[None]:
+    def selecting(self, places: Tensor) -> Iterator[None]:
         """Within the block the model's head sees only the hidden states at `places` (B, K) of each row."""
-        if not self.exact:
+        if not self.is_patchable:
             yield
             return
         # accelerate's hooks wrap `forward` and keep the original in `_old_forward`: replace what is innermost.
@@ -53,7 +55,7 @@ class Float32LMHead:
         before = vars(self.linear).get(name)
 
         def forward(hidden: Tensor) -> Tensor:
-            return self.at(hidden, places)
+            return self.logits_at(hidden, places)
 
         setattr(self.linear, name, forward)
         try:
@@ -64,11 +66,11 @@ class Float32LMHead:
             else:
                 setattr(self.linear, name, before)
 
-    def kept(self, logits: Tensor, places: Tensor) -> Tensor:
+    def select(self, logits: Tensor, places: Tensor) -> Tensor:
         """The logits at `places` (B, K) as (B, K, V) float32, for heads that could not be swapped too."""
-        return (logits if self.exact else _at(logits, places)).float()
+        return (logits if self.is_patchable else _at(logits, places)).float()
 
-    def at(self, hidden: Tensor, places: Tensor) -> Tensor:
+    def logits_at(self, hidden: Tensor, places: Tensor) -> Tensor:
         """The logits at places (B, K) of hidden states (B, T, d), as (B, K, V) float32."""
         return self.project(_at(hidden, places))
 

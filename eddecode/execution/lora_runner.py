@@ -22,7 +22,7 @@ from eddecode.execution.cuda_graph import GraphModelRunner
 from eddecode.execution.cuda_graph_capture import GraphCapture
 from eddecode.execution.model_runner import CachedModelRunner, PrefillResult
 from eddecode.execution.pair_runner import PairRunner
-from eddecode.execution.self_check import objection_to, plain_logits, relative_error, trial_texts
+from eddecode.execution.self_check import plain_logits, probe_inputs, relative_error, self_check
 from eddecode.models.lora import Factors
 
 if TYPE_CHECKING:
@@ -61,10 +61,10 @@ class PairView:
         with self.speaking():
             return self.backbone.prefill(texts)
 
-    def extend(self, tokens: Tensor) -> Tensor:
-        """See `ModelRunner.extend`."""
+    def forward(self, tokens: Tensor) -> Tensor:
+        """See `ModelRunner.forward`."""
         with self.speaking():
-            return self.backbone.extend(tokens, self.slots)
+            return self.backbone.forward(tokens, self.slots)
 
     def reserve(self, slots: int, positions: int = 0) -> None:
         """See `ModelRunner.reserve`."""
@@ -82,16 +82,16 @@ class PairView:
         elif len(self.backbone.cache.lengths) % 2:  # the aligned half never came in
             self.backbone.remove(2 * slot)
 
-    def rewind(self, lengths: Sequence[int]) -> None:
-        """See `ModelRunner.rewind`."""
+    def truncate(self, lengths: Sequence[int]) -> None:
+        """See `ModelRunner.truncate`."""
         self.backbone.cache.lengths[self.slots] = lengths
 
     def trim(self) -> None:
         """See `ModelRunner.trim`."""
         self.backbone.trim()
 
-    def fresh(self) -> PairView:
-        """Halves are made in pairs: see `LoraPairRunner.fresh`."""
+    def clone_empty(self) -> PairView:
+        """Halves are made in pairs: see `LoraPairRunner.clone_empty`."""
         raise NotImplementedError("a half of a shared backbone is made with its other half")
 
 
@@ -122,22 +122,22 @@ class LoraPairRunner(PairRunner):
             if capture is None
             else GraphModelRunner(pair.base, capture, layers=layers)
         )
-        self.decoders = [PairView(self._backbone, self._rows, role) for role in (BASE, ALIGNED)]
+        self.model_runners = [PairView(self._backbone, self._rows, role) for role in (BASE, ALIGNED)]
 
-    def fresh(self) -> LoraPairRunner:
-        """See `PairRunner.fresh`."""
+    def clone_empty(self) -> LoraPairRunner:
+        """See `PairRunner.clone_empty`."""
         other = copy.copy(self)
-        other._backbone = self._backbone.fresh()
-        other.decoders = [PairView(other._backbone, self._rows, role) for role in (BASE, ALIGNED)]
+        other._backbone = self._backbone.clone_empty()
+        other.model_runners = [PairView(other._backbone, self._rows, role) for role in (BASE, ALIGNED)]
         return other
 
-    def decode(self, tokens: Tensor, lengths: Sequence[Sequence[int]]) -> list[Tensor]:
-        """See `PairRunner.decode`: one pass over the rows of both models."""
-        for decoder, before in zip(self.decoders, lengths, strict=True):
-            decoder.rewind(before)
+    def forward(self, tokens: Tensor, lengths: Sequence[Sequence[int]]) -> list[Tensor]:
+        """See `PairRunner.forward`: one pass over the rows of both models."""
+        for decoder, before in zip(self.model_runners, lengths, strict=True):
+            decoder.truncate(before)
         self._rows.changed = slice(ALIGNED, None, 2)
         try:
-            logits = self._backbone.extend(repeat(tokens, "n t -> (n roles) t", roles=2))
+            logits = self._backbone.forward(repeat(tokens, "n t -> (n roles) t", roles=2))
         finally:
             self._rows.changed = None
         base, aligned = rearrange(logits, "(n roles) t v -> roles n t v", roles=2).to(self.device)
@@ -148,24 +148,24 @@ class LoraPairRunner(PairRunner):
         """A pass of the base alone reads all weights, as one of both models does."""
         return 1.0
 
-    def objection(self) -> str | None:
+    def self_check(self) -> str | None:
         """What speaks against it: a pass fails, or either model comes out other than it is."""
-        return objection_to(self._models[BASE], self._disagreement)
+        return self_check(self._models[BASE], self._max_relative_error)
 
     @torch.inference_mode()
-    def _disagreement(self) -> float:
-        """See `eddecode.runner.disagreement`: each half on its own over two tokens, then both over one.
+    def _max_relative_error(self) -> float:
+        """See `self_check.max_relative_error`: each half on its own over two tokens, then both over one.
 
         Both read the second token once more before the third: a step that was captured is then repeated.
         """
-        runner = self.fresh()
-        texts, read = trial_texts(self._models[BASE])
+        runner = self.clone_empty()
+        texts, read = probe_inputs(self._models[BASE])
         for text, length in zip(texts, read, strict=True):
             runner.add([runner.prefill(role, [tuple(text[:length])])[0] for role in (BASE, ALIGNED)])
         pieces = torch.tensor([text[length : length + 3] for text, length in zip(texts, read, strict=True)])
-        apart = [runner.extend(role, pieces[:, :2], read)[:, 1] for role in (BASE, ALIGNED)]
+        apart = [runner.forward_model(role, pieces[:, :2], read)[:, 1] for role in (BASE, ALIGNED)]
         again, last = (
-            [logits[:, 0] for logits in runner.decode(pieces[:, [i]], [[length + i for length in read]] * 2)]
+            [logits[:, 0] for logits in runner.forward(pieces[:, [i]], [[length + i for length in read]] * 2)]
             for i in (1, 2)
         )
         return max(

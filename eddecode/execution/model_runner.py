@@ -21,7 +21,7 @@ from eddecode.execution.attention_mask import AttentionMaskBuilder
 from eddecode.execution.compiled.replace import CompiledLayers
 from eddecode.execution.kv_cache import BatchedKVCache
 from eddecode.execution.lm_head import Float32LMHead
-from eddecode.utils.device import moved
+from eddecode.utils.device import copy_to_device
 
 PREFILL_CHUNK = 512  # tokens of one row per pass: bounds the attention scores of a long prompt
 
@@ -72,11 +72,11 @@ class ModelRunner(Protocol):
         """Vacate a slot; the last occupied one moves into its place."""
         ...
 
-    def extend(self, tokens: Tensor) -> Tensor:
+    def forward(self, tokens: Tensor) -> Tensor:
         """Append (n, T) tokens to all n rows and return the logits after each, (n, T, V) float32."""
         ...
 
-    def rewind(self, lengths: Sequence[int]) -> None:
+    def truncate(self, lengths: Sequence[int]) -> None:
         """Shorten every row to the given length."""
         ...
 
@@ -84,7 +84,7 @@ class ModelRunner(Protocol):
         """Give back unused memory."""
         ...
 
-    def fresh(self) -> ModelRunner:
+    def clone_empty(self) -> ModelRunner:
         """A decoder of the same model with no slot occupied."""
         ...
 
@@ -113,7 +113,7 @@ class CachedModelRunner:
         self.own_attention = own_attention or not can_attend(model)
         self.device = input_device(model)
 
-    def fresh(self) -> CachedModelRunner:
+    def clone_empty(self) -> CachedModelRunner:
         """A decoder of the same model with no slot occupied."""
         return CachedModelRunner(self.model, own_attention=self.own_attention, layers=self.layers)
 
@@ -137,7 +137,7 @@ class CachedModelRunner:
                     logits[row] = after[row, 0].clone()
             cache.advance([chunk.shape[1]] * len(texts))
         return [
-            PrefillResult(len(text), z, cache.copy_out(row, len(text)), text)
+            PrefillResult(len(text), z, cache.export_prefix(row, len(text)), text)
             for row, (text, z) in enumerate(zip(texts, logits, strict=True))
             if z is not None
         ]
@@ -150,7 +150,7 @@ class CachedModelRunner:
     @torch.inference_mode()
     def reserve(self, slots: int, positions: int = 0) -> None:
         """See `ModelRunner.reserve`."""
-        self.cache.expect(slots, positions)
+        self.cache.reserve_lazily(slots, positions)
 
     @torch.inference_mode()
     def add(self, prefix: PrefillResult) -> None:
@@ -163,16 +163,16 @@ class CachedModelRunner:
         self.cache.remove(slot)
 
     @torch.inference_mode()
-    def extend(self, tokens: Tensor, slots: slice = slice(None)) -> Tensor:
-        """See `ModelRunner.extend`; `slots` picks some of the occupied slots, (n, T) tokens for them."""
+    def forward(self, tokens: Tensor, slots: slice = slice(None)) -> Tensor:
+        """See `ModelRunner.forward`; `slots` picks some of the occupied slots, (n, T) tokens for them."""
         count, new = tokens.shape
         everywhere = torch.arange(new).expand(count, new)
         logits = self._forward(self.cache, tokens, everywhere, slots)
         self.cache.advance([new] * count, slots)
         return logits
 
-    def rewind(self, lengths: Sequence[int]) -> None:
-        """See `ModelRunner.rewind`."""
+    def truncate(self, lengths: Sequence[int]) -> None:
+        """See `ModelRunner.truncate`."""
         self.cache.lengths = list(lengths)
 
     @torch.inference_mode()
@@ -184,14 +184,16 @@ class CachedModelRunner:
         self, cache: BatchedKVCache, tokens: Tensor, keep: Tensor, slots: slice = slice(None)
     ) -> Tensor:
         """Run the model over (B, T) new tokens; logits at the places `keep` (B, K) of each row, (B, K, V) float32."""
-        stack = self.layers.straight if self.head.exact and not self.own_attention else None
+        stack = self.layers.straight if self.head.is_patchable and not self.own_attention else None
         if stack is not None:
-            return self.head.at(stack.states(self._inputs(cache, tokens, slots)), keep)
-        with self.head.keeping(keep):
-            result = self.through(self.model, cache, tokens, slots)
-        return self.head.kept(result.logits, keep)
+            return self.head.logits_at(stack.states(self._inputs(cache, tokens, slots)), keep)
+        with self.head.selecting(keep):
+            result = self.run_patched(self.model, cache, tokens, slots)
+        return self.head.select(result.logits, keep)
 
-    def through(self, part: Any, cache: BatchedKVCache, tokens: Tensor, slots: slice = slice(None)) -> Any:
+    def run_patched(
+        self, part: Any, cache: BatchedKVCache, tokens: Tensor, slots: slice = slice(None)
+    ) -> Any:
         """What `part`, the model or its body without the head, returns for (B, T) new tokens of slots of a cache."""
         attention: AbstractContextManager[None] = nullcontext()
         if not (self.own_attention or self.layers.attend):
@@ -202,14 +204,14 @@ class CachedModelRunner:
     def _inputs(self, cache: BatchedKVCache, tokens: Tensor, slots: slice) -> dict[str, Any]:
         """Open a pass, and say what a model takes for it."""
         window = cache.open(tokens.shape[1], slots)
-        positions = moved(window.positions, self.device)
+        positions = copy_to_device(window.positions, self.device)
         mask: Any
         if self.own_attention:
             mask = self.masks.build(positions, window.stop, self.model.dtype)
         else:
             mask = self.masks.seen(positions)
         return {
-            "input_ids": moved(tokens, self.device),
+            "input_ids": copy_to_device(tokens, self.device),
             "attention_mask": mask,
             "position_ids": positions,
             "past_key_values": cache,
@@ -226,7 +228,7 @@ class UncachedModelRunner:
         self.head = Float32LMHead(model)
         self.device = input_device(model)
 
-    def fresh(self) -> UncachedModelRunner:
+    def clone_empty(self) -> UncachedModelRunner:
         """A decoder of the same model with no slot occupied."""
         return UncachedModelRunner(self.model)
 
@@ -254,15 +256,15 @@ class UncachedModelRunner:
         self.rows.pop()
 
     @torch.inference_mode()
-    def extend(self, tokens: Tensor) -> Tensor:
-        """See `ModelRunner.extend`."""
+    def forward(self, tokens: Tensor) -> Tensor:
+        """See `ModelRunner.forward`."""
         longer = [row + new for row, new in zip(self.rows, tokens.tolist(), strict=True)]
         logits = self._forward(longer, tokens.shape[1])
         self.rows = longer
         return logits
 
-    def rewind(self, lengths: Sequence[int]) -> None:
-        """See `ModelRunner.rewind`."""
+    def truncate(self, lengths: Sequence[int]) -> None:
+        """See `ModelRunner.truncate`."""
         self.rows = [row[:length] for row, length in zip(self.rows, lengths, strict=True)]
 
     def trim(self) -> None:
@@ -279,6 +281,6 @@ class UncachedModelRunner:
         width = int(lengths.max())
         ids = torch.tensor([[*text, *[text[-1]] * (width - len(text))] for text in texts], device=self.device)
         seen = (torch.arange(width) < lengths[:, None]).long().to(self.device)
-        with self.head.keeping(keep):
+        with self.head.selecting(keep):
             result = self.model(input_ids=ids, attention_mask=seen, use_cache=False)
-        return self.head.kept(result.logits, keep)
+        return self.head.select(result.logits, keep)

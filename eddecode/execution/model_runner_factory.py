@@ -14,7 +14,7 @@ from eddecode.execution.model_runner import CachedModelRunner, UncachedModelRunn
 
 if TYPE_CHECKING:
     pass
-from eddecode.execution.self_check import disagreement, objection_to
+from eddecode.execution.self_check import max_relative_error, self_check
 
 
 def model_runner_for(
@@ -23,14 +23,14 @@ def model_runner_for(
     """The fastest decoder that agrees with a plain forward pass of the model."""
     if capture is not None:
         graphs = GraphModelRunner(model, capture)
-        objection = objection_to(model, partial(disagreement, graphs, (1, 1, 1)))
+        objection = self_check(model, partial(max_relative_error, graphs, (1, 1, 1)))
         if objection is None:
-            return graphs.fresh()
+            return graphs.clone_empty()
         warn_without_graphs(name, model, objection)
-    for decoder in _ladder(model):
-        objection = objection_to(model, partial(disagreement, decoder))
+    for decoder in _fallbacks(model):
+        objection = self_check(model, partial(max_relative_error, decoder))
         if objection is None:
-            return decoder.fresh()
+            return decoder.clone_empty()
     warnings.warn(
         f"{name} ({model.config.model_type}): decoding through a key-value cache {objection}; the whole text is "
         "recomputed for every token instead, which is exact but slow",
@@ -39,7 +39,7 @@ def model_runner_for(
     return UncachedModelRunner(model)
 
 
-def _ladder(model: Any) -> Iterator[CachedModelRunner]:
+def _fallbacks(model: Any) -> Iterator[CachedModelRunner]:
     """Ways to decode a model through a cache, the fastest first; a slower one is made when it is needed."""
     decoder = CachedModelRunner(model)
     yield decoder

@@ -39,13 +39,13 @@ class PairRunner:
     def __init__(self, pair: ModelGroup, capture: GraphCapture | None = None) -> None:
         self._describe(pair)
         self._capture = capture
-        self.decoders.extend(self.apart)
+        self.model_runners.extend(self.separate_runners)
 
     def _describe(self, pair: ModelGroup) -> None:
         self.names = pair.names
         self.device = pair.device
         self._context_windows, self._models = pair.context_windows, pair.models
-        self.decoders: list[ModelRunner] = []
+        self.model_runners: list[ModelRunner] = []
 
     @property
     def windows(self) -> list[int | None]:
@@ -57,26 +57,26 @@ class PairRunner:
         return [min(limit, default=None) for limit in limits]
 
     @cached_property
-    def apart(self) -> list[CachedModelRunner | UncachedModelRunner]:
+    def separate_runners(self) -> list[CachedModelRunner | UncachedModelRunner]:
         """Decoders of each model on its own weights, also where the runner decodes several in one pass."""
         return [
             model_runner_for(model, name, self._capture)
             for model, name in zip(self._models, self.names, strict=True)
         ]
 
-    def fresh(self) -> PairRunner:
+    def clone_empty(self) -> PairRunner:
         """The same models with no slot occupied.
 
         Every engine gets one of its own: two that decode in turns, or one that was given up half-way, would
         otherwise leave their rows in each other's slots.
         """
         other = copy.copy(self)
-        other.decoders = [decoder.fresh() for decoder in self.decoders]
+        other.model_runners = [decoder.clone_empty() for decoder in self.model_runners]
         return other
 
     def prefill(self, model: int, texts: Sequence[tuple[int, ...]]) -> list[PrefillResult]:
         """Let one model read texts, in one padded batch, without touching a slot."""
-        prefixes = self.decoders[model].prefill(texts)
+        prefixes = self.model_runners[model].prefill(texts)
         for prefix in prefixes:
             prefix.logits = prefix.logits.to(self.device)
         return prefixes
@@ -88,25 +88,25 @@ class PairRunner:
             slots: rows.
             positions: per model, how many positions a row may come to have; empty if that is not known.
         """
-        for decoder, most in zip(self.decoders, positions or [0] * len(self.decoders), strict=True):
+        for decoder, most in zip(self.model_runners, positions or [0] * len(self.model_runners), strict=True):
             decoder.reserve(slots, most)
 
     def add(self, prefixes: Sequence[PrefillResult]) -> None:
         """Occupy the next slot with a row that has read one prefix per model: in all models, or in none."""
-        for done, (decoder, prefix) in enumerate(zip(self.decoders, prefixes, strict=True)):
+        for done, (decoder, prefix) in enumerate(zip(self.model_runners, prefixes, strict=True)):
             try:
                 decoder.add(prefix)
             except BaseException:
-                for earlier in self.decoders[:done]:
+                for earlier in self.model_runners[:done]:
                     earlier.remove(earlier.occupied - 1)
                 raise
 
     def remove(self, slot: int) -> None:
         """Vacate a slot; the last occupied one moves into its place."""
-        for decoder in self.decoders:
+        for decoder in self.model_runners:
             decoder.remove(slot)
 
-    def decode(self, tokens: Tensor, lengths: Sequence[Sequence[int]]) -> list[Tensor]:
+    def forward(self, tokens: Tensor, lengths: Sequence[Sequence[int]]) -> list[Tensor]:
         """Append tokens to every row, in all models.
 
         Args:
@@ -117,13 +117,13 @@ class PairRunner:
         Returns:
             Per model (n, T, V_i) float32: the logits after each token.
         """
-        return [self.extend(model, tokens, before) for model, before in enumerate(lengths)]
+        return [self.forward_model(model, tokens, before) for model, before in enumerate(lengths)]
 
-    def extend(self, model: int, tokens: Tensor, lengths: Sequence[int]) -> Tensor:
+    def forward_model(self, model: int, tokens: Tensor, lengths: Sequence[int]) -> Tensor:
         """Append (n, T) tokens to every row of one model, of the given lengths before; logits after each, (n, T, V)."""
-        decoder = self.decoders[model]
-        decoder.rewind(lengths)
-        return decoder.extend(tokens).to(self.device)
+        decoder = self.model_runners[model]
+        decoder.truncate(lengths)
+        return decoder.forward(tokens).to(self.device)
 
     @property
     def base_share(self) -> float:
@@ -133,5 +133,5 @@ class PairRunner:
 
     def trim(self) -> None:
         """Give back memory that the occupied slots do not need."""
-        for decoder in self.decoders:
+        for decoder in self.model_runners:
             decoder.trim()

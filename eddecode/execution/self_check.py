@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 0.06, torch.float16: 0.02}
 
 
-def objection_to(model: Any, trial: Callable[[], float]) -> str | None:
+def self_check(model: Any, trial: Callable[[], float]) -> str | None:
     """What speaks against a way to decode a model: its trial fails, or differs from a plain forward pass.
 
     Raises:
@@ -41,22 +41,22 @@ def objection_to(model: Any, trial: Callable[[], float]) -> str | None:
 
 
 @torch.inference_mode()
-def disagreement(decoder: CachedModelRunner, pieces: tuple[int, ...] = (2, 1)) -> float:
+def max_relative_error(decoder: CachedModelRunner, pieces: tuple[int, ...] = (2, 1)) -> float:
     """Largest difference between cached decoding and plain forward passes, relative to the largest logit.
 
     Two rows of different lengths read a text through the cache, and then three tokens in `pieces`: of several and of
     one, or one by one where a step of one token is what is tried. Each is also run alone and whole.
     """
-    texts, read = trial_texts(decoder.model)
+    texts, read = probe_inputs(decoder.model)
     for text, length in zip(texts, read, strict=True):
         decoder.add(decoder.prefill([tuple(text[:length])])[0])
     more = torch.tensor([text[length : length + 3] for text, length in zip(texts, read, strict=True)])
-    after = [decoder.extend(piece) for piece in torch.split(more, list(pieces), dim=1)]
+    after = [decoder.forward(piece) for piece in torch.split(more, list(pieces), dim=1)]
     found = torch.cat(after, dim=1)[:, 1:]  # (2, 2, V)
     return relative_error(found, plain_logits(decoder.model, texts, read))
 
 
-def trial_texts(model: Any) -> tuple[list[list[int]], list[int]]:
+def probe_inputs(model: Any) -> tuple[list[list[int]], list[int]]:
     """Two texts to try a decoder on, and how much of each it reads at first."""
     width = model.get_input_embeddings().weight.shape[0]
     return [[(7 * i * i + 3 * i + 1) % width for i in range(start, start + 7)] for start in (2, 5)], [4, 2]

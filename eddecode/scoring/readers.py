@@ -101,7 +101,7 @@ class BodyReader:
             cache.reserve(len(batch), len(batch[-1]))
             self._pass(cache, batch)
             for row, stem in enumerate(batch):
-                self._stems[stem] = cache.copy_out(row, len(stem))
+                self._stems[stem] = cache.export_prefix(row, len(stem))
             del new[-len(batch) :]
 
     def _pass(self, cache: BatchedKVCache, rows: Sequence[Ids]) -> BodyReading:
@@ -111,7 +111,7 @@ class BodyReader:
         hidden = []
         for start in range(0, longest, PREFILL_CHUNK):
             chunk = padded[:, start : start + PREFILL_CHUNK]
-            result = self.decoder.through(self.body, cache, chunk)
+            result = self.decoder.run_patched(self.body, cache, chunk)
             hidden.append(result[0])  # (B, T, d)
             cache.advance([chunk.shape[1]] * len(rows))
         return BodyReading(self, type(result), torch.cat(hidden, dim=1) if len(hidden) > 1 else hidden[0])
@@ -127,9 +127,9 @@ class BodyReader:
         def handed_over(*args: Any, **options: Any) -> Any:
             return kind(last_hidden_state=states)
 
-        with head.keeping(everywhere), _forward_of(self.body, handed_over):
+        with head.selecting(everywhere), _forward_of(self.body, handed_over):
             result = model(input_ids=ids, use_cache=False)
-        return head.kept(result.logits, everywhere)[0]
+        return head.select(result.logits, everywhere)[0]
 
 
 class BodyReading:
@@ -192,7 +192,7 @@ class PlainReading:
 
 def _objection(decoder: CachedModelRunner) -> str | None:
     """What speaks against the body reader: it fails, or differs from a plain forward pass of the model."""
-    from eddecode.execution.self_check import objection_to, relative_error
+    from eddecode.execution.self_check import relative_error, self_check
 
     width = decoder.model.get_input_embeddings().weight.shape[0]
     ids = tuple((5 * i * i + 3 * i + 2) % width for i in range(9))
@@ -203,4 +203,4 @@ def _objection(decoder: CachedModelRunner) -> str | None:
         found = BodyReader(decoder).read(texts).logits(places)
         return relative_error(found, PlainReader(decoder.model).read(texts).logits(places))
 
-    return objection_to(decoder.model, trial)
+    return self_check(decoder.model, trial)

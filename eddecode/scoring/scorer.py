@@ -62,9 +62,10 @@ class Scorer:
         self.vocabulary = None if bool(vocabulary.all()) else vocabulary.to(runner.device)
         self.memory_budget, self.batch_tokens, self.logit_bytes = memory_budget, batch_tokens, logit_bytes
         self.readers: list[Reader] = [
-            reader_for(decoder, name) for decoder, name in zip(runner.apart, runner.names, strict=True)
+            reader_for(decoder, name)
+            for decoder, name in zip(runner.separate_runners, runner.names, strict=True)
         ]
-        models = [decoder.model for decoder in runner.apart]
+        models = [decoder.model for decoder in runner.separate_runners]
         self._logit_widths = [int(model.get_output_embeddings().weight.shape[0]) for model in models]
         self._token_bytes = [_cache_bytes(model) for model in models]
 

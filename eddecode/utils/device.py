@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 
-def sent(values: Sequence[Any], dtype: torch.dtype, device: torch.device) -> Tensor:
+def to_device(values: Sequence[Any], dtype: torch.dtype, device: torch.device) -> Tensor:
     """Numbers, or rows of numbers, as a tensor on a device, without waiting for the device."""
-    return moved(torch.tensor(values, dtype=dtype), device)
+    return copy_to_device(torch.tensor(values, dtype=dtype), device)
 
 
-def moved(values: Tensor, device: torch.device) -> Tensor:
+def copy_to_device(values: Tensor, device: torch.device) -> Tensor:
     """A small tensor on a device; from the CPU to a CUDA device without waiting for the device."""
     if device.type == "cuda" and values.device.type == "cpu":
         return values.pin_memory().to(device, non_blocking=True)

@@ -14,7 +14,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-SHARE = 0.5  # of the memory that is free now, for keys and values: activations and the user need some too
+CACHE_MEMORY_FRACTION = (
+    0.5  # of the memory that is free now, for keys and values: activations and the user need some too
+)
 OWN_PAGES = 1 << 18  # bytes from which a buffer is worth pages of its own
 
 # What could be had, not what lies idle: a checkpoint that was just read fills the page cache, and that gives way.
@@ -79,12 +81,12 @@ def _groups() -> Iterator[tuple[Path, tuple[str, str, tuple[str, str]]]]:
             yield folder, names
 
 
-def is_lazy(device: torch.device) -> bool:
-    """Whether large `zeros` on a device take memory only where something is written."""
+def has_lazy_allocation(device: torch.device) -> bool:
+    """Whether large `zeros_lazy` on a device take memory only where something is written."""
     return device.type == "cpu" and hasattr(mmap, "MAP_ANONYMOUS")
 
 
-def zeros(like: Tensor, *shape: int) -> Tensor:
+def zeros_lazy(like: Tensor, *shape: int) -> Tensor:
     """Zeros of the dtype and on the device of a tensor.
 
     On a CPU they take memory only where something is written, and a large one is on pages of its own: what is freed
@@ -95,7 +97,7 @@ def zeros(like: Tensor, *shape: int) -> Tensor:
         MemoryError: the system has no room for it, on a CPU.
     """
     size = math.prod(shape) * like.dtype.itemsize
-    if not is_lazy(like.device) or size < OWN_PAGES:
+    if not has_lazy_allocation(like.device) or size < OWN_PAGES:
         return like.new_zeros(shape)
     try:
         pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
@@ -106,13 +108,13 @@ def zeros(like: Tensor, *shape: int) -> Tensor:
     return torch.frombuffer(pages, dtype=like.dtype).view(shape)  # holds on to the pages
 
 
-def side_by_side(parts: Sequence[Tensor]) -> list[Tensor]:
-    """Copies of tensors, contiguous, in one buffer of `zeros` for each device and dtype: what goes together."""
+def pack_copies(parts: Sequence[Tensor]) -> list[Tensor]:
+    """Copies of tensors, contiguous, in one buffer of `zeros_lazy` for each device and dtype: what goes together."""
     copies: list[Tensor] = [torch.empty(0)] * len(parts)
     for kind in {(part.device, part.dtype) for part in parts}:
         members = [i for i, part in enumerate(parts) if (part.device, part.dtype) == kind]
         sizes = [parts[i].numel() for i in members]
-        buffer = zeros(parts[members[0]], sum(sizes))
+        buffer = zeros_lazy(parts[members[0]], sum(sizes))
         for i, room in zip(members, torch.split(buffer, sizes), strict=True):
             copies[i] = room.view(parts[i].shape).copy_(parts[i])
     return copies

@@ -54,7 +54,7 @@ def test_a_waiting_row_enters_as_soon_as_one_leaves() -> None:
         done += made.step()
         steps += 1
         assert len(made.rows) <= 3
-        assert all(decoder.occupied == len(made.rows) for decoder in made.runner.decoders)
+        assert all(decoder.occupied == len(made.rows) for decoder in made.runner.model_runners)
     assert {id(row) for row in done} == {id(row) for row in rows}
     assert [len(row.tokens) for row in rows] == lengths
     assert steps <= sum(lengths) / 3 + 2 * max(lengths)  # far below one after the other
@@ -93,7 +93,7 @@ def test_prefixes_are_dropped_when_nobody_waits_for_them() -> None:
     run(made)
     assert not made._prefixes
     assert not made._readers
-    assert all(decoder.occupied == 0 for decoder in made.runner.decoders)
+    assert all(decoder.occupied == 0 for decoder in made.runner.model_runners)
 
 
 @pytest.mark.parametrize("rows", [1, 3])

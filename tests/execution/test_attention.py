@@ -112,7 +112,10 @@ def test_a_model_attends_as_it_would_by_itself(arch: str) -> None:
     for decoder in decoders:
         for prefix in decoder.prefill([decoding.ids(1, 21), decoding.ids(2, 3)]):
             decoder.add(prefix)
-        steps = [decoder.extend(torch.tensor([[7, 8], [9, 10]])), decoder.extend(torch.tensor([[11], [12]]))]
+        steps = [
+            decoder.forward(torch.tensor([[7, 8], [9, 10]])),
+            decoder.forward(torch.tensor([[11], [12]])),
+        ]
         results.append(torch.cat(steps, dim=1))
     torch.testing.assert_close(results[0], results[1], atol=2e-4, rtol=2e-4)
     assert model.config._attn_implementation == before != NAME

@@ -53,7 +53,7 @@ def test_a_captured_step_gives_what_the_plain_one_gives(arch: str) -> None:
             decoder.add(decoder.prefill([text])[0])
     for turn in range(6):
         tokens = torch.tensor([decoding.ids(10 * turn + row, 1) for row in range(3)])
-        torch.testing.assert_close(captured.extend(tokens), plain.extend(tokens), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(captured.forward(tokens), plain.forward(tokens), rtol=1e-5, atol=1e-5)
     assert Tape.recorded == 2  # at 13 positions, and at 17
     assert Tape.played == 6
 
@@ -105,7 +105,7 @@ def test_logits_stay_when_the_next_step_has_run() -> None:
 
 def test_some_of_the_slots_go_the_plain_way() -> None:
     texts = Driver(tiny.tiny_model("llama"), (6, 4, 5, 3))
-    found = texts.decoder.extend(torch.tensor([[7], [9]]), slice(1, None, 2))
+    found = texts.decoder.forward(torch.tensor([[7], [9]]), slice(1, None, 2))
     close(found[:, 0], texts.model, [[*texts.rows[1], 7], [*texts.rows[3], 9]])
     assert texts.decoder.cache.lengths == [6, 5, 5, 4]
     assert Tape.recorded == 0
@@ -165,12 +165,12 @@ def test_a_decoder_takes_over_what_its_predecessor_left() -> None:
     first = GraphModelRunner(model, Tape)
     texts = Driver(model, (3,), first)
     texts.go()
-    beside = first.fresh()  # while the first one lives it keeps its own
+    beside = first.clone_empty()  # while the first one lives it keeps its own
     assert beside.held is not first.held
     held = first.held
     del first, texts
     gc.collect()
-    heir = beside.fresh()
+    heir = beside.clone_empty()
     assert heir.held is held
     texts = Driver(model, (5,), heir)
     texts.go()
@@ -181,7 +181,7 @@ def test_what_a_predecessor_left_in_its_buffers_reaches_nobody() -> None:
     model = tiny.tiny_model("llama")
     first = GraphModelRunner(model, Tape)
     Driver(model, (3,), first).go()
-    heir = first.fresh()
+    heir = first.clone_empty()
     with torch.inference_mode():
         for layer in first.cache.layers:
             layer.keys.fill_(torch.nan)
@@ -189,7 +189,7 @@ def test_what_a_predecessor_left_in_its_buffers_reaches_nobody() -> None:
     held = first.held
     del first
     gc.collect()
-    heir = heir.fresh()
+    heir = heir.clone_empty()
     assert heir.held is held
     Driver(model, (5,), heir).go()
 
@@ -206,7 +206,7 @@ def test_large_buffers_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_trimming_drops_what_waits_for_an_heir() -> None:
     first = GraphModelRunner(tiny.tiny_model("llama"), Tape)
-    second = first.fresh()
+    second = first.clone_empty()
     Driver(first.model, (3,), first).go()
     del first
     gc.collect()

@@ -18,7 +18,7 @@ from eddecode.execution.model_runner import CachedModelRunner
 from eddecode.execution.pair_runner import PairRunner
 from eddecode.models.pair import ModelPair
 from eddecode.sampler import Sampler
-from eddecode.utils.device import sent
+from eddecode.utils.device import to_device
 from helpers import decoding, reference, tiny
 from helpers.graphs import EVERY
 from helpers.tape import Tape
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.usefixtures("on_a_tape")
 def captured_sampler(pair: ModelPair, **options: Any) -> Sampler:
     made = Sampler(pair, **options)
     made._runner = PairRunner(pair, Tape)
-    assert all(isinstance(decoder, GraphModelRunner) for decoder in made.runner.decoders)
+    assert all(isinstance(decoder, GraphModelRunner) for decoder in made.runner.model_runners)
     return made
 
 
@@ -126,7 +126,7 @@ def test_a_shortage_of_memory_shrinks_the_batch_and_changes_nothing(monkeypatch:
             if self.logits.shape[0] > 2:
                 raise torch.OutOfMemoryError("CUDA out of memory")
 
-    for decoder in made.runner.decoders:
+    for decoder in made.runner.model_runners:
         decoder.capture = Short  # type: ignore[attr-defined]
     found = decoding.tokens(made.generate(prompts, params))
     assert found == decoding.tokens(Sampler(pair).generate(prompts, params))
@@ -140,7 +140,7 @@ def test_graphs_need_a_gpu() -> None:
 
 
 def test_numbers_arrive_on_the_device_as_they_are() -> None:
-    found = sent([[1, 2], [3, 4]], torch.float64, torch.device("cpu"))
+    found = to_device([[1, 2], [3, 4]], torch.float64, torch.device("cpu"))
     assert found.dtype == torch.float64
     assert found.tolist() == [[1.0, 2.0], [3.0, 4.0]]
 
@@ -160,7 +160,7 @@ def test_cuda_captures_what_the_tape_records(arch: str) -> None:
             decoder.add(decoder.prefill([text])[0])
     for turn in range(30):  # through three sizes of the buffers
         tokens = torch.tensor([decoding.ids(10 * turn + row, 1) for row in range(plain.occupied)])
-        torch.testing.assert_close(captured.extend(tokens), plain.extend(tokens), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(captured.forward(tokens), plain.forward(tokens), rtol=1e-4, atol=1e-4)
         if turn in (8, 20):
             plain.remove(0)
             captured.remove(0)
@@ -174,5 +174,5 @@ def test_completions_on_cuda_are_the_same_with_and_without() -> None:
     prompts, params = decoding.mixed_prompts(12), decoding.GREEDY.replace(alpha=0.7, max_new_tokens=40)
     made = Sampler(pair, max_slots=5, cuda_graphs=True)
     found = decoding.tokens(made.generate(prompts, params))
-    assert all(isinstance(decoder, GraphModelRunner) for decoder in made.runner.decoders)
+    assert all(isinstance(decoder, GraphModelRunner) for decoder in made.runner.model_runners)
     assert found == decoding.tokens(Sampler(pair, max_slots=5).generate(prompts, params))

@@ -10,7 +10,7 @@ import torch
 
 from eddecode.execution import kv_cache as cache_module
 from eddecode.execution.kv_cache import LENGTH_STEP, BatchedKVCache
-from eddecode.utils.memory import is_lazy
+from eddecode.utils.memory import has_lazy_allocation
 from helpers.process import resident
 
 HEADS, KEY_DIM, VALUE_DIM, LAYERS = 2, 3, 5, 2
@@ -65,7 +65,7 @@ class Model:
     def check(self) -> None:
         assert self.cache.lengths == [len(row) for row in self.rows]
         for slot, row in enumerate(self.rows):
-            found = self.cache.copy_out(slot, len(row))
+            found = self.cache.export_prefix(slot, len(row))
             for layer, (keys, values) in enumerate(found):
                 expected = self.states(torch.tensor([row]), layer)
                 assert torch.equal(keys, expected[0][0])
@@ -168,25 +168,27 @@ def test_writing_outside_of_a_pass_is_refused() -> None:
         cache.layers[0].update(torch.zeros(1, 1, 1, 4), torch.zeros(1, 1, 1, 4))
 
 
-@pytest.mark.skipif(not is_lazy(torch.device("cpu")), reason="memory is taken at once on this system")
+@pytest.mark.skipif(
+    not has_lazy_allocation(torch.device("cpu")), reason="memory is taken at once on this system"
+)
 def test_room_that_is_expected_takes_memory_only_as_it_is_written() -> None:
     states = [(torch.ones(2, 5, 64), torch.ones(2, 5, 64)) for _ in range(2)]
     cache = BatchedKVCache()
     before = resident()
-    cache.expect(8, 20_000)
+    cache.reserve_lazily(8, 20_000)
     cache.add(states)
-    cache.expect(16, 30_000)  # moves to larger buffers
+    cache.reserve_lazily(16, 30_000)  # moves to larger buffers
     cache.add(states)
     assert cache.nbytes() == 4 * 16 * 2 * 30_000 * 64 * 4
     assert resident() - before < cache.nbytes() / 10
-    assert [tuple(keys.shape) for keys, _ in cache.copy_out(1, 5)] == [(2, 5, 64)] * 2
-    assert all(torch.equal(keys, states[0][0]) for slot in (0, 1) for keys, _ in cache.copy_out(slot, 5))
+    assert [tuple(keys.shape) for keys, _ in cache.export_prefix(1, 5)] == [(2, 5, 64)] * 2
+    assert all(torch.equal(keys, states[0][0]) for slot in (0, 1) for keys, _ in cache.export_prefix(slot, 5))
 
 
 def test_room_that_could_not_be_filled_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cache_module, "free_bytes", lambda device: 1_000_000)
     cache = BatchedKVCache()
-    cache.expect(8, 1 << 60)
+    cache.reserve_lazily(8, 1 << 60)
     cache.add([(torch.ones(2, 5, 64), torch.ones(2, 5, 64))])
-    cache.expect(16, 1 << 60)
+    cache.reserve_lazily(16, 1 << 60)
     assert cache.nbytes() < 1_000_000

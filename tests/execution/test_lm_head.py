@@ -63,9 +63,9 @@ def test_only_the_wanted_places_reach_the_head(arch: str) -> None:
     plain = model(input_ids=ids, use_cache=False).logits
     head, places = Float32LMHead(model), torch.tensor([[1, 3], [0, 2]])
     attributes = dict(vars(head.linear))
-    with head.keeping(places):
+    with head.selecting(places):
         inside = model(input_ids=ids, use_cache=False).logits
-    found = head.kept(inside, places)
+    found = head.select(inside, places)
     assert found.shape == (2, 2, tiny.VOCAB)
     for row in range(2):
         torch.testing.assert_close(found[row], plain[row, places[row]], rtol=1e-5, atol=1e-5)
@@ -77,7 +77,7 @@ def test_what_a_family_does_to_its_logits_is_done_in_float32() -> None:
     """Gemma 2's soft cap on bf16 weights: its logits are not bf16 numbers."""
     model = tiny.tiny_model("gemma2", dtype=torch.bfloat16)
     head, places = Float32LMHead(model), everywhere(1, 3)
-    with torch.inference_mode(), head.keeping(places):
+    with torch.inference_mode(), head.selecting(places):
         logits = model(input_ids=torch.tensor([[5, 6, 7]]), use_cache=False).logits
     assert logits.dtype == torch.float32
     assert logits.abs().max() <= 10.0
@@ -87,7 +87,7 @@ def test_what_a_family_does_to_its_logits_is_done_in_float32() -> None:
 def test_the_head_is_put_back_after_an_error() -> None:
     model = tiny.tiny_model()
     head = Float32LMHead(model)
-    with pytest.raises(RuntimeError, match="midway"), head.keeping(everywhere(1, 1)):
+    with pytest.raises(RuntimeError, match="midway"), head.selecting(everywhere(1, 1)):
         raise RuntimeError("midway")
     assert "forward" not in vars(head.linear)
 
@@ -105,9 +105,9 @@ def test_a_head_of_its_own_kind_keeps_its_own_forward() -> None:
         rows(2, 3, 8).bfloat16().float(),
         torch.tensor([[2], [0]]),
     )
-    assert not head.exact
-    with head.keeping(places):
-        found = head.kept(linear(hidden), places)
+    assert not head.is_patchable
+    with head.selecting(places):
+        found = head.select(linear(hidden), places)
     expected = 2 * torch.stack([hidden[0, 2:3], hidden[1, 0:1]]) @ linear.weight.T
     torch.testing.assert_close(found, expected)
 
@@ -130,7 +130,7 @@ def test_hooks_on_the_head_still_run() -> None:
     model, hook = tiny.tiny_model(dtype=torch.bfloat16), Count()
     add_hook_to_module(model.lm_head, hook)
     head = Float32LMHead(model)
-    with torch.inference_mode(), head.keeping(torch.tensor([[1]])):
+    with torch.inference_mode(), head.selecting(torch.tensor([[1]])):
         logits = model(input_ids=torch.tensor([[5, 6]]), use_cache=False).logits
     assert logits.dtype == torch.float32
     assert logits.shape == (1, 1, tiny.VOCAB)

@@ -138,10 +138,10 @@ def test_a_row_that_only_half_came_in_leaves_no_trace(
     prefixes = [runner.prefill(role, [decoding.ids(role, 4)])[0] for role in (0, 1)]
     runner.add(prefixes)
     with monkeypatch.context() as patch:
-        patch.setattr(type(runner.decoders[1]), "add", _fails_for_the_aligned)
+        patch.setattr(type(runner.model_runners[1]), "add", _fails_for_the_aligned)
         with pytest.raises(MemoryError):
             runner.add(prefixes)
-    assert [decoder.occupied for decoder in runner.decoders] == [1, 1]
+    assert [decoder.occupied for decoder in runner.model_runners] == [1, 1]
 
 
 def _fails_for_the_aligned(half: Any, prefix: Any) -> None:

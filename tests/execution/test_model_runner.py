@@ -45,7 +45,7 @@ def test_rows_enter_go_on_leave_and_are_shortened(arch: str, kind: Any) -> None:
 
     def extend(count: int, seed: int) -> None:
         new = [decoding.ids(seed + i, count) for i in range(len(rows))]
-        found = decoder.extend(torch.tensor(new))
+        found = decoder.forward(torch.tensor(new))
         for row, more in zip(rows, new, strict=True):
             row.extend(more)
         for back in range(count):
@@ -57,7 +57,7 @@ def test_rows_enter_go_on_leave_and_are_shortened(arch: str, kind: Any) -> None:
     decoder.remove(1)
     rows[1] = rows.pop()
     extend(1, 300)
-    decoder.rewind([len(rows[0]) - 2, len(rows[1]), len(rows[2]) - 1])
+    decoder.truncate([len(rows[0]) - 2, len(rows[1]), len(rows[2]) - 1])
     rows[0], rows[2] = rows[0][:-2], rows[2][:-1]
     decoder.trim()
     extend(2, 400)
@@ -84,9 +84,9 @@ def test_chunks_of_a_long_prompt_change_nothing(
 def test_a_prefill_touches_no_slot() -> None:
     decoder = CachedModelRunner(tiny.tiny_model())
     decoder.add(decoder.prefill([(5, 6, 7)])[0])
-    before = [tensor.clone() for layer in decoder.cache.copy_out(0, 3) for tensor in layer]
+    before = [tensor.clone() for layer in decoder.cache.export_prefix(0, 3) for tensor in layer]
     decoder.prefill([decoding.ids(1, 40)])
-    after = [tensor for layer in decoder.cache.copy_out(0, 3) for tensor in layer]
+    after = [tensor for layer in decoder.cache.export_prefix(0, 3) for tensor in layer]
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
     assert decoder.occupied == 1
 

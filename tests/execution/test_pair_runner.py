@@ -22,7 +22,7 @@ from eddecode.execution import model_runner as decoder_module
 from eddecode.execution.compiled.rotary import rope_window
 from eddecode.execution.model_runner import CachedModelRunner, UncachedModelRunner
 from eddecode.execution.pair_runner import PairRunner
-from eddecode.execution.self_check import disagreement
+from eddecode.execution.self_check import max_relative_error
 from eddecode.models.pair import ModelPair
 from eddecode.prompts.types import RenderedPrompt
 from eddecode.sampler import Sampler
@@ -71,7 +71,7 @@ def test_what_slots_cannot_serve_is_recomputed_and_says_so(kind: str) -> None:
     assert [f"{name} ({kind})" in str(w.message) for name, w in zip(pair.names, caught, strict=True)] == [
         True
     ] * 2
-    assert all(isinstance(decoder, UncachedModelRunner) for decoder in made.runner.decoders)
+    assert all(isinstance(decoder, UncachedModelRunner) for decoder in made.runner.model_runners)
     check_against_the_reference(pair, made)
 
 
@@ -79,7 +79,7 @@ def test_alibi_by_position_needs_no_recomputation() -> None:
     """MPT's biases differ from the true distances by a constant of the row, which a softmax does not see."""
     pair = pair_of(MptConfig(d_model=32, n_heads=4, n_layers=2, max_seq_len=64, expansion_ratio=2, **SMALL))
     made = Sampler(pair)
-    assert all(isinstance(decoder, CachedModelRunner) for decoder in made.runner.decoders)
+    assert all(isinstance(decoder, CachedModelRunner) for decoder in made.runner.model_runners)
     check_against_the_reference(pair, made)
 
 
@@ -88,9 +88,12 @@ def test_the_nine_architectures_decode_over_slots_without_a_word(arch: str) -> N
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         runner = PairRunner(decoding.pair(arch))
-    assert all(isinstance(decoder, CachedModelRunner) for decoder in runner.decoders)
+    assert all(isinstance(decoder, CachedModelRunner) for decoder in runner.model_runners)
     for own_attention in (False, True):
-        assert disagreement(CachedModelRunner(decoding.pair(arch).base, own_attention=own_attention)) < 1e-4
+        assert (
+            max_relative_error(CachedModelRunner(decoding.pair(arch).base, own_attention=own_attention))
+            < 1e-4
+        )
 
 
 @pytest.mark.parametrize("fault", ["mask", "positions", "exception"])
@@ -117,7 +120,7 @@ def test_a_model_that_ignores_what_it_is_told_is_found_out(
     )
     with pytest.warns(UserWarning, match=message):
         runner = PairRunner(ModelPair.from_models(base, aligned))
-    assert [type(decoder) for decoder in runner.decoders] == [CachedModelRunner, UncachedModelRunner]
+    assert [type(decoder) for decoder in runner.model_runners] == [CachedModelRunner, UncachedModelRunner]
 
 
 @pytest.mark.parametrize("value", [-1e4, -float("inf")])
@@ -125,7 +128,7 @@ def test_one_padded_id_does_not_decide_the_trial(value: float, monkeypatch: pyte
     """Neither does it fail a sound model, nor does its size excuse a broken one."""
     model = tiny.tiny_model("phi")
     model.lm_head.bias.data[290] = value
-    assert disagreement(CachedModelRunner(model)) < 1e-4
+    assert max_relative_error(CachedModelRunner(model)) < 1e-4
     real = model.forward
 
     def late(*args: Any, **kwargs: Any) -> Any:
@@ -134,7 +137,7 @@ def test_one_padded_id_does_not_decide_the_trial(value: float, monkeypatch: pyte
         return real(*args, **kwargs)
 
     monkeypatch.setattr(model, "forward", late)
-    assert disagreement(CachedModelRunner(model)) > 0.01
+    assert max_relative_error(CachedModelRunner(model)) > 0.01
 
 
 def test_a_slot_is_the_same_row_in_both_models_or_in_none(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,7 +147,7 @@ def test_a_slot_is_the_same_row_in_both_models_or_in_none(monkeypatch: pytest.Mo
     real = CachedModelRunner.add
 
     def short(self: CachedModelRunner, prefix: Any) -> None:
-        if self is runner.decoders[1]:
+        if self is runner.model_runners[1]:
             raise torch.OutOfMemoryError("CUDA out of memory")
         real(self, prefix)
 
@@ -152,27 +155,27 @@ def test_a_slot_is_the_same_row_in_both_models_or_in_none(monkeypatch: pytest.Mo
         patch.setattr(CachedModelRunner, "add", short)
         with pytest.raises(torch.OutOfMemoryError):
             runner.add(first)
-    assert [decoder.occupied for decoder in runner.decoders] == [1, 1]
+    assert [decoder.occupied for decoder in runner.model_runners] == [1, 1]
     runner.remove(0)
-    assert [decoder.occupied for decoder in runner.decoders] == [0, 0]
+    assert [decoder.occupied for decoder in runner.model_runners] == [0, 0]
 
 
 def test_a_pass_that_failed_in_the_second_model_is_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
     runner = PairRunner(decoding.pair())
     texts = [decoding.ids(1, 4), decoding.ids(2, 7)]
     runner.add([runner.prefill(model, [texts[model]])[0] for model in (0, 1)])
-    real = CachedModelRunner.extend
+    real = CachedModelRunner.forward
 
     def short(self: CachedModelRunner, tokens: torch.Tensor) -> torch.Tensor:
-        if self is runner.decoders[1]:
+        if self is runner.model_runners[1]:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return real(self, tokens)
 
     with monkeypatch.context() as patch:
-        patch.setattr(CachedModelRunner, "extend", short)
+        patch.setattr(CachedModelRunner, "forward", short)
         with pytest.raises(torch.OutOfMemoryError):
-            runner.decode(torch.tensor([[9]]), [[4], [7]])
-    for model, logits in enumerate(runner.decode(torch.tensor([[9]]), [[4], [7]])):
+            runner.forward(torch.tensor([[9]]), [[4], [7]])
+    for model, logits in enumerate(runner.forward(torch.tensor([[9]]), [[4], [7]])):
         expected = reference.next_logits(decoding.pair().models[model], [*texts[model], 9])
         torch.testing.assert_close(logits[0, 0].double(), torch.from_numpy(expected), rtol=1e-4, atol=1e-4)
 
@@ -180,10 +183,10 @@ def test_a_pass_that_failed_in_the_second_model_is_repeated(monkeypatch: pytest.
 def test_a_fresh_runner_shares_the_models_and_no_slot() -> None:
     runner = PairRunner(decoding.pair())
     runner.add([runner.prefill(model, [decoding.ids(model, 4)])[0] for model in (0, 1)])
-    other = runner.fresh()
-    assert [decoder.occupied for decoder in other.decoders] == [0, 0]
-    assert [decoder.occupied for decoder in runner.decoders] == [1, 1]
-    assert all(a.model is b.model for a, b in zip(runner.decoders, other.decoders, strict=True))
+    other = runner.clone_empty()
+    assert [decoder.occupied for decoder in other.model_runners] == [0, 0]
+    assert [decoder.occupied for decoder in runner.model_runners] == [1, 1]
+    assert all(a.model is b.model for a, b in zip(runner.model_runners, other.model_runners, strict=True))
 
 
 def test_texts_end_where_rotary_frequencies_would_change_with_the_batch() -> None:
@@ -239,6 +242,6 @@ def test_offloaded_weights(where: str, tmp_path: Any) -> None:
     made = Sampler(ModelPair.from_models(base, aligned))
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
-        assert all(isinstance(decoder, CachedModelRunner) for decoder in made.runner.decoders)
+        assert all(isinstance(decoder, CachedModelRunner) for decoder in made.runner.model_runners)
     assert decoding.tokens(made.generate(prompts, params)) == expected
     assert decoder_module.PREFILL_CHUNK > 40

@@ -289,11 +289,11 @@ def read_once(patch: Patch, count: Callable[[], None]) -> None:
 
 
 def no_sharing(patch: Patch) -> None:
-    patch.setattr(LoraPairRunner, "objection", lambda self: "it is switched off")
+    patch.setattr(LoraPairRunner, "self_check", lambda self: "it is switched off")
 
 
 def shared_backbone(patch: Patch, count: Callable[[], None]) -> None:
-    patch.setattr(LoraPairRunner, "decode", calling(LoraPairRunner.decode, count))
+    patch.setattr(LoraPairRunner, "forward", calling(LoraPairRunner.forward, count))
 
 
 def no_guesses(patch: Patch) -> None:

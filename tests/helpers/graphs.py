@@ -45,13 +45,13 @@ class Driver:
         self.rows.pop()
 
     def rewind(self, lengths: list[int]) -> None:
-        self.decoder.rewind(lengths)
+        self.decoder.truncate(lengths)
         self.rows = [row[:length] for row, length in zip(self.rows, lengths, strict=True)]
 
     def go(self, count: int = 1, check: bool = True) -> torch.Tensor:
         """Read `count` random tokens at once; the logits of the last are those of plain forward passes."""
         new = [decoding.ids(next(self.seed), count) for _ in self.rows]
-        found = self.decoder.extend(torch.tensor(new))
+        found = self.decoder.forward(torch.tensor(new))
         self.rows = [[*row, *more] for row, more in zip(self.rows, new, strict=True)]
         if check:
             close(found[:, -1], self.model, self.rows)

@@ -136,7 +136,7 @@ def test_every_prompt_and_every_completion_is_read_once(monkeypatch: pytest.Monk
     subject.score(prompts, given)
     read = [0, 0]
     for side, reader in enumerate(subject._scorer.readers):  # type: ignore[union-attr]
-        through = reader.decoder.through  # type: ignore[attr-defined]
+        through = reader.decoder.run_patched  # type: ignore[attr-defined]
 
         def counted(
             part: Any, cache: Any, tokens: Any, *more: Any, side: int = side, through: Any = through
@@ -144,7 +144,7 @@ def test_every_prompt_and_every_completion_is_read_once(monkeypatch: pytest.Monk
             read[side] += tokens.numel()
             return through(part, cache, tokens, *more)
 
-        monkeypatch.setattr(reader.decoder, "through", counted)  # type: ignore[attr-defined]
+        monkeypatch.setattr(reader.decoder, "run_patched", counted)  # type: ignore[attr-defined]
     subject._scorer.batch_tokens = 24  # type: ignore[union-attr]  # prompts straddle batches
     subject.score(prompts, given, ALPHAS)
     assert read == [3 * (9 - 1) + 12 * 8, 3 * (15 - 1) + 12 * 8]

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from eddecode.utils import memory
-from eddecode.utils.memory import is_out_of_memory, side_by_side, zeros
+from eddecode.utils.memory import is_out_of_memory, pack_copies, zeros_lazy
 
 
 @pytest.mark.parametrize(
@@ -104,7 +104,7 @@ def test_large_zeros_take_memory_only_where_they_are_written_and_give_it_back() 
         return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE
 
     before, size = resident(), 256 << 20
-    made = zeros(torch.empty(0, dtype=torch.bfloat16), 4, size // 8)
+    made = zeros_lazy(torch.empty(0, dtype=torch.bfloat16), 4, size // 8)
     assert made.shape == (4, size // 8)
     assert made.dtype == torch.bfloat16
     assert resident() - before < size // 8
@@ -116,19 +116,19 @@ def test_large_zeros_take_memory_only_where_they_are_written_and_give_it_back() 
     assert view.sum() == 10  # a view holds on to the pages
     del view
     assert resident() - before < size // 8
-    assert zeros(torch.empty(0), 2, 3).tolist() == [[0.0] * 3] * 2  # small ones too
+    assert zeros_lazy(torch.empty(0), 2, 3).tolist() == [[0.0] * 3] * 2  # small ones too
 
 
 def test_zeros_that_cannot_be_had_say_so() -> None:
     with pytest.raises((MemoryError, RuntimeError)) as error:
-        zeros(torch.empty(0), 1 << 30, 1 << 26)
+        zeros_lazy(torch.empty(0), 1 << 30, 1 << 26)
     assert is_out_of_memory(error.value)
 
 
 def test_copies_lie_side_by_side_and_are_equal() -> None:
     numbers = torch.arange(2 * 3 * 4 * 5).view(2, 3, 4, 5)
     parts = [numbers[1, :, :2], numbers.bfloat16()[0, :, 1:], numbers[0, :1, :0], numbers[0, 2]]
-    copies = side_by_side(parts)
+    copies = pack_copies(parts)
     for copy, part in zip(copies, parts, strict=True):
         assert copy.is_contiguous()
         assert copy.dtype == part.dtype

@@ -189,7 +189,7 @@ class JudgeModel:
         tokens: int,
     ) -> list[Answer]:
         self._check_lengths(texts, _BLANKS + tokens)
-        decoder = self._loaded().fresh()
+        decoder = self._loaded().clone_empty()
         prefixes = decoder.prefill(texts)
         logits = torch.stack([prefix.logits for prefix in prefixes])  # (B, V)
         rows = [_Row() for _ in texts]
@@ -205,7 +205,7 @@ class JudgeModel:
                     decoder.add(prefix)
                 prefixes, added = [], True
             column = torch.tensor([row.last(token) for row, token in zip(rows, following, strict=True)])
-            logits = decoder.extend(column[:, None])[:, 0]
+            logits = decoder.forward(column[:, None])[:, 0]
         return [Answer(row.probabilities or (), self._text(row.reply)) for row in rows]
 
     def _text(self, reply: Sequence[int]) -> str:

@@ -76,11 +76,11 @@ class AssistantGuesser:
 
     def fresh(self) -> AssistantGuesser:
         """The same model with no slot occupied."""
-        return AssistantGuesser(self._runner.fresh(), self.model, self._width)
+        return AssistantGuesser(self._runner.clone_empty(), self.model, self._width)
 
     def trim(self) -> None:
         """Drop all rows; they are read again."""
-        self._runner, self._slots = self._runner.fresh(), []
+        self._runner, self._slots = self._runner.clone_empty(), []
 
     def share(self, engine: Engine) -> float:
         """It has to be tried."""
@@ -117,7 +117,7 @@ class AssistantGuesser:
         before = [_length(row) - count for row in own]
         draws, where = alone(own, engine.runner.device), {row: i for i, row in enumerate(own)}
         for i in itertools.count():
-            logits = self._runner.extend(0, read.clamp(max=self._largest), before)[:, -1]
+            logits = self._runner.forward_model(0, read.clamp(max=self._largest), before)[:, -1]
             for slot, tokens in zip(slots, read.tolist(), strict=True):
                 if i == 0:
                     slot.right = len(slot.row.tokens)

@@ -115,7 +115,7 @@ class BaseGuesser:
         lengths, draws = engine.lengths()[0], self._asked[1]
         tokens = torch.tensor([row.tokens[-1] for row in rows])
         for i in itertools.count():
-            logits = engine.runner.extend(0, tokens[:, None], [length + i for length in lengths])[:, 0]
+            logits = engine.runner.forward_model(0, tokens[:, None], [length + i for length in lengths])[:, 0]
             tokens = engine.draw(replace(draws, places=places(rows, i)), [logits]).tokens
             yield Column(tokens.tolist(), levels(logits), logits)
 

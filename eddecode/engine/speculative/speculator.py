@@ -176,10 +176,12 @@ class Speculation:
         read = torch.tensor([[row.tokens[-1] for row in rows], *guesses]).T.contiguous()  # (n, count)
         known = [column.logits for column in draft.columns if column.logits is not None]
         if known:  # the base has read them
-            others = [engine.runner.extend(model, read, lengths[model]) for model in range(1, len(lengths))]
+            others = [
+                engine.runner.forward_model(model, read, lengths[model]) for model in range(1, len(lengths))
+            ]
             passes = [torch.stack(known, dim=1), *others]  # (n, count, V) each
         else:
-            passes = engine.runner.decode(read, lengths)
+            passes = engine.runner.forward(read, lengths)
         ahead = [places(rows, i) for i in range(count)]
         draws = Draws.at([place for row in zip(*ahead, strict=True) for place in row], engine.runner.device)
         draw = engine.draw(draws, [rearrange(z, "n t v -> (n t) v") for z in passes])

@@ -48,7 +48,7 @@ class LayerRange:
 
         Args:
             hidden: what comes in.
-            inputs: of the pass in progress, as `CachedModelRunner.through` hands them to a body.
+            inputs: of the pass in progress, as `CachedModelRunner.run_patched` hands them to a body.
         """
         cache: BatchedKVCache = inputs["past_key_values"]
         mask = inputs["attention_mask"]

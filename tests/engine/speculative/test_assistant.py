@@ -84,7 +84,7 @@ class Watched(AssistantGuesser):
     def guesses(self, engine: Any, rows: Any) -> Any:
         for column in super().guesses(engine, rows):
             assert {id(slot.row) for slot in self._slots} == {id(row) for row in rows}
-            lengths = self._runner.decoders[0].cache.lengths  # type: ignore[attr-defined]
+            lengths = self._runner.model_runners[0].cache.lengths  # type: ignore[attr-defined]
             for slot, length in zip(self._slots, lengths, strict=True):
                 assert length == len(slot.row.request.ids[0]) + slot.right + len(slot.guesses)
                 assert slot.right == len(slot.row.tokens)
@@ -92,7 +92,7 @@ class Watched(AssistantGuesser):
             yield column
 
     def fresh(self) -> Watched:
-        return Watched(self._runner.fresh(), self.model, self._width)
+        return Watched(self._runner.clone_empty(), self.model, self._width)
 
 
 class Seldom(Speculation):

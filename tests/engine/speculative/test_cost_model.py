@@ -34,13 +34,13 @@ class Timed(PairRunner):
     price: Callable[[int, int], float]
     joint: float | None = None
 
-    def extend(self, model: int, tokens: torch.Tensor, lengths: Any) -> torch.Tensor:
+    def forward_model(self, model: int, tokens: torch.Tensor, lengths: Any) -> torch.Tensor:
         self.clock.now += self.price(model, tokens.shape[1])
-        return super().extend(model, tokens, lengths)
+        return super().forward_model(model, tokens, lengths)
 
-    def decode(self, tokens: torch.Tensor, lengths: Any) -> list[torch.Tensor]:
+    def forward(self, tokens: torch.Tensor, lengths: Any) -> list[torch.Tensor]:
         start = self.clock.now
-        result = super().decode(tokens, lengths)
+        result = super().forward(tokens, lengths)
         if self.joint is not None:
             more = self.price(1, tokens.shape[1]) - self.price(1, 1)
             self.clock.now = start + self.joint + more

@@ -104,10 +104,10 @@ def test_plain_steps_in_between_change_nothing(guesser: str) -> None:
 def test_models_that_are_recomputed_for_every_token(guesser: str) -> None:
     pair = decoding.pair("gpt_neox", FEW)
     sampler, record = guessing(Sampler(pair, max_slots=5), guesser, 3)
-    sampler.runner.decoders = [UncachedModelRunner(model) for model in pair.models]
+    sampler.runner.model_runners = [UncachedModelRunner(model) for model in pair.models]
     if guesser == "twin":
         runner = sampler._speculation.guessers[0]._runner  # type: ignore[union-attr, attr-defined]
-        runner.decoders = [UncachedModelRunner(pair.base)]
+        runner.model_runners = [UncachedModelRunner(pair.base)]
     check_the_same(Sampler(pair, max_slots=5), sampler)
     assert record.guessed > 0
 
@@ -130,7 +130,7 @@ def test_two_models_on_one_backbone(guesser: str) -> None:
     pair = ModelPair.from_models(base, aligned)
     sampler, record = guessing(Sampler(pair, max_slots=5), guesser, 4)
     sampler._runner = LoraPairRunner(pair, factors)
-    assert sampler._runner.objection() is None
+    assert sampler._runner.self_check() is None
     plain = Sampler(pair, max_slots=5)
     plain._runner = PairRunner(pair)
     check_the_same(plain, sampler)

@@ -21,7 +21,7 @@ from eddecode.execution.compiled.decoder_layer import block_forward
 from eddecode.execution.compiled.lora import LoraDelta, LoraRows
 from eddecode.execution.compiled.replace import CompiledLayers
 from eddecode.execution.model_runner import CachedModelRunner
-from eddecode.execution.self_check import disagreement
+from eddecode.execution.self_check import max_relative_error
 from eddecode_kernels.linear import linear_for
 from helpers import tiny
 
@@ -74,7 +74,7 @@ def model_of(config: Any, dtype: torch.dtype = torch.float32, seed: int = 0) -> 
 def test_every_block_is_known_and_gives_what_the_model_gives(name: str) -> None:
     decoder = CachedModelRunner(model_of(BLOCKS[name]))
     assert decoder.layers.blocks == BLOCKS[name].num_hidden_layers
-    assert disagreement(decoder) < 1e-5
+    assert max_relative_error(decoder) < 1e-5
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen3", "phi3, half turned", "gemma", "mistral"])
@@ -87,7 +87,7 @@ def test_in_bfloat16_it_is_as_near_to_float32_as_the_library_is(name: str) -> No
     decoder = CachedModelRunner(rounded)
     assert decoder.layers.blocks
     decoder.add(decoder.prefill([tuple(text[0, :1].tolist())])[0])
-    ours = (decoder.extend(text[:, 1:])[0] - truth[1:]).square().mean().sqrt()
+    ours = (decoder.forward(text[:, 1:])[0] - truth[1:]).square().mean().sqrt()
     assert ours < 1.3 * library  # fewer roundings, but one text is one draw
 
 
@@ -135,15 +135,15 @@ def test_the_same_bits_alone_in_a_batch_and_several_tokens_at_once(name: str, dt
     texts = [torch.randint(97, (length,), generator=generator).tolist() for length in (9, 30, 17, 5, 23)]
     decoder = CachedModelRunner(model_of(BLOCKS[name], dtype))
     assert decoder.layers.blocks
-    together = decoder.fresh()
+    together = decoder.clone_empty()
     for text in texts:
         together.add(decoder.prefill([tuple(text[:-3])])[0])
     pieces = torch.tensor([text[-3:] for text in texts])
-    at_once = together.extend(pieces)
+    at_once = together.forward(pieces)
     for text, expected in zip(texts, at_once, strict=True):
-        alone = decoder.fresh()
+        alone = decoder.clone_empty()
         alone.add(decoder.prefill([tuple(text[:-3])])[0])
-        singly = [alone.extend(torch.tensor([[token]]))[0, 0] for token in text[-3:]]
+        singly = [alone.forward(torch.tensor([[token]]))[0, 0] for token in text[-3:]]
         assert torch.equal(torch.stack(singly), expected)
 
 
@@ -182,8 +182,8 @@ def test_a_low_rank_change_is_for_its_rows_alone(name: str, changed: slice | Non
     )
     for _ in range(4):
         decoder.cache.add(CachedModelRunner(base).prefill([(1,)])[0].states)
-    decoder.rewind([0] * 4)
-    found = decoder.extend(text.expand(4, -1))
+    decoder.truncate([0] * 4)
+    found = decoder.forward(text.expand(4, -1))
     for row, mine in enumerate(with_change):
         expected = (merged if mine else base)(input_ids=text).logits[0]
         torch.testing.assert_close(found[row], expected, atol=1e-4, rtol=1e-4)
@@ -195,7 +195,7 @@ def test_a_model_that_is_converted_underneath_is_an_error_not_garbage() -> None:
     decoder.add(decoder.prefill([(1, 2, 3)])[0])
     model.bfloat16()
     with pytest.raises(ValueError, match="must not be converted while it decodes"):
-        decoder.extend(torch.tensor([[4]]))
+        decoder.forward(torch.tensor([[4]]))
 
 
 def test_outside_of_the_engine_the_model_is_its_own() -> None:

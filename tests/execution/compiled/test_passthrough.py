@@ -114,7 +114,7 @@ def test_a_text_that_outgrows_the_table_of_angles() -> None:
     text = torch.randint(97, (STEP + 20,), generator=torch.Generator().manual_seed(1))
     decoder = CachedModelRunner(model)
     decoder.add(decoder.prefill([tuple(text[: STEP - 2].tolist())])[0])
-    found = decoder.extend(text[None, STEP - 2 :])[0]
+    found = decoder.forward(text[None, STEP - 2 :])[0]
     torch.testing.assert_close(found, model(input_ids=text[None]).logits[0, STEP - 2 :], atol=1e-4, rtol=0)
 
 

@@ -128,7 +128,7 @@ def test_without_a_compiler_the_tokens_are_the_same(arch: str, monkeypatch: pyte
     monkeypatch.setattr("eddecode_kernels.attention.library", none)
     monkeypatch.setenv("EDDECODE_KERNELS", "reference")
     sampler = Sampler(ModelPair.from_models(*models))
-    assert [decoder.own_attention for decoder in sampler.runner.decoders] == [True, True]  # type: ignore[attr-defined]
+    assert [decoder.own_attention for decoder in sampler.runner.model_runners] == [True, True]  # type: ignore[attr-defined]
     assert decoding.tokens(sampler.generate(prompts, params)) == decoding.tokens(expected)
 
 
