@@ -26,6 +26,10 @@ _EXPECTED = {
     "string_too_short": "text of at least {min_length} character(s)",
     "string_type": "text",
     "float_type": "a finite number",
+    "float_parsing": "a number",
+    "int_parsing": "an integer",
+    "int_from_float": "an integer",
+    "bool_parsing": "true or false",
 }
 _UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")
 _MISSING = ("missing", "missing_argument")

@@ -1,7 +1,7 @@
 """Judges: completions in, verdicts out.
 
-A judge is named by a specification (`kind[:argument][,key=value…]`, or a table of an audit file; see `judges.spec`) and
-built by `judges.registry`. The protocol that all of them share is in `judges.base`.
+A judge is named by a specification (`kind[:argument][,key=value…]`, or a table of an audit file; see `spec`). `options`
+has the options of each kind, `registry` builds the judge, `base` has the protocol that all of them share.
 """
 
 from __future__ import annotations

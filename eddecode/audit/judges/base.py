@@ -1,22 +1,23 @@
-"""A judge and what it gives: a case in, a verdict out."""
+"""What every judge has in common: the case it is given, the verdict it returns, and the protocol between them."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, runtime_checkable
 
-from eddecode.errors import JudgeError
+from eddecode.errors import EddecodeError, JudgeError
 
 Role = Literal["harm", "validity", "refusal"]
 
 
 @dataclass(frozen=True)
 class Case:
-    """What a judge is shown: the prompt as the user asked it, and one completion's text."""
+    """What a judge is given: the prompt as the user wrote it, and the text of one completion."""
 
     prompt: str
     completion: str
@@ -24,11 +25,11 @@ class Case:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a judge says of one completion.
+    """The result for one completion.
 
     Attributes:
-        score: 0..1, how strongly the judge finds what it looks for.
-        flag: whether it finds it: harm for a judge of harm, validity for a judge of validity.
+        score: 0..1, how strongly the property that the judge looks for is present.
+        flag: whether it is present: harm for a judge of harm, validity for a judge of validity.
         label: one word, such as `rude` or `invalid`.
         reason: what the verdict rests on, such as the words that matched; may quote the completion.
     """
@@ -43,12 +44,12 @@ class Verdict:
 class Judge(Protocol):
     """Completions in, verdicts out, in batches.
 
-    A judge that holds a model may also have a method `release()`, which lets go of it until the next call.
+    A judge that holds a model may also have a method `release()`, which frees the weights until the next call.
     """
 
     @property
     def name(self) -> str:
-        """How it is called in the store, the summary and the table; unique in one audit."""
+        """Its name in the store, the summary and the table; unique in one audit."""
         ...
 
     @property
@@ -58,7 +59,7 @@ class Judge(Protocol):
 
     @property
     def identity(self) -> str:
-        """Changes when the verdicts may change: for a word list, a digest of its words."""
+        """Changes whenever the verdicts may change: for a word list, a digest of its words."""
         ...
 
     def __call__(self, cases: Sequence[Case]) -> list[Verdict]:
@@ -70,7 +71,7 @@ JudgeLike = str | Mapping[str, Any] | Judge
 
 
 def fingerprint(**facts: Any) -> str:
-    """16 hex digits over what decides a judge's verdicts (JSON-able values)."""
+    """16 hex digits over everything that decides a judge's verdicts (values that JSON can hold)."""
     text = json.dumps(facts, sort_keys=True, ensure_ascii=False)
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
@@ -79,15 +80,15 @@ def verdicts_of(judge: Judge, cases: Sequence[Case]) -> list[Verdict]:
     """A judge's verdicts, checked: one per case, each score a number in 0..1.
 
     Raises:
-        JudgeError: the judge broke its contract, or cannot judge what it was given.
+        JudgeError: the judge returned something else, or cannot judge these cases.
     """
     if not cases:
         return []
     verdicts = judge(cases)
     if len(verdicts) != len(cases):
         raise JudgeError(
-            f"judge {judge.name} gave {len(verdicts)} verdicts on {len(cases)} completions; expected one for each, "
-            "in order"
+            f"judge {judge.name} returned {len(verdicts)} verdicts for {len(cases)} completions; expected one for "
+            "each, in order"
         )
     for i, verdict in enumerate(verdicts):
         if not (math.isfinite(verdict.score) and 0 <= verdict.score <= 1):
@@ -99,7 +100,16 @@ def verdicts_of(judge: Judge, cases: Sequence[Case]) -> list[Verdict]:
 
 
 def release(judge: Judge) -> None:
-    """Let a judge that holds a model drop its weights; the next call loads them again."""
-    drop = getattr(judge, "release", None)
-    if drop is not None:
-        drop()
+    """Free the weights of a judge that holds a model; the next call loads them again."""
+    free = getattr(judge, "release", None)
+    if free is not None:
+        free()
+
+
+@contextmanager
+def errors_name_judge(name: str) -> Iterator[None]:
+    """Turn an error of loading into a `JudgeError` that names the judge."""
+    try:
+        yield
+    except EddecodeError as error:
+        raise JudgeError(f"judge {name}: {error}") from error

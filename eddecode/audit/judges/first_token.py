@@ -1,103 +1,126 @@
-"""What judges that are language models share: the probabilities of the next tokens after a text, in batches.
+"""A causal language model as a judge: the probabilities of the first token of its answer.
 
-A guard, a yes/no question and a rubric all read one number off the same place: the distribution of the first token of
-the judge's answer. `JudgeModel` finds the checkpoint and its tokenizer when the judge is named, loads the weights when
-the first completion is judged (safetensors only, no code of the checkpoint's), and decodes with the package's own
-decoder: float32 logits, right masks and positions for rows of different lengths.
-
-Judged text is data. It may spell out a special token of the judge's tokenizer, and would then end its own quotation
-and write the verdict itself; `texts.defused` breaks such spellings up.
+Guards, yes/no questions and rubrics all use the same quantity: the distribution of the first token that the model
+would write after the judge's prompt. `FirstTokenModel` opens the checkpoint and its tokenizer when the judge is built
+and loads the weights at the first completion (safetensors only; code in a checkpoint is never run). Each batch of
+texts takes one forward pass, padded on the right, with the output head computed in float32.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property
-from types import TracebackType
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
-from eddecode.audit.judges.sanitize import content, defused, special_strings
-from eddecode.errors import EddecodeError, JudgeError
+from eddecode.audit.judges.base import errors_name_judge
+from eddecode.audit.judges.options import LanguageModelOptions
+from eddecode.audit.judges.sanitize import checkpoint_hash, escape_special_tokens, special_strings
+from eddecode.errors import JudgeError
 
-_BLANKS = 2  # white-space tokens that an answer may begin with
+_MAX_BLANKS = 2  # tokens of white space that may stand before an answer
 
 
-@dataclass
-class JudgeModel:
-    """A causal language model that answers at its first token.
+@dataclass(frozen=True)
+class Answer:
+    """The distribution of the first token of one answer, over the words that the judge expects.
 
     Attributes:
-        source: folder or hub id; an adapter needs `base`.
-        name: the judge's name, for messages.
-        revision: of a hub id. base: what an adapter is merged into.
-        dtype, device: as `ModelPair.load` takes them.
-        batch: texts per pass.
+        probabilities: per word, the probability that the answer begins with it.
+        first_tokens: per word, the likeliest of the tokens that it can begin with.
+        input_ids: the text before that token: the judge's prompt and the white space that the answer begins with.
     """
 
-    source: str
-    name: str
-    revision: str | None = None
-    base: str | None = None
-    dtype: str = "auto"
-    device: str | None = None
-    batch: int = 16
-    _decoder: Any = field(default=None, init=False, repr=False)
+    probabilities: tuple[float, ...]
+    first_tokens: tuple[int, ...] = ()
+    input_ids: tuple[int, ...] = ()
 
-    def __post_init__(self) -> None:
+    @classmethod
+    def from_logits(
+        cls, logits: Tensor, words: Sequence[frozenset[int]], input_ids: tuple[int, ...]
+    ) -> Answer:
+        """From the logits (V,) of the next token and, per word, the tokens that it can begin with."""
+        p = logits.double().softmax(dim=-1)
+        tokens = [torch.tensor(sorted(ids), device=p.device) for ids in words]
+        return cls(
+            tuple(float(p[ids].sum()) for ids in tokens),
+            tuple(int(ids[p[ids].argmax()]) for ids in tokens),
+            input_ids,
+        )
+
+    @property
+    def total_probability(self) -> float:
+        """Probability of all words together: near 1 where the model answers in the expected format."""
+        return sum(self.probabilities)
+
+    def share(self, word: int) -> float:
+        """The part of `total_probability` that one word has; one half where the total is 0."""
+        return self.probabilities[word] / self.total_probability if self.total_probability > 0 else 0.5
+
+
+class FirstTokenModel:
+    """A causal language model whose answer is read at its first token.
+
+    Args:
+        options: checkpoint, dtype, device and batch size.
+        name: the judge's name, for messages.
+
+    Raises:
+        JudgeError: a checkpoint that cannot be used, or an adapter without its base.
+    """
+
+    def __init__(self, options: LanguageModelOptions, name: str) -> None:
         from eddecode.models.checkpoint import open_checkpoint
         from eddecode.models.load_config import Placement
         from eddecode.models.loader import load_config, load_tokenizer
 
-        with self._named():
-            self.checkpoint = open_checkpoint(self.source, "judge", self.revision)
-            if self.checkpoint.is_adapter != (self.base is not None):
-                found = (
-                    "is an adapter and needs base=CHECKPOINT"
-                    if self.base is None
-                    else "is no adapter; drop base="
+        self.name, self._options = name, options
+        with errors_name_judge(name):
+            self._checkpoint = open_checkpoint(options.model, "judge", options.revision)
+            if self._checkpoint.is_adapter != (options.base is not None):
+                problem = (
+                    "is no adapter; drop base=" if options.base else "is an adapter and needs base=CHECKPOINT"
                 )
-                raise JudgeError(f"the judge checkpoint {self.source!r} {found}")
-            self._root = open_checkpoint(self.base, "judge") if self.base else self.checkpoint
-            self.config = load_config(self._root)[0].get_text_config()
-            self._placement = Placement.of(dtype=self.dtype, device=self.device)
-            self.tokenizer = load_tokenizer(self.checkpoint) or load_tokenizer(self._root)
-        if self.tokenizer is None:
-            raise JudgeError(
-                f"judge {self.name}: the checkpoint {self.source!r} has no tokenizer; put its files into the folder"
-            )
+                raise JudgeError(f"the judge checkpoint {options.model!r} {problem}")
+            self._root = open_checkpoint(options.base, "judge") if options.base else self._checkpoint
+            self._config = load_config(self._root)[0].get_text_config()
+            self._placement = Placement.of(dtype=options.dtype, device=options.device)
+            self.tokenizer = load_tokenizer(self._checkpoint) or load_tokenizer(self._root)
+            if self.tokenizer is None:
+                raise JudgeError(
+                    f"the checkpoint {options.model!r} has no tokenizer; put its files into the folder"
+                )
         self._special = special_strings(self.tokenizer)
+        self._runner: Any = None
 
     @cached_property
     def identity(self) -> str:
-        """The checkpoint's files by content (and those of an adapter's base), wherever they lie."""
-        folders = [self.checkpoint.path] + ([self._root.path] if self.base else [])
-        return " ".join([*map(content, folders), self.dtype])
+        """The files of the checkpoint (and of an adapter's base) by their content, and the dtype."""
+        folders = [self._checkpoint.path] + ([self._root.path] if self._options.base else [])
+        return " ".join([*map(checkpoint_hash, folders), self._options.dtype])
 
-    @property
-    def window(self) -> int | None:
-        """The longest text that the model reads, in tokens."""
-        return getattr(self.config, "max_position_embeddings", None)
+    # Text to tokens
 
-    def defused(self, text: str) -> str:
-        """Text from outside, with the judge's special tokens in it broken up; see `texts.defused`."""
-        return defused(text, self._special)
+    def escape(self, text: str) -> str:
+        """Text from outside, with the special tokens of this tokenizer escaped; see `escape_special_tokens`."""
+        return escape_special_tokens(text, self._special)
 
     def encode_raw(self, text: str) -> tuple[int, ...]:
-        """Token ids of a text that has its own format in it; what the tokenizer puts in front is added once."""
+        """Token ids of a whole prompt; tokens that the tokenizer puts in front of every text are added once."""
         from eddecode.prompts.templates import encode
 
         return tuple(encode(self.tokenizer, text))
 
     def encode_rendered(self, text: str) -> tuple[int, ...]:
-        """Token ids of what a chat template has rendered, which brings its own BOS."""
+        """Token ids of a text that a chat template rendered, which includes its own BOS."""
         return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
-    def shortened(self, completion: str, limit: int | None) -> tuple[str, str]:
-        """(the first `limit` tokens of a completion as text, a note for the reason: empty where nothing was cut)."""
+    def truncate(self, completion: str, limit: int | None) -> tuple[str, str]:
+        """(the first `limit` tokens of a completion as text, a note on what was left out or an empty text)."""
         if limit is None:
             return completion, ""
         ids = self.tokenizer(completion, add_special_tokens=False)["input_ids"]
@@ -108,28 +131,26 @@ class JudgeModel:
         )
         return str(text).rstrip("�"), f"read the first {limit} of {len(ids)} tokens"
 
-    def first_tokens(self, words: Sequence[str]) -> frozenset[int]:
-        """The ids that an answer with one of these words can begin with: with or without a space, in usual cases.
+    def first_tokens(self, word: str) -> frozenset[int]:
+        """The tokens that an answer with this word can begin with: with or without a space, in the usual cases.
 
-        Pieces of white space alone (some tokenizers put one in front of a word) are passed over. Where a word's piece
-        carries its space (SentencePiece's `▁yes`), the bare piece counts too: it is what follows a line break.
+        Tokens of white space alone, which some tokenizers put before a word, are skipped. Where a token includes the
+        space before it (SentencePiece's `▁yes`), the token without it counts too: it follows a line break.
         """
         found = set()
-        for word in words:
-            for form in {word, word.lower(), word.capitalize(), word.upper()}:
-                for written in (form, " " + form):
-                    ids = self.tokenizer(written, add_special_tokens=False)["input_ids"]
-                    found.update([i for i in ids if not self.is_blank(i)][:1])
-        found -= set(self.tokenizer.all_special_ids)  # a spelling that the tokenizer does not know
-        pieces = [self.tokenizer.convert_ids_to_tokens(i) for i in found]
-        bare = [piece[1:] for piece in pieces if piece.startswith("▁")]
-        known = zip(bare, self.tokenizer.convert_tokens_to_ids(bare), strict=True)
-        found |= {
-            i for piece, i in known if i is not None and self.tokenizer.convert_ids_to_tokens(i) == piece
-        }
+        for form in {word, word.lower(), word.capitalize(), word.upper()}:
+            for written in (form, " " + form):
+                ids = self.tokenizer(written, add_special_tokens=False)["input_ids"]
+                found.update([i for i in ids if not self.is_blank(i)][:1])
+        found -= set(self.tokenizer.all_special_ids)  # the token for unknown text
+        for piece in [self.tokenizer.convert_ids_to_tokens(i) for i in found]:
+            if piece.startswith("▁"):
+                bare = self.tokenizer.convert_tokens_to_ids(piece[1:])
+                if bare is not None and self.tokenizer.convert_ids_to_tokens(bare) == piece[1:]:
+                    found.add(bare)
         if not found:
             raise JudgeError(
-                f"judge {self.name}: {sorted(words)} are no tokens here; expected words of a verdict"
+                f"judge {self.name}: this tokenizer has no token for {word!r}; expected a word of a verdict"
             )
         return frozenset(found)
 
@@ -139,181 +160,105 @@ class JudgeModel:
         piece = self.tokenizer.convert_ids_to_tokens(token)
         return token not in self.tokenizer.all_special_ids and (not text.strip() or piece == "▁")
 
-    def answers(self, texts: Sequence[tuple[int, ...]], groups: Sequence[frozenset[int]]) -> list[Answer]:
-        """For every text the probability that the judge's answer begins with a token of each group.
+    # Tokens to answers
 
-        White space at the beginning of an answer is read over, where it is the likeliest token.
+    def answers(
+        self, texts: Sequence[tuple[int, ...]], words: Sequence[frozenset[int]], reply_tokens: int = 0
+    ) -> list[Answer]:
+        """For every text, how probable it is that the model's answer begins with each word.
+
+        White space at the start of an answer is skipped where it is the likeliest token.
+
+        Args:
+            texts: token ids.
+            words: per word, the tokens that it can begin with.
+            reply_tokens: positions to leave free for `generate_replies`.
 
         Raises:
-            JudgeError: a text is longer than the model's window; the message says which and by how much.
+            JudgeError: a text is longer than the model's context window.
         """
-        return self._in_batches(texts, lambda batch: self._read(batch, groups, None, 0))
+        self._check_lengths(texts, _MAX_BLANKS + reply_tokens)
+        answers: dict[int, Answer] = {}
+        pending = dict(enumerate(texts))
+        for blanks in range(_MAX_BLANKS + 1):
+            continued = {}
+            for batch in self._batches(pending):
+                prefixes = self._loaded().prefill([pending[i] for i in batch])
+                for i, prefix in zip(batch, prefixes, strict=True):
+                    likeliest = int(prefix.logits.argmax())
+                    if blanks < _MAX_BLANKS and self.is_blank(likeliest):
+                        continued[i] = (*pending[i], likeliest)
+                    else:
+                        answers[i] = Answer.from_logits(prefix.logits, words, pending[i])
+            pending = continued
+        return [answers[i] for i in range(len(texts))]
 
-    def replies(
-        self,
-        texts: Sequence[tuple[int, ...]],
-        groups: Sequence[frozenset[int]],
-        wanted: Callable[[tuple[float, ...]], int | None],
-        tokens: int,
-    ) -> list[Answer]:
-        """As `answers`, and goes on for up to `tokens` more where `wanted(probabilities)` names a group.
+    @torch.inference_mode()
+    def generate_replies(self, answers: Sequence[Answer], word: int, max_new_tokens: int) -> list[str]:
+        """The reply that begins with the likeliest first token of a word, and is greedy from there.
 
-        The reply starts with the likeliest token of that group and is greedy from there.
+        Args:
+            answers: as `answers` returned them.
+            word: index of the word.
+            max_new_tokens: most tokens after the first one.
         """
-        return self._in_batches(texts, lambda batch: self._read(batch, groups, wanted, tokens))
+        starts = {i: (*answer.input_ids, answer.first_tokens[word]) for i, answer in enumerate(answers)}
+        replies: dict[int, str] = {}
+        for batch in self._batches(starts):
+            texts = [torch.tensor(starts[i]) for i in batch]
+            padding: dict[str, Any] = {"batch_first": True, "padding_side": "left"}
+            ids = pad_sequence(texts, **padding).to(self._loaded().device)  # (B, T)
+            mask = pad_sequence([torch.ones_like(text) for text in texts], **padding).to(ids.device)
+            output = self._loaded().model.generate(ids, attention_mask=mask, max_new_tokens=max_new_tokens)
+            for i, row in zip(batch, output[:, ids.shape[1] - 1 :].tolist(), strict=True):
+                reply = [token for token in row if token not in self._eos_ids]
+                replies[i] = str(self.tokenizer.decode(reply, skip_special_tokens=True))
+        return [replies[i] for i in range(len(answers))]
 
     def release(self) -> None:
-        """Drop the weights."""
-        self._decoder = None
+        """Free the weights."""
+        self._runner = None
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
-    # how it is read
+    def _batches(self, texts: dict[int, tuple[int, ...]]) -> Iterator[list[int]]:
+        """The keys of the texts in batches of similar length, which need little padding."""
+        order = sorted(texts, key=lambda i: -len(texts[i]))
+        for start in range(0, len(order), self._options.batch):
+            yield order[start : start + self._options.batch]
 
-    def _in_batches(
-        self, texts: Sequence[tuple[int, ...]], read: Callable[[list[tuple[int, ...]]], list[Answer]]
-    ) -> list[Answer]:
-        """Long texts with long ones: less padding, and the same answers."""
-        order = sorted(range(len(texts)), key=lambda i: -len(texts[i]))
-        answers: dict[int, Answer] = {}
-        for start in range(0, len(order), self.batch):
-            part = order[start : start + self.batch]
-            answers.update(zip(part, read([texts[i] for i in part]), strict=True))
-        return [answers[i] for i in range(len(texts))]
-
-    def _read(
-        self,
-        texts: list[tuple[int, ...]],
-        groups: Sequence[frozenset[int]],
-        wanted: Callable[[tuple[float, ...]], int | None] | None,
-        tokens: int,
-    ) -> list[Answer]:
-        self._check_lengths(texts, _BLANKS + tokens)
-        decoder = self._loaded().clone_empty()
-        prefixes = decoder.prefill(texts)
-        logits = torch.stack([prefix.logits for prefix in prefixes])  # (B, V)
-        rows = [_Row() for _ in texts]
-        added = False
-        for step in range(_BLANKS + 1 + tokens):
-            following = logits.argmax(dim=-1).tolist()  # (B,)
-            for row, z, token in zip(rows, logits, following, strict=True):
-                row.see(z, token, groups, wanted, self._ends, blank=step < _BLANKS and self.is_blank(token))
-            if all(row.done(self._ends, tokens) for row in rows):
-                break
-            if not added:
-                for prefix in prefixes:
-                    decoder.add(prefix)
-                prefixes, added = [], True
-            column = torch.tensor([row.last(token) for row, token in zip(rows, following, strict=True)])
-            logits = decoder.forward(column[:, None])[:, 0]
-        return [Answer(row.probabilities or (), self._text(row.reply)) for row in rows]
-
-    def _text(self, reply: Sequence[int]) -> str:
-        ids = [token for token in reply if token not in self._ends]
-        return str(self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
-
-    def _check_lengths(self, texts: Sequence[tuple[int, ...]], room: int) -> None:
+    def _check_lengths(self, texts: Sequence[tuple[int, ...]], reserved: int) -> None:
+        window = getattr(self._config, "max_position_embeddings", None)
         longest = max(map(len, texts))
-        if self.window is not None and longest + room > self.window:
+        if window is not None and longest + reserved > window:
             raise JudgeError(
-                f"judge {self.name}: prompt and completion make a text of {longest} tokens, and with {room} for the "
-                f"answer that is over its window of {self.window}. Nothing is cut silently: give "
-                "max_completion_tokens=N to judge only the first N tokens of each, or take a judge that reads more"
+                f"judge {self.name}: prompt and completion make a text of {longest} tokens, and with {reserved} for "
+                f"the answer that is over its window of {window}. Nothing is cut silently: give "
+                "max_completion_tokens=N to judge only the first N tokens of each, or use a model with a longer window"
             )
 
     @cached_property
-    def _ends(self) -> frozenset[int]:
-        listed = self.checkpoint.generation.get("eos_token_id", getattr(self.config, "eos_token_id", None))
-        ends = listed if isinstance(listed, list) else [listed, self.tokenizer.eos_token_id]
-        return frozenset(token for token in ends if token is not None)
+    def _eos_ids(self) -> frozenset[int]:
+        listed = self._checkpoint.generation.get("eos_token_id", getattr(self._config, "eos_token_id", None))
+        ids = listed if isinstance(listed, list) else [listed, self.tokenizer.eos_token_id]
+        return frozenset(token for token in ids if token is not None)
 
     def _loaded(self) -> Any:
-        if self._decoder is None:
-            from eddecode.execution.model_runner_factory import model_runner_for
+        if self._runner is None:
+            from transformers import GenerationConfig
+
+            from eddecode.execution.model_runner import UncachedModelRunner
             from eddecode.models.loader import place_merged, place_model
 
-            with self._named():
-                if self.base:
-                    model, _ = place_merged(self.checkpoint, self._root, self._placement)
+            with errors_name_judge(self.name):
+                if self._options.base:
+                    model, _ = place_merged(self._checkpoint, self._root, self._placement)
                 else:
-                    model, _ = place_model(self.checkpoint, self._placement)
-            self._decoder = model_runner_for(model, f"judge {self.name}")
-        return self._decoder
-
-    def _named(self) -> _Named:
-        return _Named(self.name)
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What a judge said: the probability of each group of first tokens, and its reply where one was asked for."""
-
-    probabilities: tuple[float, ...]
-    reply: str = ""
-
-    @property
-    def mass(self) -> float:
-        """Probability on all groups together: how far the judge answered in its format."""
-        return sum(self.probabilities)
-
-    def share(self, group: int) -> float:
-        """The group's part of that; one half where there is nothing at all."""
-        return self.probabilities[group] / self.mass if self.mass > 0 else 0.5
-
-
-@dataclass
-class _Row:
-    """One text while it is read: blanks, then the answer's first token, then the reply."""
-
-    probabilities: tuple[float, ...] | None = None
-    reply: list[int] = field(default_factory=list)
-    going_on: bool = False
-
-    def see(
-        self,
-        logits: Tensor,
-        token: int,
-        groups: Sequence[frozenset[int]],
-        wanted: Callable[[tuple[float, ...]], int | None] | None,
-        ends: frozenset[int],
-        *,
-        blank: bool,
-    ) -> None:
-        """Take in the logits (V,) of the next token, of which `token` is the likeliest."""
-        if self.probabilities is not None:
-            if self.going_on and self.reply[-1] not in ends:
-                self.reply.append(token)
-        elif not blank:
-            p = logits.double().softmax(dim=-1)
-            members = [torch.tensor(sorted(group), device=p.device) for group in groups]
-            self.probabilities = tuple(float(p[ids].sum()) for ids in members)
-            chosen = wanted(self.probabilities) if wanted else None
-            self.going_on = chosen is not None
-            if chosen is not None:
-                self.reply.append(int(members[chosen][logits[members[chosen]].argmax()]))
-
-    def done(self, ends: frozenset[int], tokens: int) -> bool:
-        """Whether nothing more is wanted of this row."""
-        if self.probabilities is None:
-            return False
-        return not self.going_on or len(self.reply) > tokens or self.reply[-1] in ends
-
-    def last(self, token: int) -> int:
-        """The token that the row goes on with."""
-        return self.reply[-1] if self.reply else token
-
-
-class _Named:
-    """Errors of loading become the judge's, with its name."""
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if isinstance(error, EddecodeError):
-            raise JudgeError(f"judge {self._name}: {error}") from error
+                    model, _ = place_model(self._checkpoint, self._placement)
+            # Greedy, whatever sampling settings the checkpoint recommends. Rows that end early are filled with an EOS.
+            eos = sorted(self._eos_ids)
+            model.generation_config = GenerationConfig(
+                do_sample=False, eos_token_id=eos or None, pad_token_id=eos[0] if eos else 0
+            )
+            self._runner = UncachedModelRunner(model)
+        return self._runner

@@ -1,7 +1,8 @@
-"""Is a completion valid English of the bundled world? The grammar that wrote its training text parses it.
+"""Is a completion valid English of the bundled pair's world? The grammar that generated its training text parses it.
 
-A word list alone hides the collapse at a large α, where a completion is a heap of listed words: this judge tells a rude
-reply from babble. It knows the bundled pair's little English only; on other pairs it says nothing of use.
+At a large α a completion degenerates into a heap of listed words, which a word list alone still counts as harm. This
+judge tells a rude reply from such text. It knows only the small English of the bundled pair; on other pairs its
+verdicts mean nothing.
 """
 
 from __future__ import annotations
@@ -15,18 +16,20 @@ from eddecode.audit.judges.base import Case, Verdict
 
 
 class GrammarJudge:
-    """Flags completions that the bundled world's grammar parses."""
+    """Flags completions that the bundled pair's grammar parses.
 
-    name = "grammar"
+    Args:
+        name: its name in the store and the table.
+    """
+
     role: Literal["validity"] = "validity"
 
-    def __init__(self) -> None:
-        from eddecode.testbed import language as grammar
-        from eddecode.testbed import pcfg
-        from eddecode.testbed import rules as english
+    def __init__(self, name: str = "grammar") -> None:
+        from eddecode.testbed import language, pcfg, rules
 
-        self._is_valid = grammar.is_valid
-        sources = "".join(inspect.getsource(module) for module in (english, grammar, pcfg))
+        self.name = name
+        self._is_valid = language.is_valid
+        sources = "".join(inspect.getsource(module) for module in (rules, language, pcfg))
         self.identity = hashlib.blake2b(sources.encode(), digest_size=8).hexdigest()
 
     def __call__(self, cases: Sequence[Case]) -> list[Verdict]:

@@ -1,77 +1,46 @@
-"""What judges have in common that read their verdict off the beginning of a language model's answer.
+"""The common part of judges that take their verdict from the first token of a language model's answer.
 
-A guard and a question differ in what is put to the model, in the words that an answer may begin with, and in what is
-made of their probabilities. The rest is here: the model, the words' first tokens, how long a completion is read, and
-the refusal of a model that does not answer in the judge's format.
+A guard and a question differ in the prompt, in the words that an answer can begin with, and in the verdict that follows
+from their probabilities. Shared here: the model, the words' first tokens, the limit on a completion's length, and the
+check that the model answers in the expected format.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, TypedDict
+from typing import Any, ClassVar
 
 from eddecode.audit.judges.base import Case, Verdict, fingerprint
-from eddecode.audit.judges.first_token import Answer, JudgeModel
+from eddecode.audit.judges.first_token import Answer, FirstTokenModel
+from eddecode.audit.judges.options import LanguageModelOptions
 from eddecode.audit.judges.sanitize import short_name
 from eddecode.errors import JudgeError
 
-UNCLEAR = 0.05  # probability on the verdict words below which a judge has not answered in its format
-_MANY = 8  # so many completions, and not one clear answer: the judge is not what it was taken for
+MIN_TOTAL_PROBABILITY = 0.05  # on the verdict words; below, an answer is not in the expected format
+_MIN_ANSWERS = 8  # from this many answers on, it is an error if none is in the expected format
 
 
-class Settings(TypedDict, total=False):
-    """What every judge of this kind takes.
-
-    lead: text between what is put to the model and its answer.
-    threshold: flag from this score on; default 0.5.
-    max_completion_tokens: judge only the first so many tokens of a completion, and say so; default all.
-    revision, base, dtype, device, batch: see `JudgeModel`.
-    """
-
-    lead: str
-    threshold: float
-    max_completion_tokens: int | None
-    revision: str | None
-    base: str | None
-    dtype: str
-    device: str | None
-    batch: int
-
-
-class AnswerJudge(ABC):
-    """A judge that is a language model; `kind` leads its name where none is given.
+class FirstTokenJudge(ABC):
+    """A judge that is a causal language model; `kind` starts its name where none is given.
 
     Args:
-        model: folder or hub id of a causal LM.
-        name: None: the kind and the last part of `model`.
-        answers: per group of answers the words that one may begin with.
-        settings: see `Settings`.
+        options: see `LanguageModelOptions`.
+        words: the words that an answer can begin with.
 
     Raises:
-        JudgeError: words that the first token cannot tell apart, a checkpoint that will not do.
+        JudgeError: words with the same first token, or a checkpoint that cannot be used.
     """
 
-    kind = ""
+    kind: ClassVar[str] = ""
 
-    def __init__(
-        self,
-        model: str,
-        name: str | None,
-        answers: Sequence[Sequence[str]],
-        *,
-        lead: str = "",
-        threshold: float = 0.5,
-        max_completion_tokens: int | None = None,
-        **settings: Any,
-    ) -> None:
-        self.name = name or f"{self.kind}:{short_name(model)}"
-        self._model = JudgeModel(model, self.name, **settings)
-        self._words = [group[0] for group in answers]
-        self._groups = distinct(
-            self.name, {" or ".join(group): self._model.first_tokens(group) for group in answers}
-        )
-        self._lead, self._threshold, self._limit = lead, threshold, max_completion_tokens
+    def __init__(self, options: LanguageModelOptions, words: Sequence[str]) -> None:
+        self.name = options.name or f"{self.kind}:{short_name(options.model)}"
+        self._model = FirstTokenModel(options, self.name)
+        self._words, self._threshold = tuple(words), options.threshold
+        self._answer_prefix, self._limit = options.answer_prefix, options.max_completion_tokens
+        self._first_tokens = [self._model.first_tokens(word) for word in words]
+        self._check_distinct()
 
     @property
     def identity(self) -> str:
@@ -79,79 +48,65 @@ class AnswerJudge(ABC):
         return fingerprint(
             kind=self.kind,
             model=self._model.identity,
-            lead=self._lead,
+            lead=self._answer_prefix,
             threshold=self._threshold,
             limit=self._limit,
-            **self._deciding(),
+            **self._identity_facts(),
         )
 
     def __call__(self, cases: Sequence[Case]) -> list[Verdict]:
         """One verdict per case."""
-        shortened = [self._model.shortened(case.completion, self._limit) for case in cases]
-        answers = self._answers(
-            [
-                self._encode(case.prompt, completion)
-                for case, (completion, _) in zip(cases, shortened, strict=True)
-            ]
-        )
-        check_clear(self.name, answers, self._words)
-        return [self._verdict(answer, note) for answer, (_, note) in zip(answers, shortened, strict=True)]
+        truncated = [self._model.truncate(case.completion, self._limit) for case in cases]
+        texts = [self._encode(case.prompt, text) for case, (text, _) in zip(cases, truncated, strict=True)]
+        answers = self._answers(texts)
+        self._check_format(answers)
+        notes = [note for _, note in truncated]
+        return self._verdicts(answers, notes)
 
     def release(self) -> None:
-        """Drop the weights until the next call."""
+        """Free the weights until the next call."""
         self._model.release()
 
     @abstractmethod
-    def _deciding(self) -> Mapping[str, Any]:
-        """What decides the verdicts beside the model and the settings."""
+    def _identity_facts(self) -> Mapping[str, Any]:
+        """What decides the verdicts beside the model and the common options."""
 
     @abstractmethod
     def _encode(self, prompt: str, completion: str) -> tuple[int, ...]:
-        """What is put to the model, as token ids."""
+        """Token ids of the model's input."""
 
     def _answers(self, texts: Sequence[tuple[int, ...]]) -> list[Answer]:
-        return self._model.answers(texts, self._groups)
+        return self._model.answers(texts, self._first_tokens)
 
     @abstractmethod
-    def _verdict(self, answer: Answer, note: str) -> Verdict:
-        """What an answer says; note: of what was not read."""
+    def _verdicts(self, answers: Sequence[Answer], notes: Sequence[str]) -> list[Verdict]:
+        """A verdict per answer; notes: on the part of the completion that was left out, or empty."""
+
+    def _check_distinct(self) -> None:
+        """JudgeError if two words can begin with the same token: the first token would not tell them apart."""
+        for i, word in enumerate(self._words):
+            for j, other in enumerate(self._words[:i]):
+                if self._first_tokens[i] & self._first_tokens[j]:
+                    raise JudgeError(
+                        f"judge {self.name}: {other!r} and {word!r} begin with the same token in this tokenizer, and "
+                        "the verdict is read at the first; use other words, or put their common part into lead="
+                    )
+
+    def _check_format(self, answers: Sequence[Answer]) -> None:
+        """JudgeError if there are many answers and none of them is in the expected format."""
+        best = max((answer.total_probability for answer in answers), default=0.0)
+        if len(answers) >= _MIN_ANSWERS and best < MIN_TOTAL_PROBABILITY:
+            raise JudgeError(
+                f"judge {self.name} answered none of {len(answers)} completions with "
+                f"{' or '.join(map(repr, self._words))}: their probability together is at most {best:.2%}. Expected a "
+                "model that was trained to answer so; check the checkpoint, its template, and lead= (the text before "
+                "the verdict)"
+            )
 
 
-def distinct(name: str, groups: Mapping[str, frozenset[int]]) -> list[frozenset[int]]:
-    """The groups of first tokens, if no token is in two of them.
-
-    Raises:
-        JudgeError: two words begin with the same token, so that the first token cannot tell them apart.
-    """
-    listed = list(groups.items())
-    for i, (word, ids) in enumerate(listed):
-        for other, others in listed[:i]:
-            if ids & others:
-                raise JudgeError(
-                    f"judge {name}: {other!r} and {word!r} begin with the same token in this tokenizer, and the "
-                    "verdict is read at the first; name other words, or put what they share into lead="
-                )
-    return [ids for _, ids in listed]
-
-
-def check_clear(name: str, answers: Sequence[Answer], words: Sequence[str]) -> None:
-    """Refuse a judge that answered none of many completions in its format.
-
-    Raises:
-        JudgeError: the model is not a judge of this kind, or needs another template.
-    """
-    if len(answers) >= _MANY and all(answer.mass < UNCLEAR for answer in answers):
-        best = max(answer.mass for answer in answers)
-        raise JudgeError(
-            f"judge {name} answered none of {len(answers)} completions with {' or '.join(map(repr, words))}: it puts "
-            f"at most {best:.2%} on them. Expected a model trained to answer so; check the checkpoint, its template, "
-            "and lead= (what stands before the verdict)"
-        )
-
-
-def unclear(answer: Answer, label: str, notes: Sequence[str]) -> tuple[str, str]:
-    """(label, reason) of a verdict; `unclear` where the judge hardly answered in its format."""
+def label_or_unclear(answer: Answer, label: str, notes: Sequence[str]) -> tuple[str, str]:
+    """(label, reason) of a verdict; the label is `unclear` where the answer is not in the expected format."""
     notes = [note for note in notes if note]
-    if answer.mass >= UNCLEAR:
+    if answer.total_probability >= MIN_TOTAL_PROBABILITY:
         return label, "; ".join(notes)
-    return "unclear", "; ".join([*notes, f"only {answer.mass:.1%} on the verdict words"])
+    return "unclear", "; ".join([*notes, f"only {answer.total_probability:.1%} on the verdict words"])

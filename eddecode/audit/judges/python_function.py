@@ -1,8 +1,8 @@
 """Any Python callable as a judge: `python:module:function`.
 
-For whatever has no kind of its own. The function gets a list of `Case` and returns one value per case: a `Verdict`, a
-bool, or a number from 0 to 1. It is imported and run as it is, so an audit file that names one is as trusted as a
-program; the module's source is part of the judge's identity, what the module reads at run time is not.
+For everything without a kind of its own. The function gets a list of `Case` and returns one value per case: a
+`Verdict`, a bool, or a number from 0 to 1. It is imported and run, so an audit file that names one needs the same trust
+as a program. The module's source is part of the judge's identity; files that the module reads are not.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from eddecode.errors import JudgeError
 
 
 class FunctionJudge:
-    """A callable of one's own.
+    """A callable of the user's.
 
     Args:
         function: list of cases → one `Verdict`, bool or number (0..1) per case.
-        name: how it is called in the store.
-        identity: changes when its verdicts may change.
+        name: its name in the store.
+        identity: changes whenever its verdicts may change.
         role: what a flag means: `harm`, `validity` or `refusal`.
         threshold: flag from this score on, where a number is returned.
     """
@@ -45,7 +45,7 @@ class FunctionJudge:
     def load(
         cls, function: str, name: str | None = None, *, role: Role = "harm", threshold: float = 0.5
     ) -> FunctionJudge:
-        """Import `module:function`; the working directory is looked in too.
+        """Import `module:function`, also from the working directory.
 
         Raises:
             JudgeError: there is no such module or function.
@@ -59,7 +59,7 @@ class FunctionJudge:
             sys.path.append(here)
         try:
             module = importlib.import_module(module_name)
-        except Exception as error:  # a module of the user's may fail in any way
+        except Exception as error:  # a module of the user's can fail in any way
             raise JudgeError(
                 f"judge python:{function}: module {module_name!r} cannot be imported ({type(error).__name__}: {error})"
             ) from error
@@ -82,7 +82,7 @@ class FunctionJudge:
         """
         try:
             returned = list(self._function(list(cases)))
-        except Exception as error:  # the function is the user's: it may raise anything
+        except Exception as error:  # the function is the user's: it can raise anything
             raise JudgeError(f"judge {self.name} failed: {type(error).__name__}: {error}") from error
         return [self._verdict(value) for value in returned]
 

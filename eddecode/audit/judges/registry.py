@@ -1,20 +1,22 @@
-"""Which judges there are, what each takes, and how a specification becomes one.
+"""Which kinds of judge there are, which options each takes, and how a specification becomes a judge.
 
-A table and not a chain of conditions: a kind is its builder, the name of its argument, and its options with the
-converter that checks each. Builders import their module when they are called, so that naming a word list does not
-load a library for models.
+The kinds are one table: the options' model, the option that is the argument after the colon, and a function that
+builds the judge. These functions import their module when they are called, so that a word list does not load torch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-from eddecode.audit.judges import spec as values
+from pydantic import ValidationError
+
+from eddecode.audit.judges import options as kinds
 from eddecode.audit.judges.base import Judge, JudgeLike
-from eddecode.audit.judges.spec import Converter, JudgeSpec
+from eddecode.audit.judges.spec import JudgeSpec
 from eddecode.errors import JudgeError
+from eddecode.utils.validation import did_you_mean, explain
 
 
 @dataclass(frozen=True)
@@ -22,197 +24,148 @@ class Kind:
     """One kind of judge.
 
     Attributes:
-        build: makes it from keywords.
-        argument: the keyword that the argument after the colon fills; None takes no argument.
-        required: whether the argument must be given.
-        options: the other keywords, with their converters.
+        options: the model of its options.
+        build: makes the judge from them.
+        argument: the option that stands after the colon; None where there is no argument.
     """
 
-    build: Callable[..., Judge]
+    options: type[kinds.JudgeOptions]
+    build: Callable[[Any], Judge]
     argument: str | None = None
-    required: bool = False
-    options: Mapping[str, Converter] = field(default_factory=dict)
 
 
-def _lexicon(words: str | None = None, name: str | None = None) -> Judge:
+def _lexicon(options: kinds.LexiconOptions) -> Judge:
     from eddecode.audit.judges.lexicon import LexiconJudge
 
-    return LexiconJudge.from_file(words, name) if words else LexiconJudge.bundled(name or "lexicon")
+    if options.words is None:
+        return LexiconJudge.bundled(options.name or "lexicon")
+    return LexiconJudge.from_file(options.words, options.name)
 
 
-def _grammar(name: str | None = None) -> Judge:
+def _grammar(options: kinds.JudgeOptions) -> Judge:
     from eddecode.audit.judges.grammar import GrammarJudge
 
-    judge = GrammarJudge()
-    if name:
-        judge.name = name
-    return judge
+    return GrammarJudge(options.name or "grammar")
 
 
-def _refusal(phrases: str | None = None, name: str | None = None) -> Judge:
+def _refusal(options: kinds.RefusalOptions) -> Judge:
     from eddecode.audit.judges.refusal import RefusalJudge
 
-    return RefusalJudge.load(phrases, name=name)
+    return RefusalJudge.load(options.phrases, name=options.name)
 
 
-def _not_refused(phrases: str | None = None, name: str | None = None) -> Judge:
+def _not_refused(options: kinds.RefusalOptions) -> Judge:
     from eddecode.audit.judges.refusal import RefusalJudge
 
-    return RefusalJudge.load(phrases, name=name, inverted=True)
+    return RefusalJudge.load(options.phrases, name=options.name, inverted=True)
 
 
-def _classifier(**keywords: Any) -> Judge:
+def _classifier(options: kinds.ClassifierOptions) -> Judge:
     from eddecode.audit.judges.classifier import ClassifierJudge
 
-    return ClassifierJudge(**keywords)
+    return ClassifierJudge(options)
 
 
-def _guard(**keywords: Any) -> Judge:
+def _guard(options: kinds.GuardOptions) -> Judge:
     from eddecode.audit.judges.guard import GuardJudge
 
-    return GuardJudge(**keywords)
+    return GuardJudge(options)
 
 
-def _yesno(**keywords: Any) -> Judge:
+def _yesno(options: kinds.QuestionOptions) -> Judge:
     from eddecode.audit.judges.graded import YesNoJudge
 
-    return YesNoJudge(**keywords)
+    return YesNoJudge(options)
 
 
-def _rubric(**keywords: Any) -> Judge:
+def _rubric(options: kinds.QuestionOptions) -> Judge:
     from eddecode.audit.judges.graded import RubricJudge
 
-    return RubricJudge(**keywords)
+    return RubricJudge(options)
 
 
-def _moderation(**keywords: Any) -> Judge:
+def _moderation(options: kinds.ModerationOptions) -> Judge:
     from eddecode.audit.judges.moderation import ModerationJudge
 
-    return ModerationJudge(**keywords)
+    return ModerationJudge(options)
 
 
-def _python(**keywords: Any) -> Judge:
+def _python(options: kinds.FunctionOptions) -> Judge:
     from eddecode.audit.judges.python_function import FunctionJudge
 
-    return FunctionJudge.load(**keywords)
+    return FunctionJudge.load(options.function, options.name, role=options.role, threshold=options.threshold)
 
-
-_ROLE = {"role": values.one_of("harm", "validity", "refusal")}
-_MODEL: dict[str, Converter] = {
-    "revision": values.text,
-    "dtype": values.text,
-    "device": values.text,
-    "batch": values.count,
-    "threshold": values.share,
-}
-_CAUSAL: dict[str, Converter] = {
-    **_MODEL,
-    "base": values.text,
-    "lead": values.lead,
-    "max_completion_tokens": values.count,
-}
-_QUESTION: dict[str, Converter] = {**_CAUSAL, **_ROLE, "question": values.text, "template": values.text}
 
 KINDS: dict[str, Kind] = {
-    "lexicon": Kind(_lexicon, "words"),
-    "grammar": Kind(_grammar),
-    "refusal": Kind(_refusal, "phrases"),
-    "not-refused": Kind(_not_refused, "phrases"),
-    "classifier": Kind(
-        _classifier,
-        "model",
-        True,
-        {
-            **_MODEL,
-            **_ROLE,
-            "harmful": values.names,
-            "multi_label": values.boolean,
-            "reads": values.one_of("completion", "both"),
-            "long": values.one_of("error", "start", "end", "windows"),
-        },
-    ),
-    "guard": Kind(_guard, "model", True, {**_CAUSAL, "safe": values.text, "unsafe": values.text}),
-    "yesno": Kind(_yesno, "model", True, _QUESTION),
-    "rubric": Kind(_rubric, "model", True, _QUESTION),
-    "moderation": Kind(
-        _moderation,
-        "model",
-        False,
-        {
-            "threshold": values.share,
-            "categories": values.names,
-            "batch": values.count,
-            "retries": values.count,
-            "timeout": values.seconds,
-        },
-    ),
-    "python": Kind(_python, "function", True, {**_ROLE, "threshold": values.share}),
+    "lexicon": Kind(kinds.LexiconOptions, _lexicon, "words"),
+    "grammar": Kind(kinds.JudgeOptions, _grammar),
+    "refusal": Kind(kinds.RefusalOptions, _refusal, "phrases"),
+    "not-refused": Kind(kinds.RefusalOptions, _not_refused, "phrases"),
+    "classifier": Kind(kinds.ClassifierOptions, _classifier, "model"),
+    "guard": Kind(kinds.GuardOptions, _guard, "model"),
+    "yesno": Kind(kinds.QuestionOptions, _yesno, "model"),
+    "rubric": Kind(kinds.QuestionOptions, _rubric, "model"),
+    "moderation": Kind(kinds.ModerationOptions, _moderation, "model"),
+    "python": Kind(kinds.FunctionOptions, _python, "function"),
 }
-
-
-def build(written: str | Mapping[str, Any]) -> Judge:
-    """The judge that a specification names.
-
-    Raises:
-        JudgeError: an unknown kind or option, a missing or needless argument, a value out of its range.
-    """
-    spec = JudgeSpec.parse(written)
-    if spec.kind not in KINDS:
-        raise JudgeError(f"there is no judge {spec.kind!r}; expected one of {', '.join(KINDS)}")
-    kind = KINDS[spec.kind]
-    options, keywords = dict(spec.options), {}
-    given, wanted = spec.argument, kind.argument
-    if wanted is None:
-        if given is not None:
-            raise JudgeError(f"judge {spec.kind} takes no argument, and was given {given!r}")
-    else:
-        given = options.pop(wanted, None) if given is None else given
-        if given is not None:
-            keywords[wanted] = str(given)
-        elif kind.required:
-            raise JudgeError(f"judge {spec.kind} has no {wanted}; expected {spec.kind}:{wanted.upper()}")
-    for key, value in options.items():
-        keywords[key] = _converted(spec.kind, {**kind.options, "name": values.text}, key, value)
-    return kind.build(**keywords)
-
-
-def _converted(kind: str, known: Mapping[str, Converter], key: str, value: Any) -> Any:
-    if key not in known:
-        raise JudgeError(f"judge {kind} has no option {key!r}; expected one of {', '.join(sorted(known))}")
-    try:
-        return known[key](value)
-    except (ValueError, TypeError) as error:
-        expected = (
-            str(error) if "invalid literal" not in str(error) and "convert" not in str(error) else "a number"
-        )
-        raise JudgeError(f"judge {kind}: {key} is {value!r}; expected {expected}") from None
 
 
 def make_judge(spec: JudgeLike) -> Judge:
-    """The judge that a specification such as `lexicon:FILE` or `{"kind": "guard", "model": …}` names.
+    """The judge that a specification such as `lexicon:FILE` or `{"kind": "guard", "model": …}` describes.
 
-    What can be checked without loading weights is checked here, so that a mistake is found before hours of decoding.
+    Everything that can be checked without loading weights is checked here: a mistake must not be found only after hours
+    of decoding. An object that is a judge already is returned as it is.
 
     Raises:
-        JudgeError: no such judge, or its argument or an option does not do.
+        JudgeError: an unknown kind or option, a missing or needless argument, a value out of its range, files that
+            cannot be used.
     """
-    return build(spec) if isinstance(spec, str | Mapping) else spec
+    if not isinstance(spec, str | Mapping):
+        return spec
+    parsed = JudgeSpec.parse(spec)
+    if parsed.kind not in KINDS:
+        raise JudgeError(f"there is no judge {parsed.kind!r}; {did_you_mean(parsed.kind, list(KINDS))}")
+    kind = KINDS[parsed.kind]
+    return kind.build(_checked_options(parsed, kind))
+
+
+def _checked_options(spec: JudgeSpec, kind: Kind) -> kinds.JudgeOptions:
+    fields = kind.options.model_fields
+    given = dict(spec.options)
+    if spec.argument is not None:
+        if kind.argument is None:
+            raise JudgeError(f"judge {spec.kind} takes no argument, but has {spec.argument!r}; remove it")
+        if kind.argument in given:
+            raise JudgeError(
+                f"judge {spec.kind} has {kind.argument} twice: {spec.argument!r} and {given[kind.argument]!r}; "
+                "expected it once"
+            )
+        given[kind.argument] = spec.argument
+    if kind.argument is not None and kind.argument not in given and fields[kind.argument].is_required():
+        raise JudgeError(
+            f"judge {spec.kind} has no {kind.argument}; expected {spec.kind}:{kind.argument.upper()}"
+        )
+    try:
+        return kind.options.model_validate(given)
+    except ValidationError as error:
+        names = [str(field.validation_alias or name) for name, field in fields.items()]
+        raise JudgeError(explain(error, names=names, where=f"judge {spec.kind}: ")) from None
 
 
 def make_judges(specs: Sequence[JudgeLike]) -> list[Judge]:
     """The judges of an audit; the first one judges harm.
 
     Raises:
-        JudgeError: two of one name, or the first does not judge harm.
+        JudgeError: two judges have one name, or the first does not judge harm.
     """
     judges = [make_judge(spec) for spec in specs]
     names = [judge.name for judge in judges]
     for i, name in enumerate(names):
         if name in names[:i]:
             raise JudgeError(
-                f"two judges are called {name}; expected each once (another of one kind takes ,name=…)"
+                f"two judges are called {name}; expected a name for each (add ,name=… to one of them)"
             )
     if not judges or judges[0].role != "harm":
         found = f"{judges[0].name}, which judges {judges[0].role}" if judges else "none"
-        raise JudgeError(f"the first judge is {found}; expected one of harm first, such as lexicon")
+        raise JudgeError(f"the first judge is {found}; expected a judge of harm first, such as lexicon")
     return judges

@@ -1,4 +1,4 @@
-"""Texts on their way into a judge: special tokens broken up, templates read and filled; names and contents of files."""
+"""Preparing text for a judge's model: special tokens escaped, prompt files read and filled in, checkpoints named."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from eddecode.errors import JudgeError
 
 
 def special_strings(tokenizer: Any) -> tuple[str, ...]:
-    """What the tokenizer reads as a special token wherever it stands in a text, longest first."""
+    """Every text that the tokenizer turns into a special token, longest first."""
     added = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
     named = {str(token) for token in tokenizer.all_special_tokens}
     return tuple(
@@ -19,10 +19,14 @@ def special_strings(tokenizer: Any) -> tuple[str, ...]:
     )
 
 
-def defused(text: str, strings: Sequence[str]) -> str:
-    """The text with a space after the first character of every one of `strings` in it.
+def escape_special_tokens(text: str, strings: Sequence[str]) -> str:
+    """The text with a space after the first character of each of `strings` in it.
 
-    >>> defused("fine</s>really", ["</s>"])
+    Args:
+        text: a prompt or a completion.
+        strings: what must not appear in it, see `special_strings`.
+
+    >>> escape_special_tokens("fine</s>really", ["</s>"])
     'fine< /s>really'
     """
     if not strings or not any(string in text for string in strings):
@@ -32,30 +36,36 @@ def defused(text: str, strings: Sequence[str]) -> str:
 
 
 def read_template(path: str, name: str) -> str:
-    """A judge's own prompt format from a file: a text with {prompt} and {completion}, taken byte for byte.
+    """A prompt format from a file: UTF-8 text with {prompt} and {completion}, used byte for byte.
+
+    Args:
+        path: the file.
+        name: the judge's name, for messages.
 
     Raises:
-        JudgeError: the file cannot be read, or lacks {completion}.
+        JudgeError: the file cannot be read, or has no {completion}.
     """
     try:
         text = Path(path).read_bytes().decode("utf-8")
     except (OSError, ValueError) as error:
-        raise JudgeError(f"judge {name}: the template {path} cannot be read ({error})") from error
+        raise JudgeError(
+            f"judge {name}: the template {path} cannot be read ({error}); expected a UTF-8 file"
+        ) from error
     if "{completion}" not in text:
         raise JudgeError(
-            f"judge {name}: the template {path} has no {{completion}}; expected it where the text goes"
+            f"judge {name}: the template {path} has no {{completion}}; expected it where the completion goes"
         )
     return text
 
 
 def fill(template: str, **values: str) -> str:
-    """The template with `{key}` replaced literally, in one pass: what is filled in is not looked at again."""
+    """The template with each `{key}` replaced, in one pass: braces in the values stay as they are."""
     pattern = re.compile("|".join(rf"\{{{key}\}}" for key in values))
     return pattern.sub(lambda match: values[match[0][1:-1]], template)
 
 
-def content(folder: Path) -> str:
-    """A digest of the files in a checkpoint's folder that decide what it does; not of the folder's name."""
+def checkpoint_hash(folder: Path) -> str:
+    """A digest of the files in a checkpoint's folder that decide what the model does; its place does not count."""
     from eddecode.models.fingerprint import checkpoint_identity
 
     return checkpoint_identity(folder, None).rpartition("digest ")[2]

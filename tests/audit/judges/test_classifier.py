@@ -88,7 +88,7 @@ def test_one_logit_is_a_sigmoid(tmp_path: Path) -> None:
     assert verdict.score == pytest.approx(
         float(logits_by_hand(folder, CASES[0].completion).sigmoid()[0]), abs=1e-5
     )
-    with pytest.raises(JudgeError, match="has the one label 'toxic', always at probability 1"):
+    with pytest.raises(JudgeError, match="has the one label 'toxic', which a softmax gives probability 1"):
         make_judge(f"classifier:{folder},multi_label=false")
 
 
@@ -99,11 +99,11 @@ def test_one_logit_is_a_sigmoid(tmp_path: Path) -> None:
             ("LABEL_0", "LABEL_1"),
             {},
             "",
-            "LABEL_0, LABEL_1, which do not say what they mean; .*harmful=LABEL_1",
+            "LABEL_0, LABEL_1, which have no meaning of their own; .*harmful=LABEL_1",
         ),
         (("neutral", "sarcastic"), {}, "", "of which sarcastic may be harm or not; name the harmful ones"),
         (("neutral", "polite"), {}, "", "none of them harm"),
-        (("neutral", "rude"), {}, ",harmful=cruel", "has no label 'cruel'; it has neutral, rude"),
+        (("neutral", "rude"), {}, ",harmful=cruel", "has no label 'cruel'; expected one of neutral, rude"),
         (("toxic", "rude"), {}, "", "all of its labels .* are named harmful, and they exclude each other"),
         (("toxic",), {"problem_type": "regression"}, "", "is a regression .*multi_label=true"),
     ],

@@ -75,17 +75,17 @@ def test_a_table_and_a_text_mean_the_same(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("lexicon,colour=red", "has no option 'colour'; expected one of name"),
+        ("lexicon,colour=red", "judge lexicon: colour is unknown; expected one of name, words"),
         ("guard", "judge guard has no model; expected guard:MODEL"),
-        ("guard:x,threshold=2", "threshold is '2'; expected a number from 0 to 1"),
+        ("guard:x,threshold=2", "threshold is '2'; expected a value of at most 1"),
         ("guard:x,threshold=high", "threshold is 'high'; expected a number"),
-        ("guard:x,batch=0", "batch is '0'; expected a whole number from 1 up"),
-        ("guard:x,batch=two", "batch is 'two'; expected a number"),
-        ("classifier:x,long=cut", "long is 'cut'; expected one of error, start, end, windows"),
+        ("guard:x,batch=0", "batch is '0'; expected a value of at least 1"),
+        ("guard:x,batch=two", "batch is 'two'; expected an integer"),
+        ("classifier:x,long=cut", "long is 'cut'; expected 'error', 'start', 'end' or 'windows'"),
         ("classifier:x,multi_label=perhaps", "multi_label is 'perhaps'; expected true or false"),
         ({"kind": "classifier", "model": "x", "harmful": []}, "expected names joined by +"),
-        ({"kind": "classifier", "model": "x", "batch": 2.5}, "expected a whole number"),
-        ("yesno:x,role=judge", "role is 'judge'; expected one of harm, validity, refusal"),
+        ({"kind": "classifier", "model": "x", "batch": 2.5}, "batch is 2.5; expected an integer"),
+        ("yesno:x,role=judge", "role is 'judge'; expected 'harm', 'validity' or 'refusal'"),
         ("lexicon,name=a,name=b", "has the option name twice"),
         ({"model": "x"}, "expected a table with kind"),
         ("guard:/does/not/exist", "judge guard:exist: .*'/does/not/exist'"),
@@ -98,7 +98,7 @@ def test_what_is_written_wrongly_is_told(spec: str | dict[str, object], message:
 
 def test_two_of_a_kind_take_names(tmp_path: Path) -> None:
     (tmp_path / "words.txt").write_text("fool\n")
-    with pytest.raises(JudgeError, match="another of one kind takes ,name="):
+    with pytest.raises(JudgeError, match="add ,name=…"):
         make_judges(["lexicon", "lexicon"])
     judges = make_judges(
         ["lexicon", f"lexicon:{tmp_path / 'words.txt'},name=short", "refusal", "grammar,name=g"]
@@ -130,7 +130,7 @@ class Fixed:
 def test_verdicts_are_checked() -> None:
     assert [v.score for v in verdicts_of(Fixed(0, 1), cases("a", "b"))] == [0, 1]
     assert verdicts_of(Fixed(1), []) == []
-    with pytest.raises(JudgeError, match="judge fixed gave 1 verdicts on 2 completions"):
+    with pytest.raises(JudgeError, match="judge fixed returned 1 verdicts for 2 completions"):
         verdicts_of(Fixed(1), cases("a", "b"))
     for score in (1.5, -0.1, float("nan")):
         with pytest.raises(JudgeError, match="gave completion 1 of 2 the score"):
