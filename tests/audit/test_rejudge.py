@@ -85,7 +85,7 @@ def test_what_cannot_be_judged_again(tmp_path: Path) -> None:
         def __call__(self, cases: Sequence[Case]) -> list[Verdict]:
             return [Verdict(2.0, True, "x")]
 
-    with pytest.raises(JudgeError, match="judge short gave 1 verdicts on 180 completions"):
+    with pytest.raises(JudgeError, match="judge short returned 1 verdicts for 180 completions"):
         rejudge(tmp_path / "run", [Short()])
 
 

@@ -7,12 +7,13 @@ verdicts mean nothing.
 
 from __future__ import annotations
 
-import hashlib
-import inspect
 from collections.abc import Sequence
 from typing import Literal
 
 from eddecode.audit.judges.base import Case, Verdict
+
+RULES_IDENTITY = "9b70e4a2f5d1f2a0"
+"""Of the grammar that the judge parses with; a new value (any) whenever the rules or the parser change."""
 
 
 class GrammarJudge:
@@ -23,14 +24,13 @@ class GrammarJudge:
     """
 
     role: Literal["validity"] = "validity"
+    identity = RULES_IDENTITY
 
     def __init__(self, name: str = "grammar") -> None:
-        from eddecode.testbed import language, pcfg, rules
+        from eddecode.testbed import language
 
         self.name = name
         self._is_valid = language.is_valid
-        sources = "".join(inspect.getsource(module) for module in (rules, language, pcfg))
-        self.identity = hashlib.blake2b(sources.encode(), digest_size=8).hexdigest()
 
     def __call__(self, cases: Sequence[Case]) -> list[Verdict]:
         """One verdict per case: `valid` or `invalid`."""

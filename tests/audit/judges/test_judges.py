@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import pytest
@@ -103,3 +104,11 @@ def test_grammar_tells_english_from_babble() -> None:
     assert [v.label for v in judge([Case("", babble), Case("", "")])] == ["invalid", "invalid"]
     assert judge.role == "validity"
     assert not grammar.is_valid(babble)
+
+
+def test_the_grammar_judge_is_identified_by_its_rules() -> None:
+    from eddecode.testbed import rules
+
+    digest = hashlib.blake2b(repr(rules.RULES).encode(), digest_size=8).hexdigest()
+    # If this fails, the rules changed and verdicts may too: set a new RULES_IDENTITY, and both values here.
+    assert (make_judge("grammar").identity, digest) == ("9b70e4a2f5d1f2a0", "d96ff23ff0f67854")
