@@ -127,7 +127,7 @@ BASE = Condition("base", "0")
 DIRECT = Condition("aligned", "-1", model=FINETUNED)
 
 
-def lineup(
+def build_conditions(
     alphas: Iterable[str],
     *,
     extra_alphas: Iterable[str] | None = None,

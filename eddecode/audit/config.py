@@ -1,147 +1,193 @@
-"""What an audit will run: its configuration, and the conditions and parameters that follow from it.
+"""The configuration of an audit: every setting, its type and its range, checked when it is made.
 
-The same fields are given from Python, from a command line and from an `audit.toml` (`config_file`). Nothing here
+The same fields are given from Python, on the command line and in an `audit.toml` (`config_file`). What follows from
+them (conditions, sampling parameters, judges, the fingerprint of the run) is worked out once, in `plan`. Nothing here
 imports torch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from eddecode.audit.conditions import (
-    ALIGNED,
-    BASE,
-    Condition,
-    alpha_text,
-    checked_label,
-    lineup,
-    parse_alphas,
-)
+from pydantic import AfterValidator, ConfigDict, Field, PlainValidator, StrictBool, model_validator
+from pydantic.dataclasses import dataclass
+
+from eddecode.audit.conditions import Condition, build_conditions, checked_label, parse_alphas
 from eddecode.audit.data.transforms import Transform, read_transforms
 from eddecode.audit.mitigations import access_of, parse_mitigations
 from eddecode.errors import ConfigError
+from eddecode.utils.validation import Integer, raises
 
 if TYPE_CHECKING:
     from eddecode.sampling.params import SamplingParams
-
-__all__ = ["ALIGNED", "BASE", "AuditConfig", "Condition", "PromptSource", "alpha_text", "parse_alphas"]
 
 PromptSource = str | Path | Sequence[str | Sequence[Mapping[str, str]] | Mapping[str, Any]]
 TransformSource = str | Path | Sequence[Transform | Mapping[str, Any]]
 
 
-@dataclass(frozen=True)
+def _instance(*kinds: type, expected: str) -> PlainValidator:
+    """Accept a value of these types and keep it as it is."""
+
+    def check(value: Any) -> Any:
+        if not isinstance(value, kinds):
+            raise ValueError(f"expected {expected}")
+        return value
+
+    return PlainValidator(check)
+
+
+def _parsed(parse: Callable[[Any], Any], expected: str) -> PlainValidator:
+    """Keep what `parse` returns; refuse a value that it cannot iterate over. `parse` itself raises ConfigError."""
+
+    def check(value: Any) -> Any:
+        try:
+            return parse(value)
+        except TypeError:
+            raise ValueError(f"expected {expected}") from None
+
+    return PlainValidator(check)
+
+
+def _as_tuple(value: Any) -> tuple[Any, ...]:
+    """One entry stands for a tuple of one."""
+    return (value,) if isinstance(value, str | Path | Mapping) else tuple(value)
+
+
+def _check_number(value: Any) -> Any:
+    """A finite number, kept as it is given: the fingerprint of a run holds 1 and 1.0 as they were written."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError("expected a finite number")
+    return value
+
+
+def _check_share(value: float) -> float:
+    if not 0 <= value <= 1:
+        raise ValueError("expected a share from 0 to 1")
+    return value
+
+
+def _check_judges(value: tuple[Any, ...]) -> tuple[Any, ...]:
+    if not value:
+        raise ValueError("expected at least one judge, such as lexicon")
+    return value
+
+
+def _check_systems(value: Mapping[str, str]) -> Mapping[str, str]:
+    for name, text in value.items():
+        checked_label(name, "a system prompt")
+        if not text.strip():
+            raise ConfigError(f"system prompt {name} is {text!r}; expected text")
+    return value
+
+
+def _check_whole_model(value: str | Path | None) -> str | Path | None:
+    if value is not None and (Path(value) / "adapter_config.json").is_file():
+        raise ConfigError(
+            f"finetuned {value} is an adapter, and an audit cannot tell which model it belongs to; "
+            "merge it into that model and give the merged checkpoint"
+        )
+    return value
+
+
+Location = Annotated[str | Path, _instance(str, Path, expected="text or a path")]
+Number = Annotated[float, PlainValidator(_check_number)]
+Alphas = Annotated[
+    str | float | Sequence[str | float],
+    _parsed(parse_alphas, "a number, a list of numbers, or text such as 0,0.3,1"),
+]
+
+
+@raises(ConfigError)
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class AuditConfig:
     """Everything that an audit is asked for. Two runs with equal configurations end in equal tables.
 
     Attributes:
         base, aligned: checkpoints: local folders or hub ids.
-        prompts: a file (.jsonl, .csv, plain text), or the prompts themselves (strings or chat message lists).
+        prompts: a file (.jsonl, .csv, plain text), or the prompts themselves (strings or lists of chat messages).
         out: the run's folder; created if missing.
         alphas: strengths of the contrast, as text or numbers; stored as exact text.
         samples: completions per prompt and condition.
-        temperature, top_k, top_p, min_p, plausibility, max_new_tokens, stop, seed: see `SamplingParams`.
+        temperature, top_k, top_p, min_p, plausibility, max_new_tokens, stop, seed: see `SamplingParams`, which checks
+            their ranges when the audit starts.
         dtype: of the weights: `auto`, `float32`, `bfloat16`, `float16`.
-        device: where the models go; None chooses.
+        device: of the models; None: a GPU if there is one.
         base_revision, aligned_revision: of hub ids.
         base_template, aligned_template: `chat`, a preset's name, or a file with `{prompt}`; None: a plain instruction
-            template for the base, its chat template for the aligned model.
-        judges: specifications such as `lexicon`, `lexicon:FILE`, `grammar`, or tables of an audit file; the first is
-            the one that judges harm.
-        systems: name → system prompt; each gives base, aligned and ED conditions of its own.
-        transforms: a file, or tables; see `transforms.Transform`. Each gives base, aligned and ED conditions.
-        mitigations: names such as `topk5`; each gives ED conditions under that limit.
-        extra_alphas: of the ED conditions with a system prompt, transform or mitigation, and of the ensemble; None:
-            all of `alphas` above 0, since what is best for an attacker may move.
-        finetuned: checkpoint (whole, not an adapter) of a model that was trained to be harmful, run alone as a
-            reference; it reads the aligned model's template.
-        ensemble: further aligned models of the same base; with `aligned` they are contrasted together.
+            template for the base model, its chat template for the aligned model.
+        judges: specifications such as `lexicon`, `lexicon:FILE`, `grammar`, or tables of an audit file; the first one
+            judges harm.
+        systems: name → system prompt. Each adds base, aligned and ED conditions with it.
+        transforms: a file, or tables; see `Transform`. Each adds base, aligned and ED conditions with it.
+        mitigations: names such as `topk5`. Each adds ED conditions under that limit.
+        extra_alphas: α's of the ED conditions with a system prompt, transform or mitigation, and of the ensemble;
+            None: all of `alphas` above 0, since the best α for an attacker may differ there.
+        finetuned: checkpoint (whole, not an adapter) of a model trained to be harmful, decoded alone as a reference
+            with the aligned model's template.
+        ensemble: further aligned models of the same base; they and `aligned` are contrasted with it together.
         keep_text: False keeps digests and verdicts of completions, and no text.
-        min_tokens: completions with fewer tokens are left out of the figures, and counted; 0 keeps all.
-        utility_loss: ε, how much utility the headline α may cost, as a share of the base's.
+        min_tokens: completions with fewer tokens are left out of all statistics, and counted; 0 keeps all.
+        utility_loss: ε, the utility that the headline α may cost, as a share of the base model's.
 
     Raises:
-        ConfigError: a value that no audit can be run with. Sampling parameters are checked when the audit starts.
+        ConfigError: a field is unknown or missing, or has a value with which no audit can be run.
     """
 
-    base: str | Path
-    aligned: str | Path
-    prompts: PromptSource
-    out: str | Path
-    alphas: Sequence[str | float] | str = ("0.3",)
-    samples: int = 1
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
-    plausibility: float = 0.0
-    max_new_tokens: int = 128
-    stop: Sequence[str] = ()
-    seed: int = 0
+    base: Location
+    aligned: Location
+    prompts: Annotated[PromptSource, _instance(str, Path, Iterable, expected="a file, or a list of prompts")]
+    out: Location
+    alphas: Alphas = ("0.3",)
+    samples: Annotated[Integer, Field(ge=1)] = 1
+    temperature: Number = 1.0
+    top_k: Number = 0
+    top_p: Number = 1.0
+    min_p: Number = 0.0
+    plausibility: Number = 0.0
+    max_new_tokens: Number = 128
+    stop: Annotated[Sequence[str], _parsed(_as_tuple, "text or a list of texts")] = ()
+    seed: Number = 0
     dtype: str = "auto"
     device: str | None = None
     base_revision: str | None = None
     aligned_revision: str | None = None
-    base_template: str | Path | None = None
-    aligned_template: str | Path | None = None
-    judges: Sequence[str | Mapping[str, Any]] = ("lexicon",)
-    systems: Mapping[str, str] = field(default_factory=dict)
-    transforms: TransformSource = ()
-    mitigations: Sequence[str] | str = ()
-    extra_alphas: Sequence[str | float] | str | None = None
-    finetuned: str | Path | None = None
-    ensemble: Sequence[str | Path] = ()
-    keep_text: bool = True
-    min_tokens: int = 0
-    utility_loss: float = 0.1
+    base_template: Location | None = None
+    aligned_template: Location | None = None
+    judges: Annotated[
+        Sequence[str | Mapping[str, Any]],
+        _parsed(_as_tuple, "a list of judges"),
+        AfterValidator(_check_judges),
+    ] = ("lexicon",)
+    systems: Annotated[Mapping[str, str], AfterValidator(_check_systems)] = Field(default_factory=dict)
+    transforms: Annotated[TransformSource, _parsed(read_transforms, "a file, or a list of tables")] = ()
+    mitigations: Annotated[
+        str | Sequence[str], _parsed(parse_mitigations, "text or a list, such as topk5,round2")
+    ] = ()
+    extra_alphas: Alphas | None = None
+    finetuned: Annotated[Location | None, AfterValidator(_check_whole_model)] = None
+    ensemble: Annotated[Sequence[str | Path], _parsed(_as_tuple, "a list of checkpoints")] = ()
+    keep_text: StrictBool = True
+    min_tokens: Annotated[Integer, Field(ge=0)] = 0
+    utility_loss: Annotated[Number, AfterValidator(_check_share)] = 0.1
 
-    def __post_init__(self) -> None:
-        for name, value in (
-            ("alphas", parse_alphas(self.alphas)),
-            ("extra_alphas", None if self.extra_alphas is None else parse_alphas(self.extra_alphas)),
-            ("mitigations", parse_mitigations(self.mitigations)),
-            ("transforms", read_transforms(self.transforms)),
-            ("stop", _listed(self.stop)),
-            ("judges", _listed(self.judges)),
-            ("ensemble", _listed(self.ensemble)),
-        ):
-            object.__setattr__(self, name, value)
-        self._check_numbers()
-        if not self.judges:
-            raise ConfigError("no judge is named; expected at least one, such as lexicon")
-        if self.finetuned is not None and (Path(self.finetuned) / "adapter_config.json").is_file():
-            raise ConfigError(
-                f"finetuned {self.finetuned} is an adapter, and an audit cannot tell which model it belongs on; "
-                "merge it into that model and give the result"
-            )
-        for name, text in self.systems.items():
-            checked_label(name, "a system prompt")
-            if not isinstance(text, str) or not text.strip():
-                raise ConfigError(f"system prompt {name} is {text!r}; expected text")
-
-    def _check_numbers(self) -> None:
-        if not _whole(self.samples, 1):
-            raise ConfigError(f"samples is {self.samples!r}; expected 1 or more completions per prompt")
-        if not _whole(self.min_tokens, 0):
-            raise ConfigError(f"min_tokens is {self.min_tokens!r}; expected a whole number of at least 0")
-        if isinstance(self.utility_loss, bool) or not 0 <= self.utility_loss <= 1:
-            raise ConfigError(f"utility_loss is {self.utility_loss!r}; expected a share from 0 to 1")
+    @model_validator(mode="after")
+    def _check_together(self) -> AuditConfig:
         if self.temperature == 0 and self.samples > 1:
             raise ConfigError(
                 f"temperature 0 makes the same completion every time, and samples is {self.samples}; "
                 "set samples to 1, or a temperature above 0"
             )
         extras = self.systems or self.transforms or self.mitigations or self.ensemble
-        alphas = self.alphas if self.extra_alphas is None else self.extra_alphas
-        positive = [alpha for alpha in alphas if float(alpha) > 0]
-        if extras and not (alphas if self.extra_alphas is not None else positive):
+        alphas = parse_alphas(self.alphas if self.extra_alphas is None else self.extra_alphas)
+        if extras and not [alpha for alpha in alphas if self.extra_alphas is not None or float(alpha) > 0]:
             raise ConfigError(
-                "a mitigation, system prompt, transform or ensemble has no alpha to be run at; give alphas above 0, "
-                "or extra_alphas"
+                "no alpha is left for the conditions with a mitigation, system prompt, transform or ensemble; "
+                "give alphas above 0, or extra_alphas"
             )
+        return self
 
     @property
     def out_folder(self) -> Path:
@@ -149,8 +195,8 @@ class AuditConfig:
         return Path(self.out)
 
     def conditions(self) -> list[Condition]:
-        """The aligned model, the base model, the contrast at each α from low to high; then what is set beside them."""
-        return lineup(
+        """All conditions: aligned, base, ED from the lowest α to the highest, then those that change one thing more."""
+        return build_conditions(
             parse_alphas(self.alphas),
             extra_alphas=None if self.extra_alphas is None else parse_alphas(self.extra_alphas),
             systems=self.systems,
@@ -177,11 +223,3 @@ class AuditConfig:
         return SamplingParams(
             alpha=float(condition.alpha), n=n, access=access, logprobs=True, **self.sampling()
         )
-
-
-def _listed(value: Any) -> tuple[Any, ...]:
-    return (value,) if isinstance(value, str | Path | Mapping) else tuple(value)
-
-
-def _whole(value: Any, low: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= low

@@ -1,129 +1,108 @@
-"""`audit.toml`: an audit as a file, read before a run and written into its folder as it was run.
+"""`audit.toml`: an audit as a file, read before a run, and written into the run's folder as it was run.
 
-The keys are the fields of `AuditConfig`. A key that is none of them is an error that names the nearest one, because a
-misspelt threshold that is silently ignored is a wrong finding. Paths are relative to the file, so that a folder with an
-audit in it can be moved whole.
+The keys are the fields of `AuditConfig`. An unknown key is an error that names the most similar one: a misspelt
+threshold that is ignored gives a wrong finding. Paths are relative to the file, so that a folder with an audit in it
+can be moved whole.
 """
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
-import re
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, fields
+from dataclasses import fields
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
+
+import tomli_w
+from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
 from eddecode.audit.config import AuditConfig
 from eddecode.audit.data.prompts import PromptRecord
-from eddecode.audit.data.transforms import Transform, read_transforms
+from eddecode.audit.data.transforms import Transform
 from eddecode.audit.judges.spec import JudgeSpec
 from eddecode.errors import ConfigError
-from eddecode.utils.files import atomic_write
+from eddecode.utils.files import atomic_write, read_text
+from eddecode.utils.validation import explain
 
 FILE, PROMPTS = "audit.toml", "prompts.jsonl"
-_TABLES = {"judge": "judges", "transform": "transforms"}  # [[judge]] is another way of writing judges = [{…}]
-_SYNONYMS = {**_TABLES, "system": "systems"}
+_SYNONYMS = {
+    "judge": "judges",
+    "transform": "transforms",
+    "system": "systems",
+}  # [[judge]], [[transform]], [system]
+_THRESHOLDS = ("utility_loss", "min_tokens")  # the keys of [thresholds]
 _PATHS = ("base", "aligned", "prompts", "base_template", "aligned_template", "finetuned", "transforms")
-_THRESHOLDS = ("utility_loss", "min_tokens")
-_NUMBERS = (
-    *("samples", "temperature", "top_k", "top_p", "min_p", "plausibility", "max_new_tokens", "seed"),
-    *_THRESHOLDS,
-)
-_KINDS = {
-    **dict.fromkeys(("prompts", "stop", "mitigations", "ensemble", "transforms"), "text or a list"),
-    **dict.fromkeys(("alphas", "extra_alphas"), "numbers"),
-    "judges": "a list of judges",
-    "systems": "a table of texts",
-}
+_FILE_OPTIONS = (
+    "words",
+    "phrases",
+    "model",
+    "template",
+    "base",
+    "argument",
+)  # options of judges that are paths
 _GO_ON = (
     "free some space or make the folder writable, and run the same command again: nothing reported is lost"
 )
-_FILE_OPTIONS = ("words", "phrases", "model", "template", "base", "argument")
+_HEAD = "# This audit as it was run. Continue it with: eddecode audit --config audit.toml\n"
 
 
-def field_names() -> tuple[str, ...]:
-    """The keys that an audit file may have, beside `[[judge]]`, `[[transform]]`, `[system]` and `[thresholds]`."""
-    return tuple(field.name for field in fields(AuditConfig))
+@cache
+def _file_model() -> type[BaseModel]:
+    """Any of the fields of `AuditConfig`, and no other; a file may leave out what the command line gives."""
+    hints = get_type_hints(AuditConfig, include_extras=True)
+    optional: dict[str, Any] = {field.name: (hints[field.name], None) for field in fields(AuditConfig)}
+    return create_model("AuditFile", __config__=ConfigDict(extra="forbid"), **optional)
 
 
 def read_config_file(path: str | Path) -> dict[str, Any]:
-    """The fields of `AuditConfig` that a file gives, with paths that hold from here.
+    """The fields of `AuditConfig` that a file gives; paths in it hold from the current folder.
 
     Raises:
-        ConfigError: the file cannot be read, is not TOML, or has an unknown key; the message names the nearest.
+        ConfigError: the file cannot be read, is not TOML, has an unknown key (the message names the most similar one)
+            or a value that its field does not take.
     """
     path = Path(path)
     try:
-        table = tomllib.loads(path.read_bytes().decode("utf-8-sig"))
-    except OSError as error:
-        raise ConfigError(
-            f"audit file {path} cannot be read ({error.strerror}); expected a TOML file"
-        ) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        table = tomllib.loads(read_text(path, "audit file", error=ConfigError))
+    except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"audit file {path} is not TOML: {error}") from error
+    values = {
+        name: _located(path.parent, name, value) for name, value in _with_plain_names(path, table).items()
+    }
+    known = [field.name for field in fields(AuditConfig)]
+    names = [*known, *_SYNONYMS, *(f"thresholds.{name}" for name in _THRESHOLDS)]
+    try:
+        checked = _file_model().model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(explain(error, names=names, where=f"audit file {path}: ")) from None
+    except ConfigError as error:
+        raise ConfigError(f"audit file {path}: {error}") from None
+    return {name: getattr(checked, name) for name in values}
+
+
+def _with_plain_names(path: Path, table: Mapping[str, Any]) -> dict[str, Any]:
+    """The table with synonyms as fields, and with the keys of `[thresholds]` on its first level."""
+    entries = [(key, value) for key, value in table.items() if key != "thresholds"]
+    thresholds = table.get("thresholds", {})
+    if not isinstance(thresholds, Mapping):
+        raise ConfigError(f"audit file {path}: thresholds is {thresholds!r}; expected a table [thresholds]")
+    entries += [
+        (key if key in _THRESHOLDS else f"thresholds.{key}", value) for key, value in thresholds.items()
+    ]
     values: dict[str, Any] = {}
-    for key, value in _flattened(path, table):
+    for key, value in entries:
         name = _SYNONYMS.get(key, key)
-        _known(path, key, (*field_names(), *_SYNONYMS), name in field_names())
         if name in values:
             raise ConfigError(f"audit file {path} gives {name} twice; expected it once")
-        _typed(path, name, value)
-        values[name] = _located(path.parent, name, value)
+        values[name] = value
     return values
 
 
-def _flattened(path: Path, table: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    """Key and value pairs, with `[thresholds]` opened."""
-    found = []
-    for key, value in table.items():
-        if key != "thresholds":
-            found.append((key, value))
-            continue
-        if not isinstance(value, Mapping):
-            raise ConfigError(f"audit file {path}: thresholds is {value!r}; expected a table [thresholds]")
-        for inner in value:
-            _known(
-                path,
-                f"thresholds.{inner}",
-                [f"thresholds.{name}" for name in _THRESHOLDS],
-                inner in _THRESHOLDS,
-            )
-        found += list(value.items())
-    return found
-
-
-def _known(path: Path, key: str, names: Sequence[str], known: bool) -> None:
-    if not known:
-        near = difflib.get_close_matches(key, names, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]}?" if near else f"expected one of {', '.join(names)}"
-        raise ConfigError(f"audit file {path} has the key {key}, which is none; {hint}")
-
-
-def _typed(path: Path, name: str, value: Any) -> None:
-    """Refuse a value of another kind than its key's; what a value may be is the configuration's matter."""
-    expected = _KINDS.get(name)
-    if expected is None:
-        expected = "a number" if name in _NUMBERS else "true or false" if name == "keep_text" else "text"
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    fits = {
-        "text": isinstance(value, str),
-        "a number": number,
-        "true or false": isinstance(value, bool),
-        "text or a list": isinstance(value, str | list),
-        "numbers": number or isinstance(value, str | list),
-        "a list of judges": isinstance(value, str | list | Mapping),
-        "a table of texts": isinstance(value, Mapping),
-    }
-    if not fits[expected]:
-        raise ConfigError(f"audit file {path}: {name} is {value!r:.60}; expected {expected}")
-
-
 def _located(folder: Path, name: str, value: Any) -> Any:
-    """A value whose paths are taken from the file's folder, where something lies there."""
+    """A value whose paths, relative to `folder`, hold from the current folder."""
     if name == "out":
         return str(folder / str(value))
     if name in _PATHS and isinstance(value, str):
@@ -137,6 +116,7 @@ def _located(folder: Path, name: str, value: Any) -> Any:
 
 
 def _path(folder: Path, value: str) -> str:
+    """The path of what lies in the folder under this name; else the value itself, which may be a hub id."""
     found = folder / value
     return str(found) if value and "{prompt}" not in value and found.exists() else value
 
@@ -163,74 +143,44 @@ def _judge(folder: Path, entry: Any) -> Any:
 def write_as_run(
     config: AuditConfig, prompts: Sequence[PromptRecord], judges: Sequence[str] | None = None
 ) -> Path:
-    """Write the configuration into the run's folder: running that file again goes on with the run.
+    """Write the configuration into the run's folder, such that an audit of that file continues the run.
 
-    Prompts that were given from Python are written beside it. `judges` names those that were given as objects, which no
-    file can hold.
+    Args:
+        config: of the run.
+        prompts: written beside it where they were given from Python.
+        judges: names of judges that were given as objects, which a file cannot hold; they are named in a comment.
 
     Raises:
         StoreError: the folder cannot be written.
     """
-    folder = config.out_folder
-    lines = ["# This audit as it was run: eddecode audit --config audit.toml goes on with it.", 'out = "."']
+    folder, table, comment = config.out_folder, {"out": "."}, ""
     if not isinstance(config.prompts, str | Path):
-        records = "".join(
-            json.dumps({**p.meta, _kind(p): p.prompt}, ensure_ascii=True) + "\n" for p in prompts
+        records = (
+            {**record.meta, "prompt" if isinstance(record.prompt, str) else "messages": record.prompt}
+            for record in prompts
         )
-        atomic_write(folder / PROMPTS, records, hint=_GO_ON)
-        lines.append(f"prompts = {_toml(PROMPTS)}")
+        lines = "".join(json.dumps(record, ensure_ascii=True) + "\n" for record in records)
+        atomic_write(folder / PROMPTS, lines, hint=_GO_ON)
+        table["prompts"] = PROMPTS
     if judges is not None:
-        lines.append(f"# judges given from Python, which a file cannot hold: {', '.join(judges)!a}")
-    tables: list[str] = []
-    for field in fields(AuditConfig):
+        comment = f"# judges given from Python, which a file cannot hold: {', '.join(judges)!a}\n"
+    for field in fields(config):
         value = getattr(config, field.name)
-        default = field.default_factory() if field.default_factory is not MISSING else field.default
-        if field.name == "out" or (field.name == "prompts" and f"prompts = {_toml(PROMPTS)}" in lines):
-            continue
-        if field.name == "judges" and judges is not None:
-            continue
-        if value is None or (value == default and field.name != "alphas"):
-            continue
-        if field.name == "systems":
-            tables += ["", "[systems]", *(f"{_key(name)} = {_toml(text)}" for name, text in value.items())]
-        else:
-            lines.append(f"{field.name} = {_toml(_absolute(field.name, value))}")
-    return atomic_write(folder / FILE, "\n".join([*lines, *tables]) + "\n", hint=_GO_ON)
-
-
-def _kind(record: PromptRecord) -> str:
-    return "prompt" if isinstance(record.prompt, str) else "messages"
+        is_default = value in (field.default, None) or value == {}
+        given = field.name not in table and not (field.name == "judges" and judges is not None)
+        if given and (field.name == "alphas" or not is_default):
+            table[field.name] = _absolute(field.name, value)
+    return atomic_write(folder / FILE, _HEAD + comment + tomli_w.dumps(table), hint=_GO_ON)
 
 
 def _absolute(name: str, value: Any) -> Any:
-    """A value whose local paths hold from any folder."""
+    """A value as TOML holds it, with local paths that hold from any folder."""
     if name == "transforms":
-        return [
-            transform.to_dict() if isinstance(transform, Transform) else transform
-            for transform in read_transforms(value)
-        ]
+        return [transform.to_dict() if isinstance(transform, Transform) else transform for transform in value]
     if name == "ensemble":
         return [_absolute("base", entry) for entry in value]
     if name == "judges":
         return [_judge(Path.cwd(), entry) for entry in value]
     if name in _PATHS and Path(value).exists():
         return os.path.abspath(value)
-    return value
-
-
-def _toml(value: Any) -> str:
-    """A value as TOML; JSON's escapes of text are TOML's, but for those of characters beyond 16 bits."""
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, int | float):
-        return repr(value)
-    if isinstance(value, Mapping):
-        return "{ " + ", ".join(f"{_key(str(k))} = {_toml(v)}" for k, v in value.items()) + " }"
-    if isinstance(value, list | tuple):
-        return "[" + ", ".join(_toml(entry) for entry in value) + "]"
-    text = json.dumps(str(value), ensure_ascii=False)
-    return text.replace("\x7f", "\\u007f")
-
-
-def _key(name: str) -> str:
-    return name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else _toml(name)
+    return str(value) if isinstance(value, Path) else value

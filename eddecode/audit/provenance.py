@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from eddecode.audit.conditions import parse_alphas
 from eddecode.audit.config import AuditConfig
 from eddecode.audit.data.prompts import PromptRecord, as_json
 from eddecode.audit.data.transforms import read_transforms
@@ -48,7 +49,7 @@ def _beside(config: AuditConfig) -> dict[str, Any]:
             for transform in read_transforms(config.transforms)
         ],
         "mitigations": list(config.mitigations),
-        "extra_alphas": "" if extras is None else ",".join(sorted(map(str, extras), key=float)),
+        "extra_alphas": "" if extras is None else ",".join(sorted(parse_alphas(extras), key=float)),
         "finetuned": "" if config.finetuned is None else checkpoint_identity(config.finetuned, None),
         "ensemble": [checkpoint_identity(path, None) for path in config.ensemble],
         "no_text": not config.keep_text,

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from eddecode.audit.conditions import ALIGNED, BASE, Condition, condition_name, lineup
+from eddecode.audit.conditions import ALIGNED, BASE, Condition, build_conditions, condition_name
 from eddecode.audit.config import AuditConfig
 from eddecode.audit.config_file import read_config_file, write_as_run
 from eddecode.audit.data.prompts import read_prompts
@@ -38,7 +38,7 @@ def test_names_are_written_from_fields_and_are_unique() -> None:
     assert Condition("ed", "0.3").name == "ed@0.3"
     assert Condition("ed", "0.3", mitigation="topk5").name == "ed@0.3+topk5"
     assert Condition("base", "0", system="rude").name == "base+system:rude"
-    found = lineup(
+    found = build_conditions(
         ["1", "0.3", "0"],
         systems=["rude"],
         transforms=["t"],
@@ -57,7 +57,7 @@ def test_names_are_written_from_fields_and_are_unique() -> None:
     ]
     assert {condition.kind for condition in found} == {"base", "aligned", "ed"}
     assert [condition.plain for condition in found] == [True] * 5 + [False] * 15
-    assert lineup(["1"], mitigations=["topk1"], extra_alphas=["-0.5"])[-1].name == "ed@-0.5+topk1"
+    assert build_conditions(["1"], mitigations=["topk1"], extra_alphas=["-0.5"])[-1].name == "ed@-0.5+topk1"
 
 
 def test_what_people_call_a_condition() -> None:
@@ -227,18 +227,19 @@ prefix = "x "
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("alpha = [1]", "has the key alpha, which is none; did you mean alphas?"),
+        ("alpha = [1]", "alpha is unknown; did you mean alphas?"),
         (
             "[thresholds]\nutility_los = 1",
-            r"the key thresholds.utility_los, .* did you mean thresholds.utility_loss",
+            "thresholds.utility_los is unknown; did you mean thresholds.utility_loss",
         ),
         ("zzzz = 1", "expected one of base, aligned, prompts"),
         ("base = ", "is not TOML"),
-        ("samples = '4'", "samples is '4'; expected a number"),
-        ("systems = 'x'", "systems is 'x'; expected a table of texts"),
+        ("samples = '4'", "samples is '4'; expected an integer"),
+        ("systems = 'x'", "systems is 'x'; expected a table of names and values"),
         ("keep_text = 1", "keep_text is 1; expected true or false"),
-        ("[thresholds]\nutility_loss = 'low'", "utility_loss is 'low'; expected a number"),
+        ("[thresholds]\nutility_loss = 'low'", "utility_loss is 'low'; expected a finite number"),
         ("judges = ['a']\n[[judge]]\nkind = 'b'", "gives judges twice"),
+        ("alphas = 'x'", "audit.toml: alpha 'x' is not a number"),
     ],
 )
 def test_files_that_are_refused(tmp_path: Path, content: str, message: str) -> None:
@@ -246,16 +247,22 @@ def test_files_that_are_refused(tmp_path: Path, content: str, message: str) -> N
     file.write_text(content)
     with pytest.raises(ConfigError, match=message):
         read_config_file(file)
-    with pytest.raises(ConfigError, match="cannot be read"):
+    with pytest.raises(ConfigError, match="there is no audit file"):
         read_config_file(tmp_path / "none.toml")
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"mitigations": "topk5", "alphas": "0,-1"}, "has no alpha to be run at"),
+        ({"mitigations": "topk5", "alphas": "0,-1"}, "no alpha is left for the conditions with a mitigation"),
         ({"utility_loss": 1.5}, "utility_loss is 1.5"),
         ({"min_tokens": -1}, "min_tokens is -1"),
+        ({"alpah": 1}, "alpah is unknown; did you mean alphas?"),
+        ({"samples": "4"}, "samples is '4'; expected an integer"),
+        ({"temperature": float("nan")}, "temperature is nan; expected a finite number"),
+        ({"base": 3}, "base is 3; expected text or a path"),
+        ({"judges": ()}, "expected at least one judge"),
+        ({"systems": {"a": 3}}, "systems.a is 3; expected text"),
         ({"systems": {"a b": "x"}}, "a system prompt is called 'a b'"),
         ({"systems": {"a": " "}}, "system prompt a is ' '; expected text"),
     ],

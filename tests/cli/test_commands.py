@@ -347,7 +347,7 @@ words = "letters.txt"
     file.write_text("sample = 3")
     wrong = invoke("audit", "--config", file)
     assert wrong.exit_code == 2
-    assert "has the key sample, which is none; did you mean samples?" in wrong.stderr
+    assert "sample is unknown; did you mean samples?" in wrong.stderr
 
 
 def test_judging_again_and_exporting(pair_folders: tuple[Path, Path], words: Path, tmp_path: Path) -> None:
