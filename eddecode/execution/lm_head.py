@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from eddecode.execution.patching import patched_forward
 from eddecode_kernels.linear import linear_for, pays
 
 CONVERT_ROWS = 4096  # rows of the head that are converted at a time: the scratch stays within a CPU's cache
@@ -50,21 +52,8 @@ class Float32LMHead:
         if not self.is_patchable:
             yield
             return
-        # accelerate's hooks wrap `forward` and keep the original in `_old_forward`: replace what is innermost.
-        name = "_old_forward" if hasattr(self.linear, "_old_forward") else "forward"
-        before = vars(self.linear).get(name)
-
-        def forward(hidden: Tensor) -> Tensor:
-            return self.logits_at(hidden, places)
-
-        setattr(self.linear, name, forward)
-        try:
+        with patched_forward({self.linear: partial(self.logits_at, places=places)}):
             yield
-        finally:
-            if before is None:
-                delattr(self.linear, name)
-            else:
-                setattr(self.linear, name, before)
 
     def select(self, logits: Tensor, places: Tensor) -> Tensor:
         """The logits at `places` (B, K) as (B, K, V) float32, for heads that could not be swapped too."""

@@ -21,9 +21,8 @@ from eddecode.execution.attention_mask import AttentionMaskBuilder
 from eddecode.execution.compiled.replace import CompiledLayers
 from eddecode.execution.kv_cache import BatchedKVCache
 from eddecode.execution.lm_head import Float32LMHead
+from eddecode.models.sizes import PREFILL_CHUNK, input_device
 from eddecode.utils.device import copy_to_device
-
-PREFILL_CHUNK = 512  # tokens of one row per pass: bounds the attention scores of a long prompt
 
 
 @dataclass
@@ -87,13 +86,6 @@ class ModelRunner(Protocol):
     def clone_empty(self) -> ModelRunner:
         """A decoder of the same model with no slot occupied."""
         ...
-
-
-def input_device(model: Any) -> torch.device:
-    """Where token ids go in; for an offloaded embedding, the device that its weights are brought to when it runs."""
-    embedding = model.get_input_embeddings()
-    device = getattr(getattr(embedding, "_hf_hook", None), "execution_device", None)
-    return torch.device(embedding.weight.device if device is None else device)
 
 
 class CachedModelRunner:
@@ -184,9 +176,6 @@ class CachedModelRunner:
         self, cache: BatchedKVCache, tokens: Tensor, keep: Tensor, slots: slice = slice(None)
     ) -> Tensor:
         """Run the model over (B, T) new tokens; logits at the places `keep` (B, K) of each row, (B, K, V) float32."""
-        stack = self.layers.straight if self.head.is_patchable and not self.own_attention else None
-        if stack is not None:
-            return self.head.logits_at(stack.states(self._inputs(cache, tokens, slots)), keep)
         with self.head.selecting(keep):
             result = self.run_patched(self.model, cache, tokens, slots)
         return self.head.select(result.logits, keep)
@@ -198,7 +187,7 @@ class CachedModelRunner:
         attention: AbstractContextManager[None] = nullcontext()
         if not (self.own_attention or self.layers.attend):
             attention = attention_in(self.masks.config)
-        with self.layers.swapped(), attention:
+        with self.layers.installed(), attention:
             return part(**self._inputs(cache, tokens, slots))
 
     def _inputs(self, cache: BatchedKVCache, tokens: Tensor, slots: slice) -> dict[str, Any]:

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from eddecode.execution.compiled.rotary import rope_window
 from eddecode.execution.cuda_graph_capture import GraphCapture
 from eddecode.execution.model_runner import CachedModelRunner, ModelRunner, PrefillResult, UncachedModelRunner
 from eddecode.execution.model_runner_factory import model_runner_for
+from eddecode.execution.rotary import rope_window
 
 if TYPE_CHECKING:
     from eddecode.models.ensemble import ModelGroup

@@ -22,12 +22,10 @@ from eddecode.models.checkpoint import Checkpoint, open_checkpoint
 from eddecode.models.load_config import Placement, Quantization, parse_dtype
 from eddecode.models.loader import load_config
 from eddecode.models.safetensors_header import read_header
-from eddecode.models.sizes import cache_bytes_per_token, size
+from eddecode.models.sizes import PREFILL_CHUNK, PREFILL_TOKENS, cache_bytes_per_token, size
 from eddecode.utils.memory import free_bytes
 
 LENGTH = 2048  # tokens of prompt and completion that must fit, unless a caller or the model says less
-# What one pass reads at most, as `engine.PREFILL_TOKENS` and `decoder.PREFILL_CHUNK` have it.
-PREFILL_TOKENS, PREFILL_CHUNK = 2048, 512
 
 _ITEMSIZE = {
     "F64": 8,

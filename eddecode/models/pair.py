@@ -19,7 +19,7 @@ from eddecode.models.load_config import Placement
 from eddecode.models.load_group import Fit, Loaded, Source, load_group
 from eddecode.models.loader import freeze, keep_softcap
 from eddecode.models.notes import Note
-from eddecode.models.sizes import kv_bytes_per_token, weights_bytes
+from eddecode.models.sizes import input_device, kv_bytes_per_token, weights_bytes
 from eddecode.models.tensor_bytes import model_digest
 from eddecode.models.tokenizer_compat import check_vocabularies, eos_notes, tokens_by_id
 from eddecode.models.weight_diff import compare_tensors
@@ -67,7 +67,7 @@ class ModelPair:
         self._digests: tuple[str, str] | None = None
         self.eos_ids = (_eos_ids(base, self.base_tokenizer), _eos_ids(aligned, self.aligned_tokenizer))
         self.context_windows = (_context_window(base), _context_window(aligned))
-        self.device: torch.device = _input_device(base)
+        self.device: torch.device = input_device(base)
         self._check()
 
     @property
@@ -356,14 +356,6 @@ def _describe_tokenizer(tokenizer: Any) -> dict[str, Any] | None:
         "bos": tokenizer.bos_token,
         "eos": tokenizer.eos_token,
     }
-
-
-def _input_device(model: Any) -> torch.device:
-    """Where token ids go in; for an offloaded embedding, the device that it is brought to when it runs."""
-    embedding = model.get_input_embeddings()
-    hook = getattr(embedding, "_hf_hook", None)
-    device = getattr(hook, "execution_device", None)
-    return torch.device(device) if device is not None else embedding.weight.device
 
 
 def _logit_width(model: Any) -> int:

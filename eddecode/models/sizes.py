@@ -8,6 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+# What one forward pass over prompts reads at most.
+PREFILL_TOKENS = 2048  # tokens of all rows, padding included
+PREFILL_CHUNK = (
+    512  # tokens of one row: longer prompts take several passes, which bounds the attention scores
+)
+
 
 def named_tensors(model: Any) -> dict[str, Tensor]:
     """Parameters and saved buffers by name, a tied one under its first name only."""
@@ -29,6 +35,13 @@ def weights_bytes(model: Any) -> int:
     """Bytes of parameters and buffers, tied ones counted once."""
     held = {id(tensor): tensor.nbytes for tensor in [*model.parameters(), *model.buffers()]}
     return sum(held.values())
+
+
+def input_device(model: Any) -> torch.device:
+    """Where token ids go in; for an offloaded embedding, the device that its weights are brought to when it runs."""
+    embedding = model.get_input_embeddings()
+    device = getattr(getattr(embedding, "_hf_hook", None), "execution_device", None)
+    return torch.device(embedding.weight.device if device is None else device)
 
 
 def kv_bytes_per_token(model: Any) -> int | None:

@@ -10,8 +10,7 @@ pass, in which the body is exchanged for one that hands over the hidden states a
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
@@ -19,7 +18,9 @@ from torch import Tensor
 
 from eddecode.errors import EngineError
 from eddecode.execution.kv_cache import BatchedKVCache
-from eddecode.execution.model_runner import PREFILL_CHUNK, CachedModelRunner, UncachedModelRunner
+from eddecode.execution.model_runner import CachedModelRunner, UncachedModelRunner
+from eddecode.execution.patching import patched_forward
+from eddecode.models.sizes import PREFILL_CHUNK
 
 Ids = tuple[int, ...]
 States = list[tuple[Tensor, Tensor]]
@@ -127,7 +128,7 @@ class BodyReader:
         def handed_over(*args: Any, **options: Any) -> Any:
             return kind(last_hidden_state=states)
 
-        with head.selecting(everywhere), _forward_of(self.body, handed_over):
+        with head.selecting(everywhere), patched_forward({self.body: handed_over}):
             result = model(input_ids=ids, use_cache=False)
         return head.select(result.logits, everywhere)[0]
 
@@ -142,20 +143,6 @@ class BodyReading:
         """See `Reading.logits`."""
         rows, indices = places.to(self.hidden.device).unbind(dim=-1)
         return self.reader.finish(self.hidden[rows, indices], self.kind)
-
-
-@contextmanager
-def _forward_of(module: Any, forward: Any) -> Iterator[None]:
-    """Within the block a module's forward pass is another one."""
-    before = vars(module).get("forward")
-    module.forward = forward
-    try:
-        yield
-    finally:
-        if before is None:
-            del module.forward
-        else:
-            module.forward = before
 
 
 class PlainReader:

@@ -49,10 +49,7 @@ class _Block(Structure):
 class _Pass(Structure):
     _fields_ = (
         *((name, c_void_p) for name in ("cos", "sin", "position", "first", "stop")),
-        *(
-            (name, c_int64)
-            for name in ("rows", "tokens", "threads", "turned", "changed", "every", "by_position")
-        ),
+        *((name, c_int64) for name in ("rows", "tokens", "threads", "turned", "changed", "every")),
     )
 
 
@@ -113,8 +110,8 @@ class Pass:
     """What all blocks of one forward pass have in common.
 
     Args:
-        cos, sin: of the blocks' dtype: the angles of every token (B, T, turned), or of every position (P, turned); the
-            first half of what is turned is paired with the second (Llama's layout of RoPE, arXiv 2104.09864).
+        cos, sin: of the blocks' dtype: the angles of every token (B, T, turned); the first half of what is turned is
+            paired with the second (Llama's layout of RoPE, arXiv 2104.09864).
         position: (B, T) int64, where keys and values go.
         first, stop: (B, T) int64; keys first ≤ position < stop are seen.
         changed: which rows take the low-rank changes; None is none.
@@ -125,15 +122,10 @@ class Pass:
     ) -> None:
         self._kept = tensors = tuple(tensor.contiguous() for tensor in (cos, sin, position, first, stop))
         self.shape = rows, tokens = position.shape
-        by_position = cos.dim() == 2
-        if (
-            cos.shape != sin.shape
-            or not (by_position or cos.shape[:2] == self.shape)
-            or not self.shape == first.shape == stop.shape
-        ):
+        if cos.shape != sin.shape or not cos.shape[:2] == self.shape == first.shape == stop.shape:
             raise ValueError(
                 f"cos is {tuple(cos.shape)} and positions are {tuple(position.shape)}, {tuple(first.shape)}, "
-                f"{tuple(stop.shape)}; expected (B, T, turned), or (P, turned), and (B, T)"
+                f"{tuple(stop.shape)}; expected (B, T, turned) and (B, T)"
             )
         self.turned, self.dtype = cos.shape[-1], cos.dtype  # numbers of a head
         start, every = (0, 0) if changed is None else (changed.start or 0, changed.step or 1)
@@ -145,7 +137,6 @@ class Pass:
             self.turned,
             start,
             every,
-            by_position,
         )
 
 

@@ -19,9 +19,9 @@ from transformers import (
 
 from eddecode.errors import ContextError
 from eddecode.execution import model_runner as decoder_module
-from eddecode.execution.compiled.rotary import rope_window
 from eddecode.execution.model_runner import CachedModelRunner, UncachedModelRunner
 from eddecode.execution.pair_runner import PairRunner
+from eddecode.execution.rotary import rope_window
 from eddecode.execution.self_check import max_relative_error
 from eddecode.models.pair import ModelPair
 from eddecode.prompts.types import RenderedPrompt

@@ -20,8 +20,6 @@ import torch
 
 from eddecode.engine.engine import Engine
 from eddecode.engine.speculative.speculator import Speculation
-from eddecode.execution.compiled.replace import CompiledLayers
-from eddecode.execution.compiled.rotary import RotaryTable
 from eddecode.execution.lora_runner import LoraPairRunner
 from eddecode.models.pair import ModelPair
 from eddecode.prompts.types import RenderedPrompt
@@ -211,36 +209,6 @@ def one_stack(patch: Patch, count: Callable[[], None]) -> None:
     patch.setattr(Blocks, "__call__", counted)
 
 
-def through_the_library(patch: Patch) -> None:
-    patch.setattr("eddecode.execution.compiled.replace.is_body_and_head", lambda model: False)
-
-
-def straight(patch: Patch, count: Callable[[], None]) -> None:
-    def counted(layers: CompiledLayers) -> Any:
-        stack = found.__get__(layers)
-        if stack is not None:
-            count()
-        return stack
-
-    found = CompiledLayers.straight
-    patch.setattr(CompiledLayers, "straight", property(counted))
-
-
-def angles_worked_out(patch: Patch) -> None:
-    patch.setattr("eddecode.execution.compiled.rotary._stays", lambda kind: False)
-
-
-def angles_looked_up(patch: Patch, count: Callable[[], None]) -> None:
-    def counted(angles: RotaryTable, *args: Any) -> Any:
-        found = call(angles, *args)
-        if found[0].dim() == 2:  # by position
-            count()
-        return found
-
-    call = RotaryTable.__call__
-    patch.setattr(RotaryTable, "__call__", counted)
-
-
 def reference_kernel(patch: Patch) -> None:
     patch.setenv("EDDECODE_KERNELS", "reference")
 
@@ -322,12 +290,6 @@ SWITCHES = {
     "attention": Switch(no_attention, own_attention, compiled=True),
     "blocks": Switch(no_blocks, compiled_blocks, needs=("attention",), compiled=True),
     "stack": Switch(no_stack, one_stack, needs=("blocks",), pairs=("full", "lora"), compiled=True),
-    "straight": Switch(
-        through_the_library, straight, needs=("stack",), pairs=("full", "lora"), compiled=True
-    ),
-    "angles": Switch(
-        angles_worked_out, angles_looked_up, needs=("stack",), pairs=("full", "lora"), compiled=True
-    ),
     "kernel": Switch(reference_kernel, compiled_kernel, compiled=True),
     "batch": Switch(one_at_a_time, together, options=(("max_slots", 16),)),
     "prefixes": Switch(everyone_reads, read_once),

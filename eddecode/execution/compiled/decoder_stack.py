@@ -7,114 +7,76 @@ layers, a last norm and rotary angles, and nothing else; it must give what the m
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from eddecode.execution.attention_mask import AttentionMaskBuilder, KeyRangeMask
 from eddecode.execution.compiled.decoder_layer import TRIAL_TOLERANCE, CompiledDecoderLayer, pass_of
-from eddecode.execution.compiled.passthrough import is_changed
-from eddecode.execution.compiled.rms_norm import norm_forward
-from eddecode.execution.compiled.rotary import RotaryTable
 from eddecode.execution.kv_cache import BatchedKVCache
+from eddecode.execution.patching import patched_forward
 from eddecode_kernels.decoder_layer import in_a_row
 
 _PARTS = {"embed_tokens", "layers", "norm", "rotary_emb"}
 
 
-class LayerRange:
-    """Some of the blocks of a body, or all of them, in a row.
+class CompiledDecoderStack:
+    """All decoder layers in one call, in the place of a body's `forward`.
+
+    Attributes:
+        blocks: the layers' compiled forms.
 
     Raises:
-        ValueError: they are not of one shape.
+        ValueError: the layers are not of one shape.
     """
 
-    def __init__(self, body: Any, blocks: Sequence[CompiledDecoderLayer], angles: RotaryTable) -> None:
-        joined = in_a_row([block.block for block in blocks])
-        if joined is None:
+    def __init__(self, body: Any, blocks: Sequence[CompiledDecoderLayer]) -> None:
+        fused = in_a_row([block.block for block in blocks])
+        if fused is None:
             raise ValueError("the blocks of the body are not of one shape")
-        self._angles, self._row, self._rows = angles, joined, blocks[0].rows
+        self.blocks, self._fused = blocks, fused
+        self._body, self._rows = body, blocks[0].rows
+        self._own = partial(type(body).forward, body)
+        self._compiled = dict(zip(body.layers, blocks, strict=True))
         self._indices = tuple(block.index for block in blocks)
         kinds = getattr(body.config, "layer_types", None)
         self._kinds = tuple(kinds[index] if kinds else None for index in self._indices)
 
-    def __call__(self, hidden: Tensor, inputs: Any) -> Tensor:
-        """Hidden states (B, T, d), contiguous, which are overwritten with those after the piece.
-
-        Args:
-            hidden: what comes in.
-            inputs: of the pass in progress, as `CachedModelRunner.run_patched` hands them to a body.
-        """
-        cache: BatchedKVCache = inputs["past_key_values"]
-        mask = inputs["attention_mask"]
-        positions = inputs["position_ids"]
-        written = cache.stop if positions is cache.positions else None  # a family may count otherwise
-        angles = self._angles(hidden, positions, written)
-        passes = {
-            kind: pass_of(cache, mask[kind] if isinstance(mask, dict) else mask, angles, self._rows)
-            for kind in set(self._kinds)
-        }
-        heads, size, _ = self._row.shape
-        places = cache.places(self._indices, heads, size, hidden)
-        return self._row(hidden, [passes[kind] for kind in self._kinds], places)
-
-
-class CompiledDecoderStack:
-    """All blocks in a row in the place of a body's `forward`.
-
-    Attributes:
-        blocks: the layers' compiled forms.
-        angles: of the body.
-    """
-
-    def __init__(self, body: Any, blocks: Sequence[CompiledDecoderLayer]) -> None:
-        self.blocks, self.angles = blocks, RotaryTable(body.rotary_emb)
-        self._body, self._stack = body, LayerRange(body, blocks, self.angles)
-        self._places = [(vars(layer), block) for layer, block in zip(body.layers, blocks, strict=True)]
-        self._own = partial(type(body).forward, body)
-        self._norm = norm_forward(body.norm) or body.norm
-
     def __call__(self, **inputs: Any) -> Any:
-        """As the body's own, which still serves where the mask and the cache are not the engine's.
+        """As the body's own forward pass, which still serves where the mask and the cache are not the engine's.
 
         And where something else stands in for one of the layers.
         """
-        ids, cache, mask = (inputs.get(name) for name in ("input_ids", "past_key_values", "attention_mask"))
-        masks = mask.values() if isinstance(mask, dict) else [mask]
-        ours = isinstance(cache, BatchedKVCache) and all(isinstance(each, KeyRangeMask) for each in masks)
-        whole = all(attributes.get("forward") is block for attributes, block in self._places)
-        if ids is None or inputs.get("inputs_embeds") is not None or not (ours and whole):
+        mask, cache = inputs.get("attention_mask"), inputs.get("past_key_values")
+        masks: dict[Any, Any] = mask if isinstance(mask, dict) else dict.fromkeys(self._kinds, mask)
+        if (
+            inputs.get("input_ids") is None
+            or inputs.get("inputs_embeds") is not None
+            or not isinstance(cache, BatchedKVCache)
+            or not all(isinstance(each, KeyRangeMask) for each in masks.values())
+            or any(vars(layer).get("forward") is not block for layer, block in self._compiled.items())
+        ):
             return self._own(**inputs)
-        return BaseModelOutputWithPast(last_hidden_state=self.states(inputs), past_key_values=cache)
+        # (B, T, d), which the layers overwrite:
+        hidden = nn.functional.embedding(inputs["input_ids"], self._body.embed_tokens.weight)
+        positions = inputs["position_ids"]
+        cos, sin = self._body.rotary_emb(hidden, position_ids=positions)
+        shape = (*positions.shape, cos.shape[-1])
+        angles = cos.expand(shape), sin.expand(shape)
+        passes = {kind: pass_of(cache, masks[kind], angles, self._rows) for kind in set(self._kinds)}
+        heads, size, _ = self._fused.shape
+        places = cache.places(self._indices, heads, size, hidden)
+        self._fused(hidden, [passes[kind] for kind in self._kinds], places)
+        return BaseModelOutputWithPast(last_hidden_state=self._body.norm(hidden), past_key_values=cache)
 
-    def states(self, inputs: Mapping[str, Any]) -> Tensor:
-        """The hidden states after the last norm, (B, T, d), of a pass with the engine's own mask and cache."""
-        hidden = self._stack(
-            nn.functional.embedding(inputs["input_ids"], self._body.embed_tokens.weight), inputs
-        )
-        return self.normed(hidden)
-
-    def normed(self, hidden: Tensor) -> Tensor:
-        """Hidden states after the last norm."""
-        norm = self._body.norm
-        found: Tensor = (norm if is_changed(norm) else self._norm)(hidden)
-        return found
-
-    @contextmanager
-    def alone(self) -> Iterator[None]:
-        """Within the block the layers run their blocks, for a trial."""
-        for attributes, block in self._places:
-            attributes["forward"] = block
-        try:
-            yield
-        finally:
-            for attributes, _ in self._places:
-                del attributes["forward"]
+    def installed(self) -> AbstractContextManager[None]:
+        """Within the block the layers run their compiled forms, for a trial."""
+        return patched_forward(self._compiled)
 
 
 def stack_forward(body: Any, blocks: Mapping[Any, CompiledDecoderLayer]) -> CompiledDecoderStack | None:
@@ -152,7 +114,7 @@ def _agrees(body: Any, stack: CompiledDecoderStack) -> bool:
     try:
         seen = AttentionMaskBuilder(body.config).seen(positions)
         expected = body(input_ids=tokens, position_ids=positions, use_cache=False).last_hidden_state
-        with stack.alone():
+        with stack.installed():
             found = stack(
                 input_ids=tokens, attention_mask=seen, position_ids=positions, past_key_values=cache
             ).last_hidden_state

@@ -7,8 +7,8 @@ outside of the engine's own passes the model is as it was loaded.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from eddecode.execution.compiled.decoder_layer import CompiledDecoderLayer, block_forward
 from eddecode.execution.compiled.decoder_stack import CompiledDecoderStack, stack_forward
 from eddecode.execution.compiled.lora import LoraDelta
-from eddecode.execution.compiled.passthrough import is_body_and_head, is_changed
 from eddecode.execution.compiled.rms_norm import norm_forward
+from eddecode.execution.patching import patched_forward
 from eddecode_kernels.linear import linear_for, pays
 from eddecode_kernels.silu import silu_for
 
@@ -40,14 +40,14 @@ class CompiledLayers:
             stack: the whole body as one call, or None.
         """
         head = model.get_output_embeddings()
-        self._forwards: list[tuple[dict[str, Any], Callable[..., Any]]] = []
+        self._forwards: dict[Any, Callable[..., Any]] = {}
         within: tuple[str, ...] = ()  # names of what is inside exchanged blocks
         found: dict[Any, CompiledDecoderLayer] = {}
         for name, module in model.named_modules():
             if name.startswith(within):
                 continue
             if blocks and (block := _block_for(module, name, model, changes)) is not None:
-                self._forwards.append((vars(module), block))
+                self._forwards[module] = block
                 found[module] = block
                 within = (*within, f"{name}.")
                 continue
@@ -55,7 +55,7 @@ class CompiledLayers:
                 continue  # the head gives float32 (see `Float32LMHead`); hooked layers may not have their weights here
             small = norm_forward(module) or _activation_for(module, model)
             if small is not None:
-                self._forwards.append((vars(module), small))
+                self._forwards[module] = small
             if type(module).forward is not nn.Linear.forward:
                 continue
             forward = linear_for(module.weight, module.bias, module.weight.dtype)
@@ -64,16 +64,13 @@ class CompiledLayers:
             if changes is not None and name in changes:
                 forward = changes[name].on(forward or partial(nn.Linear.forward, module))
             if forward is not None:
-                self._forwards.append((vars(module), forward))
+                self._forwards[module] = forward
         self.blocks = len(found)
         self.stack: CompiledDecoderStack | None = None
-        # The model, its body and its head, where it is no more than they:
-        self._around: tuple[Any, ...] | None = None
         body = model.base_model
         if found and (stack := stack_forward(body, found)) is not None:
-            self._forwards.append((vars(body), stack))
+            self._forwards[body] = stack
             self.stack = stack
-            self._around = (model, body, head) if is_body_and_head(model) else None
 
     def __len__(self) -> int:
         return len(self._forwards)
@@ -83,21 +80,9 @@ class CompiledLayers:
         """Whether the exchanged ones do all the attention of a pass."""
         return self.stack is not None
 
-    @property
-    def straight(self) -> CompiledDecoderStack | None:
-        """The whole body, where the model is nothing but its body and its head; None while more hangs on them."""
-        return None if self._around is None or any(map(is_changed, self._around)) else self.stack
-
-    @contextmanager
-    def swapped(self) -> Iterator[None]:
-        """Within the block the layers are the exchanged ones."""
-        for attributes, forward in self._forwards:
-            attributes["forward"] = forward  # goes before the class's own
-        try:
-            yield
-        finally:
-            for attributes, _ in self._forwards:
-                attributes.pop("forward", None)
+    def installed(self) -> AbstractContextManager[None]:
+        """Within the block the compiled forward passes stand in for the modules' own."""
+        return patched_forward(self._forwards)
 
 
 def _block_for(

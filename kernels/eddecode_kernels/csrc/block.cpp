@@ -32,11 +32,10 @@ struct Block {
 };
 
 struct Pass {
-    const void *cos, *sin;                    // (rows, tokens, turned), or (…, turned) by position
+    const void *cos, *sin;                    // (rows, tokens, turned)
     const int64_t *position, *first, *stop;   // (rows, tokens)
     int64_t rows, tokens, threads, turned;    // the first `turned` numbers of a head depend on its position
     int64_t changed, every;                   // rows changed, changed + every, … take the low-rank change; every 0: none
-    int64_t by_position;                      // whether the angles are
 };
 
 struct Cache {  // keys and values, (rows, key_heads, …, size); strides in elements
@@ -203,7 +202,7 @@ struct Run {
             const int64_t m = task / all_heads, head = task % all_heads, key = head - b.heads, value = key - b.key_heads;
             const float* from = projected + m * wide + head * b.size;
             const int64_t i = at(m), r = row + m / tokens;
-            const int64_t angle = (pass.by_position ? pass.position[i] : i) * pass.turned;
+            const int64_t angle = i * pass.turned;
             const T *cos = (const T*)pass.cos + angle, *sin = (const T*)pass.sin + angle;
             if (key < 0) {
                 place(from, b.norm_query, b, pass.turned, cos, sin, queries + (m * b.heads + head) * b.size);

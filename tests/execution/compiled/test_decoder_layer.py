@@ -203,6 +203,8 @@ def test_outside_of_the_engine_the_model_is_its_own() -> None:
     decoder = CachedModelRunner(model)
     text = torch.tensor([[1, 2, 3]])
     before = model(input_ids=text).logits
-    with decoder.layers.swapped():  # a mask and a cache that are not the engine's: the model's own code runs
+    with (
+        decoder.layers.installed()
+    ):  # a mask and a cache that are not the engine's: the model's own code runs
         torch.testing.assert_close(model(input_ids=text, use_cache=False).logits, before, atol=1e-6, rtol=0)
     assert all("forward" not in vars(layer) for layer in model.model.layers)

@@ -90,10 +90,10 @@ def test_it_is_in_place_only_while_the_engine_runs(monkeypatch: pytest.MonkeyPat
     model = tiny.tiny_model("llama")
     layer = model.model.layers[0].mlp.up_proj
     layers = CompiledLayers(model, blocks=False)
-    with layers.swapped():
+    with layers.installed():
         assert ("forward" in vars(layer)) == (len(layers) > 0)
     assert "forward" not in vars(layer)
-    with pytest.raises(KeyError), layers.swapped():
+    with pytest.raises(KeyError), layers.installed():
         raise KeyError
     assert "forward" not in vars(layer)
 
@@ -171,9 +171,9 @@ def test_layers_of_a_known_form_are_exchanged(arch: str, monkeypatch: pytest.Mon
     monkeypatch.setattr("eddecode.execution.compiled.replace.pays", lambda dtype: True)
     model = tiny.tiny_model(arch)
     norms = [module for module in model.modules() if type(module).__name__.endswith("RMSNorm")]
-    with CompiledLayers(model, blocks=False).swapped():
+    with CompiledLayers(model, blocks=False).installed():
         assert norms
         assert all("forward" in vars(norm) for norm in norms)
     norms[0].variance_epsilon = norms[0].eps = "no number"
-    with CompiledLayers(model).swapped():
+    with CompiledLayers(model).installed():
         assert "forward" not in vars(norms[0])  # not of a form that is known: left as it is
