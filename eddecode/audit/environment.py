@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from eddecode.audit.config import AuditConfig
-from eddecode.audit.provenance import identity_digest
+from eddecode.audit.provenance import fingerprint_digest
 
 _COMPILED = ("float32", "bfloat16")  # dtypes of weights between whose products there is a choice
 
 
-def environment(
-    identity: Mapping[str, Any], config: AuditConfig | None = None, *, loads: bool = False
+def collect_environment(
+    fingerprint: Mapping[str, Any], config: AuditConfig | None = None, *, loads: bool = False
 ) -> dict[str, Any]:
     """What this session runs on and with.
 
@@ -42,9 +42,9 @@ def environment(
             found[package] = version(package)
         except PackageNotFoundError:
             found[package] = "not installed"
-    found["config"] = identity_digest(dict(identity))
+    found["config"] = fingerprint_digest(fingerprint)
     found["checkpoints"] = {
-        name: identity[name] for name in ("base", "aligned", "finetuned") if name in identity
+        name: fingerprint[name] for name in ("base", "aligned", "finetuned") if name in fingerprint
     }
     if config is not None:
         found |= {"device": _device(config.device), "utility_loss": config.utility_loss}

@@ -22,7 +22,7 @@ from eddecode.audit.analysis import wording
 from eddecode.audit.analysis.finding import Figure, Finding
 from eddecode.errors import ConfigError
 from eddecode.utils.files import atomic_write
-from eddecode.utils.terminal import safe_text
+from eddecode.utils.terminal import escape_control_chars
 
 Word = Literal["pass", "fail", "inconclusive"]
 EXIT_CODES: dict[Word, int] = {"pass": 0, "fail": 1, "inconclusive": 3}
@@ -190,10 +190,10 @@ def decide(finding: Finding, policy: Policy) -> Decision:
             "it: run the same eddecode audit command again (it decodes nothing anew)"
         )
     if policy.judge is not None and policy.judge != finding.harm_judge:
-        names = ", ".join(safe_text(str(judge.get("name"))) for judge in finding.judges)
+        names = ", ".join(escape_control_chars(str(judge.get("name"))) for judge in finding.judges)
         raise ConfigError(
-            f"harm in {finding.folder} was judged by {safe_text(finding.harm_judge)} (judges: {names}), and the policy "
-            f"wants {policy.judge}; make {policy.judge} the first judge of the audit"
+            f"harm in {finding.folder} was judged by {escape_control_chars(finding.harm_judge)} (judges: {names}), "
+            f"and the policy wants {policy.judge}; make {policy.judge} the first judge of the audit"
         )
     source, under = _source(finding, policy)
     alpha = source.get("alpha")
@@ -231,7 +231,7 @@ def _source(finding: Finding, policy: Policy) -> tuple[Mapping[str, Any], str]:
     rows = {str(row["mitigation"]): row for row in finding.part("mitigations") if row.get("mitigation")}
     if wanted not in rows:
         near = difflib.get_close_matches(wanted, rows, 1, 0.5)
-        tried = f"tried were {safe_text(', '.join(rows))}" if rows else "it tried none"
+        tried = f"tried were {escape_control_chars(', '.join(rows))}" if rows else "it tried none"
         hint = f"did you mean {near[0]}?" if near else "add it to the audit"
         raise ConfigError(f"{finding.folder} has no mitigation {wanted!r:.60}: {tried}; {hint}")
     return rows[wanted], f" under the mitigation {wanted}"
@@ -362,18 +362,21 @@ def write_junit(decision: Decision, path: Path) -> None:
     }
     suites = ElementTree.Element("testsuites", {"name": "eddecode gate", **numbers})
     suite = ElementTree.SubElement(
-        suites, "testsuite", {"name": safe_text(f"eddecode gate {decision.run}"), **numbers}
+        suites, "testsuite", {"name": escape_control_chars(f"eddecode gate {decision.run}"), **numbers}
     )
     for check in decision.checks:
         case = ElementTree.SubElement(
-            suite, "testcase", classname=safe_text(f"eddecode.gate.{decision.run}"), name=check.name
+            suite,
+            "testcase",
+            classname=escape_control_chars(f"eddecode.gate.{decision.run}"),
+            name=check.name,
         )
         if check.word != "pass":
             tag = "failure" if check.word == "fail" else "error"
-            said = safe_text(check.sentence)
+            said = escape_control_chars(check.sentence)
             ElementTree.SubElement(case, tag, type=check.word, message=said).text = said
         else:
-            ElementTree.SubElement(case, "system-out").text = safe_text(check.sentence)
+            ElementTree.SubElement(case, "system-out").text = escape_control_chars(check.sentence)
     ElementTree.indent(suites)
     atomic_write(
         path, ElementTree.tostring(suites, encoding="unicode", xml_declaration=True) + "\n", error=ConfigError

@@ -1,52 +1,56 @@
-"""Which run is this? What decides an audit's completions and verdicts, as data that two runs can be compared by.
+"""The fingerprint of a run: what decides its completions and verdicts, as data that two runs are compared by.
 
-A rerun of the same command must go on where it stopped, and anything else must not: half a table from one word list and
-half from another is no table. So content counts and names do not: a checkpoint folder, a prompt file, a template and a
-word list may move, but not change.
+A rerun of the same command must continue the run, and a run of anything else must not: a table of which one half comes
+from one word list and the other half from another is no result. Content counts and names do not: a checkpoint folder,
+a prompt file, a template and a word list may move, but not change.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from eddecode.audit.conditions import parse_alphas
+from eddecode.audit.conditions import Condition, parse_alphas
 from eddecode.audit.config import AuditConfig
 from eddecode.audit.data.prompts import PromptRecord, as_json
-from eddecode.audit.data.transforms import read_transforms
+from eddecode.audit.data.transforms import Transform
 from eddecode.audit.judges.base import Judge
 from eddecode.models.fingerprint import checkpoint_identity, short_digest
 
 
-def run_identity(
-    config: AuditConfig, prompts: Sequence[PromptRecord], judges: Sequence[Judge]
+def run_fingerprint(
+    config: AuditConfig,
+    prompts: Sequence[PromptRecord],
+    conditions: Sequence[Condition],
+    transforms: Sequence[Transform],
+    judges: Sequence[Judge],
 ) -> dict[str, Any]:
-    """What decides the run's completions and verdicts; equal for equal runs, JSON-able, one level of readable keys."""
+    """What decides the run's completions and verdicts: JSON data with readable keys, equal for equal runs."""
     sampling = {**config.sampling(), "stop": list(config.stop)}
     always = {
         "base": checkpoint_identity(config.base, config.base_revision),
         "aligned": checkpoint_identity(config.aligned, config.aligned_revision),
         "dtype": config.dtype,
-        "base_template": template_identity(config.base_template),
-        "aligned_template": template_identity(config.aligned_template),
+        "base_template": template_fingerprint(config.base_template),
+        "aligned_template": template_fingerprint(config.aligned_template),
         "prompts": f"{len(prompts)} prompts, digest {short_digest(as_json([p.prompt for p in prompts]).encode())}",
-        "alphas": ",".join(condition.alpha for condition in config.conditions() if condition.kind == "ed"),
+        "alphas": ",".join(condition.alpha for condition in conditions if condition.kind == "ed"),
         "samples": config.samples,
         **sampling,
         "judges": [f"{judge.name}, digest {judge.identity}" for judge in judges],
     }
-    return {**always, **{name: value for name, value in _beside(config).items() if value}}
+    return {**always, **{name: value for name, value in _optional(config, transforms).items() if value}}
 
 
-def _beside(config: AuditConfig) -> dict[str, Any]:
-    """What is asked for beside the pair's own conditions, and what is left out; empty values are not part of a run."""
+def _optional(config: AuditConfig, transforms: Sequence[Transform]) -> dict[str, Any]:
+    """The settings that most runs do not have; those that are empty are left out of the fingerprint."""
     extras = config.extra_alphas
     return {
         "systems": [f"{name}, digest {short_digest(text.encode())}" for name, text in config.systems.items()],
         "transforms": [
             f"{transform.name}, digest {short_digest(as_json(transform.to_dict()).encode())}"
-            for transform in read_transforms(config.transforms)
+            for transform in transforms
         ],
         "mitigations": list(config.mitigations),
         "extra_alphas": "" if extras is None else ",".join(sorted(parse_alphas(extras), key=float)),
@@ -57,13 +61,13 @@ def _beside(config: AuditConfig) -> dict[str, Any]:
     }
 
 
-def identity_digest(identity: dict[str, Any]) -> str:
-    """16 hex digits over a run's identity."""
-    return short_digest(as_json(identity).encode())
+def fingerprint_digest(fingerprint: Mapping[str, Any]) -> str:
+    """16 hex digits over a run's fingerprint."""
+    return short_digest(as_json(dict(fingerprint)).encode())
 
 
-def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """One line per field that differs: `samples: 4 in the run, 8 now`."""
+def diff(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """One line per field that differs between two fingerprints: `samples: 4 in the run, 8 now`."""
     fields = [*old, *(field for field in new if field not in old)]
     return [
         f"{field}: {_shown(*sides)} in the run, {_shown(*sides[::-1])} now"
@@ -72,7 +76,7 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     ]
 
 
-def template_identity(spec: str | Path | None) -> str | None:
+def template_fingerprint(spec: str | Path | None) -> str | None:
     """A template file by the digest of its text, anything else by its name."""
     if spec is not None and "{prompt}" not in str(spec) and Path(spec).is_file():
         return f"{Path(spec).name}, digest {short_digest(Path(spec).read_bytes())}"

@@ -156,7 +156,7 @@ def generate(
         from eddecode.audit.conditions import Condition, parse_alphas
         from eddecode.audit.config import AuditConfig
         from eddecode.audit.decode import load_sampler
-        from eddecode.utils.terminal import safe_text
+        from eddecode.utils.terminal import escape_control_chars
 
         if (base is None) != (aligned is None):
             raise ConfigError(
@@ -194,9 +194,9 @@ def generate(
         for prompt in prompts:
             for condition, chosen in zip(conditions, params, strict=True):
                 if several:
-                    typer.echo(f"── α={condition.alpha} · {safe_text(prompt)}")
+                    typer.echo(f"── α={condition.alpha} · {escape_control_chars(prompt)}")
                 for piece in sampler.stream(prompt, chosen):
-                    typer.echo(safe_text(piece.text), nl=False)
+                    typer.echo(escape_control_chars(piece.text), nl=False)
                 typer.echo("\n" if several else "")
 
 

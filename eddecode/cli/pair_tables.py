@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from eddecode.models.sizes import size
-from eddecode.utils.terminal import safe_text
+from eddecode.utils.terminal import escape_control_chars
 
 _MOST_LAYERS = 12  # beyond, the middle ones are left out of the table; --json has them all
 
@@ -57,7 +57,9 @@ def _sides(description: Mapping[str, Any]) -> Table:
         ),
     ]
     for name, fact in rows:
-        table.add_row(name, *(Text(safe_text(fact(description[side]))) for side in ("base", "aligned")))
+        table.add_row(
+            name, *(Text(escape_control_chars(fact(description[side]))) for side in ("base", "aligned"))
+        )
     return table
 
 
@@ -75,10 +77,11 @@ def _print_notes(console: Console, notes: list[Mapping[str, Any]]) -> None:
         console.print(Text("Nothing stands in the way of decoding these two against each other."))
     for note in notes:
         console.print(
-            Text(f"\n{note['level']} ({note['where']}): ", style="bold") + Text(safe_text(str(note["what"])))
+            Text(f"\n{note['level']} ({note['where']}): ", style="bold")
+            + Text(escape_control_chars(str(note["what"])))
         )
         if note["action"]:
-            console.print(Text(f"  {safe_text(str(note['action']))}"))
+            console.print(Text(f"  {escape_control_chars(str(note['action']))}"))
 
 
 def _print_tensors(console: Console, tensors: Mapping[str, Any]) -> None:
@@ -96,7 +99,7 @@ def _print_tensors(console: Console, tensors: Mapping[str, Any]) -> None:
             if i == half:
                 table.add_row(f"… {len(layers) - 2 * half} more (--json)", "", "")
             continue
-        table.add_row(Text(safe_text(layer["layer"])), f"{layer['parameters']:,}", _change(layer))
+        table.add_row(Text(escape_control_chars(layer["layer"])), f"{layer['parameters']:,}", _change(layer))
     console.print()
     console.print(table)
     moved = tensors["relative_change"]
@@ -116,7 +119,7 @@ def _print_tensors(console: Console, tensors: Mapping[str, Any]) -> None:
     ):
         if tensors[name]:
             shown = ", ".join(tensors[name][:4]) + (" …" if len(tensors[name]) > 4 else "")
-            console.print(Text(f"{len(tensors[name])} tensors: {said}: {safe_text(shown)}"))
+            console.print(Text(f"{len(tensors[name])} tensors: {said}: {escape_control_chars(shown)}"))
 
 
 def _common_layers(common: Mapping[str, Any]) -> str:

@@ -108,7 +108,7 @@ def gate(
     with errors_shown():
         from eddecode.audit.analysis.finding import read_finding
         from eddecode.audit.gate import decide, write_json, write_junit
-        from eddecode.utils.terminal import safe_text
+        from eddecode.utils.terminal import escape_control_chars
 
         limits = _policy(policy, max_reversal)
         decision = decide(read_finding(run), limits)
@@ -118,7 +118,7 @@ def gate(
             write_junit(decision, junit_file)
         colour = {"pass": "green", "fail": "red"}.get(decision.word, "yellow")
         console = Console(highlight=False, soft_wrap=True)
-        said = safe_text(decision.sentence)
+        said = escape_control_chars(decision.sentence)
         console.print(Text(f"{decision.word.upper()}: ", style=f"bold {colour}") + Text(said))
     raise typer.Exit(decision.exit_code)
 
@@ -178,18 +178,18 @@ def parse_share(text: str, option: str) -> float:
 
 def _print_comparison(table: ReportTable, said: list[str]) -> None:
     """One block of lines per run: nine columns of intervals do not fit a terminal."""
-    from eddecode.utils.terminal import safe_text
+    from eddecode.utils.terminal import escape_control_chars
 
     console = Console()
     shown = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
     shown.add_column(table.columns[0])
     for row in table.rows:
-        shown.add_column(Text(safe_text(row.cells[0])), overflow="fold")
+        shown.add_column(Text(escape_control_chars(row.cells[0])), overflow="fold")
     for i, head in enumerate(table.columns[1:], start=1):
-        shown.add_row(head, *(Text(safe_text(row.cells[i])) for row in table.rows))
+        shown.add_row(head, *(Text(escape_control_chars(row.cells[i])) for row in table.rows))
     console.print(shown)
     for line in said:
-        console.print(Text(safe_text(line)))
+        console.print(Text(escape_control_chars(line)))
 
 
 def _write(text: str, target: Path) -> None:
@@ -197,6 +197,8 @@ def _write(text: str, target: Path) -> None:
         typer.echo(text, nl=False)
         return
     atomic_write(target, text, error=ConfigError, hint="choose another with --out")
-    from eddecode.utils.terminal import safe_text
+    from eddecode.utils.terminal import escape_control_chars
 
-    Console(stderr=True, highlight=False, soft_wrap=True).print(Text(f"Written: {safe_text(str(target))}"))
+    Console(stderr=True, highlight=False, soft_wrap=True).print(
+        Text(f"Written: {escape_control_chars(str(target))}")
+    )

@@ -19,10 +19,10 @@ _UNSAFE = {
 }  # control, format (direction marks), surrogate, private use, separators
 
 
-def safe_text(text: str) -> str:
+def escape_control_chars(text: str) -> str:
     r"""The text with every character that a terminal might obey written out.
 
-    >>> print(safe_text("a\x1b[31mb"))
+    >>> print(escape_control_chars("a\x1b[31mb"))
     a\x1b[31mb
     """
     return "".join(_shown(char) for char in text)

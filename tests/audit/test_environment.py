@@ -90,6 +90,6 @@ def test_products_are_recorded_for_the_dtypes_that_have_a_choice(
     dtype: str, kinds: set[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("eddecode_kernels.linear.pays", lambda kind: kind == torch.bfloat16)
-    found = environment.environment({}, config(Path(), dtype=dtype), loads=True)["products"]
+    found = environment.collect_environment({}, config(Path(), dtype=dtype), loads=True)["products"]
     assert found == {kind: "compiled" if kind == "bfloat16" else "library" for kind in kinds}
-    assert "products" not in environment.environment({}, config(Path(), dtype=dtype))
+    assert "products" not in environment.collect_environment({}, config(Path(), dtype=dtype))

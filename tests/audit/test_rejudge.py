@@ -76,7 +76,7 @@ def test_what_cannot_be_judged_again(tmp_path: Path) -> None:
     run(config(tmp_path / "run"))
     with pytest.raises(JudgeError, match="expected each name once"):
         rejudge(tmp_path / "run", [Refusing(), Refusing()])
-    with pytest.raises(JudgeError, match="the name human is for labels of people"):
+    with pytest.raises(JudgeError, match="the name human is reserved for human labels"):
         rejudge(tmp_path / "run", [LexiconJudge(["x"], name="human")])
 
     class Short:
@@ -129,4 +129,4 @@ def test_figures_of_completions_and_short_ones(tmp_path: Path) -> None:
     rate = summary.harm_rate("base")
     assert (rate.total, rate.flagged) == (len(long), sum("IDIOT" in row["text"] for row in long))
     with Store.read(tmp_path / "run") as store:
-        assert store.facts("base")["dropped"] == 36 - len(long)
+        assert store.condition_totals("base")["dropped"] == 36 - len(long)

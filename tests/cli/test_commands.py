@@ -260,7 +260,7 @@ def test_errors_are_messages(arguments: list[str], message: str) -> None:
 def test_generate_streams_the_completion_safely(pair_folders: tuple[Path, Path]) -> None:
     """What a random model writes is full of control bytes; none gets to the terminal."""
     from eddecode import ModelPair, Sampler, SamplingParams
-    from eddecode.utils.terminal import safe_text
+    from eddecode.utils.terminal import escape_control_chars
 
     base, aligned = pair_folders
     result = invoke(
@@ -268,7 +268,7 @@ def test_generate_streams_the_completion_safely(pair_folders: tuple[Path, Path])
     )
     params = SamplingParams(alpha=-0.5, max_new_tokens=40)
     expected = Sampler(ModelPair.load(base, aligned)).generate("hello", params)[0].text
-    assert result.stdout == safe_text(expected) + "\n"
+    assert result.stdout == escape_control_chars(expected) + "\n"
     assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", result.stdout)
     several = invoke(
         "generate", "a", "b", "--base", base, "--aligned", aligned, "--alpha", "0,1", "--max-new-tokens", 3
@@ -282,10 +282,13 @@ def test_generate_streams_the_completion_safely(pair_folders: tuple[Path, Path])
 
 
 def test_safe_text() -> None:
-    from eddecode.utils.terminal import safe_text
+    from eddecode.utils.terminal import escape_control_chars
 
-    assert safe_text("a\x1b]0;t\x07b\u202ec\x9bd\re\ud800") == r"a\x1b]0;t\x07b\u202ec\x9bd\x0de\ud800"
-    assert safe_text("naïve 日本 😀\n\tx") == "naïve 日本 😀\n\tx"
+    assert (
+        escape_control_chars("a\x1b]0;t\x07b\u202ec\x9bd\re\ud800")
+        == r"a\x1b]0;t\x07b\u202ec\x9bd\x0de\ud800"
+    )
+    assert escape_control_chars("naïve 日本 😀\n\tx") == "naïve 日本 😀\n\tx"
 
 
 def test_pair_as_table_and_as_json(pair_folders: tuple[Path, Path]) -> None:

@@ -181,19 +181,19 @@ def load_table(
         keys=np.array(keys, dtype=np.int64).reshape(-1, 2),
         flags={name: table[:, i] for i, name in enumerate(names)},
         figures=figures,
-        facts=store.facts(condition.key),
+        facts=store.condition_totals(condition.key),
         prompts=people.size,
     )
 
 
 def _figures(store: Store, condition: Condition) -> dict[str, Floats]:
-    from eddecode.audit.store.queries import FIGURES
+    from eddecode.audit.store.queries import METRICS
 
     found: list[float] = []
-    for _, figures in store.figures(condition.key):
+    for _, figures in store.completion_metrics(condition.key):
         found.extend(np.nan if value is None else float(value) for value in figures.values())
-    table = np.array(found, dtype=np.float64).reshape(-1, len(FIGURES))
-    return {name: table[:, i] for i, name in enumerate(FIGURES)}
+    table = np.array(found, dtype=np.float64).reshape(-1, len(METRICS))
+    return {name: table[:, i] for i, name in enumerate(METRICS)}
 
 
 def _upper(values: Floats) -> float:

@@ -35,7 +35,7 @@ class HumanLabel:
 
 
 @dataclass(frozen=True)
-class Settled:
+class MajorityLabels:
     """What the raters say together.
 
     Attributes:
@@ -65,13 +65,13 @@ def read_labels(path: str | Path) -> list[HumanLabel]:
     return found
 
 
-def settle(labels: Iterable[HumanLabel]) -> Settled:
+def majority_vote(labels: Iterable[HumanLabel]) -> MajorityLabels:
     """One label per completion, by majority of its raters."""
     votes: dict[CompletionKey, list[bool]] = defaultdict(list)
     for label in labels:
         votes[label.key].append(label.harmful)
     sums = {key: 2 * sum(said) - len(said) for key, said in votes.items()}
-    return Settled(
+    return MajorityLabels(
         {key: balance > 0 for key, balance in sums.items() if balance != 0},
         tuple(key for key, balance in sums.items() if balance == 0),
     )

@@ -21,7 +21,7 @@ from eddecode.audit.export.rows import export_rows
 from eddecode.audit.store.store import Store
 from eddecode.errors import ConfigError
 from eddecode.utils.files import atomic_path
-from eddecode.utils.terminal import safe_text
+from eddecode.utils.terminal import escape_control_chars
 
 FORMATS = ("jsonl", "csv", "parquet", "inspect")
 _FORMULA = ("=", "+", "-", "@", "\t")
@@ -133,9 +133,10 @@ def export_to(
 
 
 def _judge_columns(store: Store) -> list[str]:
-    """What verdicts are called in an export: sitting judges by their names, former ones with their identity."""
+    """Names of the judges in an export; a replaced judge has its identity behind its name."""
     names = [
-        record.name if record.current else f"{record.name}#{record.identity}" for record in store.judges(True)
+        record.name if record.active else f"{record.name}#{record.identity}"
+        for record in store.judges(include_replaced=True)
     ]
     return [*names, *(["human"] if store.labels() else [])]
 
@@ -157,7 +158,7 @@ def _cell(value: Any) -> Any:
         return "true" if value else "false"
     if not isinstance(value, str):
         return value
-    text = safe_text(value).replace("\n", "\\n").replace("\t", "\\t")
+    text = escape_control_chars(value).replace("\n", "\\n").replace("\t", "\\t")
     return f"'{text}" if value.startswith(_FORMULA) and not _is_number(value) else text
 
 

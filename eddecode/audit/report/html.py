@@ -1,8 +1,9 @@
 """The report as one page: self-contained, without a script, light and dark, on a phone and on paper.
 
-Every value on its way into the page passes `_shown`, which writes out what a terminal or a reader's eye could be fooled
-by (`safe_text`), and then Jinja's autoescape; a content security policy in the page forbids scripts and connections as
-well, should both ever fail. Completions are shown only when asked for, and at most so many that the page stays small.
+Every value on its way into the page passes `_shown`, which writes out what a terminal or a reader's eye could be
+fooled by (`escape_control_chars`), and then Jinja's autoescape; a content security policy in the page forbids scripts
+and connections as well, should both ever fail. Completions are shown only when asked for, and at most so many that
+the page stays small.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from eddecode.audit.analysis.finding import Finding, sampled_completions
 from eddecode.audit.report import svg
 from eddecode.audit.report.layout import Row, Section, Table
 from eddecode.audit.report.sections import key_figures, sections
-from eddecode.utils.terminal import safe_text
+from eddecode.utils.terminal import escape_control_chars
 
 if TYPE_CHECKING:
     from eddecode.audit.gate import Decision
@@ -142,7 +143,9 @@ def _shown(value: Any) -> Any:
     """What every value of the template passes: markup that was made here stays, all else becomes harmless text."""
     if isinstance(value, Markup):
         return value
-    return _TOGETHER.sub(lambda match: match[0].replace(" ", "\N{NO-BREAK SPACE}"), safe_text(str(value)))
+    return _TOGETHER.sub(
+        lambda match: match[0].replace(" ", "\N{NO-BREAK SPACE}"), escape_control_chars(str(value))
+    )
 
 
 def _plot(table: Table, row: Row) -> Markup:
@@ -194,7 +197,11 @@ def _samples(finding: Finding) -> tuple[list[dict[str, Any]], str]:
             }
             for row in group
         ]
-        room -= sum(len(escape(safe_text(row[part])).encode()) for row in cut for part in ("text", "prompt"))
+        room -= sum(
+            len(escape(escape_control_chars(row[part])).encode())
+            for row in cut
+            for part in ("text", "prompt")
+        )
         if room < 0:
             break
         shown += cut

@@ -14,7 +14,7 @@ from eddecode.audit.analysis import wording
 from eddecode.audit.analysis.finding import Finding
 from eddecode.audit.report.layout import Section, Table
 from eddecode.audit.report.sections import key_figures, sections
-from eddecode.utils.terminal import safe_text
+from eddecode.utils.terminal import escape_control_chars
 
 if TYPE_CHECKING:
     from eddecode.audit.gate import Decision
@@ -52,7 +52,7 @@ def escaped(text: str) -> str:
     >>> print(escaped("a_b | <i>"))
     a\_b \| &lt;i&gt;
     """
-    line = " ".join(safe_text(text).split())
+    line = " ".join(escape_control_chars(text).split())
     line = _SPECIAL.sub(r"\\\1", line)
     line = line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return re.sub(r"^([-+]|\d+[.)])(?=\s)", r"\\\1", line)  # no list where a line begins like one

@@ -15,7 +15,7 @@ from markupsafe import Markup, escape
 
 from eddecode.audit.analysis.finding import Figure
 from eddecode.audit.analysis.wording import MINUS, format_decimal
-from eddecode.utils.terminal import safe_text
+from eddecode.utils.terminal import escape_control_chars
 
 CHARACTER = 6.6  # px: mean width of a character at 12 px, to keep labels apart
 
@@ -26,7 +26,9 @@ def element(name: str, *children: Markup | str, **attributes: object) -> Markup:
         f' {key.rstrip("_").replace("_", "-")}="{escape(_attribute(value))}"'
         for key, value in attributes.items()
     )
-    inside = "".join(child if isinstance(child, Markup) else escape(safe_text(child)) for child in children)
+    inside = "".join(
+        child if isinstance(child, Markup) else escape(escape_control_chars(child)) for child in children
+    )
     return Markup(f"<{name}{written}>{inside}</{name}>" if children else f"<{name}{written}/>")
 
 
@@ -193,7 +195,7 @@ def axis_number(value: float) -> str:
 
 
 def _attribute(value: object) -> str:
-    return safe_text(f"{value:g}" if isinstance(value, float) else str(value))
+    return escape_control_chars(f"{value:g}" if isinstance(value, float) else str(value))
 
 
 def forest(

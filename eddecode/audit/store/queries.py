@@ -1,8 +1,8 @@
-"""What a run can be asked: the questions of statistics, tables and exports, as SQL over its store.
+"""Queries of a run: what statistics, tables and exports read from its store, as SQL.
 
-Kept apart from how completions get in (`store`). Where a question is about a judge, it is about the one who sits under
-that name. A run with a minimum length (`min_tokens`) leaves shorter completions out of rates and figures, everywhere
-the same, and says how many.
+Kept apart from how completions get in (`store`). A query about a judge is about the active judge of that name. A run
+with a minimum length (`min_tokens`) leaves shorter completions out of all rates and metrics in the same way, and
+reports how many.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from eddecode.audit.conditions import Condition, Key, condition_name
 from eddecode.audit.data.prompts import PromptRecord
 from eddecode.errors import StoreError
 
-FIGURES = ("length", "perplexity", "distinct_1", "distinct_2", "repetition", "empty", "implied_reward")
+METRICS = ("length", "perplexity", "distinct_1", "distinct_2", "repetition", "empty", "implied_reward")
 _EXPORTED = (
     *("prompt_index", "sample", "text", "text_digest", "token_ids", "finish_reason", "implied_reward"),
     *("base_logprob", "aligned_logprob", "length", "perplexity", "distinct_1", "distinct_2", "repetition"),
@@ -24,24 +24,24 @@ _EXPORTED = (
 )
 
 
-class Views:
-    """Questions to an open run; `Store` brings the connection."""
+class StoreQueries:
+    """Queries of an open run; `Store` adds the connection."""
 
     def _query(self, statement: str, values: Sequence[Any] = ()) -> Iterator[tuple[Any, ...]]:
         raise NotImplementedError
 
     def note(self, name: str) -> Any:
-        """What the run says of itself under a name (`identity`, `digest`, `checkpoints`), or None."""
+        """What the run records about itself under a name (`identity`: its fingerprint, `digest`, …), or None."""
         rows = list(self._query("SELECT value FROM run WHERE name = ?", (name,)))
         return json.loads(rows[0][0]) if rows else None
 
     def sessions(self) -> list[dict[str, Any]]:
-        """The sessions of the run: when each started, and on what (versions, hardware, digests)."""
+        """The sessions of the run: when each started, and in which environment (versions, hardware, digests)."""
         rows = self._query("SELECT id, started, environment FROM session ORDER BY id")
-        return [{"id": id_, "started": started, **json.loads(said)} for id_, started, said in rows]
+        return [{"id": id_, "started": started, **json.loads(facts)} for id_, started, facts in rows]
 
     def decoded_in(self) -> list[dict[str, Any]]:
-        """The sessions that decoded something, as `sessions` has them."""
+        """The sessions that decoded something, in the form of `sessions`."""
         decoding = {row[0] for row in self._query("SELECT DISTINCT session FROM completion")}
         return [session for session in self.sessions() if session["id"] in decoding]
 
@@ -51,7 +51,7 @@ class Views:
         return [PromptRecord(index, json.loads(prompt), json.loads(meta)) for index, prompt, meta in rows]
 
     def conditions(self) -> list[Condition]:
-        """The run's conditions, in the order of its table: aligned, base, ED by α, then what stands beside them."""
+        """The run's conditions, in the order of its table: aligned, base, ED by α, then the others."""
         rows = self._query(
             "SELECT kind, alpha, system, transform, mitigation, model FROM condition ORDER BY position"
         )
@@ -65,19 +65,19 @@ class Views:
         """Completions that the finished run has.
 
         Raises:
-            StoreError: the run was never begun.
+            StoreError: the run was never started.
         """
-        identity = self.note("identity")
-        if identity is None:
-            raise StoreError("the run was not begun; start it with eddecode audit")
-        asked = next(self._query("SELECT (SELECT count(*) FROM condition) * (SELECT count(*) FROM prompt)"))
-        return int(asked[0]) * int(identity["samples"])
+        fingerprint = self.note("identity")
+        if fingerprint is None:
+            raise StoreError("the run was not started; start it with eddecode audit")
+        pairs = next(self._query("SELECT (SELECT count(*) FROM condition) * (SELECT count(*) FROM prompt)"))
+        return int(pairs[0]) * int(fingerprint["samples"])
 
     def judge_id(self, name: str) -> int:
-        """The number of the judge who sits under a name.
+        """The id of the active judge of a name: of several, the one registered last.
 
         Raises:
-            StoreError: nobody does.
+            StoreError: the run has no judge of that name.
         """
         rows = list(
             self._query(
@@ -87,22 +87,22 @@ class Views:
             )
         )
         if not rows:
-            raise StoreError(f"no judge called {name} sat in this run")
+            raise StoreError(f"the run has no judge called {name}; add it with eddecode judge")
         return int(rows[0][0])
 
-    def minimum(self) -> int:
-        """Tokens that a completion needs to be counted; 0: all are."""
+    def min_tokens(self) -> int:
+        """Tokens below which a completion is left out of all statistics; 0: none is."""
         return int((self.note("identity") or {}).get("min_tokens", 0))
 
     def clusters(self, key: Key, judges: Sequence[str]) -> list[tuple[int, int]]:
-        """(flagged by all of the judges, completions) per distinct prompt, of one condition."""
+        """(completions flagged by all of the judges, completions) per distinct prompt, of one condition."""
         flagged = " AND ".join(
             "EXISTS (SELECT 1 FROM verdict WHERE completion = c.id AND judge = ? AND flag)" for _ in judges
         )
         rows = self._query(
             f"SELECT sum({flagged or 1}), count(*) FROM completion c JOIN prompt USING (prompt_index)"
             " WHERE condition = ? AND length >= ? GROUP BY digest ORDER BY min(prompt_index)",
-            (*map(self.judge_id, judges), condition_name(key), self.minimum()),
+            (*map(self.judge_id, judges), condition_name(key), self.min_tokens()),
         )
         return [(int(flags), int(total)) for flags, total in rows]
 
@@ -111,7 +111,7 @@ class Views:
     ) -> Iterator[tuple[str, int, int, tuple[bool | None, ...]]]:
         """(prompt digest, prompt index, sample, a flag per judge) of one condition, by prompt and sample.
 
-        A flag is None where that judge has not seen the completion.
+        A flag is None where that judge has not judged the completion.
         """
         columns = ", ".join(
             "(SELECT flag FROM verdict WHERE completion = c.id AND judge = ?)" for _ in judges
@@ -119,44 +119,44 @@ class Views:
         rows = self._query(
             f"SELECT digest, prompt_index, sample{', ' if columns else ''}{columns} FROM completion c"
             " JOIN prompt USING (prompt_index) WHERE condition = ? AND length >= ? ORDER BY prompt_index, sample",
-            (*map(self.judge_id, judges), condition_name(key), self.minimum()),
+            (*map(self.judge_id, judges), condition_name(key), self.min_tokens()),
         )
-        for digest, index, sample, *said in rows:
-            yield digest, index, sample, tuple(None if flag is None else bool(flag) for flag in said)
+        for digest, index, sample, *flags in rows:
+            yield digest, index, sample, tuple(None if flag is None else bool(flag) for flag in flags)
 
-    def figures(self, key: Key) -> Iterator[tuple[str, dict[str, Any]]]:
-        """(prompt digest, the judge-free figures of one completion) of one condition, by prompt and sample."""
+    def completion_metrics(self, key: Key) -> Iterator[tuple[str, dict[str, Any]]]:
+        """(prompt digest, `METRICS` of one completion) of one condition, by prompt and sample."""
         rows = self._query(
-            f"SELECT digest, {', '.join(FIGURES)} FROM completion JOIN prompt USING (prompt_index)"
+            f"SELECT digest, {', '.join(METRICS)} FROM completion JOIN prompt USING (prompt_index)"
             " WHERE condition = ? AND length >= ? ORDER BY prompt_index, sample",
-            (condition_name(key), self.minimum()),
+            (condition_name(key), self.min_tokens()),
         )
         for digest, *values in rows:
-            yield digest, dict(zip(FIGURES, values, strict=True))
+            yield digest, dict(zip(METRICS, values, strict=True))
 
     def rewards(self, key: Key) -> Iterator[array[float]]:
-        """log p_aligned − log p_base per token, nats, of each completion of one condition, where it was kept."""
+        """log p_aligned − log p_base per token, nats, float32, of each completion of one condition that has it."""
         rows = self._query(
             "SELECT rewards FROM completion WHERE condition = ? AND length >= ? AND rewards IS NOT NULL"
             " ORDER BY prompt_index, sample",
-            (condition_name(key), self.minimum()),
+            (condition_name(key), self.min_tokens()),
         )
         for (packed,) in rows:
             values = array("f", packed)
-            if array("H", [1]).tobytes() != b"\1\0":
+            if array("H", [1]).tobytes() != b"\1\0":  # stored little-endian
                 values.byteswap()
             yield values
 
-    def facts(self, key: Key) -> dict[str, Any]:
-        """Judge-free figures of one condition: completions, mean tokens and implied reward, finish reasons.
+    def condition_totals(self, key: Key) -> dict[str, Any]:
+        """Totals of one condition: completions, mean tokens and mean implied reward (nats), finish reasons.
 
-        `dropped` counts completions below the run's minimum length, which no other figure counts.
+        `dropped` counts completions below the run's minimum length; nothing else counts them.
         """
         lines = list(
-            self._query(  # a sum of floats depends on its order, and a rerun must not: hence ORDER BY
+            self._query(  # a sum of floats depends on its order, and a rerun must give the same: hence ORDER BY
                 "SELECT tokens, implied_reward, finish_reason, length >= ? FROM completion WHERE condition = ?"
                 " ORDER BY prompt_index, sample",
-                (self.minimum(), condition_name(key)),
+                (self.min_tokens(), condition_name(key)),
             )
         )
         kept = [line for line in lines if line[3]]
@@ -173,12 +173,12 @@ class Views:
     def rows(self, keys: Sequence[Key]) -> Iterator[dict[str, Any]]:
         """Completions with their verdicts, condition by condition in the order given, then by prompt and sample.
 
-        A judge who sat under a name before another did is `name#identity` in `verdicts`.
+        A replaced judge is `name#identity` in `verdicts`.
         """
-        conditions, sitting = {condition.key: condition for condition in self.conditions()}, self._sitting()
+        conditions, active = {condition.key: condition for condition in self.conditions()}, self._active()
         for key in map(condition_name, keys):
             c = conditions[key]
-            facts = {
+            shared = {
                 **{"condition": c.kind, "alpha": c.alpha, "name": c.name, "system": c.system},
                 **{"transform": c.transform, "mitigation": c.mitigation, "model": c.model},
             }
@@ -187,26 +187,26 @@ class Views:
                 (key,),
             )
             for id_, *values in rows:
-                row = {**facts, **dict(zip(_EXPORTED, values, strict=True))}
+                row = {**shared, **dict(zip(_EXPORTED, values, strict=True))}
                 row["token_ids"] = None if row["token_ids"] is None else json.loads(row["token_ids"])
                 row["empty"] = bool(row["empty"])
-                row["verdicts"] = self._verdicts(id_, sitting)
+                row["verdicts"] = self._verdicts(id_, active)
                 yield row
 
-    def _verdicts(self, completion: int, sitting: dict[str, int]) -> dict[str, dict[str, Any]]:
+    def _verdicts(self, completion: int, active: dict[str, int]) -> dict[str, dict[str, Any]]:
         rows = self._query(
             "SELECT j.name, j.identity, j.id, score, flag, label, reason FROM verdict v JOIN judge j ON j.id = v.judge"
             " WHERE completion = ? ORDER BY j.name, j.id",
             (completion,),
         )
         return {
-            name if sitting.get(name) == id_ else f"{name}#{identity}": {
+            name if active.get(name) == id_ else f"{name}#{identity}": {
                 **{"score": score, "flag": bool(flag), "label": label, "reason": reason}
             }
             for name, identity, id_, score, flag, label, reason in rows
         }
 
-    def _sitting(self) -> dict[str, int]:
-        """name → number of the judge who sits under it."""
+    def _active(self) -> dict[str, int]:
+        """name → id of the active judge of that name."""
         rows = self._query("SELECT name, j.id FROM sitting s JOIN judge j ON j.id = s.judge ORDER BY s.id")
         return {name: int(id_) for name, id_ in rows}

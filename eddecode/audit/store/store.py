@@ -1,10 +1,10 @@
 """The run's store: one SQLite file per run folder, append-only, written by one process at a time.
 
 A completion that was reported as done is on disk: the log is written ahead (WAL) and every commit is flushed
-(synchronous=FULL), so that neither a SIGKILL nor a power cut takes it back. The key of a completion is its condition's
-name, its prompt and its sample; a second completion of one key is ignored, because it is the same one. All text goes in
-as parameters, none of it into SQL and none into a path. The tables are in `schema`, questions that statistics ask in
-`views`.
+(synchronous=FULL), so that it survives a SIGKILL and a power cut. The key of a completion is its condition's name, its
+prompt and its sample; a second completion of one key is ignored, because it is the same one. All text is passed to
+SQLite as parameters; none of it becomes part of a statement or of a path. The tables are in `schema`, the queries of
+statistics and exports in `queries`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from eddecode.audit.conditions import Condition, Key, condition_name
 from eddecode.audit.data.prompts import PromptRecord, as_json
 from eddecode.audit.judges.base import Judge, Role, Verdict, fingerprint
 from eddecode.audit.store.lock import lock_run
-from eddecode.audit.store.queries import Views
+from eddecode.audit.store.queries import StoreQueries
 from eddecode.audit.store.schema import FILE, check, explanation, prepare
 from eddecode.audit.text_quality import measure
 from eddecode.errors import StoreError
@@ -41,14 +41,14 @@ _COLUMNS = (
     *("length", "perplexity", "distinct_1", "distinct_2", "repetition", "empty", "session"),
 )
 _MARKS = ", ".join("?" * len(_COLUMNS))
-HUMAN = "human"  # the name under which labels of people are kept; no judge of an audit
+HUMAN = "human"  # the name under which human labels are stored; no judge of an audit may have it
 LabelKey = tuple[str, int, int]  # condition's name, prompt index, sample
 _Self = TypeVar("_Self", bound="Store")
 
 
 @dataclass(frozen=True)
-class Unjudged:
-    """A stored completion that a judge has not seen; `text` is empty where the run keeps none."""
+class PendingCompletion:
+    """A stored completion that a judge has not judged yet; `text` is empty where the run keeps none."""
 
     id: int
     prompt_index: int
@@ -57,30 +57,32 @@ class Unjudged:
 
 @dataclass(frozen=True)
 class JudgeRecord:
-    """A judge as a run remembers it: not to be called, but to be named.
+    """A judge as it is recorded in a run: it has a name and a role, and cannot judge.
 
     Attributes:
         id: in this run's file.
-        name, role, identity: as of the judge.
-        current: whether it speaks under its name: of several with one name, the one that sat last.
+        name, role, identity: of the judge.
+        active: whether results use it: of several judges of one name, the one registered last.
     """
 
     id: int
     name: str
     role: Role
     identity: str
-    current: bool = True
+    active: bool = True
 
     def __call__(self, cases: Sequence[Any]) -> list[Verdict]:
         """Always an error: a record has no words and no model."""
-        raise StoreError(f"judge {self.name} of a finished run was asked for verdicts; name it with --judge")
+        raise StoreError(
+            f"judge {self.name} is a record of a finished run and cannot judge; name the judge with --judge"
+        )
 
 
-Draft = tuple[Key, int, "Completion"]  # condition, prompt index, what was decoded
+NewCompletion = tuple[Key, int, "Completion"]  # condition, prompt index, what was decoded
 
 
-class Store(Views):
-    """An open run. `Store.create` for the process that writes, `Store.read` for those that look."""
+class Store(StoreQueries):
+    """An open run. `Store.create` and `Store.open` are for the one process that writes, `Store.read` for all others."""
 
     def __init__(self, folder: Path, connection: sqlite3.Connection, lock: BaseFileLock | None) -> None:
         self.folder, self._db, self._lock = folder, connection, lock
@@ -88,10 +90,10 @@ class Store(Views):
 
     @classmethod
     def create(cls: type[_Self], folder: Path) -> _Self:
-        """Open the run in a folder for writing, making both where they are missing.
+        """Open the run in a folder for writing; make the folder and the run if they are missing.
 
         Raises:
-            StoreError: another process has it, the folder cannot be written, or the file is not a run.
+            StoreError: another process writes it, the folder cannot be written, or the file is not a run.
         """
         lock = lock_run(folder)
         try:
@@ -105,23 +107,23 @@ class Store(Views):
 
     @classmethod
     def open(cls: type[_Self], folder: str | Path) -> _Self:
-        """Open a run that is there, for writing.
+        """Open an existing run for writing.
 
         Raises:
-            StoreError: there is none, or as `create`.
+            StoreError: there is none, or as of `create`.
         """
         _must_exist(folder)
         return cls.create(Path(folder))
 
     @classmethod
     def read(cls: type[_Self], folder: str | Path) -> _Self:
-        """Open a run for looking at it; it may still be running.
+        """Open a run for reading; another process may be writing it.
 
         Raises:
             StoreError: there is no run in the folder, or its file is not one.
         """
         path = _must_exist(folder)
-        # Reading a WAL file makes files beside it; in a folder that cannot be written it is opened as it lies.
+        # SQLite makes two files beside a WAL database even for reading; without write access it must not try.
         mode = "mode=ro" if os.access(folder, os.W_OK) else "mode=ro&immutable=1"
         with explained(Path(folder)):
             database = sqlite3.connect(f"{path.resolve().as_uri()}?{mode}", uri=True, isolation_level=None)
@@ -137,14 +139,14 @@ class Store(Views):
         self.close()
 
     def close(self) -> None:
-        """Let go of the file and of the lock."""
+        """Close the file and release the lock."""
         self._db.close()
         if self._lock is not None:
             self._lock.release()
 
     # what the run is
 
-    def begin(
+    def initialize(
         self,
         notes: dict[str, Any],
         prompts: Sequence[PromptRecord],
@@ -152,21 +154,29 @@ class Store(Views):
         at: str,
         environment: Any,
     ) -> None:
-        """Write down what the run is, unless that was done, and that a session of it starts."""
-        listed = [
+        """Record what the run is, unless that is recorded already, and that a session of it starts.
+
+        Args:
+            notes: name → JSON data; see `note`.
+            prompts: of the run.
+            conditions: of the run, in the order of its table.
+            at: when the session starts, ISO 8601.
+            environment: of the session, JSON data.
+        """
+        rows = [
             (c.name, i, c.kind, c.alpha, c.system, c.transform, c.mitigation, c.model)
             for i, c in enumerate(conditions)
         ]
         with self._transaction():
-            self._many("run", 2, [(name, as_json(value)) for name, value in notes.items()])
-            self._many(
+            self._insert("run", 2, [(name, as_json(value)) for name, value in notes.items()])
+            self._insert(
                 "prompt", 4, [(p.index, as_json(p.prompt), p.digest, as_json(p.meta)) for p in prompts]
             )
-            self._many("condition", 8, listed)
+            self._insert("condition", 8, rows)
             self._begin_session(at, environment)
 
     def resume(self, at: str, environment: Any) -> None:
-        """Write down that another session of a run that was begun starts."""
+        """Record that another session of an initialized run starts."""
         with self._transaction():
             self._begin_session(at, environment)
 
@@ -180,23 +190,24 @@ class Store(Views):
 
     def add(
         self,
-        completions: Sequence[Draft],
+        completions: Sequence[NewCompletion],
         verdicts: Sequence[tuple[str, Sequence[Verdict]]] = (),
         *,
         keep_text: bool = True,
     ) -> int:
-        """Keep completions; they are on disk when this returns.
+        """Store completions; they are on disk when this returns.
 
         Args:
-            completions: (condition name, prompt index, completion) triples.
-            verdicts: judge's name → a verdict per completion, kept in the same transaction; without text, without
-                the reasons, which may quote it.
-            keep_text: False keeps a digest of the text and of the token ids, and not these themselves.
+            completions: (condition's name, prompt index, completion) triples.
+            verdicts: (judge's name, a verdict per completion) pairs, stored in the same transaction.
+            keep_text: False stores a digest of the text, and neither the text, the token ids nor the reasons of
+                verdicts, which may quote it.
 
-        Returns the number that were new.
+        Returns:
+            How many were new.
         """
-        rows = [_row(*draft, self._session, keep_text) for draft in completions]
-        judged = [(self.judge_id(name), said) for name, said in verdicts]
+        rows = [_row(*new, self._session, keep_text) for new in completions]
+        judged = [(self.judge_id(name), values) for name, values in verdicts]
         insert = f"INSERT OR IGNORE INTO completion ({', '.join(_COLUMNS)}) VALUES ({_MARKS})"
         added = 0
         with self._transaction():
@@ -204,12 +215,13 @@ class Store(Views):
                 cursor = self._db.execute(insert, row)
                 if cursor.rowcount == 1 and cursor.lastrowid is not None:
                     id_, added = cursor.lastrowid, added + 1
-                    fresh = [_verdict_row(id_, judge, each[i], keep_text) for judge, each in judged]
-                    self._many("verdict", 6, fresh)
+                    self._insert(
+                        "verdict", 6, [_verdict_row(id_, judge, each[i], keep_text) for judge, each in judged]
+                    )
         return added
 
     def done(self) -> dict[tuple[str, int], set[int]]:
-        """(condition name, prompt index) → the samples that are on disk."""
+        """(condition's name, prompt index) → the samples that are on disk."""
         found: dict[tuple[str, int], set[int]] = defaultdict(set)
         for condition, index, sample in self._query("SELECT condition, prompt_index, sample FROM completion"):
             found[condition, index].add(sample)
@@ -217,53 +229,57 @@ class Store(Views):
 
     # verdicts
 
-    def seat(self, judges: Sequence[Judge]) -> None:
-        """Write down that these judges sit: from now on each speaks under its name."""
+    def register_judges(self, judges: Sequence[Judge]) -> None:
+        """Record these judges; from now on each is the active one of its name."""
         with self._transaction():
             for judge in judges:
                 self._db.execute(
                     "INSERT OR IGNORE INTO judge (name, role, identity) VALUES (?, ?, ?)",
                     (judge.name, judge.role, judge.identity),
                 )
-            sat = {record.name: record.identity for record in self.judges()}
+            active = {record.name: record.identity for record in self.judges()}
             for judge in judges:
-                if sat.get(judge.name) != judge.identity:
+                if active.get(judge.name) != judge.identity:
                     self._db.execute(
                         "INSERT INTO sitting (judge, session) SELECT id, ? FROM judge WHERE name = ? AND identity = ?",
                         (self._session, judge.name, judge.identity),
                     )
 
-    def judges(self, former: bool = False) -> list[JudgeRecord]:
-        """The judges that sat, in the order in which they first did; one for each name, or with `former` all."""
+    def judges(self, include_replaced: bool = False) -> list[JudgeRecord]:
+        """The judges of the run, in the order in which their names were first registered.
+
+        Args:
+            include_replaced: all judges of a name, and not the active one alone.
+        """
         rows = self._query(
             "SELECT j.id, j.name, j.role, j.identity, max(s.id) = (SELECT max(t.id) FROM sitting t JOIN judge k"
             " ON k.id = t.judge WHERE k.name = j.name) FROM sitting s JOIN judge j ON j.id = s.judge"
             " GROUP BY j.id ORDER BY (SELECT min(k.id) FROM judge k WHERE k.name = j.name), j.id"
         )
         records = [
-            JudgeRecord(id_, name, role, identity, bool(last)) for id_, name, role, identity, last in rows
+            JudgeRecord(id_, name, role, identity, bool(active)) for id_, name, role, identity, active in rows
         ]
-        return [record for record in records if (former or record.current) and record.name != HUMAN]
+        return [record for record in records if (include_replaced or record.active) and record.name != HUMAN]
 
-    def unjudged(self, judge: str, limit: int, after: int = 0) -> list[Unjudged]:
-        """Up to `limit` completions, with ids above `after`, that the judge who sits under a name has not seen."""
+    def unjudged(self, judge: str, limit: int, after: int = 0) -> list[PendingCompletion]:
+        """Up to `limit` completions, with ids above `after`, that the active judge of a name has not judged."""
         rows = self._query(
             "SELECT id, prompt_index, coalesce(text, '') FROM completion WHERE id > ? AND NOT EXISTS"
             " (SELECT 1 FROM verdict WHERE completion = completion.id AND judge = ?) ORDER BY id LIMIT ?",
             (after, self.judge_id(judge), limit),
         )
-        return [Unjudged(*row) for row in rows]
+        return [PendingCompletion(*row) for row in rows]
 
     def judge(self, judge: str, verdicts: Iterable[tuple[int, Verdict]]) -> None:
-        """Keep verdicts of the judge who sits under a name on completions, given by their id."""
+        """Store verdicts of the active judge of a name, each with the id of its completion."""
         number = self.judge_id(judge)
         with self._transaction():
-            self._many("verdict", 6, [_verdict_row(id_, number, said) for id_, said in verdicts])
+            self._insert("verdict", 6, [_verdict_row(id_, number, verdict) for id_, verdict in verdicts])
 
-    # people
+    # human labels
 
     def add_labels(self, labels: Mapping[LabelKey, bool]) -> None:
-        """Keep what people say of completions; it replaces nothing, and counts from now on.
+        """Store human labels of completions. Earlier ones stay in the file; `labels` returns the last import.
 
         Raises:
             StoreError: a label of a completion that the run does not have.
@@ -281,14 +297,14 @@ class Store(Views):
                     "completion; expected condition, alpha, prompt_index and sample as its export names them"
                 )
         identity = fingerprint(labels=sorted((*key, flag) for key, flag in labels.items()))
-        self.seat([JudgeRecord(0, HUMAN, "harm", identity)])
+        self.register_judges([JudgeRecord(0, HUMAN, "harm", identity)])
         words = {True: "harmful", False: "harmless"}
         self.judge(
             HUMAN, [(ids[key], Verdict(float(flag), flag, words[flag])) for key, flag in labels.items()]
         )
 
     def labels(self) -> dict[LabelKey, bool]:
-        """(condition name, prompt index, sample) → harmful, as people said last; empty where nobody did."""
+        """(condition's name, prompt index, sample) → harmful, of the last import of human labels; empty without one."""
         rows = self._query(
             "SELECT condition, prompt_index, sample, flag FROM verdict v JOIN completion c ON c.id = v.completion"
             " WHERE judge = (SELECT judge FROM sitting WHERE judge IN (SELECT id FROM judge WHERE name = ?)"
@@ -297,7 +313,7 @@ class Store(Views):
         )
         return {(condition, index, sample): bool(flag) for condition, index, sample, flag in rows}
 
-    def _many(self, table: str, columns: int, rows: Sequence[tuple[Any, ...]]) -> None:
+    def _insert(self, table: str, columns: int, rows: Sequence[tuple[Any, ...]]) -> None:
         marks = ", ".join("?" * columns)
         self._db.executemany(f"INSERT OR IGNORE INTO {table} VALUES ({marks})", rows)
 
@@ -307,7 +323,7 @@ class Store(Views):
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
-        """All of it or none of it, and on disk at the end."""
+        """All statements of the block or none, on disk at the end."""
         with explained(self.folder):
             self._db.execute("BEGIN IMMEDIATE")
             try:
@@ -329,11 +345,11 @@ def _must_exist(folder: str | Path) -> Path:
 
 
 def _row(key: Key, index: int, c: Completion, session: int | None, keep_text: bool) -> tuple[Any, ...]:
-    """A completion in the order of _COLUMNS."""
+    """A completion as a row of its table, in the order of _COLUMNS."""
     ids = [int(token) for token in c.token_ids]
     kept = as_json(ids)
     digest = hashlib.blake2b(c.text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
-    said = measure(c.text, ids, c.finish_reason, c.base_logprob)
+    quality = measure(c.text, ids, c.finish_reason, c.base_logprob)
     return (
         *(
             condition_name(key),
@@ -345,19 +361,19 @@ def _row(key: Key, index: int, c: Completion, session: int | None, keep_text: bo
         ),
         *(len(ids), c.finish_reason, c.base_logprob, c.aligned_logprob, c.implied_reward, _rewards(c)),
         *(
-            said.length,
-            said.perplexity,
-            said.distinct_1,
-            said.distinct_2,
-            said.repetition,
-            int(said.empty),
+            quality.length,
+            quality.perplexity,
+            quality.distinct_1,
+            quality.distinct_2,
+            quality.repetition,
+            int(quality.empty),
             session,
         ),
     )
 
 
 def _rewards(c: Completion) -> bytes | None:
-    """log p_aligned − log p_base per token, nats, as little-endian float32; None if it was not asked for."""
+    """log p_aligned − log p_base per token, nats, as little-endian float32; None without token log-probabilities."""
     tokens = getattr(c, "logprobs", None)
     if tokens is None:
         return None
@@ -373,7 +389,7 @@ def _verdict_row(completion: int, judge: int, v: Verdict, keep_text: bool = True
 
 @contextmanager
 def explained(folder: Path) -> Iterator[None]:
-    """Turn what SQLite says into what to do about it."""
+    """Turn errors of SQLite into StoreErrors with a hint."""
     try:
         yield
     except sqlite3.Error as error:

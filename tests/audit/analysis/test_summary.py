@@ -326,7 +326,7 @@ class Large:
         for i, record in enumerate(self.said):
             yield record.digest, i, 0, tuple((drawn[i] < level).tolist())
 
-    def figures(self, key: str) -> Iterator[Any]:
+    def completion_metrics(self, key: str) -> Iterator[Any]:
         kept = {
             "length": 20,
             "perplexity": 5.0,
@@ -341,7 +341,7 @@ class Large:
     def rewards(self, key: str) -> Iterator[Any]:
         return iter(())
 
-    def facts(self, key: str) -> dict[str, Any]:
+    def condition_totals(self, key: str) -> dict[str, Any]:
         means = {"mean_tokens": 20.0, "mean_implied_reward": 0.0, "finish_reasons": {}}
         return {"completions": self.count, "dropped": 0, **means}
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
-from eddecode.audit.data.labels import by_rater, read_labels, settle
+from eddecode.audit.data.labels import by_rater, majority_vote, read_labels
 from eddecode.audit.stats import agreement
 from eddecode.audit.stats.agreement import (
     agreement_table,
@@ -234,7 +234,7 @@ def test_labels_are_read_settled_and_split_by_rater(tmp_path: Path) -> None:
     )
     labels = read_labels(path)
     assert len(labels) == 5  # the line without a label is work still to do
-    settled = settle(labels)
+    settled = majority_vote(labels)
     assert settled.labels == {("ed", "0.3", 0, 1): True}  # α is one key however it is written
     assert settled.ties == (("base", "0", 2, 0),)
     raters = by_rater(labels)

@@ -1,0 +1,92 @@
+"""The plan of an audit: everything that follows from its configuration, worked out once before anything is decoded.
+
+`audit` resolves an `AuditConfig` into an `AuditPlan` and hands it on. The later steps read it and never go back to the
+files and names of the configuration, so that a file that changes during a run cannot give two answers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from eddecode.audit.conditions import Condition
+from eddecode.audit.config import AuditConfig
+from eddecode.audit.data.prompts import Messages, PromptRecord, read_prompts
+from eddecode.audit.data.transforms import Transform, read_transforms, with_system
+from eddecode.audit.judges.base import Judge, JudgeLike
+from eddecode.audit.judges.registry import make_judges
+from eddecode.audit.mitigations import meaning, parse_mitigations
+from eddecode.audit.provenance import fingerprint_digest, run_fingerprint
+
+if TYPE_CHECKING:
+    from eddecode.sampling.params import SamplingParams
+
+
+@dataclass(frozen=True)
+class AuditPlan:
+    """What an audit decodes and how it is judged.
+
+    Attributes:
+        config: as it was given.
+        prompts: in the order of their file.
+        conditions: in the order of the run's table.
+        params: a condition's key → how its completions are sampled, `config.samples` of them per prompt.
+        transforms: name → transform of the prompt.
+        judges: the first one judges harm.
+        fingerprint: what decides the run's completions and verdicts, see `run_fingerprint`.
+    """
+
+    config: AuditConfig
+    prompts: tuple[PromptRecord, ...]
+    conditions: tuple[Condition, ...]
+    params: Mapping[str, SamplingParams]
+    transforms: Mapping[str, Transform]
+    judges: tuple[Judge, ...]
+    fingerprint: Mapping[str, Any]
+
+    def prompt_under(self, condition: Condition, record: PromptRecord) -> str | Messages:
+        """A prompt as a condition gives it to the models: transformed, with a system prompt, or as it is."""
+        prompt = record.prompt
+        if condition.transform:
+            prompt = self.transforms[condition.transform](prompt)
+        if condition.system:
+            prompt = with_system(prompt, self.config.systems[condition.system])
+        return prompt
+
+    def notes(self) -> dict[str, Any]:
+        """What the store records of the run: its fingerprint, and the texts behind the names of conditions."""
+        return {
+            "identity": self.fingerprint,
+            "digest": fingerprint_digest(self.fingerprint),
+            "systems": dict(self.config.systems),
+            "transforms": [transform.to_dict() for transform in self.transforms.values()],
+            "mitigations": {name: meaning(name) for name in parse_mitigations(self.config.mitigations)},
+        }
+
+
+def resolve(config: AuditConfig, judges: Sequence[JudgeLike] | None = None) -> AuditPlan:
+    """Read the files that a configuration names, and work out what it asks for.
+
+    Args:
+        config: of the audit.
+        judges: take the place of those that the configuration names.
+
+    Raises:
+        PromptError: the prompts cannot be read, or are none.
+        JudgeError: a judge cannot be made.
+        ParamsError: a sampling parameter is out of its range.
+    """
+    prompts = read_prompts(config.prompts)
+    transforms = read_transforms(config.transforms)
+    made = make_judges(config.judges if judges is None else judges)
+    conditions = config.conditions()
+    return AuditPlan(
+        config=config,
+        prompts=tuple(prompts),
+        conditions=tuple(conditions),
+        params={condition.key: config.params(condition, config.samples) for condition in conditions},
+        transforms={transform.name: transform for transform in transforms},
+        judges=tuple(made),
+        fingerprint=run_fingerprint(config, prompts, conditions, transforms, made),
+    )
