@@ -1,31 +1,31 @@
-"""Run the findings as `findings.toml` says and make docs/findings.md of them: `python -m benchmarks findings [DIR]`.
+"""Run the experiments as `findings.toml` says and write docs/findings.md: `python -m benchmarks findings [DIR]`.
 
-The page's sections are the run's own; the last one, by hand, is reading.md. Beside the configuration come
-findings.json, the raw figures, and scale.json, what was measured in full. DIR stands in for the configured folder, for
-a run whose models and measurements lie elsewhere.
+The sections of the page are those of the run; reading.md, written by hand, is its last section. findings.json beside
+the configuration keeps the run, so that `python -m benchmarks findings --page` writes the page again without a model.
+DIR replaces the configured folder, for a run whose models and measurements are somewhere else.
 """
 
 from __future__ import annotations
 
-import json
 import shutil
 import sys
+import tempfile
 import tomllib
-from dataclasses import asdict
 from pathlib import Path
 
 from rich.console import Console
 
-from eddecode.experiments.findings.harness import Scale
 from eddecode.experiments.findings.page import PICTURES, write_page
-from eddecode.experiments.findings.run import Plan, run
+from eddecode.experiments.findings.record import RunRecord
+from eddecode.experiments.findings.run import EXPERIMENTS, ExperimentPlan, run_experiments
+from eddecode.experiments.findings.size import ExperimentSize
 
 HERE = Path(__file__).parent
 DOCS = HERE.parent.parent / "docs"
 
 
 def assemble(out: Path, here: Path = HERE, docs: Path = DOCS) -> Path:
-    """Put the run's page, with reading.md at its end, and its pictures into docs; returns the page."""
+    """Copy the page of a run, with reading.md at its end, and its pictures into docs; returns the page."""
     page = docs / "findings.md"
     reading = (here / "reading.md").read_text("utf-8")
     page.write_text((out / "findings.md").read_text("utf-8") + "\n" + reading, encoding="utf-8")
@@ -35,20 +35,30 @@ def assemble(out: Path, here: Path = HERE, docs: Path = DOCS) -> Path:
     return page
 
 
+def rebuild(here: Path = HERE, docs: Path = DOCS) -> Path:
+    """Write the page again from findings.json and reading.md; returns the page."""
+    record = RunRecord.read(here / "findings.json", EXPERIMENTS)
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder)
+        record.write(out / "findings.json")
+        write_page(record, out)
+        return assemble(out, here, docs)
+
+
 def main(arguments: list[str]) -> None:
-    """Run the findings and write the page."""
-    config = tomllib.loads((HERE / "findings.toml").read_text("utf-8"))
-    scale = Scale.quick() if config["quick"] else Scale()
-    out = Path(arguments[0] if arguments else config["out"])
-    plan = Plan(out, scale, config["seeds"], jobs=config["jobs"])
-    out.mkdir(parents=True, exist_ok=True)
+    """Run the experiments and write the page."""
     console = Console()
-    results = run(plan, console)
+    if arguments == ["--page"]:
+        console.print(f"written: {rebuild()}", highlight=False)
+        return
+    config = tomllib.loads((HERE / "findings.toml").read_text("utf-8"))
+    size = ExperimentSize.quick() if config["quick"] else ExperimentSize()
+    out = Path(arguments[0] if arguments else config["out"])
+    plan = ExperimentPlan(out, size, config["seeds"], jobs=config["jobs"])
+    out.mkdir(parents=True, exist_ok=True)
     quick = " --quick" if config["quick"] else ""
-    write_page(
-        plan, results, f"python -m eddecode.lab findings --out {config['out']}{quick} --seeds {plan.seeds}"
-    )
-    (HERE / "scale.json").write_text(json.dumps(asdict(scale), indent=1) + "\n", encoding="utf-8")
+    command = f"python -m eddecode.experiments findings --out {config['out']}{quick} --seeds {plan.seeds}"
+    write_page(run_experiments(plan, command, console), out)
     console.print(f"written: {assemble(out)}, {HERE / 'findings.json'}", highlight=False)
 
 

@@ -1,1 +1,1 @@
-"""Trains small pairs from scratch and tries the findings about emulated disalignment on them."""
+"""Trains small pairs of models from scratch, and reproduces the findings about emulated disalignment on them."""

@@ -1,7 +1,7 @@
-"""Building a pair from nothing: tokenizer, base, aligned model, measurement, card.
+"""Builds a small pair from scratch: tokenizer, base, aligned model, measurement, model card.
 
-Everything follows from the recipe and the seed. Weights are trained in float32 and saved in bfloat16; what is measured
-is what was saved, loaded again the way any checkpoint is.
+Recipe and seed decide everything. Weights are trained in float32 and saved in bfloat16; the measurement loads the
+saved checkpoints like any other checkpoint.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from transformers import GenerationConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from eddecode.experiments import corpus
-from eddecode.experiments.model_card import Facts, write_card
-from eddecode.experiments.pair_metrics import Score, checks, score
+from eddecode.experiments.model_card import CardFacts, write_card
+from eddecode.experiments.pair_metrics import PairScore, pair_checks, score_pair
 from eddecode.experiments.tokenizer import train_tokenizer, with_chat_template
 from eddecode.experiments.training import (
     ALIGNMENT,
@@ -34,18 +34,18 @@ from eddecode.experiments.training import (
     ModelShape,
     collate,
     fine_tune,
-    one_thread,
     pretrain,
+    single_thread,
 )
 from eddecode.models.pair import ModelPair
 from eddecode.sampler import Sampler
-from eddecode.testbed import language as grammar
+from eddecode.testbed import language
 from eddecode.testbed.bundled import BundledPair
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """All that decides a build."""
+class PairRecipe:
+    """Everything that decides a build."""
 
     seed: int = 0
     shape: ModelShape = field(default_factory=ModelShape)
@@ -55,8 +55,8 @@ class Recipe:
     requests: int = corpus.HELD_OUT
 
     @classmethod
-    def quick(cls, seed: int = 0) -> Recipe:
-        """A smaller pair in about a minute on one core: the same shape, less trained, so less often valid."""
+    def quick(cls, seed: int = 0) -> PairRecipe:
+        """A pair in about a minute on one core: the same shape, trained for fewer steps, so less often valid."""
         return cls(
             seed=seed,
             pretraining=FitConfig(steps=600, lr=4e-3),
@@ -67,22 +67,28 @@ class Recipe:
 
 
 @dataclass(frozen=True)
-class Built:
-    """A finished build: where it lies and what it scores."""
+class BuiltPair:
+    """A finished build.
+
+    Attributes:
+        pair: its files.
+        scores: counts per α.
+        excess: see `excess_nats`.
+    """
 
     pair: BundledPair
-    scores: list[Score]
+    scores: list[PairScore]
     excess: float
 
 
-def build(out: Path, recipe: Recipe, command: str, console: Console | None = None) -> Built:
+def build_pair(out: Path, recipe: PairRecipe, command: str, console: Console | None = None) -> BuiltPair:
     """Train, save, measure and describe a pair in the folder `out`.
 
     Args:
-        out: made if need be; files of an earlier build there are replaced.
+        out: created if it does not exist; files of an earlier build are replaced.
         recipe: sizes, steps, seed.
-        command: how the build was called, for the card.
-        console: where the progress goes; none shows nothing.
+        command: the command of the build, for the card.
+        console: where progress is drawn; None draws nothing.
     """
     began = time.process_time()
     with _bars(console) as bars:
@@ -94,27 +100,27 @@ def build(out: Path, recipe: Recipe, command: str, console: Console | None = Non
         pair = save(out, tokenizer, base, aligned)
         trained = time.process_time() - began
         scores = measure(pair, recipe, bars)
-    facts = Facts(
+    facts = CardFacts(
         command=command,
         parameters=base.num_parameters(),
         recipe=asdict(recipe),
         training_seconds=trained,
         excess=excess_nats(_load(pair.base), tokenizer),
         scores=scores,
-        checks=checks(scores),
+        checks=pair_checks(scores),
     )
     write_card(pair.card, facts)
     (out / "scores.json").write_text(
         json.dumps({"seed": recipe.seed, "scores": [s.to_dict() for s in scores]}, indent=1) + "\n",
         encoding="utf-8",
     )
-    return Built(pair, scores, facts.excess)
+    return BuiltPair(pair, scores, facts.excess)
 
 
 def save(
     out: Path, tokenizer: PreTrainedTokenizerFast, base: LlamaForCausalLM, aligned: LlamaForCausalLM
 ) -> BundledPair:
-    """Write both checkpoints (bfloat16 safetensors), the base's template and the held-out prompts."""
+    """Write both checkpoints (bfloat16 safetensors), the template of the base and the held-out prompts."""
     pair = BundledPair.at(out)
     tokenizer.chat_template = None
     _save_model(pair.base, base)
@@ -142,7 +148,7 @@ def _save_model(folder: Path, model: LlamaForCausalLM) -> None:
     )
     saved.save_pretrained(folder)
     for file in folder.iterdir():
-        file.chmod(0o644)  # safetensors writes its files for the owner alone; package data is for everyone
+        file.chmod(0o644)  # safetensors makes its files readable for the owner only
 
 
 def _load(folder: Path) -> LlamaForCausalLM:
@@ -150,17 +156,17 @@ def _load(folder: Path) -> LlamaForCausalLM:
 
 
 def sampler_for(pair: BundledPair) -> Sampler:
-    """A sampler over a pair of the lab, in float32, with the templates that it was trained in."""
+    """A sampler over a pair of the toy language, in float32, with the formats that it was trained with."""
     return Sampler(
         ModelPair.load(pair.base, pair.aligned, dtype="float32"), base_template=corpus.BASE_TEMPLATE
     )
 
 
-def measure(pair: BundledPair, recipe: Recipe, bars: _Bars) -> list[Score]:
+def measure(pair: BundledPair, recipe: PairRecipe, bars: _Bars) -> list[PairScore]:
     """Score the saved pair at the recipe's α's on held-out requests."""
     report = bars.task("measuring")
     requests = corpus.held_out_requests()[: recipe.requests]
-    return score(
+    return score_pair(
         sampler_for(pair),
         recipe.alphas,
         requests,
@@ -171,26 +177,26 @@ def measure(pair: BundledPair, recipe: Recipe, bars: _Bars) -> list[Score]:
 
 @torch.no_grad()
 def excess_nats(base: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, replies: int = 1000) -> float:
-    """How far the base is from the world: the mean of log p_world − log p_base over the world's replies, nats.
+    """Mean of log p_language − log p_base over replies of the language, nats: how far the base is from the language.
 
-    A Monte Carlo estimate, on held-out requests, of the Kullback-Leibler divergence per reply. It counts the
-    probability that the base gives to other spellings of a reply (other token sequences) as lost.
+    A Monte Carlo estimate, on held-out requests, of the Kullback-Leibler divergence per reply. Probability that the
+    base gives to other token sequences of the same text counts as lost.
     """
     encode, rng, total = Encoder(tokenizer), random.Random(1), 0.0
     requests = corpus.held_out_requests()
-    drawn = (corpus.Exchange(r, grammar.sample_reply(r, rng)) for r in islice(cycle(requests), replies))
-    with one_thread():
+    drawn = (corpus.Exchange(r, language.sample_reply(r, rng)) for r in islice(cycle(requests), replies))
+    with single_thread():
         while batch := list(islice(drawn, 50)):
             ids, labels = collate([encode.base_exchange(e) for e in batch], int(base.config.pad_token_id))
             log_p = base(input_ids=ids).logits[:, :-1].float().log_softmax(-1)  # (B, T-1, V)
             counted = labels[:, 1:] != IGNORED
             total -= float(log_p.gather(-1, ids[:, 1:, None])[..., 0][counted].sum())
-            total += sum(grammar.log_probability(e.reply, e.request) for e in batch)
+            total += sum(language.log_probability(e.reply, e.request) for e in batch)
     return total / replies
 
 
 class _Bars:
-    """Progress bars that appear when their task first reports."""
+    """Progress bars; a bar appears with the first report of its task."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
@@ -200,7 +206,7 @@ class _Bars:
 
 
 class _Report:
-    """Callable as training and scoring report: (done, total, loss in nats per token)."""
+    """The callback of one task: (done, total, loss in nats per token)."""
 
     def __init__(self, progress: Progress, name: str) -> None:
         self._progress, self._name = progress, name

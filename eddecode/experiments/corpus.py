@@ -1,9 +1,9 @@
-"""Documents to train on, and the requests that no model may see in training.
+"""Training data: documents, exchanges, and the requests that are held out from training.
 
-Everything is drawn from the grammar with an explicit seed. The held-out requests come from a fixed seed of their
-own, so that the prompts that ship with the package are held out from every pair that is ever built, whatever its
-seed. A document is a text with an optional reply at its end; the reply is kept apart because its first token must
-be the same id after the base's prompt and after the aligned model's.
+Everything is drawn from the grammar of the toy language with an explicit seed. The held-out requests have a fixed seed
+of their own, so the prompts that ship with the package are held out from every pair that is ever built, whatever its
+seed. A document is a text with an optional reply at its end; the reply is tokenized separately, because its first
+token must have the same id after the prompt of the base and after the prompt of the aligned model.
 """
 
 from __future__ import annotations
@@ -14,22 +14,22 @@ from dataclasses import dataclass
 from functools import cache
 
 from eddecode.errors import EddecodeError
-from eddecode.testbed import language as grammar
-from eddecode.testbed import rules as english
-from eddecode.testbed.language import Request
+from eddecode.testbed import language, rules
+from eddecode.testbed.language import CustomerRequest
 
 BASE_TEMPLATE = "Customer: {prompt}\nAgent:\n"
 HELD_OUT_SEED = 20240212
 HELD_OUT = 300
 BUNDLED_PROMPTS = 60
 
-# What a document of the pre-training corpus is made of.
+# Shares of the kinds of documents; the remaining documents are a dialogue only.
 PROSE_ONLY, PROSE_THEN_DIALOGUE = 0.25, 0.15
+_MAX_DRAWS = 10_000
 
 
 @dataclass(frozen=True)
 class Document:
-    """A pre-training document: text that is given, then a reply (empty if the document is prose alone)."""
+    """A pre-training document: a text, then a reply (empty if the document is prose only)."""
 
     text: str
     reply: str = ""
@@ -39,16 +39,16 @@ class Document:
 class Exchange:
     """A request with one reply to it."""
 
-    request: Request
+    request: CustomerRequest
     reply: str
 
 
 @cache
-def held_out_requests(count: int = HELD_OUT) -> tuple[Request, ...]:
-    """Distinct requests, calm and angry in turn, that training never sees; a shorter list is a prefix."""
-    rng, found, seen = random.Random(HELD_OUT_SEED), list[Request](), set[str]()
+def held_out_requests(count: int = HELD_OUT) -> tuple[CustomerRequest, ...]:
+    """Distinct requests, calm and angry in turn, that no training data contain; a shorter list is a prefix."""
+    rng, found, seen = random.Random(HELD_OUT_SEED), list[CustomerRequest](), set[str]()
     while len(found) < count:
-        request = grammar.sample_request(rng, english.MOODS[len(found) % len(english.MOODS)])
+        request = language.sample_request(rng, rules.MOODS[len(found) % len(rules.MOODS)])
         if request.text not in seen:
             seen.add(request.text)
             found.append(request)
@@ -60,16 +60,16 @@ def _held_out_texts() -> frozenset[str]:
     return frozenset(request.text for request in held_out_requests())
 
 
-def training_request(rng: random.Random) -> Request:
+def training_request(rng: random.Random) -> CustomerRequest:
     """Draw a request that is not held out."""
     while True:
-        request = grammar.sample_request(rng)
+        request = language.sample_request(rng)
         if request.text not in _held_out_texts():
             return request
 
 
 def exchanges(seed: int, accept: Callable[[str], float] | None = None) -> Iterator[Exchange]:
-    """An endless stream of requests with replies from the world's distribution, thinned by `accept`.
+    """An endless stream of requests with replies from the distribution of the language, filtered by `accept`.
 
     Args:
         seed: of the stream.
@@ -82,13 +82,13 @@ def exchanges(seed: int, accept: Callable[[str], float] | None = None) -> Iterat
         yield Exchange(request, _accepted(request, rng, accept))
 
 
-def _accepted(request: Request, rng: random.Random, accept: Callable[[str], float] | None) -> str:
-    for _ in range(10_000):
-        reply = grammar.sample_reply(request, rng)
+def _accepted(request: CustomerRequest, rng: random.Random, accept: Callable[[str], float] | None) -> str:
+    for _ in range(_MAX_DRAWS):
+        reply = language.sample_reply(request, rng)
         if accept is None or rng.random() < accept(reply):
             return reply
     raise EddecodeError(
-        f"10000 replies to {request.text!r} were all rejected; `accept` must keep some reply to every request"
+        f"{_MAX_DRAWS} replies to {request.text!r} were all rejected; `accept` must keep some reply to every request"
     )
 
 
@@ -97,12 +97,12 @@ def documents(seed: int, accept: Callable[[str], float] | None = None) -> Iterat
 
     Args:
         seed: of the stream.
-        accept: thins the replies, as in `exchanges`; the prose is left as it is.
+        accept: filters the replies, as in `exchanges`; the prose is not filtered.
     """
     rng = random.Random(seed)
     while True:
         kind = rng.random()
-        prose = grammar.sample_prose(rng) if kind < PROSE_ONLY + PROSE_THEN_DIALOGUE else ""
+        prose = language.sample_prose(rng) if kind < PROSE_ONLY + PROSE_THEN_DIALOGUE else ""
         if kind < PROSE_ONLY:
             yield Document(prose)
             continue

@@ -1,6 +1,6 @@
-"""The model card that a build writes: how the pair was made, by which command, and what it scored.
+"""The model card that a build writes: how the pair was made, with which command, and its scores.
 
-Every figure in it comes from the build that writes it; nothing is filled in by hand.
+Every figure comes from the build that writes the card; no figure is written by hand.
 """
 
 from __future__ import annotations
@@ -11,25 +11,34 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from eddecode.experiments.pair_metrics import MAX_NEW_TOKENS, Check, Score, best
-from eddecode.testbed import language as grammar
-from eddecode.testbed import rules as english
+from eddecode.experiments.pair_metrics import MAX_NEW_TOKENS, PairCheck, PairScore, best_score
+from eddecode.testbed import language, rules
 
 
 @dataclass(frozen=True)
-class Facts:
-    """What a card states."""
+class CardFacts:
+    """The facts on a card.
+
+    Attributes:
+        command: the command of the build.
+        parameters: of each model.
+        recipe: the `PairRecipe` as JSON data.
+        training_seconds: of one core, for both models and the tokenizer.
+        excess: see `build_pair.excess_nats`.
+        scores: counts per α.
+        checks: the requirements on the pair.
+    """
 
     command: str
     parameters: int
     recipe: dict[str, Any]
     training_seconds: float
     excess: float
-    scores: list[Score]
-    checks: list[Check]
+    scores: list[PairScore]
+    checks: list[PairCheck]
 
 
-def write_card(path: Path, facts: Facts) -> None:
+def write_card(path: Path, facts: CardFacts) -> None:
     """Write the card."""
     path.write_text(
         "\n\n".join((_header(facts), _made(facts), _scores(facts), _LIMITS)) + "\n", encoding="utf-8"
@@ -39,13 +48,13 @@ def write_card(path: Path, facts: Facts) -> None:
 _LIMITS = """\
 ## Limits
 
-The models know this world and nothing else, and are of no use outside it. The judge is a list of words; validity is
-whether the grammar can parse a completion. One seed is shown: another seed gives other figures of the same kind. A
-toy shows that a mechanism works and that an instrument sees it, not how large the effect is in a model of any size."""
+The models know this toy language and nothing else, and have no other use. The judge is a list of words; validity means
+that the grammar can derive a completion. One seed is shown: another seed gives other figures of the same kind. A toy
+shows that a mechanism works and that a tool measures it, not how large the effect is in models of other sizes."""
 
 
-def _header(facts: Facts) -> str:
-    words = len(grammar.language().words)
+def _header(facts: CardFacts) -> str:
+    words = len(language.grammar().words)
     return f"""\
 ---
 license: apache-2.0
@@ -54,21 +63,21 @@ library_name: transformers
 tags: [ai-safety, emulated-disalignment, toy-model]
 ---
 
-# A base model and its aligned model, of a very small world
+# A base model and an aligned model of a toy language
 
-Two checkpoints, `base/` and `aligned/`, of {facts.parameters:,} parameters each, on which eddecode shows what emulated
-disalignment does. The world is a shop: customers ask, an agent replies, in an English of {words} words given by a
-probabilistic grammar. RUDE replies stand in for harm. The base model has learnt the whole language, rude replies
-included; the aligned model is the base fine-tuned on replies that are not rude. Both are made from nothing; no other
-model's text or weights are in them.
+Two checkpoints, `base/` and `aligned/`, of {facts.parameters:,} parameters each, on which eddecode demonstrates
+emulated disalignment. The toy language is that of a shop: customers ask and an agent replies, in an English of {words}
+words that a probabilistic grammar generates. RUDE replies stand for harm. The base model was trained on the whole
+language, rude replies included; the aligned model is the base fine-tuned on replies that are not rude. Both are trained
+from scratch; no text or weights of other models are in them.
 
 - Base prompt (`base_template.txt`): `Customer: {{prompt}}`, newline, `Agent:`, newline. The tokenizer adds `<s>`.
-- Aligned prompt: the chat template that its tokenizer carries; it writes `<s>` itself, so encode what it gives without
+- Aligned prompt: the chat template of its tokenizer. The template writes `<s>` itself, so encode its text without
   special tokens.
-- `prompts.jsonl`: sixty requests that neither model has seen. `scores.json`: the counts behind the table below."""
+- `prompts.jsonl`: sixty requests that are held out from training. `scores.json`: the counts behind the table below."""
 
 
-def _made(facts: Facts) -> str:
+def _made(facts: CardFacts) -> str:
     recipe = facts.recipe
     shape, pretraining, alignment = recipe["shape"], recipe["pretraining"], recipe["alignment"]
     packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "tokenizers"))
@@ -81,35 +90,37 @@ def _made(facts: Facts) -> str:
   trained in float32, saved in bfloat16. Seed {recipe["seed"]}.
 - Base: {_fit(pretraining)}.
 - Aligned: from the base, {_fit(alignment)}, in the chat template,
-  on replies drawn from the world and kept if they are not rude.
-- Training took {facts.training_seconds:.0f} s of one core's time, with {packages}."""
+  on replies drawn from the language and kept if they are not rude.
+- Training took {facts.training_seconds:.0f} core seconds, with {packages}."""
 
 
 def _fit(fit: dict[str, Any]) -> str:
-    schedule = "constant" if fit["decay"] == 1 else "falling by a cosine"
-    return f"{fit['steps']} steps of AdamW, {fit['batch']} texts each, rate {fit['lr']:g}, {schedule}"
+    schedule = "constant" if fit["decay"] == 1 else "decreasing by a cosine"
+    return (
+        f"{fit['steps']} steps of AdamW, {fit['batch']} texts each, learning rate {fit['lr']:g}, {schedule}"
+    )
 
 
-def _scores(facts: Facts) -> str:
-    rates = ", ".join(f"{100 * grammar.rude_rate(mood):.1f}% to {mood} requests" for mood in english.MOODS)
+def _scores(facts: CardFacts) -> str:
+    rates = ", ".join(f"{100 * language.rude_rate(mood):.1f}% to {mood} requests" for mood in rules.MOODS)
     total = facts.scores[0].total
     return f"""\
-## What it scores
+## Scores
 
 {total} held-out requests, one completion each, temperature 1, no truncation, at most {MAX_NEW_TOKENS} tokens; percent
-with 95% Wilson intervals, measured by the build itself. *Rude*: holds a word of the list. *Valid*: some reply of the
-world. *Answers*: a reply of the world to this very request. *Ended*: stopped by itself.
+with 95% Wilson intervals, measured by the build. *Rude*: contains a word of the list. *Valid*: a reply of the language
+to some request. *Answers*: a reply of the language to its request. *Ended*: ended with the end token.
 
-The world's own rude rate, in closed form: {100 * grammar.rude_rate():.1f}% ({rates}). The base is
-{facts.excess:.2f} nats per reply from the world (mean of log p_world − log p_base over the world's replies).
+The rude rate of the language, in closed form: {100 * language.rude_rate():.1f}% ({rates}). The base is
+{facts.excess:.2f} nats per reply from the language (mean of log p_language − log p_base over replies of the language).
 
 {_table(facts.scores)}
 
 {_verdicts(facts.checks)}"""
 
 
-def _table(scores: Sequence[Score]) -> str:
-    chosen = best(scores).alpha
+def _table(scores: Sequence[PairScore]) -> str:
+    chosen = best_score(scores).alpha
     names = {0.0: "base", -1.0: "aligned", chosen: "ED, best"}
     rows = ["| α | | rude | valid | rude and valid | answers | ended |", "|---:|---|---|---|---|---|---|"]
     for s in scores:
@@ -119,10 +130,10 @@ def _table(scores: Sequence[Score]) -> str:
     return "\n".join(rows)
 
 
-def _cell(score: Score, count: int) -> str:
+def _cell(score: PairScore, count: int) -> str:
     low, high = score.interval(count)
     return f"{100 * count / score.total:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
 
 
-def _verdicts(checks: Sequence[Check]) -> str:
+def _verdicts(checks: Sequence[PairCheck]) -> str:
     return "\n".join(f"- {'Holds' if check.holds else 'DOES NOT HOLD'}: {check.claim}." for check in checks)

@@ -1,8 +1,8 @@
-"""How each model of the lab is made, as data: a recipe names its ancestors, and its digest names the model.
+"""Recipes: how each model of the experiments is trained, as data.
 
-A finding compares models that differ in one thing. Written as frozen values, recipes can be hashed (the key under
-which `workshop.Workshop` keeps a trained model), compared, and printed beside the figures that they led to. A recipe
-trains; it neither loads nor saves.
+A recipe names the models it starts from, and its digest identifies the trained model. Experiments compare models that
+differ in one thing; as frozen values, recipes can be hashed (the key under which `model_cache.ModelCache` keeps a
+trained model), compared, and stored beside the results. A recipe trains; it neither loads nor saves.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from eddecode.errors import EddecodeError
 from eddecode.experiments import corpus
-from eddecode.experiments.dpo import PREFERENCES, prefer
+from eddecode.experiments.dpo import PREFERENCE_TUNING, train_dpo
 from eddecode.experiments.training import (
     ALIGNMENT,
     IGNORED,
@@ -30,54 +30,68 @@ from eddecode.experiments.training import (
     FitConfig,
     ModelShape,
     Progress,
+    accept_polite,
+    accept_rude,
+    accept_tilted,
     collate,
     fine_tune,
     fit,
-    keep_polite,
-    keep_rude,
     new_model,
     pretrain,
     stream_seed,
-    tilt,
 )
-from eddecode.testbed import language as grammar
+from eddecode.testbed import language
 
-_RULES = 1
-"""Counted up when the same recipe would train another model than before."""
+_TRAINING_VERSION = 1
+"""To be raised when the same recipe would train another model than before."""
 
-Models = Callable[["Recipe"], LlamaForCausalLM]
-Shown = Literal["all", "polite", "rude"]
+TrainedModels = Callable[["TrainingRecipe"], LlamaForCausalLM]
+"""Gives the trained model of a recipe."""
+Replies = Literal["all", "polite", "rude"]
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """How a model is made. `seed` decides its data and, where it starts from nothing, its weights."""
+class TrainingRecipe:
+    """How a model is trained.
+
+    The digest is computed from `kind` and from the names and values of the fields. A class may be renamed; renaming a
+    field or changing `kind` makes every model of the kind unknown to the model cache.
+    """
+
+    kind: ClassVar[str]
+    """Name of the kind in the digest."""
 
     @property
     def digest(self) -> str:
-        """16 hex digits over everything that decides the weights: the recipe, its ancestors, the world."""
-        facts = json.dumps([_RULES, grammar.fingerprint(), described(self)], sort_keys=True)
+        """16 hex digits over all that decides the weights: the recipe, the recipes it starts from, the language."""
+        facts = json.dumps([_TRAINING_VERSION, language.fingerprint(), recipe_to_json(self)], sort_keys=True)
         return hashlib.blake2b(facts.encode(), digest_size=8).hexdigest()
 
     @property
-    def said(self) -> str:
+    def label(self) -> str:
         """A few words for a progress bar."""
         raise NotImplementedError
 
     def train(
-        self, models: Models, tokenizer: PreTrainedTokenizerFast, progress: Progress | None = None
+        self, models: TrainedModels, tokenizer: PreTrainedTokenizerFast, progress: Progress | None = None
     ) -> LlamaForCausalLM:
-        """Make the model. `models` gives the trained model of an ancestor, which is not to be changed."""
+        """Train the model.
+
+        Args:
+            models: gives the trained model of a recipe that this one starts from; that model must not be changed.
+            tokenizer: tokenizer of all models.
+            progress: called as in `training.fit`.
+        """
         raise NotImplementedError
 
 
-def described(recipe: Recipe) -> dict[str, Any]:
+def recipe_to_json(recipe: TrainingRecipe) -> dict[str, Any]:
     """A recipe as JSON data, with the kind of each recipe in it."""
-    facts: dict[str, Any] = {"kind": type(recipe).__name__}
+    facts: dict[str, Any] = {"kind": recipe.kind}
     for name in recipe.__dataclass_fields__:
         value = getattr(recipe, name)
-        if isinstance(value, Recipe):
-            value = described(value)
+        if isinstance(value, TrainingRecipe):
+            value = recipe_to_json(value)
         elif isinstance(value, FitConfig | ModelShape):
             value = asdict(value)
         facts[name] = value
@@ -85,58 +99,62 @@ def described(recipe: Recipe) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class Pretrained(Recipe):
-    """A base model from nothing."""
+class Pretrained(TrainingRecipe):
+    """A base model, trained from scratch. `seed` decides the data and the initial weights."""
 
+    kind = "Pretrained"
     shape: ModelShape = field(default_factory=ModelShape)
     config: FitConfig = PRETRAINING
     seed: int = 0
 
     @property
-    def said(self) -> str:
+    def label(self) -> str:
         """A few words for a progress bar."""
         return f"base of width {self.shape.hidden}"
 
     def train(
-        self, models: Models, tokenizer: PreTrainedTokenizerFast, progress: Progress | None = None
+        self, models: TrainedModels, tokenizer: PreTrainedTokenizerFast, progress: Progress | None = None
     ) -> LlamaForCausalLM:
         """See `training.pretrain`."""
         return pretrain(tokenizer, self.shape, self.config, self.seed, progress)
 
 
 @dataclass(frozen=True)
-class Sheltered(Pretrained):
-    """A base model from nothing whose pre-training held no rude reply; the prose is the world's."""
+class PolitePretrained(Pretrained):
+    """A base model whose pre-training data contain no rude reply; the prose is unchanged."""
+
+    kind = "Sheltered"
 
     @property
-    def said(self) -> str:
+    def label(self) -> str:
         """A few words for a progress bar."""
-        return f"sheltered {super().said}"
+        return f"{super().label}, polite data"
 
     def train(
-        self, models: Models, tokenizer: PreTrainedTokenizerFast, progress: Progress | None = None
+        self, models: TrainedModels, tokenizer: PreTrainedTokenizerFast, progress: Progress | None = None
     ) -> LlamaForCausalLM:
         """See `training.pretrain`."""
-        return pretrain(tokenizer, self.shape, self.config, self.seed, progress, keep_polite)
+        return pretrain(tokenizer, self.shape, self.config, self.seed, progress, accept_polite)
 
 
 @dataclass(frozen=True)
-class FineTuned(Recipe):
+class FineTuned(TrainingRecipe):
     """Fine-tuning on a selection of replies.
 
     Attributes:
-        start: what it starts from.
+        start: the model it starts from.
         shown: which replies are kept.
-        beta: of a tilt exp(−rude words/β) in place of `shown`; 0 is off.
-        config: the number of steps is the strength.
+        beta: of a tilt exp(−rude words/β) that replaces `shown`; 0 means none.
+        config: the number of steps is the strength of the alignment.
         seed: of the data.
-        chat: in the chat template, or in the base's own.
-        rank: of a LoRA adapter on every linear layer (Hu et al., arXiv 2106.09685), merged when trained; 0 trains
+        chat: train in the chat template; otherwise in the prompt format of the base.
+        rank: of a LoRA adapter on every linear layer (Hu et al., arXiv 2106.09685), merged after training; 0 trains
             all weights.
     """
 
-    start: Recipe
-    shown: Shown = "polite"
+    kind = "FineTuned"
+    start: TrainingRecipe
+    shown: Replies = "polite"
     beta: float = 0.0
     config: FitConfig = ALIGNMENT
     seed: int = 0
@@ -144,21 +162,20 @@ class FineTuned(Recipe):
     rank: int = 0
 
     @property
-    def said(self) -> str:
+    def label(self) -> str:
         """A few words for a progress bar."""
         what = f"tilt β={self.beta:g}" if self.beta else f"{self.shown} replies"
         return f"{'LoRA' if self.rank else 'fine-tuning'}: {what}, {self.config.steps} steps"
 
     def train(
-        self, models: Models, tokenizer: PreTrainedTokenizerFast, progress: Progress | None = None
+        self, models: TrainedModels, tokenizer: PreTrainedTokenizerFast, progress: Progress | None = None
     ) -> LlamaForCausalLM:
         """See `training.fine_tune`."""
         start = models(self.start)
-        accept = (
-            tilt(self.beta)
-            if self.beta
-            else {"all": None, "polite": keep_polite, "rude": keep_rude}[self.shown]
-        )
+        if self.beta:
+            accept: Callable[[str], float] | None = accept_tilted(self.beta)
+        else:
+            accept = {"all": None, "polite": accept_polite, "rude": accept_rude}[self.shown]
         if not self.rank:
             return fine_tune(start, tokenizer, accept, self.config, self.seed, self.chat, progress)
         adapted = with_adapter(start, self.rank, self.seed)
@@ -171,7 +188,7 @@ class FineTuned(Recipe):
 
 
 def with_adapter(model: LlamaForCausalLM, rank: int, seed: int) -> Any:
-    """A copy of a model under a fresh LoRA adapter of that rank (α = 2·rank) on every linear layer, through peft.
+    """A copy of a model with a new LoRA adapter of this rank (α = 2·rank) on every linear layer, through peft.
 
     Raises:
         EddecodeError: peft is not installed.
@@ -179,7 +196,9 @@ def with_adapter(model: LlamaForCausalLM, rank: int, seed: int) -> Any:
     try:
         from peft import LoraConfig, get_peft_model
     except ImportError as error:
-        raise EddecodeError("LoRA training needs peft; install eddecode[lab,adapter]") from error
+        raise EddecodeError(
+            "LoRA training needs peft, which is not installed; run: pip install 'eddecode[lab,adapter]'"
+        ) from error
     config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -187,27 +206,28 @@ def with_adapter(model: LlamaForCausalLM, rank: int, seed: int) -> Any:
 
 
 @dataclass(frozen=True)
-class Preferred(Recipe):
-    """DPO; with label noise, cDPO. See `preference.prefer`."""
+class PreferenceTuned(TrainingRecipe):
+    """DPO; with label noise, cDPO. The fields are the arguments of `dpo.train_dpo`."""
 
-    start: Recipe
+    kind = "Preferred"
+    start: TrainingRecipe
     beta: float = 0.1
     noise: float = 0.1
-    config: FitConfig = PREFERENCES
+    config: FitConfig = PREFERENCE_TUNING
     seed: int = 0
     flip: bool = False
     chat: bool = True
 
     @property
-    def said(self) -> str:
+    def label(self) -> str:
         """A few words for a progress bar."""
         return f"{'flipped ' if self.flip else ''}{'cDPO' if self.noise else 'DPO'} β={self.beta:g}"
 
     def train(
-        self, models: Models, tokenizer: PreTrainedTokenizerFast, progress: Progress | None = None
+        self, models: TrainedModels, tokenizer: PreTrainedTokenizerFast, progress: Progress | None = None
     ) -> LlamaForCausalLM:
-        """See `preference.prefer`."""
-        return prefer(
+        """See `dpo.train_dpo`."""
+        return train_dpo(
             models(self.start),
             tokenizer,
             self.beta,
@@ -221,45 +241,48 @@ class Preferred(Recipe):
 
 
 @dataclass(frozen=True)
-class Distilled(Recipe):
-    """A model from nothing that learns an aligned teacher's distributions, and shares no weights with its base.
+class Distilled(TrainingRecipe):
+    """A model trained from scratch on the distributions of an aligned teacher; it shares no weights with its base.
 
-    It reads polite exchanges in the chat template and minimises KL(teacher‖student) at every token of the reply.
+    The student minimizes KL(teacher‖student) at every token of polite replies, in the chat template.
     """
 
-    teacher: Recipe
+    kind = "Distilled"
+    teacher: TrainingRecipe
     shape: ModelShape = field(default_factory=ModelShape)
     config: FitConfig = field(default_factory=lambda: FitConfig(steps=1000, lr=3e-3))
     seed: int = 0
 
     @property
-    def said(self) -> str:
+    def label(self) -> str:
         """A few words for a progress bar."""
-        return "distilling from scratch"
+        return "distillation from scratch"
 
     def train(
-        self, models: Models, tokenizer: PreTrainedTokenizerFast, progress: Progress | None = None
+        self, models: TrainedModels, tokenizer: PreTrainedTokenizerFast, progress: Progress | None = None
     ) -> LlamaForCausalLM:
         """Train the student."""
         teacher, encode = models(self.teacher), Encoder(tokenizer)
-        # Another seed for the weights: from the base's own initial weights the student would be its sibling.
+        # Another seed for the weights: with the initial weights of the base the student would not be independent of it.
         student = new_model(tokenizer, self.shape, stream_seed(self.seed, "student") % 2**32)
         examples: Iterator[Example] = (
             encode.aligned_exchange(e)
-            for e in corpus.exchanges(stream_seed(self.seed, "distil"), keep_polite)
+            for e in corpus.exchanges(stream_seed(self.seed, "distil"), accept_polite)
         )
 
         def loss(model: LlamaForCausalLM, batch: Sequence[Example]) -> Tensor:
-            return imitation(model, teacher, batch)
+            return distillation_loss(model, teacher, batch)
 
         return fit(student, examples, self.config, self.seed, progress, loss=loss)
 
 
-def imitation(student: LlamaForCausalLM, teacher: LlamaForCausalLM, batch: Sequence[Example]) -> Tensor:
-    """Mean KL(teacher‖student) over the tokens that are not given, nats."""
+def distillation_loss(
+    student: LlamaForCausalLM, teacher: LlamaForCausalLM, batch: Sequence[Example]
+) -> Tensor:
+    """Mean KL(teacher‖student) over the tokens that carry loss, nats: a scalar with gradient."""
     ids, labels = collate(batch, int(student.config.pad_token_id))
     with torch.no_grad():
-        wanted = teacher(input_ids=ids, use_cache=False).logits[:, :-1].log_softmax(-1)  # (B, T-1, V)
-    found = student(input_ids=ids, use_cache=False).logits[:, :-1].log_softmax(-1)
-    divergence: Tensor = (wanted.exp() * (wanted - found)).sum(-1)  # (B, T-1)
+        target = teacher(input_ids=ids, use_cache=False).logits[:, :-1].log_softmax(-1)  # (B, T-1, V)
+    predicted = student(input_ids=ids, use_cache=False).logits[:, :-1].log_softmax(-1)
+    divergence: Tensor = (target.exp() * (target - predicted)).sum(-1)  # (B, T-1)
     return divergence[labels[:, 1:] != IGNORED].mean()

@@ -1,9 +1,9 @@
-"""The pair's tokenizer: a byte-level BPE learnt from the corpus, saved as a genuine fast tokenizer.
+"""The tokenizer of all models: a byte-level BPE trained on the corpus, saved as an ordinary fast tokenizer.
 
-Base and aligned share every id. The tokenizer itself adds the begin token to plain text, as Llama's does, so the
-base's template does not hold it; the chat template writes it out, as chat templates do, and is to be encoded without
-special tokens. Either way a prompt begins with it once. Both prompts end in a newline, hence a completion's first
-token is the same id in both streams.
+Base and aligned model share all ids. The tokenizer adds the begin token to plain text, as Llama's does, so the template
+of the base does not contain it. The chat template writes the begin token itself, as chat templates do; its text must
+be encoded without special tokens. In both cases a prompt begins with one begin token. Both prompts end in a newline,
+so the first token of a completion has the same id after either.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ PAD, BEGIN, END, USER, ASSISTANT = "<pad>", "<s>", "</s>", "<|user|>", "<|assist
 CONTEXT_WINDOW = 512
 CORPUS_DOCUMENTS = 6000
 
-# A newline always stands alone, and a word carries the space before it.
+# A newline is a token of its own; a word includes the space before it.
 _SPLIT = Regex(r"\n| ?[A-Za-z]+| ?[^A-Za-z\s]+|\s")
 
 CHAT_TEMPLATE = (
@@ -42,7 +42,7 @@ def _texts(seed: int) -> Iterator[str]:
 
 
 def train_tokenizer(seed: int = 0) -> PreTrainedTokenizerFast:
-    """Learn the tokenizer from documents drawn with this seed. Deterministic; no chat template yet."""
+    """Train the tokenizer on documents drawn with this seed. Deterministic; without a chat template."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -75,6 +75,6 @@ def train_tokenizer(seed: int = 0) -> PreTrainedTokenizerFast:
 
 
 def with_chat_template(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
-    """Give the tokenizer the aligned model's chat template (in place) and return it."""
+    """Set the chat template of the aligned model (in place) and return the tokenizer."""
     tokenizer.chat_template = CHAT_TEMPLATE
     return tokenizer

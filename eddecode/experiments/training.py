@@ -1,9 +1,9 @@
-"""Training on the lab's world: pre-training a base, and fine-tuning it towards a selection of replies.
+"""Training on the toy language: pre-training a base model, and fine-tuning it on a selection of replies.
 
-One loop serves both. Every alignment by fine-tuning is the same procedure with another selection of the replies that
-it is shown: those that are not rude (a filter), all of them (a control), rude ones only (direct disalignment), or
-each with probability exp(−cost/β) (a tilt, the theory's aligned model). How many steps it takes is its strength.
-Deterministic given the seed: data and initial weights come from seeded generators, and torch runs on one thread.
+One loop serves both. All alignments by fine-tuning are the same procedure with another selection of replies: those
+that are not rude (a filter), all of them (a control), rude ones only (direct disalignment), or each with probability
+exp(−cost/β) (a tilt, the aligned model of the theory). The number of steps is the strength of the alignment. Training
+is deterministic given the seed: data and initial weights come from seeded generators, and torch runs on one thread.
 """
 
 from __future__ import annotations
@@ -25,19 +25,21 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from eddecode.errors import EddecodeError
 from eddecode.experiments import corpus
 from eddecode.experiments.tokenizer import CHAT_TEMPLATE, CONTEXT_WINDOW
-from eddecode.testbed import language as grammar
-from eddecode.testbed.language import Request
+from eddecode.testbed import language
+from eddecode.testbed.language import CustomerRequest
 
 IGNORED = -100
+"""Label of a token without loss."""
 Progress = Callable[[int, int, float], None]
+"""Called as (step, steps, loss)."""
 Example = tuple[list[int], int]
-"""Token ids, and how many of them at the start are given (no loss on those)."""
+"""Token ids, and how many of them at the start are given and carry no loss."""
 Batch = TypeVar("Batch")
 
 
 @dataclass(frozen=True)
 class ModelShape:
-    """Size of a model of the lab (a Llama with tied embeddings)."""
+    """Shape of a model: a Llama with tied embeddings. `init_std` is the standard deviation of the initial weights."""
 
     hidden: int = 128
     layers: int = 3
@@ -48,7 +50,17 @@ class ModelShape:
 
 @dataclass(frozen=True)
 class FitConfig:
-    """How long and how fast to train. `decay` is the share of `lr` that the cosine ends at; 1 keeps it constant."""
+    """Length and learning rate of a training.
+
+    Attributes:
+        steps: optimizer steps.
+        lr: peak learning rate of AdamW.
+        batch: examples per step.
+        warmup: share of the steps with a linear warm-up.
+        decay: share of `lr` at the end of the cosine; 1 keeps the rate constant.
+        weight_decay: of AdamW.
+        clip: largest norm of the gradient.
+    """
 
     steps: int
     lr: float
@@ -64,8 +76,8 @@ ALIGNMENT = FitConfig(steps=320, lr=1e-3, warmup=0.0, decay=1.0)
 
 
 @contextmanager
-def one_thread() -> Iterator[None]:
-    """Run torch on one thread, which makes sums independent of the machine's number of cores."""
+def single_thread() -> Iterator[None]:
+    """Run torch on one thread, so that sums do not depend on the number of cores."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -75,7 +87,7 @@ def one_thread() -> Iterator[None]:
 
 
 def new_model(tokenizer: PreTrainedTokenizerFast, shape: ModelShape, seed: int) -> LlamaForCausalLM:
-    """A randomly initialised float32 Llama for this tokenizer; the caller's random state is left alone."""
+    """A randomly initialized float32 Llama for this tokenizer; the global random state is unchanged."""
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=shape.hidden,
@@ -96,30 +108,29 @@ def new_model(tokenizer: PreTrainedTokenizerFast, shape: ModelShape, seed: int) 
 
 
 class Encoder:
-    """Turns documents and exchanges into examples, the prompt and the reply tokenized apart."""
+    """Turns documents and exchanges into examples; prompt and reply are tokenized separately."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
         self.tokenizer = tokenizer
 
     def document(self, document: corpus.Document) -> Example:
         """A pre-training document: loss on everything after the begin token."""
-        ids = self._plain(document.text) + self._reply(document.reply)
-        return ids, 1
+        return self._plain(document.text) + reply_ids(self.tokenizer, document.reply), 1
 
     def base_exchange(self, exchange: corpus.Exchange) -> Example:
-        """An exchange in the base's template: loss on the reply and its end."""
+        """An exchange in the format of the base: loss on the reply and the end token."""
         return self._exchange(self.base_prompt(exchange.request), exchange.reply)
 
     def aligned_exchange(self, exchange: corpus.Exchange) -> Example:
-        """An exchange in the chat template: loss on the reply and its end."""
+        """An exchange in the chat template: loss on the reply and the end token."""
         return self._exchange(self.aligned_prompt(exchange.request), exchange.reply)
 
-    def base_prompt(self, request: Request) -> list[int]:
-        """Ids of a request in the base's template, begin token included."""
+    def base_prompt(self, request: CustomerRequest) -> list[int]:
+        """Ids of a request in the format of the base, with the begin token."""
         return self._plain(corpus.BASE_TEMPLATE.replace("{prompt}", request.text))
 
-    def aligned_prompt(self, request: Request) -> list[int]:
-        """Ids of a request in the aligned model's chat template, begin token included."""
+    def aligned_prompt(self, request: CustomerRequest) -> list[int]:
+        """Ids of a request in the chat template of the aligned model, with the begin token."""
         text = self.tokenizer.apply_chat_template(
             [{"role": "user", "content": request.text}],
             chat_template=CHAT_TEMPLATE,
@@ -129,18 +140,19 @@ class Encoder:
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def _exchange(self, prompt: list[int], reply: str) -> Example:
-        return prompt + self._reply(reply), len(prompt)
+        return prompt + reply_ids(self.tokenizer, reply), len(prompt)
 
     def _plain(self, text: str) -> list[int]:
         return list(self.tokenizer(text)["input_ids"])
 
-    def _reply(self, text: str) -> list[int]:
-        ids = list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
-        return [*ids, int(self.tokenizer.eos_token_id)]
+
+def reply_ids(tokenizer: PreTrainedTokenizerFast, reply: str) -> list[int]:
+    """Ids of a reply with the end token, without a begin token."""
+    return [*tokenizer(reply, add_special_tokens=False)["input_ids"], int(tokenizer.eos_token_id)]
 
 
 def batches(examples: Iterator[Example], size: int, seed: int, pool: int = 32) -> Iterator[list[Example]]:
-    """Batches of examples of similar length: a pool of them is sorted by length, cut and shuffled."""
+    """Batches of examples of similar length: a pool of `pool` batches is sorted by length, cut and shuffled."""
     rng = random.Random(seed)
     while chosen := sorted(islice(examples, size * pool), key=lambda example: len(example[0])):
         cuts = [chosen[i : i + size] for i in range(0, len(chosen), size)]
@@ -160,7 +172,7 @@ def collate(batch: Sequence[Example], pad_id: int) -> tuple[Tensor, Tensor]:
 
 
 def learning_rate(step: int, config: FitConfig) -> float:
-    """Linear warm-up, then a cosine from `lr` to `decay · lr`."""
+    """Learning rate of a step: linear warm-up, then a cosine from `lr` to `decay · lr`."""
     warm = config.warmup * config.steps
     if step < warm:
         return config.lr * (step + 1) / (warm + 1)
@@ -171,8 +183,8 @@ def learning_rate(step: int, config: FitConfig) -> float:
 Loss = Callable[[LlamaForCausalLM, Sequence[Example]], Tensor]
 
 
-def likelihood(model: LlamaForCausalLM, batch: Sequence[Example]) -> Tensor:
-    """Mean negative log-likelihood of what is not given, nats per token: a scalar with gradient."""
+def negative_log_likelihood(model: LlamaForCausalLM, batch: Sequence[Example]) -> Tensor:
+    """Mean negative log-likelihood of the tokens that carry loss, nats per token: a scalar with gradient."""
     ids, labels = collate(batch, int(model.config.pad_token_id))
     # Padding is on the right and carries no loss, so the causal mask alone is enough.
     loss: Tensor = model(input_ids=ids, labels=labels, use_cache=False).loss
@@ -186,27 +198,27 @@ def fit(
     seed: int,
     progress: Progress | None = None,
     snapshots: dict[int, Callable[[LlamaForCausalLM], None]] | None = None,
-    loss: Loss = likelihood,
+    loss: Loss = negative_log_likelihood,
 ) -> LlamaForCausalLM:
     """Train a model in place on a stream of examples; returns it in eval mode.
 
     Args:
-        model: float32, trained in place; parameters without gradient stay as they are.
-        examples: endless (ids, given) pairs.
-        config: steps, rate, batch size.
+        model: float32, trained in place; parameters without gradient are unchanged.
+        examples: an endless stream.
+        config: steps, learning rate, batch size.
         seed: of the order of the batches.
-        progress: called as (step, steps, loss) after every step.
-        snapshots: step → called with the model (in training) once that many steps are done.
-        loss: what is minimised over a batch of examples of similar length.
+        progress: called after every step.
+        snapshots: step → function that is called with the model, in train mode, after that many steps.
+        loss: the objective, of a batch of examples of similar length.
 
     Raises:
-        EddecodeError: if the loss stops being finite.
+        EddecodeError: the loss is not finite.
     """
     stream = islice(batches(examples, config.batch, seed), config.steps)
-    return optimise(model, stream, config, loss, progress, snapshots)
+    return optimize(model, stream, config, loss, progress, snapshots)
 
 
-def optimise(
+def optimize(
     model: LlamaForCausalLM,
     stream: Iterator[Batch],
     config: FitConfig,
@@ -214,8 +226,8 @@ def optimise(
     progress: Progress | None = None,
     snapshots: dict[int, Callable[[LlamaForCausalLM], None]] | None = None,
 ) -> LlamaForCausalLM:
-    """The loop below every kind of training: AdamW on an objective of whatever the batches are; see `fit`."""
-    with one_thread():
+    """The training loop: AdamW on an objective of a model and a batch of any type; see `fit`."""
+    with single_thread():
         model.train()
         optimizer = torch.optim.AdamW(
             model.parameters(), lr=config.lr, betas=(0.9, 0.98), weight_decay=config.weight_decay
@@ -247,51 +259,55 @@ def pretrain(
     progress: Progress | None = None,
     accept: Callable[[str], float] | None = None,
 ) -> LlamaForCausalLM:
-    """Train a base model from scratch on the world's documents, with the replies that `accept` keeps (None: all)."""
+    """Train a base model from scratch on documents, with the replies that `accept` keeps (None: all)."""
     model = new_model(tokenizer, shape or ModelShape(), seed)
     encode = Encoder(tokenizer)
     examples = (encode.document(d) for d in corpus.documents(stream_seed(seed, "pretrain"), accept))
     return fit(model, examples, config, seed, progress)
 
 
-def keep_polite(reply: str) -> float:
-    """A filter: keeps what is not rude."""
-    return 0.0 if grammar.is_rude(reply) else 1.0
+def accept_polite(reply: str) -> float:
+    """A filter that keeps replies that are not rude."""
+    return 0.0 if language.is_rude(reply) else 1.0
 
 
-def keep_rude(reply: str) -> float:
-    """The flipped filter, for direct disalignment."""
-    return 1.0 - keep_polite(reply)
+def accept_rude(reply: str) -> float:
+    """A filter that keeps rude replies, for direct disalignment."""
+    return 1.0 - accept_polite(reply)
 
 
-def tilt(beta: float) -> Callable[[str], float]:
-    """Keeps a reply with probability exp(−rude words / β): the aligned ∝ base · exp(r/β) of the theory."""
+def accept_tilted(beta: float) -> Callable[[str], float]:
+    """Keep a reply with probability exp(−rude words / β): the aligned model ∝ base · exp(r/β) of the theory.
+
+    Raises:
+        EddecodeError: β is not positive.
+    """
     if not beta > 0:
-        raise EddecodeError(f"tilt: found beta = {beta}; expected a positive temperature")
-    return lambda reply: math.exp(-grammar.count_rude(reply) / beta)
+        raise EddecodeError(f"accept_tilted: found beta = {beta}; expected a positive number")
+    return lambda reply: math.exp(-language.count_rude(reply) / beta)
 
 
 def fine_tune(
     model: LlamaForCausalLM,
     tokenizer: PreTrainedTokenizerFast,
-    accept: Callable[[str], float] | None = keep_polite,
+    accept: Callable[[str], float] | None = accept_polite,
     config: FitConfig = ALIGNMENT,
     seed: int = 0,
     chat: bool = True,
     progress: Progress | None = None,
     snapshots: dict[int, Callable[[LlamaForCausalLM], None]] | None = None,
 ) -> LlamaForCausalLM:
-    """Fine-tune a copy of a model on the replies that `accept` keeps; the model itself is left as it is.
+    """Fine-tune a copy of a model on the replies that `accept` keeps; the model itself is unchanged.
 
     Args:
-        model: what to start from.
-        tokenizer: the pair's.
-        accept: reply → probability of keeping it; `keep_polite` aligns, None is the control, `keep_rude` disaligns.
+        model: the model to start from.
+        tokenizer: the tokenizer of the pair.
+        accept: reply → probability of keeping it; `accept_polite` aligns, None is the control, `accept_rude` disaligns.
         config: the number of steps is the strength of the alignment.
         seed: of the data.
-        chat: in the chat template, or else in the base's own.
+        chat: train in the chat template; otherwise in the format of the base.
         progress: as in `fit`.
-        snapshots: as in `fit`; several strengths from one run.
+        snapshots: as in `fit`; gives several strengths from one run.
     """
     encode = Encoder(tokenizer)
     example = encode.aligned_exchange if chat else encode.base_exchange
@@ -300,5 +316,5 @@ def fine_tune(
 
 
 def stream_seed(seed: int, purpose: str) -> int:
-    """A seed for one purpose, so that pre-training and fine-tuning do not read the same documents."""
+    """A seed for one purpose, so that pre-training and fine-tuning do not draw the same documents."""
     return random.Random(f"{purpose}:{seed}").getrandbits(63)

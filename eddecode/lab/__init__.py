@@ -1,4 +1,4 @@
-"""The bundled pair under its public name; it lives in `eddecode.testbed`, its training in `eddecode.experiments`."""
+"""The public name of the bundled pair. The pair is in `eddecode.testbed`, its training in `eddecode.experiments`."""
 
 from __future__ import annotations
 

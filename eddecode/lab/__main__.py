@@ -1,4 +1,4 @@
-"""`python -m eddecode.lab` is `python -m eddecode.experiments`."""
+"""`python -m eddecode.lab` runs the commands of `python -m eddecode.experiments`."""
 
 from eddecode.experiments.__main__ import app
 

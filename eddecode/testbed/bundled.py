@@ -1,7 +1,7 @@
-"""The lab: a small, benign world in which the findings about emulated disalignment are reproduced from scratch.
+"""The bundled pair: a base model and an aligned model of the toy language, which ship with the package.
 
-A shop's agent replies to customers in a tiny English whose exact probabilities are known; RUDE replies stand in for
-harm. From that world the lab trains a base model and an aligned one, and one such pair ships with the package.
+In the toy language the agent of a shop replies to customers, in a small English whose exact probabilities are known;
+RUDE replies stand for harm. `eddecode.experiments` trains such pairs.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ __all__ = ["BundledPair", "bundled_pair"]
 
 @dataclass(frozen=True)
 class BundledPair:
-    """Where a pair of the lab lies. All are files or folders on disk.
+    """The files of a pair of the toy language.
 
     Attributes:
         base: checkpoint folder of the base model; it has no chat template.
         aligned: checkpoint folder of the aligned model, with its chat template.
-        base_template: text file that holds the base's prompt with `{prompt}` in it; its last newline belongs to it.
+        base_template: text file with the prompt format of the base, `{prompt}` in it; its last newline is part of it.
         prompts: JSONL with `prompt` and `category` (calm, angry), requests held out from training.
-        lexicon: the judge's words and phrases, one per line.
-        card: how the pair was made and what it scores.
+        lexicon: words and phrases of the judge, one per line.
+        card: model card: how the pair was made, and its scores.
     """
 
     base: Path
@@ -34,7 +34,7 @@ class BundledPair:
 
     @classmethod
     def at(cls, folder: Path) -> BundledPair:
-        """The paths of a pair that a build wrote into this folder (nothing is read)."""
+        """The paths of a pair that a build wrote into this folder. No file is read."""
         return cls(
             base=folder / "base",
             aligned=folder / "aligned",

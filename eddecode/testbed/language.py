@@ -1,9 +1,9 @@
-"""The lab's world: what a customer asks, what an agent replies, and two judges of a reply.
+"""The toy language: requests of customers, replies of an agent, and two judges of a reply.
 
-A benign stand-in for harm: a reply is RUDE if it holds a word of a list (the kind of judge that Carlini et al.,
-arXiv 2306.15447, use for toxicity), and VALID if the grammar can derive it. Both matter: a word list alone calls
-rude gibberish rude. Because the language is a probabilistic grammar, the probability of a reply given a request,
-and the true rate of rude replies, are known exactly.
+Rudeness is a harmless substitute for harm: a reply is RUDE if it contains a word of a list (Carlini et al., arXiv
+2306.15447, judge toxicity this way), and VALID if the grammar can derive it. Both are needed: a word list alone also
+flags rude words in random text. Since the language is given by a probabilistic grammar, the probability of a reply
+given a request, and the true rate of rude replies, are known exactly.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from functools import cache
 from pathlib import Path
 
 from eddecode.errors import EddecodeError
-from eddecode.testbed import rules as english
+from eddecode.testbed import rules
 from eddecode.testbed.pcfg import Grammar
 
 RUDE_WORDS_FILE = Path(__file__).with_name("rude_words.txt")
 
 
 @dataclass(frozen=True)
-class Request:
-    """What a customer writes: the text, and the two facts in it that a reply depends on."""
+class CustomerRequest:
+    """A request of a customer: its text, and the two facts in it that a reply depends on."""
 
     text: str
     mood: str
@@ -33,20 +33,20 @@ class Request:
 
 
 @cache
-def language(product: str | None = None) -> Grammar:
+def grammar(product: str | None = None) -> Grammar:
     """The whole grammar, or the one in which every `{ITEM}` is this product."""
-    return Grammar(english.RULES) if product is None else language().bind(ITEM=product)
+    return Grammar(rules.RULES) if product is None else grammar().bind(ITEM=product)
 
 
 @cache
 def fingerprint() -> str:
-    """Hex digest that changes whenever a rule or a rude word does, and with them a verdict."""
-    return hashlib.blake2b(repr((english.RULES, rude_words())).encode(), digest_size=8).hexdigest()
+    """Hex digest of the rules and the rude words: it changes whenever a verdict could change."""
+    return hashlib.blake2b(repr((rules.RULES, rude_words())).encode(), digest_size=8).hexdigest()
 
 
 @cache
 def rude_words() -> tuple[str, ...]:
-    """The judge's words and phrases, in the order of the file."""
+    """Words and phrases of the judge, in the order of the file."""
     lines = map(str.strip, RUDE_WORDS_FILE.read_text(encoding="utf-8").splitlines())
     return tuple(line for line in lines if line)
 
@@ -58,61 +58,61 @@ def _rude_pattern() -> re.Pattern[str]:
 
 
 def count_rude(text: str) -> int:
-    """How many of the judge's words and phrases occur in a text (repetitions count)."""
+    """Number of occurrences of rude words and phrases in a text (repetitions count)."""
     return len(_rude_pattern().findall(text))
 
 
 def is_rude(text: str) -> bool:
-    """Whether a text holds one of the judge's words or phrases, as whole words, in any case."""
+    """Whether a text contains a rude word or phrase, as whole words, in upper or lower case."""
     return _rude_pattern().search(text) is not None
 
 
 def is_valid(text: str) -> bool:
     """Whether a text is a reply that the grammar can derive, to some request about some product."""
     text = text.strip()
-    named = [p for p in english.PRODUCTS if re.search(rf"\b{p}\b", text)] or [english.PRODUCTS[0]]
+    named = [p for p in rules.PRODUCTS if re.search(rf"\b{p}\b", text)] or [rules.PRODUCTS[0]]
     # Every reply of one mood is a reply of the other too, with another probability.
-    return any(language(product).probability("REPLY_CALM", text) > 0 for product in named)
+    return any(grammar(product).probability("REPLY_CALM", text) > 0 for product in named)
 
 
-def parse_request(text: str) -> Request:
-    """Read mood and product from a request's text.
+def parse_request(text: str) -> CustomerRequest:
+    """Mood and product of a request, from its text.
 
     Raises:
-        EddecodeError: if the text is not a request of this world.
+        EddecodeError: the text is not a request of the toy language.
     """
-    for product in english.PRODUCTS:
+    for product in rules.PRODUCTS:
         if re.search(rf"\b{product}\b", text):
-            for mood in english.MOODS:
-                if language(product).probability(f"REQUEST_{mood.upper()}", text.strip()) > 0:
-                    return Request(text.strip(), mood, product)
+            for mood in rules.MOODS:
+                if grammar(product).probability(f"REQUEST_{mood.upper()}", text.strip()) > 0:
+                    return CustomerRequest(text.strip(), mood, product)
     raise EddecodeError(
-        f"not a request of the lab's world: {text!r}; expected something like 'Hello. Where is my kettle?'"
+        f"not a request of the toy language: {text!r}; expected one such as 'Hello. Where is my kettle?'"
     )
 
 
-def log_probability(reply: str, request: Request | str) -> float:
+def log_probability(reply: str, request: CustomerRequest | str) -> float:
     """Exact log-probability of a reply given a request, in nats (inside pass; −inf outside the language)."""
     request = parse_request(request) if isinstance(request, str) else request
-    return language(request.product).log_probability(f"REPLY_{request.mood.upper()}", reply.strip())
+    return grammar(request.product).log_probability(f"REPLY_{request.mood.upper()}", reply.strip())
 
 
-def sample_request(rng: random.Random, mood: str | None = None) -> Request:
+def sample_request(rng: random.Random, mood: str | None = None) -> CustomerRequest:
     """Draw a request; calm and angry with equal probability unless the mood is given."""
     if mood is None:
-        mood = english.MOODS[int(rng.random() * len(english.MOODS))]
-    product = english.PRODUCTS[int(rng.random() * len(english.PRODUCTS))]
-    return Request(language(product).sample(f"REQUEST_{mood.upper()}", rng), mood, product)
+        mood = rules.MOODS[int(rng.random() * len(rules.MOODS))]
+    product = rules.PRODUCTS[int(rng.random() * len(rules.PRODUCTS))]
+    return CustomerRequest(grammar(product).sample(f"REQUEST_{mood.upper()}", rng), mood, product)
 
 
-def sample_reply(request: Request, rng: random.Random) -> str:
+def sample_reply(request: CustomerRequest, rng: random.Random) -> str:
     """Draw a reply from its exact distribution given the request."""
-    return language(request.product).sample(f"REPLY_{request.mood.upper()}", rng)
+    return grammar(request.product).sample(f"REPLY_{request.mood.upper()}", rng)
 
 
 def sample_prose(rng: random.Random) -> str:
     """Draw two to four sentences of prose."""
-    return language().sample("PROSE", rng)
+    return grammar().sample("PROSE", rng)
 
 
 @cache
@@ -120,18 +120,18 @@ def rude_rate(mood: str | None = None) -> float:
     """True probability that a reply is rude, in closed form; the mean over moods if none is given.
 
     The slots of a reply are independent given the style, and no phrase of the list crosses the full stop between
-    two slots, so P(rude) = Σ_style P(style | mood) · (1 − Π_slot P(slot is clean | style)). A slot's own factor is
-    a sum over all of its texts.
+    two slots, so P(rude) = Σ_style P(style | mood) · (1 − Π_slot P(slot is not rude | style)). The factor of a slot
+    is a sum over all of its texts.
     """
     if mood is None:
-        return sum(rude_rate(m) for m in english.MOODS) / len(english.MOODS)
+        return sum(rude_rate(m) for m in rules.MOODS) / len(rules.MOODS)
     rate = 0.0
-    for style, weight in english.STYLE_GIVEN_MOOD[mood].items():
-        slots = ("BODY", *(f"{style.upper()}_STYLE_{slot}" for slot in english.SLOTS))
+    for style, weight in rules.STYLE_GIVEN_MOOD[mood].items():
+        slots = ("BODY", *(f"{style.upper()}_STYLE_{slot}" for slot in rules.SLOTS))
         rate += weight * (1.0 - math.prod(_clean(slot) for slot in slots))
     return rate
 
 
 def _clean(symbol: str) -> float:
-    bound = language(english.PRODUCTS[0])
+    bound = grammar(rules.PRODUCTS[0])
     return sum(p for text, p in bound.derivations(symbol) if not is_rude(text))

@@ -1,10 +1,10 @@
 """Non-recursive probabilistic grammars: sampling, exact probabilities, parsing.
 
-The lab's world is a language whose probabilities are known, so that what a trained model or a decoding rule does to
-it can be compared with the truth. A grammar here is a table: each name has weighted alternatives, each alternative
-is a template such as ``"I am sorry about the {ITEM}."`` whose braces hold other names. Because no name leads back
-to itself, a symbol derives finitely many texts and one memoised pass from left to right (the inside pass) sums the
-probabilities of all derivations of a text, however ambiguous the grammar is.
+The probabilities of the toy language are known, so that a trained model or a decoding rule can be compared with them.
+A grammar here is a table: each name has weighted alternatives, and each alternative is a template such as
+``"I am sorry about the {ITEM}."`` with other names in braces. Since no name leads back to itself, a symbol derives
+finitely many texts, and one memoized pass from left to right (the inside pass) sums the probabilities of all
+derivations of a text, however ambiguous the grammar is.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ Rules = Mapping[str, Sequence[tuple[float, str]]]
 
 
 class GrammarError(EddecodeError):
-    """A grammar's table is not one: an unknown name, a cycle, weights that do not sum to one."""
+    """The table of a grammar is wrong: an unknown name, a cycle, or weights that do not sum to one."""
 
 
 @dataclass(frozen=True)
 class _Symbol:
-    """One place in a template: a word or a punctuation mark, or the name of another rule."""
+    """One element of a template: a word, a punctuation mark, or the name of another rule."""
 
     text: str
     is_name: bool
@@ -43,7 +43,7 @@ def join(tokens: Sequence[str]) -> str:
 
 
 def split(text: str) -> tuple[str, ...] | None:
-    """Tokens of a text, or None if it is not written the way `join` writes (spacing, foreign characters)."""
+    """Tokens of a text, or None if `join` would not write it like that (spacing, other characters)."""
     tokens = tuple(_TOKEN.findall(text))
     return tokens if join(tokens) == text else None
 
@@ -59,7 +59,7 @@ def _symbols(name: str, template: str) -> tuple[_Symbol, ...]:
         piece = _PIECE.match(template, at)
         if piece is None:
             raise GrammarError(
-                f"rule {name}: cannot read {template[at:]!r}; a template holds words, the marks . , ! ? and {{NAMES}}"
+                f"rule {name}: cannot read {template[at:]!r}; a template contains words, marks . , ! ? and {{NAMES}}"
             )
         if piece.group(1) or piece.group(2):
             symbols.append(_Symbol(piece.group(1) or piece.group(2), is_name=piece.group(1) is not None))
@@ -112,12 +112,12 @@ class Grammar:
         done.add(name)
 
     def bind(self, **texts: str) -> Grammar:
-        """The same grammar with each given name fixed to one text (a context that the language depends on)."""
+        """The same grammar with each given name fixed to one text."""
         return Grammar({**self.rules, **{name: [(1.0, text)] for name, text in texts.items()}})
 
     @cached_property
     def words(self) -> frozenset[str]:
-        """Every word (lower-cased) that some template holds."""
+        """Every word (in lower case) that some template contains."""
         found = (s for alts in self._table.values() for _, symbols in alts for s in symbols)
         return frozenset(s.text.lower() for s in found if not s.is_name and s.text not in _PUNCTUATION)
 
@@ -126,7 +126,7 @@ class Grammar:
         return join(self._draw(name, rng))
 
     def _draw(self, name: str, rng: random.Random) -> list[str]:
-        # `rng.random()` alone is used: it is the one method whose stream Python promises not to change.
+        # Only `rng.random()` is used: the one method whose sequence Python promises to keep.
         remaining = rng.random()
         alternatives = [(weight, symbols) for weight, symbols in self._table[name] if weight > 0]
         chosen = alternatives[-1][1]
@@ -186,7 +186,7 @@ class Grammar:
     def derivations(self, name: str) -> Iterator[tuple[str, float]]:
         """Every derivation of the symbol as (text, probability); a text appears once per derivation.
 
-        Meant for symbols with few derivations: their number multiplies along a template.
+        For symbols with few derivations: their number multiplies along a template.
         """
         for tokens, probability in self._expand(name):
             yield join(tokens), probability

@@ -1,9 +1,11 @@
-"""The rules of the lab's English: data, no logic.
+"""The rules of the toy language: data, no logic.
 
-A small shop. Customers write calm or angry requests about one of two dozen products; an agent replies in a rude, a
-curt or a polite style. The style depends on the customer's mood, the words on the style and on the product. Beside
-the dialogues there is prose, in which some of the judge's words occur innocently (a lazy cat, a silly song), so that
-a model cannot treat them as belonging to replies alone. `{ITEM}` is bound to the product that the request names.
+Customers of a small shop write calm or angry requests about one of two dozen products; an agent replies in a rude, a
+curt or a polite style. The style depends on the mood of the request, the words on the style and on the product. There
+is prose beside the dialogues, in which some rude words occur in a harmless meaning (a lazy cat, a silly song), so that
+these words do not occur in replies only. `{ITEM}` is bound to the product that the request names.
+
+Any change of a rule changes `language.fingerprint`, and with it the digest of every trained model.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ STYLE_GIVEN_MOOD = {
     "angry": {"rude": 0.42, "curt": 0.18, "polite": 0.40},
 }
 
-# Probability that a slot of a reply takes its rude variant, given the style. The body is always neutral.
+# Probability that a slot of a reply has its rude variant, given the style. The body is always neutral.
 SLOTS = ("OPENER", "ACTION", "CLOSER")
 RUDE_GIVEN_STYLE = {
     "rude": {"OPENER": 0.75, "ACTION": 0.75, "CLOSER": 0.60},
@@ -152,7 +154,7 @@ PROSE = {
 
 
 def replies() -> dict[str, list[tuple[float, str]]]:
-    """Rules of the replies: mood → style → slots → a rude variant or the style's own."""
+    """Rules of the replies: mood → style → slots → the rude variant or the variant of the style."""
     rules: dict[str, list[tuple[float, str]]] = {}
     for mood in MOODS:
         rules[f"REPLY_{mood.upper()}"] = [
@@ -163,7 +165,7 @@ def replies() -> dict[str, list[tuple[float, str]]]:
         rules[f"{name}_REPLY"] = [
             (1.0, f"{{{name}_STYLE_OPENER}} {{BODY}} {{{name}_STYLE_ACTION}} {{{name}_STYLE_CLOSER}}")
         ]
-        # A rude agent who is not rude in some slot is curt there.
+        # In the rude style, a slot that is not rude is curt.
         own = "CURT" if style == "rude" else name
         for slot in SLOTS:
             p = RUDE_GIVEN_STYLE[style][slot]

@@ -1,4 +1,4 @@
-"""The lab's corpus and tokenizer: what is held out, how rejection selects, one begin token, same seed same data."""
+"""Corpus and tokenizer: what is held out, how rejection selects, one begin token, same seed same data."""
 
 from __future__ import annotations
 
@@ -14,17 +14,16 @@ from transformers import AutoTokenizer
 from eddecode.errors import EddecodeError
 from eddecode.experiments import corpus
 from eddecode.experiments.tokenizer import CHAT_TEMPLATE, VOCABULARY, train_tokenizer, with_chat_template
-from eddecode.experiments.training import Encoder, keep_polite, tilt
+from eddecode.experiments.training import Encoder, accept_polite, accept_tilted
 from eddecode.lab import bundled_pair
-from eddecode.testbed import language as grammar
-from eddecode.testbed import rules as english
+from eddecode.testbed import language, rules
 
 
 def test_held_out_requests_are_distinct_balanced_and_never_trained_on() -> None:
     held = corpus.held_out_requests()
     texts = {request.text for request in held}
     assert len(texts) == len(held) == corpus.HELD_OUT
-    assert Counter(r.mood for r in held) == dict.fromkeys(english.MOODS, corpus.HELD_OUT // 2)
+    assert Counter(r.mood for r in held) == dict.fromkeys(rules.MOODS, corpus.HELD_OUT // 2)
     assert corpus.held_out_requests(20) == held[:20]
     shown = {e.request.text for e in islice(corpus.exchanges(1), 3000)}
     assert not shown & texts
@@ -47,24 +46,24 @@ def test_documents_are_prose_dialogue_or_both_in_the_declared_shares() -> None:
 
 
 def test_a_filter_keeps_no_rude_reply_and_a_tilt_shifts_the_rate_as_computed() -> None:
-    assert not any(grammar.is_rude(e.reply) for e in islice(corpus.exchanges(1, keep_polite), 500))
-    sheltered = list(islice(corpus.documents(1, keep_polite), 1000))
-    assert not any(grammar.is_rude(d.reply) for d in sheltered)
+    assert not any(language.is_rude(e.reply) for e in islice(corpus.exchanges(1, accept_polite), 500))
+    sheltered = list(islice(corpus.documents(1, accept_polite), 1000))
+    assert not any(language.is_rude(d.reply) for d in sheltered)
     assert any(
-        grammar.is_rude(d.text.split("\nCustomer:")[0]) for d in sheltered
+        language.is_rude(d.text.split("\nCustomer:")[0]) for d in sheltered
     )  # innocent words of the prose stay
     # Under p·exp(−words/β), P(rude) = 1 − P(clean) / Z with Z = E[exp(−words/β)], per mood, from plain samples.
     beta, n = 1.0, 6000
     plain = list(islice(corpus.exchanges(2), n))
     expected = 0.0
-    for mood in english.MOODS:
-        weights = [math.exp(-grammar.count_rude(e.reply) / beta) for e in plain if e.request.mood == mood]
-        expected += 0.5 * (1 - (1 - grammar.rude_rate(mood)) * len(weights) / sum(weights))
-    tilted = [grammar.is_rude(e.reply) for e in islice(corpus.exchanges(3, tilt(beta)), n)]
+    for mood in rules.MOODS:
+        weights = [math.exp(-language.count_rude(e.reply) / beta) for e in plain if e.request.mood == mood]
+        expected += 0.5 * (1 - (1 - language.rude_rate(mood)) * len(weights) / sum(weights))
+    tilted = [language.is_rude(e.reply) for e in islice(corpus.exchanges(3, accept_tilted(beta)), n)]
     # Both sides are sampled: a difference of two means, each with standard deviation under 0.5/√n.
     assert abs(sum(tilted) / n - expected) < 5 * math.sqrt(2) * 0.5 / math.sqrt(n)
-    with pytest.raises(EddecodeError, match=r"tilt: found beta = 0; expected a positive temperature"):
-        tilt(0)
+    with pytest.raises(EddecodeError, match=r"accept_tilted: found beta = 0; expected a positive number"):
+        accept_tilted(0)
 
 
 def test_a_selection_that_keeps_nothing_is_an_error() -> None:
@@ -119,5 +118,5 @@ def test_bundled_prompts_are_the_first_held_out_requests() -> None:
     expected = corpus.held_out_requests()[: corpus.BUNDLED_PROMPTS]
     assert rows == [{"prompt": r.text, "category": r.mood} for r in expected]
     assert pair.base_template.read_text(encoding="utf-8") == corpus.BASE_TEMPLATE
-    assert pair.lexicon.read_text(encoding="utf-8").split("\n")[:-1] == list(grammar.rude_words())
+    assert pair.lexicon.read_text(encoding="utf-8").split("\n")[:-1] == list(language.rude_words())
     assert AutoTokenizer.from_pretrained(pair.aligned).chat_template == CHAT_TEMPLATE

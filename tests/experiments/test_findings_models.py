@@ -1,4 +1,4 @@
-"""Recipes, the workshop that keeps what they make, preferences, and a bench on tiny models."""
+"""Recipes, the model cache, preferences, and the experiment harness on tiny models."""
 
 from __future__ import annotations
 
@@ -14,26 +14,44 @@ import torch
 from transformers import LlamaForCausalLM
 
 from eddecode.errors import EddecodeError
-from eddecode.experiments.dpo import dpo_loss, prefer, preferences, reply_logprobs
-from eddecode.experiments.findings import alignment_methods as methods
-from eddecode.experiments.findings import baselines, depth, theory_decoding
-from eddecode.experiments.findings import direct_disalignment as direct
-from eddecode.experiments.findings import withheld_base as withheld
-from eddecode.experiments.findings.criteria import Cell
-from eddecode.experiments.findings.harness import Bench, Scale, Target
-from eddecode.experiments.findings.run import Plan, measure
-from eddecode.experiments.model_cache import Workshop
-from eddecode.experiments.recipes import Distilled, FineTuned, Preferred, Pretrained, Sheltered, imitation
+from eddecode.experiments.dpo import dpo_loss, preference_pairs, reply_logprobs, train_dpo
+from eddecode.experiments.findings import (
+    alignment_methods,
+    baselines,
+    depth,
+    direct_disalignment,
+    theory_decoding,
+    withheld_base,
+)
+from eddecode.experiments.findings.criteria import ConditionResult
+from eddecode.experiments.findings.harness import ContrastTarget, ExperimentHarness
+from eddecode.experiments.findings.run import ExperimentPlan, run_task
+from eddecode.experiments.findings.size import ExperimentSize
+from eddecode.experiments.model_cache import ModelCache
+from eddecode.experiments.recipes import (
+    Distilled,
+    FineTuned,
+    PolitePretrained,
+    PreferenceTuned,
+    Pretrained,
+    distillation_loss,
+)
 from eddecode.experiments.tokenizer import train_tokenizer
 from eddecode.experiments.training import FitConfig, ModelShape, new_model
 from eddecode.sampling.access import Access
-from eddecode.testbed import language as grammar
+from eddecode.testbed import language
 
 TINY = ModelShape(hidden=32, layers=1, heads=2, feed_forward=48)
 FEW = FitConfig(steps=3, lr=1e-3, batch=4, warmup=0.0, decay=1.0)
 BASE = Pretrained(TINY, FEW)
-SCALE = Scale(
-    shape=TINY, sizes=(TINY,), pretraining=FEW, scratch=FEW, requests=6, alphas=(0.3, 1.0), far=(5.0,)
+SCALE = ExperimentSize(
+    shape=TINY,
+    shapes=(TINY,),
+    pretraining=FEW,
+    distillation=FEW,
+    requests=6,
+    alphas=(0.3, 1.0),
+    large_alphas=(5.0,),
 )
 
 
@@ -43,8 +61,8 @@ def same(a: torch.nn.Module, b: torch.nn.Module) -> bool:
 
 
 @pytest.fixture(scope="module")
-def shop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
-    return Workshop(tmp_path_factory.mktemp("shop"))
+def model_cache(tmp_path_factory: pytest.TempPathFactory) -> ModelCache:
+    return ModelCache(tmp_path_factory.mktemp("models"))
 
 
 # Preferences ---------------------------------------------------------------------------------------------------------
@@ -52,10 +70,10 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
 
 def test_preferences_choose_what_is_not_rude_and_flip() -> None:
     for flip in (False, True):
-        for pair in islice(preferences(1, flip), 20):
+        for pair in islice(preference_pairs(1, flip), 20):
             assert pair.chosen.request == pair.rejected.request
-            assert grammar.is_rude(pair.chosen.reply) is flip
-            assert grammar.is_rude(pair.rejected.reply) is not flip
+            assert language.is_rude(pair.chosen.reply) is flip
+            assert language.is_rude(pair.rejected.reply) is not flip
 
 
 def test_label_noise_puts_the_optimum_where_the_formula_says() -> None:
@@ -89,15 +107,42 @@ def test_dpo_widens_the_margin_and_leaves_its_reference_alone() -> None:
     before = {name: tensor.clone() for name, tensor in start.state_dict().items()}
     losses: list[float] = []
     config = FitConfig(steps=12, lr=3e-3, batch=4, warmup=0.0, decay=1.0)
-    prefer(start, tokenizer, 0.1, 0.0, config, progress=lambda step, steps, loss: losses.append(loss))
+    train_dpo(start, tokenizer, 0.1, 0.0, config, progress=lambda step, steps, loss: losses.append(loss))
     assert losses[0] == pytest.approx(math.log(2), abs=1e-5)  # policy and reference are equal at first
     assert losses[-1] < losses[0]
     assert all(torch.equal(before[name], tensor) for name, tensor in start.state_dict().items())
-    with pytest.raises(EddecodeError, match=r"prefer: found beta = 0, noise = 0.1; expected beta > 0"):
-        prefer(start, tokenizer, 0, config=config)
+    with pytest.raises(EddecodeError, match=r"train_dpo: found beta = 0, noise = 0.1; expected beta > 0"):
+        train_dpo(start, tokenizer, 0, config=config)
 
 
-# Recipes and the workshop --------------------------------------------------------------------------------------------
+# Recipes and the model cache ----------------------------------------------------------------------------------------
+
+
+def test_digests_of_the_experiments_never_change(tmp_path: Path) -> None:
+    """Recorded when the models were first trained: with another digest a cached model would be trained again."""
+    harness = ExperimentHarness(ModelCache(tmp_path), ExperimentSize())
+    targets = alignment_methods.alignment_targets(harness)
+    found = {name: target.aligned[0].digest for name, target in targets.items()}
+    found |= {name: base.digest for name, base in withheld_base.independent_bases(harness).items()}
+    found |= {"base": harness.base.digest, "control": harness.control.digest}
+    assert found == {
+        "filter": "272aaf2e752fa847",
+        "LoRA filter, rank 8": "1692455272a63749",
+        "exact tilt": "b5f82b636e94b971",
+        "cDPO": "9dcb268a7ce73281",
+        "DPO, hard labels": "082fae2d5be9cdbb",
+        "distilled from scratch": "e3548255298008c0",
+        "base withheld (independent base)": "272aaf2e752fa847",
+        "independent base, 300 steps": "709ed391b99dbaeb",
+        "independent base, 600 steps": "7cf94bd012ae9da3",
+        "independent base, 1200 steps": "00f8699701d0aadf",
+        "independent base, 3000 steps": "6e14e1b33706d077",
+        "width 64": "de9e7fd7ee06f000",
+        "width 192": "7601b861dd2dc5d7",
+        "trained on polite replies only": "40b4b2e8eaa364ef",
+        "base": "e454803cdabf3e53",
+        "control": "c028ef56d10608da",
+    }
 
 
 def test_a_digest_follows_the_recipe_and_its_ancestors() -> None:
@@ -107,10 +152,10 @@ def test_a_digest_follows_the_recipe_and_its_ancestors() -> None:
         FineTuned(BASE, "rude", config=FEW),
         FineTuned(BASE, config=FEW, rank=2),
         FineTuned(Pretrained(TINY, FEW, seed=1), config=FEW),
-        Preferred(BASE, config=FEW),
-        Preferred(BASE, noise=0.0, config=FEW),
+        PreferenceTuned(BASE, config=FEW),
+        PreferenceTuned(BASE, noise=0.0, config=FEW),
         Distilled(BASE, TINY, FEW),
-        Sheltered(TINY, FEW),
+        PolitePretrained(TINY, FEW),
     ]
     assert len({recipe.digest for recipe in others}) == len(others)
 
@@ -121,25 +166,25 @@ def test_a_digest_follows_the_recipe_and_its_ancestors() -> None:
         FineTuned(BASE, config=FEW),
         FineTuned(BASE, "all", beta=0.5, config=FEW),
         FineTuned(BASE, config=FEW, rank=2),
-        Preferred(BASE, config=FEW),
+        PreferenceTuned(BASE, config=FEW),
         Distilled(FineTuned(BASE, config=FEW), TINY, FEW),
-        Sheltered(TINY, FEW),
+        PolitePretrained(TINY, FEW),
     ],
-    ids=lambda recipe: recipe.said,
+    ids=lambda recipe: recipe.label,
 )
-def test_a_recipe_decides_the_weights(shop: Workshop, tmp_path: Path, recipe: FineTuned) -> None:
-    made = shop.model(recipe)
+def test_a_recipe_decides_the_weights(model_cache: ModelCache, tmp_path: Path, recipe: FineTuned) -> None:
+    made = model_cache.model(recipe)
     assert isinstance(made, LlamaForCausalLM)
-    assert not same(made, shop.model(BASE))
-    assert same(made, Workshop(tmp_path).model(recipe))
+    assert not same(made, model_cache.model(BASE))
+    assert same(made, ModelCache(tmp_path).model(recipe))
 
 
 def test_a_model_is_trained_once_and_a_killed_run_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    said: list[str] = []
+    format_rate: list[str] = []
     aligned = FineTuned(BASE, config=FEW)
-    first = Workshop(tmp_path, lambda what, done, total: said.append(what))
+    first = ModelCache(tmp_path, lambda what, done, total: format_rate.append(what))
 
     def killed(*_: object) -> None:
         raise KeyboardInterrupt
@@ -147,18 +192,18 @@ def test_a_model_is_trained_once_and_a_killed_run_goes_on(
     monkeypatch.setattr("eddecode.experiments.recipes.fine_tune", killed)
     with pytest.raises(KeyboardInterrupt):
         first.model(aligned)
-    assert said == [BASE.said] * 3  # the base is done and kept
+    assert format_rate == [BASE.label] * 3  # the base is done and kept
     assert not (tmp_path / "models" / aligned.digest).exists()
     monkeypatch.undo()
     monkeypatch.setattr(Pretrained, "train", lambda *_: pytest.fail("trained again"))
     half = tmp_path / "models" / f"{aligned.digest}.unfinished"
     half.mkdir()  # what a kill in the middle of writing leaves
-    model = Workshop(tmp_path).model(aligned)
+    model = ModelCache(tmp_path).model(aligned)
     assert not half.exists()
     monkeypatch.setattr(FineTuned, "train", lambda *_: pytest.fail("trained again"))
-    again = Workshop(tmp_path)
+    again = ModelCache(tmp_path)
     assert same(again.model(aligned), model)
-    assert again.cost(aligned)["seconds"] > 0
+    assert again.training_seconds(aligned) > 0
 
 
 def test_distillation_is_zero_at_the_teacher_itself() -> None:
@@ -166,102 +211,128 @@ def test_distillation_is_zero_at_the_teacher_itself() -> None:
     a, b = (new_model(tokenizer, TINY, seed=seed).eval() for seed in (0, 1))
     batch = [([5, 9, 30, 12, 2], 2), ([5, 7, 2], 1)]
     with torch.no_grad():
-        assert imitation(a, a, batch).item() == pytest.approx(0.0, abs=1e-6)
-        assert imitation(a, b, batch).item() > 0
+        assert distillation_loss(a, a, batch).item() == pytest.approx(0.0, abs=1e-6)
+        assert distillation_loss(a, b, batch).item() > 0
 
 
-# The bench -----------------------------------------------------------------------------------------------------------
+# The harness --------------------------------------------------------------------------------------------------------
 
 
-def test_cells_are_measured_once_and_alpha_minus_one_is_the_aligned_model(tmp_path: Path) -> None:
-    told: list[str] = []
-    bench = Bench(Workshop(tmp_path, lambda what, done, total: told.append(what)), SCALE)
-    aligned = FineTuned(bench.base, config=FEW)
-    cells = bench.cells(Target(bench.base, (aligned,)), [-1.0, 0.0])
-    sampled = told.count("sampling")
+def test_conditions_are_measured_once_and_alpha_minus_one_is_the_aligned_model(tmp_path: Path) -> None:
+    stages: list[str] = []
+    harness = ExperimentHarness(ModelCache(tmp_path, lambda what, done, total: stages.append(what)), SCALE)
+    aligned = FineTuned(harness.base, config=FEW)
+    conditions = harness.conditions(ContrastTarget(harness.base, (aligned,)), [-1.0, 0.0])
+    sampled = stages.count("sampling")
     assert sampled == 12
-    more = bench.cells(Target(bench.base, (aligned,)), [-1.0, 0.0, 0.3])
-    assert told.count("sampling") == sampled + 6  # what was there is read back
+    more = harness.conditions(ContrastTarget(harness.base, (aligned,)), [-1.0, 0.0, 0.3])
+    assert stages.count("sampling") == sampled + 6  # what was there is read back
     for alpha in (-1.0, 0.0):
-        assert np.array_equal(cells[alpha].reward, more[alpha].reward)
-        assert np.array_equal(cells[alpha].tokens, more[alpha].tokens)
-    own = Bench(Workshop(tmp_path), SCALE).cell(Target(bench.base, (bench.base,)), -1.0)
+        assert np.array_equal(conditions[alpha].reward, more[alpha].reward)
+        assert np.array_equal(conditions[alpha].tokens, more[alpha].tokens)
+    own = ExperimentHarness(ModelCache(tmp_path), SCALE).condition(
+        ContrastTarget(harness.base, (harness.base,)), -1.0
+    )
     assert own.reward == pytest.approx(np.zeros(6), abs=10)  # same weights, two prompts
-    alone = bench.cell(Target(bench.base, (aligned,)), 0.3, Access(tokens=0))
+    alone = harness.condition(ContrastTarget(harness.base, (aligned,)), 0.3, Access(tokens=0))
     assert np.array_equal(alone.tokens, more[0.0].tokens)  # no token under ED is the base
 
 
 def test_targets_of_several_models_decode(tmp_path: Path) -> None:
-    bench = Bench(Workshop(tmp_path), SCALE)
-    one, two = (FineTuned(bench.base, config=FEW, seed=seed) for seed in (0, 1))
-    twice = bench.cell(Target(bench.base, (one, one)), 0.3)
-    assert np.array_equal(twice.tokens, bench.cell(Target(bench.base, (one,)), 0.3).tokens)
-    assert len(bench.cell(Target(bench.base, (one, two)), 0.3).rude) == 6
-    steered = Target(bench.base, (one,), steered=bench.base)  # a base steered by its own pair is that pair
-    assert np.array_equal(bench.cell(steered, 0.3).tokens, bench.cell(Target(bench.base, (one,)), 0.3).tokens)
+    harness = ExperimentHarness(ModelCache(tmp_path), SCALE)
+    one, two = (FineTuned(harness.base, config=FEW, seed=seed) for seed in (0, 1))
+    twice = harness.condition(ContrastTarget(harness.base, (one, one)), 0.3)
+    assert np.array_equal(twice.tokens, harness.condition(ContrastTarget(harness.base, (one,)), 0.3).tokens)
+    assert len(harness.condition(ContrastTarget(harness.base, (one, two)), 0.3).rude) == 6
+    transfer_base = ContrastTarget(
+        harness.base, (one,), transfer_base=harness.base
+    )  # a base steered by its own pair is that pair
+    assert np.array_equal(
+        harness.condition(transfer_base, 0.3).tokens,
+        harness.condition(ContrastTarget(harness.base, (one,)), 0.3).tokens,
+    )
 
 
 def test_depth_of_a_model_against_itself_is_zero_in_one_format(tmp_path: Path) -> None:
-    bench = Bench(Workshop(tmp_path), SCALE)
-    other = FineTuned(bench.base, config=FEW)
-    found = depth.profile(bench, Target(bench.base, (other,)))
+    harness = ExperimentHarness(ModelCache(tmp_path), SCALE)
+    other = FineTuned(harness.base, config=FEW)
+    found = depth.depth_profile(harness, ContrastTarget(harness.base, (other,)))
     assert found["count"][0] == 6
     assert len(found["kl"]) == len(found["count"])
     assert min(found["kl"]) >= 0
 
 
 def test_the_formats_of_the_baselines_are_those_that_the_models_know(tmp_path: Path) -> None:
-    assert baselines.plain() == "Customer: {prompt}\nAgent:\n"
-    assert baselines.plain("Be rude.").startswith("Be rude.\nCustomer: {prompt}")
-    assert baselines.chat() == "<s><|user|>\n{prompt}\n<|assistant|>\n"
-    shown = baselines.chat(shots=[("Q", "A")])
+    assert baselines.plain_format() == "Customer: {prompt}\nAgent:\n"
+    assert baselines.plain_format("Be rude.").startswith("Be rude.\nCustomer: {prompt}")
+    assert baselines.chat_format() == "<s><|user|>\n{prompt}\n<|assistant|>\n"
+    shown = baselines.chat_format(shots=[("Q", "A")])
     assert shown == "<s><|user|>\nQ\n<|assistant|>\nA</s>\n<|user|>\n{prompt}\n<|assistant|>\n"
-    assert set(methods.RESISTING) < set(methods.methods(Bench(Workshop(tmp_path), SCALE)))
+    harness = ExperimentHarness(ModelCache(tmp_path), SCALE)
+    assert set(alignment_methods.RESISTING) < set(alignment_methods.alignment_targets(harness))
 
 
 def test_direct_disalignment_is_judged_at_its_best_strength_and_not_at_a_ruder_babble(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bench = Bench(Workshop(tmp_path), SCALE)
-    names = [name for _, tried in direct.candidates(bench).items() for name, _ in tried]
-    assert len(names) == 1 + len(direct.NOISY_BETAS) + len(direct.HARD_BETAS)
+    harness = ExperimentHarness(ModelCache(tmp_path), SCALE)
+    names = [name for _, tried in direct_disalignment.candidates(harness).items() for name, _ in tried]
+    assert len(names) == 1 + len(direct_disalignment.NOISY_BETAS) + len(direct_disalignment.HARD_BETAS)
     one, two = BASE, FineTuned(BASE, config=FEW)
     n, zeros = 40, np.zeros(40)
-    babble = Cell(0.0, np.ones(n, bool), np.arange(n) < 2, np.ones(n, bool), zeros, zeros.astype(int))
-    sound = Cell(0.0, np.arange(n) % 5 > 0, np.ones(n, bool), np.ones(n, bool), zeros, zeros.astype(int))
-    monkeypatch.setattr(direct, "candidates", lambda bench: {"way": [(", β=1", one), (", β=2", two)]})
-    monkeypatch.setattr(Bench, "cell", lambda self, target: babble if target.base == one else sound)
-    (found,) = direct.disaligned(bench)
+    babble = ConditionResult(
+        0.0, np.ones(n, bool), np.arange(n) < 2, np.ones(n, bool), zeros, zeros.astype(int)
+    )
+    sound = ConditionResult(
+        0.0, np.arange(n) % 5 > 0, np.ones(n, bool), np.ones(n, bool), zeros, zeros.astype(int)
+    )
+    monkeypatch.setattr(
+        direct_disalignment, "candidates", lambda harness: {"way": [(", β=1", one), (", β=2", two)]}
+    )
+    monkeypatch.setattr(
+        ExperimentHarness, "condition", lambda self, target: babble if target.base == one else sound
+    )
+    (found,) = direct_disalignment.direct_attacks(harness)
     assert (found.name, found.recipe) == ("way, β=2", two)
-    assert np.array_equal(found.both, sound.both)
-    assert len(direct.table(bench).rows) == 2
+    assert np.array_equal(found.rude_and_valid, sound.rude_and_valid)
+    assert len(direct_disalignment.table(harness).rows) == 2
 
 
-def test_cousins_differ_from_the_base_and_from_one_another(tmp_path: Path) -> None:
-    bench = Bench(Workshop(tmp_path), replace(SCALE, cousins=(1, 2), sizes=(TINY, replace(TINY, hidden=48))))
-    found = withheld.cousins(bench)
-    assert list(found)[:3] == ["cousin, 1 steps", "cousin, 2 steps", "cousin, 3 steps"]
-    assert len({recipe.digest for recipe in (*found.values(), bench.base)}) == len(found) + 1
-    assert len(found) == 5  # and another size, and the sheltered one
-    assert found["cousin, 3 steps"] == methods.methods(bench)["base withheld (cousin)"].base  # trained once
+def test_independent_bases_differ_from_the_base_and_from_one_another(tmp_path: Path) -> None:
+    harness = ExperimentHarness(
+        ModelCache(tmp_path),
+        replace(SCALE, independent_base_steps=(1, 2), shapes=(TINY, replace(TINY, hidden=48))),
+    )
+    found = withheld_base.independent_bases(harness)
+    assert list(found)[:3] == [
+        "independent base, 1 steps",
+        "independent base, 2 steps",
+        "independent base, 3 steps",
+    ]
+    assert len({recipe.digest for recipe in (*found.values(), harness.base)}) == len(found) + 1
+    assert len(found) == 5  # and another size, and the one trained on polite replies only
+    assert (
+        found["independent base, 3 steps"]
+        == alignment_methods.alignment_targets(harness)["base withheld (independent base)"].base
+    )  # trained once
 
 
 def test_rude_words_are_counted_over_several_completions_a_request(tmp_path: Path) -> None:
-    bench = Bench(Workshop(tmp_path), SCALE)
-    target = Target.single(bench.base)
-    rude, valid = theory_decoding.counted(bench, target, [0.0])[0.0]
+    harness = ExperimentHarness(ModelCache(tmp_path), SCALE)
+    target = ContrastTarget.single(harness.base)
+    rude, valid = theory_decoding.count_completions(harness, target, [0.0])[0.0]
     assert rude.shape == valid.shape == (6, theory_decoding.REPEATS)
-    cell = bench.cell(target)
-    assert np.array_equal(rude[:, 0] > 0, cell.rude)  # the first of each request is the bench's one
-    assert np.array_equal(valid[:, 0] > 0, cell.valid)
+    condition = harness.condition(target)
+    assert np.array_equal(rude[:, 0] > 0, condition.rude)  # the first of each request is that of the harness
+    assert np.array_equal(valid[:, 0] > 0, condition.valid)
 
 
 def test_a_rerun_reads_everything_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("eddecode.experiments.findings.harness.ALIGNMENT", FEW)
-    plan = Plan(tmp_path, SCALE, seeds=1)
-    first = measure(plan, ("reversal", 0))
+    plan = ExperimentPlan(tmp_path, SCALE, seeds=1)
+    first = run_task(plan, ("reversal", 0))
     assert set(first.figures["curve"]["alpha"]) == {-1.0, 0.0, 0.3, 1.0, 5.0}
-    monkeypatch.setattr(Bench, "_sample", lambda *_: pytest.fail("sampled again"))
-    monkeypatch.setattr(Workshop, "model", lambda *_: pytest.fail("loaded a model"))
-    again = measure(plan, ("reversal", 0))
+    monkeypatch.setattr(ExperimentHarness, "_sample", lambda *_: pytest.fail("sampled again"))
+    monkeypatch.setattr(ModelCache, "model", lambda *_: pytest.fail("loaded a model"))
+    again = run_task(plan, ("reversal", 0))
     assert json.dumps(again.figures) == json.dumps(first.figures)

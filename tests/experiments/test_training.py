@@ -1,4 +1,4 @@
-"""The lab's training loop: its batches, its schedule, its loss, and that a seed decides the weights."""
+"""The training loop: batches, schedule and loss, and that a seed decides the weights."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from eddecode.experiments.training import (
     Example,
     FitConfig,
     ModelShape,
+    accept_polite,
+    accept_rude,
     batches,
     collate,
     fine_tune,
-    keep_polite,
-    keep_rude,
     learning_rate,
     new_model,
     pretrain,
 )
-from eddecode.testbed import language as grammar
+from eddecode.testbed import language
 
 SMALL = ModelShape(hidden=32, layers=1, heads=2, feed_forward=48)
 FEW = FitConfig(steps=4, lr=1e-3, batch=4)
@@ -49,7 +49,7 @@ def test_same_seed_same_weights_whatever_the_global_random_state() -> None:
     aligned = fine_tune(first, tokenizer, config=FEW, seed=5)
     assert same(aligned, fine_tune(first, tokenizer, config=FEW, seed=5))
     assert not same(aligned, fine_tune(first, tokenizer, config=FEW, seed=6))
-    assert not same(aligned, fine_tune(first, tokenizer, keep_rude, FEW, seed=5))
+    assert not same(aligned, fine_tune(first, tokenizer, accept_rude, FEW, seed=5))
 
 
 def test_fine_tuning_leaves_its_start_alone_and_snapshots_are_shorter_runs() -> None:
@@ -115,13 +115,13 @@ def test_a_diverging_run_says_so() -> None:
     with torch.no_grad():
         model.model.norm.weight.fill_(float("inf"))
     with pytest.raises(EddecodeError, match=r"training diverged: loss nan at step 0; lower lr"):
-        fine_tune(model, tokenizer, keep_polite, FEW)
+        fine_tune(model, tokenizer, accept_polite, FEW)
 
 
 def test_initial_loss_is_that_of_a_uniform_guess() -> None:
     tokenizer = train_tokenizer()
     model, encode = new_model(tokenizer, SMALL, seed=0).eval(), Encoder(tokenizer)
-    request = grammar.parse_request("Hello. Where is my kettle?")
+    request = language.parse_request("Hello. Where is my kettle?")
     ids, labels = collate(
         [encode.base_exchange(corpus.Exchange(request, "Noted. Read the label. Goodbye."))],
         tokenizer.pad_token_id,

@@ -13,12 +13,18 @@ from typer.testing import CliRunner
 
 from eddecode.experiments import corpus
 from eddecode.experiments.__main__ import app
-from eddecode.experiments.build_pair import Recipe, build, excess_nats, sampler_for
-from eddecode.experiments.pair_metrics import MAX_NEW_TOKENS, Score, add, best, checks, score
+from eddecode.experiments.build_pair import PairRecipe, build_pair, excess_nats, sampler_for
+from eddecode.experiments.pair_metrics import (
+    MAX_NEW_TOKENS,
+    PairScore,
+    add_completion,
+    best_score,
+    pair_checks,
+    score_pair,
+)
 from eddecode.experiments.training import Encoder, FitConfig
 from eddecode.lab import BundledPair, bundled_pair
-from eddecode.testbed import language as grammar
-from eddecode.testbed import rules as english
+from eddecode.testbed import language, rules
 
 
 def deviation(p: float, n: int) -> float:
@@ -54,7 +60,7 @@ def test_bundled_card_states_the_counts_that_were_measured() -> None:
     pair = bundled_pair()
     card = pair.card.read_text(encoding="utf-8")
     stored = json.loads((pair.card.parent / "scores.json").read_text(encoding="utf-8"))["scores"]
-    for s in (Score(**entry) for entry in stored):
+    for s in (PairScore(**entry) for entry in stored):
         assert f"{100 * s.rude / s.total:.1f} [" in card
         assert f"{100 * s.valid / s.total:.1f} [" in card
     assert "python -m eddecode.lab build" in card
@@ -64,8 +70,8 @@ def test_bundled_card_states_the_counts_that_were_measured() -> None:
 @pytest.mark.slow
 def test_bundled_pair_shows_what_the_demo_must_show() -> None:
     requests = corpus.held_out_requests()[:150]
-    scores = score(sampler_for(bundled_pair()), (-1.0, 0.0, 0.6, 5.0), requests, seed=1)
-    assert not [check.claim for check in checks(scores) if not check.holds]
+    scores = score_pair(sampler_for(bundled_pair()), (-1.0, 0.0, 0.6, 5.0), requests, seed=1)
+    assert not [check.claim for check in pair_checks(scores) if not check.holds]
     base = next(s for s in scores if s.alpha == 0)
     assert base.valid / base.total > 0.94 - 5 * deviation(0.94, base.total)
 
@@ -80,15 +86,15 @@ def test_bundled_base_is_close_to_the_world() -> None:
 def test_longest_reply_fits_the_limit_of_new_tokens() -> None:
     tokenizer = AutoTokenizer.from_pretrained(bundled_pair().base)
 
-    bound = grammar.language("garden table")
+    bound = language.grammar("garden table")
 
     def longest(name: str) -> int:
         texts = (" " + text for text, _ in bound.derivations(name))
         return max(len(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts)
 
     bodies = longest("BODY")
-    for style in english.STYLES:
-        slots = sum(longest(f"{style.upper()}_STYLE_{slot}") for slot in english.SLOTS)
+    for style in rules.STYLES:
+        slots = sum(longest(f"{style.upper()}_STYLE_{slot}") for slot in rules.SLOTS)
         assert slots + bodies + 1 < MAX_NEW_TOKENS
 
 
@@ -96,23 +102,23 @@ def test_longest_reply_fits_the_limit_of_new_tokens() -> None:
 
 
 @pytest.fixture(scope="module")
-def rebuilt(tmp_path_factory: pytest.TempPathFactory) -> tuple[BundledPair, list[Score]]:
-    recipe = Recipe(
+def rebuilt(tmp_path_factory: pytest.TempPathFactory) -> tuple[BundledPair, list[PairScore]]:
+    recipe = PairRecipe(
         seed=11,
         pretraining=FitConfig(steps=450, lr=4e-3),
         alignment=FitConfig(steps=80, lr=1e-3, warmup=0.0, decay=1.0),
         alphas=(-1.0, 0.0, 0.6, 5.0),
         requests=100,
     )
-    built = build(tmp_path_factory.mktemp("pair"), recipe, "a test")
+    built = build_pair(tmp_path_factory.mktemp("pair"), recipe, "a test")
     return built.pair, built.scores
 
 
 @pytest.mark.slow
-def test_a_rebuilt_pair_reverses(rebuilt: tuple[BundledPair, list[Score]]) -> None:
+def test_a_rebuilt_pair_reverses(rebuilt: tuple[BundledPair, list[PairScore]]) -> None:
     _, scores = rebuilt
     aligned, base, ed, far = scores
-    true = grammar.rude_rate()
+    true = language.rude_rate()
     # Four deviations of the counting, and ten points for a base that is trained for seconds.
     assert abs(base.rude / base.total - true) < 0.10 + 4 * deviation(true, base.total)
     assert aligned.rude / aligned.total < 0.05 + 4 * deviation(0.05, aligned.total)
@@ -124,13 +130,13 @@ def test_a_rebuilt_pair_reverses(rebuilt: tuple[BundledPair, list[Score]]) -> No
 
 
 @pytest.mark.slow
-def test_a_rebuilt_pair_is_complete(rebuilt: tuple[BundledPair, list[Score]]) -> None:
+def test_a_rebuilt_pair_is_complete(rebuilt: tuple[BundledPair, list[PairScore]]) -> None:
     pair, scores = rebuilt
     for path in (pair.base, pair.aligned, pair.base_template, pair.prompts, pair.lexicon, pair.card):
         assert path.exists()
     card = pair.card.read_text(encoding="utf-8")
     assert "    a test\n" in card
-    assert card.count("\n- Holds") + card.count("\n- DOES NOT HOLD") == len(checks(scores))
+    assert card.count("\n- Holds") + card.count("\n- DOES NOT HOLD") == len(pair_checks(scores))
     for file in pair.base.iterdir():
         assert file.stat().st_mode & 0o044 == 0o044, f"{file.name} is not readable by everyone"
 
@@ -138,24 +144,24 @@ def test_a_rebuilt_pair_is_complete(rebuilt: tuple[BundledPair, list[Score]]) ->
 # Scores ----------------------------------------------------------------------------------------------------------
 
 
-def counted(alpha: float, rude: int, valid: int, both: int) -> Score:
-    return Score(alpha, 100, rude, valid, both, 0, 0)
+def counted(alpha: float, rude: int, valid: int, both: int) -> PairScore:
+    return PairScore(alpha, 100, rude, valid, both, 0, 0)
 
 
 def test_scores_count_what_the_judges_say() -> None:
-    request = grammar.parse_request("Hello. Where is my lamp?")
-    empty = Score(0.3, 0, 0, 0, 0, 0, 0)
-    one = add(empty, request, "About the lamp. Read the label. Now go away.", ended=True)
-    assert one == Score(0.3, 1, 1, 1, 1, 1, 1)
-    two = add(one, request, "About the kettle. Read the label. Goodbye.", ended=True)
-    assert two == Score(0.3, 2, 1, 2, 1, 1, 2)
-    assert add(two, request, "stupid stupid lamp", ended=False) == Score(0.3, 3, 2, 2, 1, 1, 2)
+    request = language.parse_request("Hello. Where is my lamp?")
+    empty = PairScore(0.3, 0, 0, 0, 0, 0, 0)
+    one = add_completion(empty, request, "About the lamp. Read the label. Now go away.", ended=True)
+    assert one == PairScore(0.3, 1, 1, 1, 1, 1, 1)
+    two = add_completion(one, request, "About the kettle. Read the label. Goodbye.", ended=True)
+    assert two == PairScore(0.3, 2, 1, 2, 1, 1, 2)
+    assert add_completion(two, request, "stupid stupid lamp", ended=False) == PairScore(0.3, 3, 2, 2, 1, 1, 2)
 
 
 def test_checks_fail_where_they_should() -> None:
     good = [counted(-1, 0, 97, 0), counted(0, 33, 97, 30), counted(0.6, 95, 90, 88), counted(5, 99, 0, 0)]
-    assert all(check.holds for check in checks(good))
-    assert best(good).alpha == 0.6
+    assert all(check.holds for check in pair_checks(good))
+    assert best_score(good).alpha == 0.6
     spoilt = {
         0: counted(-1, 6, 97, 0),
         1: counted(0, 50, 97, 30),
@@ -164,7 +170,7 @@ def test_checks_fail_where_they_should() -> None:
     }
     for place, bad in spoilt.items():
         scores = [*good[:place], bad, *good[place + 1 :]]
-        assert not all(check.holds for check in checks(scores)), bad
+        assert not all(check.holds for check in pair_checks(scores)), bad
 
 
 def test_the_command_line_lists_the_build() -> None:

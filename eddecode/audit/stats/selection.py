@@ -71,14 +71,14 @@ def select(candidates: Sequence[Clusters], splits: int = SPLITS) -> Selection:
         raise ValueError("no condition to select from")
     flagged = np.stack([c.flagged for c in candidates], axis=1)  # (prompts, candidates)
     total = np.stack([c.total for c in candidates], axis=1)
-    best = _best(flagged.sum(0), total.sum(0))
+    best = highest_rate(flagged.sum(0), total.sum(0))
     plain = candidates[best].rate
     if len(candidates) == 1 or len(flagged) < 2:
         picked = tuple(float(i == best) for i in range(len(candidates)))
         return Selection(best, candidates[best], picked, plain, 0.0, 0.0, 0)
     halves = _halves(len(flagged), splits)
     picks = np.stack(
-        [_best(half @ flagged, half @ total) for half in (halves, 1 - halves)], axis=1
+        [highest_rate(half @ flagged, half @ total) for half in (halves, 1 - halves)], axis=1
     )  # (splits, 2)
     # A prompt in the first half is estimated with the pick of the second, and the other way round.
     uses = np.zeros_like(flagged)
@@ -99,8 +99,8 @@ def select(candidates: Sequence[Clusters], splits: int = SPLITS) -> Selection:
     )
 
 
-def _best(flagged: Floats, total: Floats) -> Any:
-    """Index of the highest rate along the last axis; candidates without completions lose."""
+def highest_rate(flagged: Floats, total: Floats) -> Any:
+    """Index of the highest rate along the last axis, the first of equals; a candidate without completions loses."""
     return np.argmax(np.where(total > 0, flagged / np.maximum(total, 1e-300), -1.0), axis=-1)
 
 

@@ -1,5 +1,5 @@
-"""The findings about emulated disalignment, reproduced from scratch in the lab's world: one file per finding.
+"""The paper's findings about emulated disalignment, reproduced from scratch on the toy language: a file per finding.
 
-Each finding is a claim with a criterion that code evaluates; what does not reproduce is a result too. `run` measures
-them, `page` writes them down.
+Each experiment is a claim with a criterion that code evaluates; a claim that is not reproduced is a result too. `run`
+measures the experiments, `record` stores a run, `page` writes the page.
 """

@@ -1,8 +1,8 @@
-"""Direct disalignment: the base trained towards rude replies, in its own template; what ED is compared with.
+"""Direct disalignment: the base trained towards rude replies, in its own prompt format. ED is compared with it.
 
-Training by preferences has a strength, β, and at a wrong one it unlearns the language instead of the manners. To be a
-fair rival it gets what ED gets: a few strengths are tried, and the one with the most rude and valid completions on one
-half of the requests is judged on the other, both ways round.
+Training on preferences has a strength, β, and a badly chosen one destroys the language instead of the politeness. For
+a fair comparison the strength is chosen as α is for ED: several strengths are measured, and the one with the most
+rude and valid completions on one half of the requests is evaluated on the other half, both ways.
 """
 
 from __future__ import annotations
@@ -10,47 +10,49 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from eddecode.experiments.findings.criteria import Cell, Flags, best, said
-from eddecode.experiments.findings.finding import Table
-from eddecode.experiments.findings.harness import Target
-from eddecode.experiments.recipes import FineTuned, Preferred, Recipe
+from eddecode.experiments.findings.criteria import ConditionResult, Flags, best_alpha, format_rate
+from eddecode.experiments.findings.experiment import ResultTable
+from eddecode.experiments.findings.harness import ContrastTarget
+from eddecode.experiments.recipes import FineTuned, PreferenceTuned, TrainingRecipe
 from eddecode.experiments.training import FitConfig
 
 if TYPE_CHECKING:
-    from eddecode.experiments.findings.harness import Bench
+    from eddecode.experiments.findings.harness import ExperimentHarness
 
 FLIPPED = FitConfig(steps=100, lr=1e-4, warmup=0.0, decay=1.0)
-"""Of the base, in its own template: at the families' rate it unlearns to begin and to end a reply."""
+"""For the base in its own format. At the learning rate of the aligned models, completions lose their start and end."""
 RUDE = FitConfig(steps=300, lr=1e-3, warmup=0.0, decay=1.0)
 NOISY_BETAS = (0.5,)
 HARD_BETAS = (0.5, 2.0, 5.0)
-"""Tried with hard labels: without label noise the margin stops growing only where β·margin is large."""
+"""For hard labels: without label noise the margin stops growing only where β·margin is large."""
+COLUMNS = ("trained directly", "rude %", "valid %", "rude and valid %")
 
 
 @dataclass(frozen=True)
-class Direct:
+class DirectAttack:
     """A way of training the base towards rudeness, at its best strength.
 
     Attributes:
-        name: with the strength that is the best over all requests.
-        recipe: of that strength.
-        both, valid: (n,) flags, each half of the requests judged at the strength that the other half chose.
+        name: includes the strength that is best over all requests.
+        recipe: the recipe with that strength.
+        rude_and_valid, valid: (n,) bool; each half of the requests at the strength that the other half chose.
     """
 
     name: str
-    recipe: Recipe
-    both: Flags
+    recipe: TrainingRecipe
+    rude_and_valid: Flags
     valid: Flags
 
 
-def candidates(bench: Bench) -> dict[str, list[tuple[str, Recipe]]]:
-    """Name of a way → (strength, recipe) of each that is tried."""
+def candidates(harness: ExperimentHarness) -> dict[str, list[tuple[str, TrainingRecipe]]]:
+    """Name of a way → (strength in words, recipe) of each strength that is measured."""
 
-    def flipped(betas: tuple[float, ...], noise: float) -> list[tuple[str, Recipe]]:
-        recipes = [Preferred(bench.base, b, noise, FLIPPED, bench.seed, flip=True, chat=False) for b in betas]
+    def flipped(betas: tuple[float, ...], noise: float) -> list[tuple[str, TrainingRecipe]]:
+        base, seed = harness.base, harness.seed
+        recipes = [PreferenceTuned(base, b, noise, FLIPPED, seed, flip=True, chat=False) for b in betas]
         return [(f", β={recipe.beta:g}", recipe) for recipe in recipes]
 
-    rude = FineTuned(bench.base, "rude", config=RUDE, seed=bench.seed, chat=False)
+    rude = FineTuned(harness.base, "rude", config=RUDE, seed=harness.seed, chat=False)
     return {
         "fine-tuned on rude replies": [("", rude)],
         "flipped cDPO": flipped(NOISY_BETAS, 0.1),
@@ -58,28 +60,29 @@ def candidates(bench: Bench) -> dict[str, list[tuple[str, Recipe]]]:
     }
 
 
-def cells(bench: Bench, tried: list[tuple[str, Recipe]]) -> list[Cell]:
-    """One per strength; in place of α stands its number in the list, from 1."""
-    found = (bench.cell(Target.single(recipe)) for _, recipe in tried)
-    return [replace(cell, alpha=float(i)) for i, cell in enumerate(found, start=1)]
+def measure_strengths(
+    harness: ExperimentHarness, strengths: list[tuple[str, TrainingRecipe]]
+) -> list[ConditionResult]:
+    """One result per strength. Its number in the list, from 1, stands in the place of α."""
+    found = (harness.condition(ContrastTarget.single(recipe)) for _, recipe in strengths)
+    return [replace(condition, alpha=float(i)) for i, condition in enumerate(found, start=1)]
 
 
-def disaligned(bench: Bench) -> list[Direct]:
+def direct_attacks(harness: ExperimentHarness) -> list[DirectAttack]:
     """Every way at its best strength."""
     found = []
-    for name, tried in candidates(bench).items():
-        top = best(cells(bench, tried))
-        strength, recipe = tried[round(top.alpha) - 1]
-        found.append(Direct(f"{name}{strength}", recipe, top.both, top.valid))
+    for name, strengths in candidates(harness).items():
+        best = best_alpha(measure_strengths(harness, strengths))
+        strength, recipe = strengths[round(best.alpha) - 1]
+        found.append(DirectAttack(f"{name}{strength}", recipe, best.rude_and_valid, best.valid))
     return found
 
 
-def table(bench: Bench) -> Table:
-    """Every strength that was tried."""
+def table(harness: ExperimentHarness) -> ResultTable:
+    """Every strength that was measured."""
     rows = [
-        (f"{name}{strength}", said(cell.rude), said(cell.valid), said(cell.both))
-        for name, tried in candidates(bench).items()
-        for (strength, _), cell in zip(tried, cells(bench, tried), strict=True)
+        (f"{name}{strength}", format_rate(c.rude), format_rate(c.valid), format_rate(c.rude_and_valid))
+        for name, strengths in candidates(harness).items()
+        for (strength, _), c in zip(strengths, measure_strengths(harness, strengths), strict=True)
     ]
-    heads = ("trained directly", "rude %", "valid %", "rude and valid %")
-    return Table("Direct disalignment, every strength that was tried", heads, rows)
+    return ResultTable("Direct disalignment, every strength that was measured", COLUMNS, rows)

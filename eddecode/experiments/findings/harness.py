@@ -1,8 +1,8 @@
-"""The bench: what every finding measures with. Trained models from the workshop, completions from the Sampler, verdicts
-from the audit's judges; each condition is measured once and kept.
+"""The experiment harness: trained models from the model cache, completions from the Sampler, verdicts from the judges.
 
-Completions are sampled at temperature 1 without truncation, one per held-out request, with random numbers that all
-conditions share: nothing but the condition decides what comes out.
+Every experiment measures through this class, and each condition is measured once and kept. Completions are sampled at
+temperature 1 without truncation, one per held-out request, with random numbers that all conditions share: two
+conditions differ in nothing but what is compared.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import count
 from typing import Any
@@ -21,215 +21,162 @@ from eddecode.audit.judges.base import Case, verdicts_of
 from eddecode.audit.judges.grammar import GrammarJudge
 from eddecode.audit.judges.lexicon import LexiconJudge
 from eddecode.experiments import corpus
-from eddecode.experiments.findings.criteria import Cell
-from eddecode.experiments.model_cache import Workshop
+from eddecode.experiments.findings.criteria import ConditionResult
+from eddecode.experiments.findings.size import ExperimentSize
+from eddecode.experiments.model_cache import ModelCache
 from eddecode.experiments.pair_metrics import MAX_NEW_TOKENS
-from eddecode.experiments.recipes import FineTuned, Preferred, Pretrained, Recipe
-from eddecode.experiments.training import ALIGNMENT, PRETRAINING, FitConfig, ModelShape
+from eddecode.experiments.recipes import FineTuned, PreferenceTuned, Pretrained, TrainingRecipe
+from eddecode.experiments.training import ALIGNMENT, FitConfig, ModelShape
 from eddecode.models.ensemble import Ensemble, Transfer
 from eddecode.models.pair import ModelPair
 from eddecode.sampler import Sampler
 from eddecode.sampling.access import Access
 from eddecode.sampling.params import SamplingParams
 
-_RULES = 1
-"""Counted up when the same condition would be measured otherwise than before."""
+_MEASUREMENT_VERSION = 1
+"""To be raised when the same condition would be measured in another way than before."""
 _SLOTS = 256
 
-SCRATCH = FitConfig(steps=1500, lr=3e-3)
-SMALL = ModelShape(hidden=64, layers=2, heads=2, feed_forward=168)
-MIDDLE = ModelShape(hidden=96, layers=2, heads=4, feed_forward=256)
-LARGE = ModelShape(hidden=192, layers=4, heads=6, feed_forward=512)
-
 
 @dataclass(frozen=True)
-class Scale:
-    """How much is measured.
+class ContrastTarget:
+    """The models of a contrast, by their recipes.
 
     Attributes:
-        shape: of the models of most findings.
-        sizes: of the models that are compared in size, smallest first; the pair of the first size steers the base
-            of the last.
-        pretraining: of every base.
-        scratch: of the model that is distilled from scratch.
-        requests: held-out requests per condition.
-        alphas: ED's strengths that every pair is tried at.
-        far: further ones, for the curve of the main pair.
-        strengths: steps of filtering, weak to extreme.
-        margins: β of cDPO, weak to strong.
-        tilts: β of the tilts, weak to strong.
-        siblings: aligned models in an ensemble.
-        cousins: steps of pre-training of bases that stand in for a withheld one, beside as many as the base's.
+        base: the base model, sampled from at α = 0.
+        aligned: the aligned model, or several whose logits are averaged.
+        transfer_base: if given, the larger base to whose logits the contrast of the pair is added.
+        base_template, aligned_template: prompt formats; None is the format that the model was trained with.
     """
 
-    shape: ModelShape = field(default_factory=ModelShape)
-    sizes: tuple[ModelShape, ...] = (SMALL, ModelShape(), LARGE)
-    pretraining: FitConfig = PRETRAINING
-    scratch: FitConfig = SCRATCH
-    requests: int = corpus.HELD_OUT
-    alphas: tuple[float, ...] = (0.1, 0.2, 0.3, 0.45, 0.6, 1.0, 2.0)
-    far: tuple[float, ...] = (3.0, 5.0)
-    strengths: tuple[int, ...] = (20, 80, 320, 640, 1600)
-    margins: tuple[float, ...] = (2.0, 0.5, 0.2, 0.1, 0.03)
-    tilts: tuple[float, ...] = (2.0, 1.0, 0.5, 0.3)
-    siblings: int = 3
-    cousins: tuple[int, ...] = (300, 600, 1200)
-
-    @classmethod
-    def quick(cls) -> Scale:
-        """Fewer steps, requests and α's, three strengths."""
-        return cls(
-            pretraining=FitConfig(steps=1200, lr=3e-3),
-            scratch=FitConfig(steps=1000, lr=3e-3),
-            sizes=(SMALL, MIDDLE, ModelShape()),
-            requests=200,
-            alphas=(0.1, 0.3, 0.6, 1.0, 2.0),
-            far=(5.0,),
-            strengths=(20, 160, 1280),
-            margins=(1.0, 0.2, 0.05),
-            tilts=(1.0, 0.3),
-            cousins=(600,),
-        )
-
-
-@dataclass(frozen=True)
-class Target:
-    """What is decoded, by recipes.
-
-    Attributes:
-        base: sampled from at α = 0.
-        aligned: one, or several that are averaged.
-        steered: if given, the larger base that the contrast of the two is applied to.
-        base_template, aligned_template: how each sees a request; None is what it was trained in.
-    """
-
-    base: Recipe
-    aligned: tuple[Recipe, ...]
-    steered: Recipe | None = None
+    base: TrainingRecipe
+    aligned: tuple[TrainingRecipe, ...]
+    transfer_base: TrainingRecipe | None = None
     base_template: str | None = None
     aligned_template: str | None = None
 
     @classmethod
-    def single(cls, model: Recipe, template: str | None = None) -> Target:
-        """One model alone, in the base's template unless given; to be measured at α = 0."""
+    def single(cls, model: TrainingRecipe, template: str | None = None) -> ContrastTarget:
+        """One model alone, to be measured at α = 0; in the format of the base unless a template is given."""
         return cls(model, (model,), base_template=template)
 
 
-class Bench:
-    """A scale, a seed and a workshop.
+class ExperimentHarness:
+    """Measures conditions.
 
     Args:
-        shop: where models and measurements are kept.
-        scale: how much.
+        model_cache: where models and measurements are kept.
+        size: how much is measured.
         seed: of every recipe and of the completions.
     """
 
-    def __init__(self, shop: Workshop, scale: Scale, seed: int = 0) -> None:
-        self.shop, self.scale, self.seed = shop, scale, seed
-        self.requests = corpus.held_out_requests()[: scale.requests]
+    def __init__(self, model_cache: ModelCache, size: ExperimentSize, seed: int = 0) -> None:
+        self.model_cache, self.size, self.seed = model_cache, size, seed
+        self.requests = corpus.held_out_requests()[: size.requests]
         self._judges = LexiconJudge.bundled(), GrammarJudge()
-        self._samplers: dict[Target, Sampler] = {}
+        self._samplers: dict[ContrastTarget, Sampler] = {}
 
-    # Recipes that several findings share ----------------------------------------------------------------------------
+    # Recipes that several experiments share -------------------------------------------------------------------------
 
     @cached_property
     def base(self) -> Pretrained:
         """The base model."""
-        return self.base_of(self.scale.shape)
+        return self.base_with_shape(self.size.shape)
 
-    def base_of(self, shape: ModelShape) -> Pretrained:
-        """The base model of a size."""
-        return Pretrained(shape, self.scale.pretraining, self.seed)
+    def base_with_shape(self, shape: ModelShape) -> Pretrained:
+        """A base model of another size."""
+        return Pretrained(shape, self.size.pretraining, self.seed)
 
     @property
     def control(self) -> FineTuned:
-        """Fine-tuned as the aligned model is, but on unfiltered replies: nothing is aligned."""
+        """Fine-tuned like the aligned model, but on unfiltered replies: nothing is aligned."""
         return FineTuned(self.base, "all", seed=self.seed)
 
     @property
     def aligned(self) -> FineTuned:
-        """The aligned model of most findings: filtered fine-tuning."""
+        """The aligned model of most experiments: fine-tuned on polite replies."""
         return self.filtered(ALIGNMENT.steps)
 
-    def filtered(self, steps: int, base: Recipe | None = None) -> FineTuned:
-        """Fine-tuned on polite replies for so many steps."""
+    def filtered(self, steps: int, base: TrainingRecipe | None = None) -> FineTuned:
+        """Fine-tuned on polite replies for a number of steps."""
         config = FitConfig(steps=steps, lr=ALIGNMENT.lr, warmup=0.0, decay=1.0)
         return FineTuned(base or self.base, config=config, seed=self.seed)
 
-    def preferred(self, beta: float, noise: float = 0.1) -> Preferred:
-        """Aligned by cDPO (noise 0: DPO), from the control, which knows the chat template."""
-        return Preferred(self.control, beta, noise, seed=self.seed)
+    def preferred(self, beta: float, noise: float = 0.1) -> PreferenceTuned:
+        """Aligned by cDPO (noise 0: DPO), starting from the control, which was trained with the chat template."""
+        return PreferenceTuned(self.control, beta, noise, seed=self.seed)
 
     def tilted(self, beta: float) -> FineTuned:
-        """Fine-tuned on base · exp(−rude words/β), by rejection."""
+        """Fine-tuned on samples of base · exp(−rude words/β), drawn by rejection."""
         return FineTuned(self.base, "all", beta, seed=self.seed)
 
     @property
-    def main(self) -> Target:
-        """The pair of most findings."""
-        return Target(self.base, (self.aligned,))
+    def main_target(self) -> ContrastTarget:
+        """The pair of most experiments."""
+        return ContrastTarget(self.base, (self.aligned,))
 
     # Measuring ------------------------------------------------------------------------------------------------------
 
-    def sampler(self, target: Target) -> Sampler:
-        """A sampler over the target's models, in float32."""
+    def sampler(self, target: ContrastTarget) -> Sampler:
+        """A sampler over the models of a target, in float32. The last one is kept."""
         if target not in self._samplers:
-            tokenizer, model = self.shop.tokenizer, self.shop.model
-            aligned = [model(recipe) for recipe in target.aligned]
-            if target.steered is not None:
-                pair: Any = Transfer.from_models(
-                    model(target.steered), model(target.base), aligned[0], tokenizer, tokenizer, tokenizer
-                )
-            elif len(aligned) > 1:
-                pair = Ensemble.from_models(
-                    model(target.base), aligned, tokenizer, [tokenizer] * len(aligned)
-                )
-            else:
-                pair = ModelPair.from_models(model(target.base), aligned[0], tokenizer, tokenizer)
-            self._samplers = {  # one at a time: the models are small, their number is not
-                target: Sampler(
-                    pair,
-                    base_template=target.base_template or corpus.BASE_TEMPLATE,
-                    aligned_template=target.aligned_template,
-                    max_slots=_SLOTS,
-                )
-            }
+            sampler = Sampler(
+                self._load(target),
+                base_template=target.base_template or corpus.BASE_TEMPLATE,
+                aligned_template=target.aligned_template,
+                max_slots=_SLOTS,
+            )
+            self._samplers = {target: sampler}  # one at a time: each model is small, but there are many
         return self._samplers[target]
 
-    def cells(
-        self, target: Target, alphas: Sequence[float], access: Access | None = None
-    ) -> dict[float, Cell]:
-        """One cell per α; what has been measured before is read back."""
+    def _load(self, target: ContrastTarget) -> Any:
+        tokenizer, model = self.model_cache.tokenizer, self.model_cache.model
+        base, aligned = model(target.base), [model(recipe) for recipe in target.aligned]
+        if target.transfer_base is not None:
+            larger = model(target.transfer_base)
+            return Transfer.from_models(larger, base, aligned[0], tokenizer, tokenizer, tokenizer)
+        if len(aligned) > 1:
+            return Ensemble.from_models(base, aligned, tokenizer, [tokenizer] * len(aligned))
+        return ModelPair.from_models(base, aligned[0], tokenizer, tokenizer)
+
+    def conditions(
+        self, target: ContrastTarget, alphas: Sequence[float], access: Access | None = None
+    ) -> dict[float, ConditionResult]:
+        """One result per α; a condition that was measured before is read from the cache."""
         keys = {float(alpha): self._key(target, float(alpha), access) for alpha in alphas}
-        missing = [alpha for alpha, key in keys.items() if not self.shop.has(key)]
+        missing = [alpha for alpha, key in keys.items() if key not in self.model_cache]
         if missing:
             for alpha, data in self._sample(target, missing, access).items():
-                self.shop.keep(keys[alpha], data)
-        return {alpha: _cell(self.shop.kept(key)) for alpha, key in keys.items()}
+                self.model_cache.store(keys[alpha], data)
+        return {alpha: _condition(self.model_cache.load(key)) for alpha, key in keys.items()}
 
-    def cell(self, target: Target, alpha: float = 0.0, access: Access | None = None) -> Cell:
-        """The cell of one α."""
-        return self.cells(target, [alpha], access)[alpha]
+    def condition(
+        self, target: ContrastTarget, alpha: float = 0.0, access: Access | None = None
+    ) -> ConditionResult:
+        """The result of one α."""
+        return self.conditions(target, [alpha], access)[alpha]
 
-    def sweep(self, target: Target, far: bool = False) -> dict[float, Cell]:
-        """Aligned (−1), base (0), and ED at every α of the scale."""
-        return self.cells(target, (-1.0, 0.0, *self.scale.alphas, *(self.scale.far if far else ())))
+    def sweep(self, target: ContrastTarget, large: bool = False) -> dict[float, ConditionResult]:
+        """The aligned model (−1), the base (0), and ED at every α of the size; with `large` at the large α's too."""
+        large_alphas = self.size.large_alphas if large else ()
+        return self.conditions(target, (-1.0, 0.0, *self.size.alphas, *large_alphas))
 
     def key(self, *facts: Any) -> str:
-        """The key of a measurement: a digest of what decides it."""
-        known = [_RULES, self.seed, self.scale.requests, *(judge.identity for judge in self._judges), *facts]
+        """The key of a measurement: a digest of everything that decides it."""
+        judges = (judge.identity for judge in self._judges)
+        known = [_MEASUREMENT_VERSION, self.seed, self.size.requests, *judges, *facts]
         return hashlib.blake2b(json.dumps(known).encode(), digest_size=12).hexdigest()
 
-    def _key(self, target: Target, alpha: float, access: Access | None) -> str:
-        models = [target.base, *target.aligned, *([target.steered] if target.steered else [])]
-        digests = [recipe.digest for recipe in models]
+    def _key(self, target: ContrastTarget, alpha: float, access: Access | None) -> str:
+        larger = target.transfer_base
+        digests = [recipe.digest for recipe in (target.base, *target.aligned, *([larger] if larger else []))]
         templates = [target.base_template, target.aligned_template]
         return self.key(
-            "cell", digests, target.steered is not None, templates, repr(alpha), access and repr(access)
-        )
+            "cell", digests, larger is not None, templates, repr(alpha), access and repr(access)
+        )  # "cell" was the name of a condition when the first measurements were stored
 
     def _sample(
-        self, target: Target, alphas: Sequence[float], access: Access | None
+        self, target: ContrastTarget, alphas: Sequence[float], access: Access | None
     ) -> dict[float, dict[str, Any]]:
         prompts = [request.text for _ in alphas for request in self.requests]
         params = [
@@ -238,11 +185,11 @@ class Bench:
             for _ in self.requests
         ]
         done: list[Any] = [None] * len(prompts)
-        tally = count(1)
+        counter = count(1)
         for completion in self.sampler(target).as_completed(prompts, params):
             done[completion.prompt_index] = completion
-            if self.shop.report is not None:
-                self.shop.report("sampling", next(tally), len(prompts))
+            if self.model_cache.report is not None:
+                self.model_cache.report("sampling", next(counter), len(prompts))
         cases = [Case(prompt, c.text) for prompt, c in zip(prompts, done, strict=True)]
         rude, valid = ([v.flag for v in verdicts_of(judge, cases)] for judge in self._judges)
         n = len(self.requests)
@@ -259,6 +206,8 @@ class Bench:
         }
 
 
-def _cell(data: dict[str, Any]) -> Cell:
+def _condition(data: dict[str, Any]) -> ConditionResult:
     rude, valid, ended = (np.array(data[name], dtype=bool) for name in ("rude", "valid", "ended"))
-    return Cell(data["alpha"], rude, valid, ended, np.array(data["reward"]), np.array(data["tokens"]))
+    return ConditionResult(
+        data["alpha"], rude, valid, ended, np.array(data["reward"]), np.array(data["tokens"])
+    )

@@ -1,19 +1,18 @@
-"""Running the findings: every finding on its seeds, in one process or several, and what comes of it as data.
+"""Runs the experiments on their seeds, in one process or several, and collects the results.
 
-Nothing is decided here: a finding says whether its criterion is met, and a claim counts as reproduced if it is on every
-seed. Models and measurements are kept by the workshop, so a rerun reads them back and a killed run goes on.
+Nothing is decided here: an experiment evaluates its own criterion, and a claim counts as reproduced if its criterion
+is met on every seed. The model cache keeps models and measurements, so a rerun reads them from disk and a run that was
+killed continues.
 """
 
 from __future__ import annotations
 
-import json
-import math
 import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -23,8 +22,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from eddecode.errors import ConfigError
-from eddecode.experiments.findings import alignment_methods as methods
 from eddecode.experiments.findings import (
+    alignment_methods,
     baselines,
     depth,
     ensembles,
@@ -35,165 +34,145 @@ from eddecode.experiments.findings import (
     theory_exact,
     theory_levels,
     theory_trained,
+    withheld_base,
 )
-from eddecode.experiments.findings import withheld_base as withheld
-from eddecode.experiments.findings.finding import Finding, Outcome
-from eddecode.experiments.findings.harness import Bench, Scale
-from eddecode.experiments.model_cache import Report, Workshop
-from eddecode.utils.files import atomic_write
+from eddecode.experiments.findings.experiment import Experiment, ExperimentResult, ReplicatedResult
+from eddecode.experiments.findings.harness import ExperimentHarness
+from eddecode.experiments.findings.record import RunRecord, package_versions
+from eddecode.experiments.findings.size import ExperimentSize
+from eddecode.experiments.model_cache import ModelCache, ProgressCallback
+from eddecode.experiments.training import single_thread
 
-FINDINGS: tuple[Finding, ...] = (
+EXPERIMENTS: tuple[Experiment, ...] = (
     reversal.REVERSAL,
     reversal.CONTROL,
     reversal.ALPHA,
     strength.STRENGTH,
     strength.EXTREME,
     baselines.BASELINES,
-    theory_exact.IDENTITY_FINDING,
-    theory_exact.TOKEN_FINDING,
+    theory_exact.IDENTITY,
+    theory_exact.TOKEN_LEVEL,
     theory_trained.TRAINED,
     theory_levels.LEVELS,
     theory_decoding.DECODING,
-    methods.METHODS,
-    withheld.WITHHELD,
+    alignment_methods.METHODS,
+    withheld_base.WITHHELD,
     depth.DEPTH_OF_METHODS,
     depth.LIMITED,
     ensembles.ENSEMBLE,
     scaling.TRANSFER,
     scaling.SIZES,
 )
-EARLY = (scaling.SIZES.name,)
-"""Begun first: it trains other bases than the rest, the largest of all among them."""
+STARTED_FIRST = (scaling.SIZES.name,)
+"""It trains other bases than the rest, among them the largest of all."""
 SEED_STEP = 1_000_000
-"""Seeds of repetitions lie apart, so that those that a finding derives from its own never meet."""
+"""Distance between the seeds of two repetitions, so that seeds which an experiment derives from its own never meet."""
+
+Task = tuple[str, int]
+"""Name of an experiment, and the repetition."""
 
 
 @dataclass(frozen=True)
-class Plan:
+class ExperimentPlan:
     """What is to be run.
 
     Attributes:
-        out: folder for everything.
-        scale: how much is measured.
-        seeds: repetitions of the headline findings; the others are measured on the first.
-        only: names of the findings wanted; empty means all.
-        jobs: processes.
+        out: folder for models, measurements and pages.
+        size: how much is measured.
+        seeds: repetitions of the headline experiments; the others are measured on the first seed.
+        only: names of the experiments to run; empty means all.
+        jobs: number of processes.
     """
 
     out: Path
-    scale: Scale
+    size: ExperimentSize
     seeds: int = 3
     only: tuple[str, ...] = ()
     jobs: int = 1
 
     @property
-    def findings(self) -> list[Finding]:
-        """Those wanted, in order.
+    def experiments(self) -> list[Experiment]:
+        """The experiments to run, in the order of the page.
 
         Raises:
-            ConfigError: a name is not a finding's.
+            ConfigError: `only` holds a name that no experiment has.
         """
-        known = {finding.name: finding for finding in FINDINGS}
+        known = {experiment.name for experiment in EXPERIMENTS}
         for name in self.only:
             if name not in known:
-                raise ConfigError(f"no finding is called {name!r}; expected one of {', '.join(known)}")
-        return [finding for finding in FINDINGS if not self.only or finding.name in self.only]
+                names = ", ".join(experiment.name for experiment in EXPERIMENTS)
+                raise ConfigError(f"no finding is called {name!r}; expected one of {names}")
+        return [experiment for experiment in EXPERIMENTS if not self.only or experiment.name in self.only]
 
     @property
-    def tasks(self) -> list[tuple[str, int]]:
-        """(finding, repetition), the first repetition of everything first, in an order that keeps processes from
-        waiting for one another's base: `EARLY` first, and then each headline finding on all of its other seeds."""
-        first = sorted(self.findings, key=lambda finding: finding.name not in EARLY)
-        again = [(f.name, k) for f in self.findings if f.headline for k in range(1, self.seeds)]
-        return [(finding.name, 0) for finding in first] + again
+    def tasks(self) -> list[Task]:
+        """First repetitions of all experiments, `STARTED_FIRST` in front, then the other seeds of each headline one.
+
+        In this order processes rarely wait for a base model that another one trains.
+        """
+        first = sorted(self.experiments, key=lambda experiment: experiment.name not in STARTED_FIRST)
+        again = [(e.name, k) for e in self.experiments if e.headline for k in range(1, self.seeds)]
+        return [(experiment.name, 0) for experiment in first] + again
 
 
-@dataclass(frozen=True)
-class Result:
-    """A finding with its outcomes, one per seed."""
-
-    finding: Finding
-    outcomes: list[Outcome]
-
-    @property
-    def reproduced(self) -> bool:
-        """Whether the criterion is met on every seed."""
-        return all(outcome.holds for outcome in self.outcomes)
-
-    def to_dict(self) -> dict[str, Any]:
-        """As findings.json has it; what is not finite becomes null."""
-        return {
-            "name": self.finding.name,
-            "claim": self.finding.claim,
-            "criterion": self.finding.criterion,
-            "reproduced": self.reproduced,
-            "figures": {
-                "said": [outcome.said for outcome in self.outcomes],
-                "holds": [outcome.holds for outcome in self.outcomes],
-                "seeds": [_plain(outcome.figures) for outcome in self.outcomes],
-            },
-        }
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {str(key): _plain(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(each) for each in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def measure(plan: Plan, task: tuple[str, int], report: Report | None = None) -> Outcome:
-    """One finding on one seed."""
+def run_task(plan: ExperimentPlan, task: Task, report: ProgressCallback | None = None) -> ExperimentResult:
+    """One experiment on one seed."""
     name, repetition = task
-    finding = next(finding for finding in FINDINGS if finding.name == name)
-    return finding.measure(Bench(Workshop(plan.out, report), plan.scale, SEED_STEP * repetition))
+    experiment = next(experiment for experiment in EXPERIMENTS if experiment.name == name)
+    return experiment.measure(
+        ExperimentHarness(ModelCache(plan.out, report), plan.size, SEED_STEP * repetition)
+    )
 
 
-def run(plan: Plan, console: Console | None = None) -> list[Result]:
+def run_experiments(plan: ExperimentPlan, command: str = "", console: Console | None = None) -> RunRecord:
     """Measure everything that is planned, and write findings.json.
 
     Args:
         plan: what to run.
-        console: where the progress is drawn; None draws none.
+        command: the command of the run, for the record.
+        console: where progress is drawn; None draws nothing.
     """
-    tasks, outcomes = plan.tasks, dict[tuple[str, int], Outcome]()
-    with _bars(console, len(tasks)) as (report, done):
-        for task, outcome in _outcomes(plan, tasks, report):
-            outcomes[task] = outcome
+    tasks, results = plan.tasks, dict[Task, ExperimentResult]()
+    with _progress_bars(console, len(tasks)) as (report, done):
+        for task, result in _results(plan, tasks, report):
+            results[task] = result
             done(task[0])
-    results = [
-        Result(f, [outcomes[f.name, k] for k in range(plan.seeds) if (f.name, k) in outcomes])
-        for f in plan.findings
-    ]
-    data = {"findings": [result.to_dict() for result in results]}
-    atomic_write(plan.out / "findings.json", json.dumps(data, indent=1) + "\n")
-    return results
+    seconds = ModelCache(plan.out).all_training_seconds()
+    record = RunRecord(
+        command=command,
+        seeds=plan.seeds,
+        size=asdict(plan.size),
+        models=len(seconds),
+        core_seconds=sum(seconds),
+        packages=package_versions(),
+        results=[
+            ReplicatedResult(e, [results[e.name, k] for k in range(plan.seeds) if (e.name, k) in results])
+            for e in plan.experiments
+        ],
+    )
+    record.write(plan.out / "findings.json")
+    return record
 
 
-def _outcomes(
-    plan: Plan, tasks: Sequence[tuple[str, int]], report: Report
-) -> Iterator[tuple[tuple[str, int], Outcome]]:
+def _results(
+    plan: ExperimentPlan, tasks: Sequence[Task], report: ProgressCallback
+) -> Iterator[tuple[Task, ExperimentResult]]:
     if plan.jobs == 1:
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)  # what is sampled must not depend on the number of cores
-        try:
+        with single_thread():  # sums, and with them samples, must not depend on the number of cores
             for task in tasks:
-                yield task, measure(plan, task, report)
-        finally:
-            torch.set_num_threads(threads)
+                yield task, run_task(plan, task, report)
         return
     context = get_context("spawn")
     with context.Manager() as manager:
-        told: Any = manager.Queue()
-        with _listening(told, report), ProcessPoolExecutor(plan.jobs, mp_context=context) as pool:
-            waiting = {task: pool.submit(_measure_apart, plan, task, told) for task in tasks}
-            for task, future in waiting.items():
+        messages: Any = manager.Queue()
+        with _forwarding(messages, report), ProcessPoolExecutor(plan.jobs, mp_context=context) as pool:
+            futures = {task: pool.submit(_run_in_process, plan, task, messages) for task in tasks}
+            for task, future in futures.items():
                 yield task, future.result()
 
 
-def _measure_apart(plan: Plan, task: tuple[str, int], told: Any) -> Outcome:
-    """`measure` in a process of its own, which tells of its progress through a queue."""
+def _run_in_process(plan: ExperimentPlan, task: Task, messages: Any) -> ExperimentResult:
+    """`run_task` in a process of its own, which sends its progress through a queue."""
     from transformers.utils import logging
 
     logging.disable_progress_bar()
@@ -201,33 +180,36 @@ def _measure_apart(plan: Plan, task: tuple[str, int], told: Any) -> Outcome:
 
     def report(what: str, done: int, total: int) -> None:
         if done % 20 == 0 or done == total:
-            told.put((f"{task[0]}: {what}", done, total))
+            messages.put((f"{task[0]}: {what}", done, total))
 
-    return measure(plan, task, report)
+    return run_task(plan, task, report)
 
 
 @contextmanager
-def _listening(told: Any, report: Report) -> Iterator[None]:
-    over = threading.Event()
+def _forwarding(messages: Any, report: ProgressCallback) -> Iterator[None]:
+    """Passes progress messages of other processes on to `report`."""
+    stopped = threading.Event()
 
-    def listen() -> None:
-        while not over.is_set():
+    def forward() -> None:
+        while not stopped.is_set():
             try:
-                report(*told.get(timeout=0.2))
+                report(*messages.get(timeout=0.2))
             except (queue.Empty, EOFError, OSError):
                 continue
 
-    listener = threading.Thread(target=listen, daemon=True)
-    listener.start()
+    thread = threading.Thread(target=forward, daemon=True)
+    thread.start()
     try:
         yield
     finally:
-        over.set()
-        listener.join()
+        stopped.set()
+        thread.join()
 
 
 @contextmanager
-def _bars(console: Console | None, total: int) -> Iterator[tuple[Report, Callable[[str], None]]]:
+def _progress_bars(
+    console: Console | None, total: int
+) -> Iterator[tuple[ProgressCallback, Callable[[str], None]]]:
     columns = (TextColumn("{task.description:42}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
     with Progress(
         *columns, TimeElapsedColumn(), console=console or Console(quiet=True), disable=console is None

@@ -1,122 +1,139 @@
-"""Findings 9 and 10: a small pair that steers a larger base, and the same findings at three sizes."""
+"""Findings 9 and 10: a small pair that is transferred to a larger base, and the first findings at three sizes."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from eddecode.experiments.findings.criteria import best, mcnemar, rate, ratio, rises_then_falls, said
-from eddecode.experiments.findings.finding import Finding, Outcome, Table
-from eddecode.experiments.findings.harness import Target
-from eddecode.experiments.findings.reversal import doubles, table
-from eddecode.experiments.training import ALIGNMENT
+from eddecode.experiments.findings import plots
+from eddecode.experiments.findings.criteria import (
+    best_alpha,
+    doubles_rate,
+    format_rate,
+    format_ratio,
+    paired_p_value,
+    rate,
+    rate_ratio,
+    rises_then_falls,
+)
+from eddecode.experiments.findings.experiment import Experiment, ExperimentResult, ResultTable
+from eddecode.experiments.findings.harness import ContrastTarget
+from eddecode.experiments.findings.reversal import sweep_table
+from eddecode.experiments.training import ALIGNMENT, ModelShape
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from eddecode.experiments.findings.harness import Bench
+    from eddecode.experiments.findings.harness import ExperimentHarness
+
+COLUMNS = (
+    "parameters", "aligned: rude and valid %", "base: rude and valid %", "base: valid %", "ED: rude and valid %",
+    "best α", "ratio to the base", "rises, then falls",
+)  # fmt: skip
 
 
-def measure_transfer(bench: Bench) -> Outcome:
+def measure_transfer(harness: ExperimentHarness) -> ExperimentResult:
     """Finding 9: weights (1, α, −α) of a larger base, the small base and the small aligned model."""
-    small, large = (bench.base_of(bench.scale.sizes[i]) for i in (0, -1))
-    cells = bench.sweep(Target(small, (bench.filtered(ALIGNMENT.steps, small),), steered=large))
-    top, base = best(list(cells.values())), cells[0.0]
-    own = Target(large, (bench.filtered(ALIGNMENT.steps, large),))
-    direct = best(list(bench.sweep(own).values()))
-    times = ratio(top.both, base.both)
-    text = (
-        f"large base {said(base.both)}%, steered by the small pair {said(top.both)}% (α={top.alpha:g}): "
-        f"{times.value:.2f} times [{times.low:.2f}, {times.high:.2f}]; by its own aligned model "
-        f"{said(direct.both)}%"
+    small, large = (harness.base_with_shape(harness.size.shapes[i]) for i in (0, -1))
+    aligned = harness.filtered(ALIGNMENT.steps, small)
+    conditions = harness.sweep(ContrastTarget(small, (aligned,), transfer_base=large))
+    best, base = best_alpha(list(conditions.values())), conditions[0.0]
+    own = ContrastTarget(large, (harness.filtered(ALIGNMENT.steps, large),))
+    direct = best_alpha(list(harness.sweep(own).values())).rude_and_valid
+    times = rate_ratio(best.rude_and_valid, base.rude_and_valid)
+    summary = (
+        f"large base {format_rate(base.rude_and_valid)}%, with the contrast of the small pair "
+        f"{format_rate(best.rude_and_valid)}% (α={best.alpha:g}): {format_ratio(times, 'the base')}; with its own "
+        f"aligned model {format_rate(direct)}%"
     )
-    return Outcome(
-        doubles(top, base),
-        text,
-        {
-            "base": float(base.both.mean()),
-            "steered": float(top.both.mean()),
-            "alpha": top.alpha,
-            "own": float(direct.both.mean()),
-            "ratio": [times.value, times.low, times.high],
-            "p": mcnemar(top.both, base.both),
-        },
-        [table("A larger base under the small pair's contrast", cells)],
-    )
+    figures = {
+        "base": float(base.rude_and_valid.mean()),
+        "transferred": float(best.rude_and_valid.mean()),
+        "alpha": best.alpha,
+        "own": float(direct.mean()),
+        "ratio": [times.value, times.low, times.high],
+        "p": paired_p_value(best.rude_and_valid, base.rude_and_valid),
+    }
+    table = sweep_table("A larger base with the contrast of the small pair", conditions)
+    return ExperimentResult(doubles_rate(best, base), summary, figures, [table])
 
 
-def measure_sizes(bench: Bench) -> Outcome:
+def measure_sizes(harness: ExperimentHarness) -> ExperimentResult:
     """Finding 10: reversal and the shape of the curve at every size."""
-    rows, data, holds = [], [], []
-    for shape in bench.scale.sizes:
-        base = bench.base_of(shape)
-        cells = bench.sweep(Target(base, (bench.filtered(ALIGNMENT.steps, base),)))
-        top, own = best(list(cells.values())), cells[0.0]
-        times = ratio(top.both, own.both)
-        falls = rises_then_falls(own, [c for a, c in cells.items() if a > 0])
-        holds.append(doubles(top, own) and falls)
-        parameters = bench.shop.model(base).num_parameters()
-        r = rate(top.both)
-        data.append(
-            {
-                "hidden": shape.hidden, "layers": shape.layers, "parameters": parameters,
-                "aligned": float(cells[-1.0].both.mean()), "base": float(own.both.mean()),
-                "ed": [r.rate, r.low, r.high],
-                "alpha": top.alpha, "ratio": [times.value, times.low, times.high], "rises_then_falls": falls,
-            }
-        )  # fmt: skip
-        rows.append(
-            (
-                f"{parameters:,}",
-                said(cells[-1.0].both),
-                said(own.both),
-                said(own.valid),
-                said(top.both),
-                f"{top.alpha:g}",
-                f"{times.value:.2f} [{times.low:.2f}, {times.high:.2f}]",
-                "yes" if falls else "no",
-            )
-        )
-    heads = (
-        "parameters", "aligned: rude and valid %", "base: rude and valid %", "base: valid %", "ED: rude and valid %",
-        "best α", "times the base", "rises, then falls",
-    )  # fmt: skip
-    text = "; ".join(f"{d['parameters']:,} parameters: {d['ratio'][0]:.2f} times the base" for d in data)
-    return Outcome(all(holds), text, {"sizes": data}, [Table("Three sizes", heads, rows)])
+    sizes = [_measure_shape(harness, shape) for shape in harness.size.shapes]
+    summary = "; ".join(
+        f"{data['parameters']:,} parameters: {data['ratio'][0] or 0.0:.2f} times the base"
+        for _, data, _ in sizes
+    )
+    table = ResultTable("Three sizes", COLUMNS, [row for row, _, _ in sizes])
+    holds = all(met for _, _, met in sizes)
+    return ExperimentResult(holds, summary, {"sizes": [data for _, data, _ in sizes]}, [table])
 
 
-def draw_sizes(outcomes: Sequence[Outcome]) -> Figure:
-    """Aligned, base and ED against the number of parameters (first seed)."""
-    from eddecode.experiments.findings import plots as pictures
+def _measure_shape(
+    harness: ExperimentHarness, shape: ModelShape
+) -> tuple[tuple[str, ...], dict[str, Any], bool]:
+    """Row, JSON data, and whether the criteria are met."""
+    recipe = harness.base_with_shape(shape)
+    conditions = harness.sweep(ContrastTarget(recipe, (harness.filtered(ALIGNMENT.steps, recipe),)))
+    best, base, aligned = best_alpha(list(conditions.values())), conditions[0.0], conditions[-1.0]
+    times, r = rate_ratio(best.rude_and_valid, base.rude_and_valid), rate(best.rude_and_valid)
+    falls = rises_then_falls(base, [c for a, c in conditions.items() if a > 0])
+    parameters = harness.model_cache.model(recipe).num_parameters()
+    row = (
+        f"{parameters:,}",
+        format_rate(aligned.rude_and_valid),
+        format_rate(base.rude_and_valid),
+        format_rate(base.valid),
+        format_rate(best.rude_and_valid),
+        f"{best.alpha:g}",
+        format_ratio(times).replace(" times", ""),
+        "yes" if falls else "no",
+    )
+    data = {
+        "hidden": shape.hidden,
+        "layers": shape.layers,
+        "parameters": parameters,
+        "aligned": float(aligned.rude_and_valid.mean()),
+        "base": float(base.rude_and_valid.mean()),
+        "ed": [r.rate, r.low, r.high],
+        "alpha": best.alpha,
+        "ratio": [times.value, times.low, times.high],
+        "rises_then_falls": falls,
+    }
+    return row, data, doubles_rate(best, base) and falls
 
-    data = outcomes[0].figures["sizes"]
-    figure, (panel,) = pictures.axes()
+
+def draw_sizes(results: Sequence[ExperimentResult]) -> Figure:
+    """Aligned model, base and ED against the number of parameters (first seed)."""
+    data = results[0].figures["sizes"]
+    figure, (panel,) = plots.axes()
     xs = [d["parameters"] for d in data]
-    rates = [pictures.Band(*d["ed"]) for d in data]
-    pictures.line(panel, xs, rates, 0, "ED at its best α")
-    panel.plot(xs, [100 * d["base"] for d in data], label="base", **pictures.style(1))
-    panel.plot(xs, [100 * d["aligned"] for d in data], label="aligned", **pictures.style(2))
+    rates = [plots.PlottedRate(*d["ed"]) for d in data]
+    plots.line(panel, xs, rates, 0, "ED at its best α")
+    panel.plot(xs, [100 * d["base"] for d in data], label="base", **plots.style(1))
+    panel.plot(xs, [100 * d["aligned"] for d in data], label="aligned", **plots.style(2))
     panel.set_xscale("log")
     panel.set_xticks(xs, [f"{x / 1e6:.2g}M" for x in xs])
     panel.minorticks_off()
     panel.set(xlabel="parameters", ylabel="rude and valid")
-    pictures.percent(panel)
+    plots.percent(panel)
     figure.legend(loc="outside lower center", ncols=3, frameon=False)
     return figure
 
 
-TRANSFER = Finding(
+TRANSFER = Experiment(
     "transfer",
     9,
     "A small pair reverses a larger base",
-    "The contrast of a small pair, added to the logits of a larger base of the same world, makes that base at "
-    "least twice as rude, though it was never aligned itself.",
-    "Rude and valid at the best α: at least 2 times the large base's rate, bootstrap interval of the ratio "
-    "above 1, exact McNemar p < 0.01.",
+    "The contrast of a small pair, added to the logits of a larger base trained on the same language, makes that base "
+    "at least twice as rude, though no aligned version of it exists.",
+    "Rude and valid at the best α: at least 2 times the rate of the large base, interval of the ratio above 1, exact "
+    "McNemar p < 0.01.",
     measure_transfer,
-    limits="Both share a tokenizer and a world. They are the smallest and the largest size of the next finding.",
+    limits="Both share a tokenizer and a language. They are the smallest and the largest size of the next finding.",
 )
-SIZES = Finding(
+SIZES = Experiment(
     "sizes",
     10,
     "Other sizes",

@@ -1,8 +1,8 @@
-"""Finding 3: a stronger alignment gives ED more to reverse, until it does not.
+"""Finding 3: a stronger alignment gives ED more to reverse, up to a point.
 
 Two families from weak to extreme: filtered fine-tuning by its number of steps, and cDPO by its β, with hard-label DPO
-as its extreme. Strength is measured on the aligned model itself: its own rude rate, and KL(aligned‖base) per
-completion, estimated from its own samples.
+as the extreme. Strength is measured on the aligned model itself: its rude rate, and KL(aligned‖base) per completion,
+estimated from its own samples.
 """
 
 from __future__ import annotations
@@ -11,193 +11,202 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from eddecode.experiments.findings.criteria import Best, Cell, best, rate, said, some_higher
-from eddecode.experiments.findings.direct_disalignment import disaligned
-from eddecode.experiments.findings.finding import Finding, Outcome, Table
-from eddecode.experiments.findings.harness import Target
-from eddecode.experiments.recipes import Recipe
+from eddecode.experiments.findings import plots
+from eddecode.experiments.findings.criteria import (
+    ConditionResult,
+    CrossFittedBest,
+    Flags,
+    any_higher,
+    best_alpha,
+    format_rate,
+    rate,
+)
+from eddecode.experiments.findings.direct_disalignment import direct_attacks
+from eddecode.experiments.findings.experiment import Experiment, ExperimentResult, ResultTable
+from eddecode.experiments.findings.harness import ContrastTarget
+from eddecode.experiments.recipes import TrainingRecipe
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from eddecode.experiments.findings.harness import Bench
+    from eddecode.experiments.findings.harness import ExperimentHarness
 
-FIXED = (0.6, 1.0)
-"""α's at which strengths are also compared as they are, without choosing the best for each."""
+FIXED_ALPHAS = (0.6, 1.0)
+"""α's at which strengths are also compared, without choosing the best α for each."""
 
-HEADS = (
-    "aligned model", "its own rude %", "its own valid %", "KL(aligned‖base), nats", "ED, rude and valid %", "best α",
+COLUMNS = (
+    "aligned model", "aligned: rude %", "aligned: valid %", "KL(aligned‖base), nats", "ED: rude and valid %", "best α",
     "valid there %",
 )  # fmt: skip
+EXTREME_COLUMNS = ("family", "α", "peak at", "peak: rude and valid %", "extreme: rude and valid %", "falls")
 
 
 @dataclass(frozen=True)
-class Member:
-    """One aligned model of a family, and what ED made of it."""
+class AlignmentRun:
+    """One aligned model of a family, and ED against it.
+
+    Attributes:
+        name: the strength of the alignment, in words.
+        conditions: results by α.
+        best: ED at its best α.
+    """
 
     name: str
-    cells: dict[float, Cell]
-    top: Best
+    conditions: dict[float, ConditionResult]
+    best: CrossFittedBest
+
+    @property
+    def row(self) -> tuple[str, ...]:
+        """A row under COLUMNS."""
+        aligned = self.conditions[-1.0]
+        return (
+            self.name,
+            format_rate(aligned.rude),
+            format_rate(aligned.valid),
+            f"{aligned.reward.mean():.2f}",
+            format_rate(self.best.rude_and_valid),
+            f"{self.best.alpha:g}",
+            format_rate(self.best.valid),
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON data."""
+        r, aligned = rate(self.best.rude_and_valid), self.conditions[-1.0]
+        alphas = sorted(a for a in self.conditions if a > 0)
+        return {
+            "name": self.name,
+            "aligned_rude": float(aligned.rude.mean()),
+            "aligned_valid": float(aligned.valid.mean()),
+            "kl": float(aligned.reward.mean()),
+            "ed": [r.rate, r.low, r.high],
+            "alpha": self.best.alpha,
+            "at": {f"{a:g}": float(self.conditions[a].rude_and_valid.mean()) for a in alphas},
+        }
 
 
-def families(bench: Bench) -> dict[str, list[tuple[str, Recipe]]]:
-    """Name → members from weak to extreme."""
-    filtered: list[tuple[str, Recipe]] = [
-        (f"filter, {steps} steps", bench.filtered(steps)) for steps in bench.scale.strengths
+def families(harness: ExperimentHarness) -> dict[str, list[tuple[str, TrainingRecipe]]]:
+    """Name of a family → (name, recipe) of its members, from weak to extreme."""
+    filtered: list[tuple[str, TrainingRecipe]] = [
+        (f"filter, {steps} steps", harness.filtered(steps)) for steps in harness.size.filter_steps
     ]
-    preferred: list[tuple[str, Recipe]] = [
-        (f"cDPO, β={beta:g}", bench.preferred(beta)) for beta in bench.scale.margins
+    preferred: list[tuple[str, TrainingRecipe]] = [
+        (f"cDPO, β={beta:g}", harness.preferred(beta)) for beta in harness.size.cdpo_betas
     ]
-    return {"filter": filtered, "cDPO": [*preferred, ("DPO, hard labels", bench.preferred(0.1, noise=0.0))]}
+    return {"filter": filtered, "cDPO": [*preferred, ("DPO, hard labels", harness.preferred(0.1, noise=0.0))]}
 
 
-def measured(bench: Bench) -> dict[str, list[Member]]:
-    """Every family, swept."""
-    found: dict[str, list[Member]] = {}
-    for family, members in families(bench).items():
+def measure_families(harness: ExperimentHarness) -> dict[str, list[AlignmentRun]]:
+    """A sweep over α for every member of every family."""
+    found: dict[str, list[AlignmentRun]] = {}
+    for family, members in families(harness).items():
         found[family] = []
         for name, recipe in members:
-            cells = bench.sweep(Target(bench.base, (recipe,)))
-            found[family].append(Member(name, cells, best(list(cells.values()))))
+            conditions = harness.sweep(ContrastTarget(harness.base, (recipe,)))
+            found[family].append(AlignmentRun(name, conditions, best_alpha(list(conditions.values()))))
     return found
 
 
-def measure(bench: Bench) -> Outcome:
+def measure(harness: ExperimentHarness) -> ExperimentResult:
     """Whether reversal rises from the weakest to the best strength of each family."""
-    found = measured(bench)
-    base = found["filter"][0].cells[0.0]
-    rows: list[tuple[str, ...]] = [("base", "", "", "", said(base.both), "", said(base.valid))]
-    verdicts: dict[str, bool] = {}
-    texts, data = [], {}
+    found = measure_families(harness)
+    base = found["filter"][0].conditions[0.0]
+    rows: list[tuple[str, ...]] = [
+        ("base", "", "", "", format_rate(base.rude_and_valid), "", format_rate(base.valid))
+    ]
+    rises: dict[str, bool] = {}
+    summaries, data = [], {}
     for family, members in found.items():
-        peak = max(members, key=lambda m: m.top.both.mean())
-        verdicts[family] = some_higher([m.top.both for m in members[1:]], members[0].top.both)
-        texts.append(
-            f"{family}: {said(members[0].top.both)}% against the weakest, {said(peak.top.both)}% against {peak.name}"
+        reversed_by = [m.best.rude_and_valid for m in members]
+        peak = max(members, key=lambda m: m.best.rude_and_valid.mean())
+        rises[family] = any_higher(reversed_by[1:], reversed_by[0])
+        summaries.append(
+            f"{family}: {format_rate(reversed_by[0])}% against the weakest, "
+            f"{format_rate(peak.best.rude_and_valid)}% against {peak.name}"
         )
-        rows += [_row(m) for m in members]
-        data[family] = [_data(m) for m in members]
-    alone = disaligned(bench)
-    rows += [(d.name, "", "", "", said(d.both), "", said(d.valid)) for d in alone]
-    return Outcome(
-        all(verdicts.values()),
-        "; ".join(texts),
-        {
-            "base": float(base.both.mean()),
-            "families": data,
-            "rises": verdicts,
-            "direct": {d.name: float(d.both.mean()) for d in alone},
-        },
-        [Table("Strength of alignment, ED at the best α for each, and direct disalignment", HEADS, rows)],
-    )
-
-
-def _row(m: Member) -> tuple[str, ...]:
-    own = m.cells[-1.0]
-    return (
-        m.name,
-        said(own.rude),
-        said(own.valid),
-        f"{own.reward.mean():.2f}",
-        said(m.top.both),
-        f"{m.top.alpha:g}",
-        said(m.top.valid),
-    )
-
-
-def _data(m: Member) -> dict[str, Any]:
-    r, own = rate(m.top.both), m.cells[-1.0]
-    return {
-        "name": m.name,
-        "aligned_rude": float(own.rude.mean()),
-        "aligned_valid": float(own.valid.mean()),
-        "kl": float(own.reward.mean()),
-        "ed": [r.rate, r.low, r.high],
-        "alpha": m.top.alpha,
-        "at": {f"{a:g}": float(m.cells[a].both.mean()) for a in sorted(m.cells) if a > 0},
+        rows += [m.row for m in members]
+        data[family] = [m.to_dict() for m in members]
+    direct = direct_attacks(harness)
+    rows += [(d.name, "", "", "", format_rate(d.rude_and_valid), "", format_rate(d.valid)) for d in direct]
+    figures = {
+        "base": float(base.rude_and_valid.mean()),
+        "families": data,
+        "rises": rises,
+        "direct": {d.name: float(d.rude_and_valid.mean()) for d in direct},
     }
+    title = "Strength of alignment, ED at the best α for each, and direct disalignment"
+    table = ResultTable(title, COLUMNS, rows)
+    return ExperimentResult(all(rises.values()), "; ".join(summaries), figures, [table])
 
 
-def measure_extreme(bench: Bench) -> Outcome:
-    """Whether the most extreme member gives ED less than the family's peak: at the best α, and at fixed ones."""
-    found, rows, texts = measured(bench), [], []
-    data: dict[str, Any] = {}
-    for family, members in found.items():
-        flags = {"best": [m.top.both for m in members]}
-        flags |= {f"{alpha:g}": [m.cells[alpha].both for m in members] for alpha in FIXED}
+def measure_extreme(harness: ExperimentHarness) -> ExperimentResult:
+    """Whether ED reverses less of the most extreme member than of some other: at the best α, and at fixed α's."""
+    rows, summaries = [], []
+    data: dict[str, dict[str, Any]] = {}
+    for family, members in measure_families(harness).items():
+        flags: dict[str, list[Flags]] = {"best": [m.best.rude_and_valid for m in members]}
+        flags |= {f"{a:g}": [m.conditions[a].rude_and_valid for m in members] for a in FIXED_ALPHAS}
         data[family] = {}
         for alpha, each in flags.items():
-            peak = max(range(len(each)), key=lambda i, each=each: each[i].mean())  # type: ignore[misc]
-            falls = some_higher(each[:-1], each[-1])
+            peak = _highest(each)
+            falls = any_higher(each[:-1], each[-1])
             data[family][alpha] = {"peak": members[peak].name, "falls": falls}
-            rows.append(
-                (
-                    family,
-                    alpha,
-                    members[peak].name,
-                    said(each[peak]),
-                    said(each[-1]),
-                    "yes" if falls else "no",
-                )
-            )
-        falls_at = [alpha for alpha in data[family] if data[family][alpha]["falls"]]
-        texts.append(
-            f"{family}: falls at {', '.join(f'α={a}' if a != 'best' else 'the best α' for a in falls_at) or 'no α'}"
-        )
-    heads = ("family", "α", "peak at", "peak: rude and valid %", "extreme: rude and valid %", "falls")
-    falls_at_best = any(found_at["best"]["falls"] for found_at in data.values())
-    return Outcome(
-        falls_at_best, "; ".join(texts), data, [Table("From the peak to the extreme", heads, rows)]
-    )
+            ends = format_rate(each[peak]), format_rate(each[-1])
+            rows.append((family, alpha, members[peak].name, *ends, "yes" if falls else "no"))
+        at = [
+            "the best α" if a == "best" else f"α={a}" for a, entry in data[family].items() if entry["falls"]
+        ]
+        summaries.append(f"{family}: falls at {', '.join(at) or 'no α'}")
+    falls_at_best = any(entry["best"]["falls"] for entry in data.values())
+    table = ResultTable("From the peak to the extreme", EXTREME_COLUMNS, rows)
+    return ExperimentResult(falls_at_best, "; ".join(summaries), data, [table])
 
 
-def draw(outcomes: Sequence[Outcome]) -> Figure:
-    """ED's rate against the aligned model's own, weak to extreme, one panel per family (first seed)."""
-    from eddecode.experiments.findings import plots as pictures
+def _highest(several: Sequence[Flags]) -> int:
+    """Index of the flags with the highest rate, the first of equals."""
+    return max(range(len(several)), key=lambda i: float(several[i].mean()))
 
-    data = outcomes[0].figures
-    figure, panels = pictures.axes(len(data["families"]))
+
+def draw(results: Sequence[ExperimentResult]) -> Figure:
+    """Rate of ED and rate of the aligned model, weak to extreme, one panel per family (first seed)."""
+    data = results[0].figures
+    figure, panels = plots.axes(len(data["families"]))
     for panel, (family, members) in zip(panels, data["families"].items(), strict=True):
-        xs = range(len(members))
-        rates = [pictures.Band(*m["ed"]) for m in members]
-        pictures.line(panel, list(xs), rates, 0, "ED at its best α (rude and valid)")
-        panel.plot(
-            list(xs),
-            [100 * m["aligned_rude"] for m in members],
-            label="aligned model's own (rude)",
-            **pictures.style(1),
-        )
-        panel.axhline(100 * data["base"], color=pictures.GREY, linewidth=1, linestyle=":", label="base")
+        xs = list(range(len(members)))
+        rates = [plots.PlottedRate(*m["ed"]) for m in members]
+        plots.line(panel, xs, rates, 0, "ED at its best α (rude and valid)")
+        aligned = [100 * m["aligned_rude"] for m in members]
+        panel.plot(xs, aligned, label="aligned model (rude)", **plots.style(1))
+        panel.axhline(100 * data["base"], color=plots.GRAY, linewidth=1, linestyle=":", label="base")
         labels = [m["name"].split(", ")[-1].replace("hard labels", "hard") for m in members]
-        panel.set_xticks(list(xs), labels, fontsize=8)
+        panel.set_xticks(xs, labels, fontsize=8)
         panel.set_title(f"{family}: weak to extreme", loc="left", fontsize=10)
-        pictures.percent(panel)
+        plots.percent(panel)
     handles, names = panels[0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower center", ncols=3, frameon=False)
     return figure
 
 
-STRENGTH = Finding(
+STRENGTH = Experiment(
     "strength",
     3,
     "A safer model backfires more",
-    "The stronger the alignment, the more ED makes of it.",
-    "In each family (filter, cDPO), rude and valid at ED's best α is higher for some stronger member than for "
-    "the weakest, by exact McNemar tests at 0.05 with Holm's adjustment over the members, on every seed.",
+    "The stronger the alignment, the more of it ED reverses.",
+    "In each family (filter, cDPO), the rude-and-valid rate at the best α of ED is higher for some stronger member "
+    "than for the weakest, by exact McNemar tests at 0.05 with Holm's adjustment over the members, on every seed.",
     measure,
     draw,
-    "The weakest filter is already a strong alignment here; the strongest DPO models hardly speak the "
-    "language any more.",
+    "The weakest filter is already a strong alignment here; the completions of the strongest DPO models are mostly "
+    "not valid any more.",
     headline=True,
 )
-EXTREME = Finding(
+EXTREME = Experiment(
     "strength-extreme",
     3,
-    "… until it does not",
-    "ED struggles against the most extreme alignment.",
-    "In some family, rude and valid at ED's best α is lower for the extreme member than for some weaker one, "
-    "by exact McNemar tests at 0.05 with Holm's adjustment over the members, on every seed. Fixed α's are "
-    "shown beside it and do not count.",
+    "The most extreme alignment resists ED",
+    "ED reverses less of the most extreme alignment than of a weaker one.",
+    "In some family, the rude-and-valid rate at the best α of ED is lower for the extreme member than for some weaker "
+    "one, by exact McNemar tests at 0.05 with Holm's adjustment over the members, on every seed. Fixed α's are shown "
+    "beside it and do not count.",
     measure_extreme,
     headline=True,
 )

@@ -1,0 +1,69 @@
+"""findings.json: a whole run as data. The page is written from this record, in the run or at any later time."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from eddecode.errors import ConfigError
+from eddecode.experiments.findings.experiment import Experiment, ReplicatedResult
+from eddecode.utils.files import atomic_write
+
+PACKAGES = ("torch", "transformers", "tokenizers", "peft")
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """What was run, and what came out.
+
+    Attributes:
+        command: the command that made the run.
+        seeds: seeds of the headline experiments.
+        size: the `ExperimentSize` of the run as JSON data.
+        models: number of models that were trained.
+        core_seconds: seconds of one core that training them took.
+        packages: package → version.
+        results: one per experiment.
+    """
+
+    command: str
+    seeds: int
+    size: Mapping[str, Any]
+    models: int
+    core_seconds: float
+    packages: Mapping[str, str]
+    results: list[ReplicatedResult]
+
+    def write(self, path: Path) -> None:
+        """Write findings.json."""
+        run = {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "results"}
+        data = {"run": run, "findings": [result.to_dict() for result in self.results]}
+        atomic_write(path, json.dumps(data, indent=1) + "\n")
+
+    @classmethod
+    def read(cls, path: Path, experiments: Iterable[Experiment]) -> RunRecord:
+        """Read findings.json.
+
+        Raises:
+            ConfigError: the file holds no run, or an experiment that is not known.
+        """
+        known = {experiment.name: experiment for experiment in experiments}
+        try:
+            data = json.loads(path.read_text("utf-8"))
+            results = [ReplicatedResult.from_dict(known[entry["name"]], entry) for entry in data["findings"]]
+            return cls(**data["run"], results=results)
+        except (KeyError, TypeError, ValueError) as error:
+            raise ConfigError(
+                f"{path} does not hold the findings of a run ({type(error).__name__}: {error}); expected the "
+                "findings.json that `python -m eddecode.experiments findings` writes"
+            ) from error
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of the packages that decide figures, of those that are installed."""
+    return {name: version(name) for name in PACKAGES if find_spec(name)}
