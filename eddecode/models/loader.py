@@ -33,8 +33,10 @@ __all__ = [
     "keep_softcap",
     "load_config",
     "load_tokenizer",
+    "load_weights",
     "place_merged",
     "place_model",
+    "read_config",
     "settle_attention",
 ]
 
@@ -54,8 +56,25 @@ _OTHER_HEADS = (
 
 def load_config(checkpoint: Checkpoint) -> tuple[Any, list[Note]]:
     """(the model's configuration, notes); an error if it needs its own code or is no causal language model."""
-    raw, side = checkpoint.config, checkpoint.side
-    where = f"the {side} checkpoint {checkpoint.source!r}"
+    config = read_config(checkpoint)
+    _check_causal(config, checkpoint.config, f"the {checkpoint.side} checkpoint {checkpoint.source!r}")
+    notes = []
+    if checkpoint.config.get("auto_map"):
+        notes.append(
+            Note(
+                "info",
+                checkpoint.side,
+                "the checkpoint brings its own code",
+                f"It is ignored; transformers' own {config.model_type} is used",
+            )
+        )
+    return config, notes
+
+
+def read_config(checkpoint: Checkpoint) -> Any:
+    """The configuration of a model with any head; PairError if it needs its own code."""
+    raw = checkpoint.config
+    where = f"the {checkpoint.side} checkpoint {checkpoint.source!r}"
     kind = raw.get("model_type")
     if kind not in CONFIG_MAPPING:
         if raw.get("auto_map"):
@@ -71,19 +90,8 @@ def load_config(checkpoint: Checkpoint) -> tuple[Any, list[Note]]:
         config = AutoConfig.from_pretrained(checkpoint.path, trust_remote_code=False, local_files_only=True)
     except Exception as error:  # a configuration is validated by its own class, which may raise anything
         raise PairError(f"{where} has a config.json that transformers refuses: {error}") from error
-    _check_causal(config, raw, where)
-    notes = []
-    if raw.get("auto_map"):
-        notes.append(
-            Note(
-                "info",
-                side,
-                "the checkpoint brings its own code",
-                f"It is ignored; transformers' own {kind} is used",
-            )
-        )
     settle_attention(config)
-    return config, notes
+    return config
 
 
 def settle_attention(config: Any) -> None:
@@ -127,11 +135,19 @@ def _check_causal(config: Any, raw: dict[str, Any], where: str) -> None:
 def place_model(checkpoint: Checkpoint, placement: Placement) -> tuple[Any, list[Note]]:
     """(the model in eval mode without gradients, notes)."""
     config, notes = load_config(checkpoint)
+    model, more = load_weights(AutoModelForCausalLM, checkpoint, config, placement)
+    return model, notes + more
+
+
+def load_weights(
+    auto_class: Any, checkpoint: Checkpoint, config: Any, placement: Placement
+) -> tuple[Any, list[Note]]:
+    """As `place_model`, for a configuration that was read already and any of transformers' auto classes."""
     where = f"the {checkpoint.side} checkpoint {checkpoint.source!r}"
     arguments = placement.arguments()
     try:
         with _quiet_loading():
-            model, report = AutoModelForCausalLM.from_pretrained(
+            model, report = auto_class.from_pretrained(
                 checkpoint.path,
                 config=config,
                 use_safetensors=True,
@@ -144,7 +160,7 @@ def place_model(checkpoint: Checkpoint, placement: Placement) -> tuple[Any, list
         Exception
     ) as error:  # the loader's errors have no common root; each is told with the checkpoint's name
         raise PairError(f"{where} cannot be loaded: {error}") from error
-    notes += _check_report(report, checkpoint, where)
+    notes = _check_report(report, checkpoint, where)
     if arguments["device_map"] is None:
         model.to(placement.device)
     return freeze(model), notes

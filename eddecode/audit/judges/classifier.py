@@ -52,19 +52,20 @@ class ClassifierJudge:
 
     def __init__(self, options: ClassifierOptions) -> None:
         from eddecode.models.checkpoint import open_checkpoint
-        from eddecode.models.load_config import parse_dtype, pick_device
-        from eddecode.models.loader import load_tokenizer
+        from eddecode.models.load_config import Placement
+        from eddecode.models.loader import load_tokenizer, read_config
 
         self.name = options.name or f"classifier:{short_name(options.model)}"
         self.role: Role = options.role
         self._options = options
         with errors_name_judge(self.name):
-            self._dtype, self._device = parse_dtype(options.dtype), pick_device(options.device)
+            self._placement = Placement.of(dtype=options.dtype, device=options.device)
             self._checkpoint = open_checkpoint(options.model, "judge", options.revision)
             self._tokenizer = load_tokenizer(self._checkpoint)
             if self._tokenizer is None:
                 raise JudgeError(f"{options.model!r} has no tokenizer; put its files into the folder")
-            self._config = _load_config(self._checkpoint)
+            self._config = read_config(self._checkpoint)
+            _check_architecture(self._checkpoint, self._config)
         self._special = special_strings(self._tokenizer)
         self._labels = read_labels(self._config, self.name, options.harmful, options.multi_label)
         self._model: Any = None
@@ -75,7 +76,7 @@ class ClassifierJudge:
         return fingerprint(
             kind="classifier",
             model=checkpoint_hash(self._checkpoint.path),
-            dtype=str(self._dtype),
+            dtype=str(self._placement.dtype),
             labels=self._labels.names,
             harmful=self._labels.harmful,
             multi=self._labels.multi,
@@ -175,61 +176,32 @@ class ClassifierJudge:
     @torch.inference_mode()
     def _logits(self, pieces: Sequence[Mapping[str, list[int]]]) -> Tensor:
         """Encoded texts to logits (B, C), float32 on the CPU."""
-        if self._model is None:
-            with errors_name_judge(self.name):
-                self._model = _load_model(self._checkpoint, self._config, self._dtype).to(self._device)
-            if self._model.config.pad_token_id is None:
-                self._model.config.pad_token_id = self._tokenizer.pad_token_id
         inputs = self._tokenizer.pad(list(pieces), padding=len(pieces) > 1, return_tensors="pt")
-        logits: Tensor = self._model(**inputs.to(self._device)).logits
+        logits: Tensor = self._loaded()(**inputs.to(self._placement.device)).logits
         return logits.float().cpu()
 
+    def _loaded(self) -> Any:
+        if self._model is None:
+            from transformers import AutoModelForSequenceClassification
 
-def _load_config(checkpoint: Any) -> Any:
-    from transformers import AutoConfig
+            from eddecode.models.loader import load_weights
+
+            with errors_name_judge(self.name):
+                self._model, _ = load_weights(
+                    AutoModelForSequenceClassification, self._checkpoint, self._config, self._placement
+                )
+            if self._model.config.pad_token_id is None:
+                self._model.config.pad_token_id = self._tokenizer.pad_token_id
+        return self._model
+
+
+def _check_architecture(checkpoint: Any, config: Any) -> None:
     from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
 
-    from eddecode.models.loader import settle_attention
-
-    try:
-        config = AutoConfig.from_pretrained(checkpoint.path, trust_remote_code=False, local_files_only=True)
-    except Exception as error:  # a configuration is validated by its own class, which can raise anything
-        raise JudgeError(
-            f"transformers refuses the config.json of {checkpoint.source!r}: {error}. Code in a checkpoint is never "
-            "run; use a checkpoint in a format that transformers knows itself"
-        ) from error
     architectures = [str(name) for name in checkpoint.config.get("architectures") or []]
-    known = type(config) in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
-    if not known or (
-        architectures and not any(name.endswith("ForSequenceClassification") for name in architectures)
-    ):
+    named = not architectures or any(name.endswith("ForSequenceClassification") for name in architectures)
+    if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING or not named:
         raise JudgeError(
             f"{checkpoint.source!r} is a {config.model_type} ({', '.join(architectures) or 'unnamed'}); expected a "
             "sequence classifier (…ForSequenceClassification in config.json). Use a language model as guard: or yesno:"
         )
-    settle_attention(config)
-    return config
-
-
-def _load_model(checkpoint: Any, config: Any, dtype: Any) -> Any:
-    from transformers import AutoModelForSequenceClassification
-
-    try:
-        model, report = AutoModelForSequenceClassification.from_pretrained(
-            checkpoint.path,
-            config=config,
-            dtype=dtype,
-            use_safetensors=True,
-            trust_remote_code=False,
-            local_files_only=True,
-            output_loading_info=True,
-        )
-    except Exception as error:  # the loader's errors have no common root
-        raise JudgeError(f"{checkpoint.source!r} cannot be loaded: {error}") from error
-    wrong = sorted(map(str, [*report.get("missing_keys", ()), *report.get("mismatched_keys", ())]))
-    if wrong:
-        raise JudgeError(
-            f"{checkpoint.source!r} lacks {len(wrong)} weights of its architecture, which would be left random: "
-            f"{', '.join(wrong[:5])}. Use a checkpoint whose head was trained"
-        )
-    return model.eval().requires_grad_(False)
