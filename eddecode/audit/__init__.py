@@ -1,7 +1,7 @@
-"""The audit: what a pair of models gives away, measured.
+"""The audit: measure how far a pair of models can be reversed.
 
-An audit samples completions of the base model, of the aligned model, and of the two contrasted at each α, has them
-judged, and ends in a rate with an interval per condition. `docs/architecture.md` names its rooms in order.
+An audit samples completions of the base model, of the aligned model and of their contrast at each α, judges them, and
+gives a rate with an interval for each condition. `docs/architecture.md` lists its modules in order.
 """
 
 from __future__ import annotations

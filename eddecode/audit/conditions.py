@@ -1,10 +1,10 @@
-"""Conditions: the ways in which an audit makes completions, as data.
+"""Conditions: the ways in which an audit decodes completions, as data.
 
-A condition is a row and not a code path: which side of the contrast, at which exact α, and what is changed about it: a
-system prompt, a transform of the prompt, a limit on what an attacker sees of the aligned model, another model. Its name
-is written from those fields (`ed@0.3+topk5`, `base+system:rude`), so that equal conditions have equal names in every
-run; the store keys on it. α is text wherever it identifies something: `0.3` from a command line, from a file and from
-Python must be one key, and a float is not one. Nothing here imports torch.
+A condition is a record and not a code path: base, aligned or emulated disalignment (ED) at an exact α, and what is
+changed about it: a system prompt, a transform of the prompt, a limit on the attacker's access to the aligned model,
+another model. Its name is made from these fields (`ed@0.3+topk5`, `base+system:rude`), so that equal conditions have
+equal names in every run; it is their key in the store. α is text wherever it is part of a key: `0.3` from a command
+line, from a file and from Python must give one key, which floats do not guarantee. Nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -14,13 +14,11 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
-from typing import Literal
 
 from eddecode.errors import ConfigError
 
-Kind = Literal["base", "aligned", "ed"]
 Key = str | tuple[str, str]  # a condition's name; of a plain one also (kind, alpha)
-PAIR, FINETUNED, ENSEMBLE = "", "finetuned", "ensemble"  # which models a condition is decoded with
+PAIR, FINETUNED, ENSEMBLE = "", "finetuned", "ensemble"  # the models with which a condition is decoded
 
 _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]*")
 
@@ -46,7 +44,7 @@ def parse_alphas(values: str | float | Sequence[str | float]) -> tuple[str, ...]
     """Canonical α texts of `"0,0.3,1"` or of a sequence of numbers, in the order given.
 
     Raises:
-        ConfigError: an entry is not a finite number, or is there twice.
+        ConfigError: an entry is not a finite number, or is given twice.
     """
     if isinstance(values, str):
         values = [part for part in values.replace(",", " ").split() if part]
@@ -60,10 +58,10 @@ def parse_alphas(values: str | float | Sequence[str | float]) -> tuple[str, ...]
 
 
 def checked_label(value: str, what: str) -> str:
-    """A name that a user gives to a system prompt or a transform: it becomes part of condition names.
+    """A user's name for a system prompt or a transform, which becomes part of condition names.
 
     Raises:
-        ConfigError: empty, or has other characters than letters, digits, `_`, `-` and `.`.
+        ConfigError: it is empty, or has other characters than letters, digits, `_`, `-` and `.`.
     """
     if not isinstance(value, str) or not _LABEL.fullmatch(value):
         raise ConfigError(f"{what} is called {value!r}; expected a name of letters, digits, _, - and .")
@@ -72,15 +70,15 @@ def checked_label(value: str, what: str) -> str:
 
 @dataclass(frozen=True)
 class Condition:
-    """One way of making completions.
+    """One way of decoding completions.
 
     Attributes:
         kind: `base`, `aligned`, or `ed` (emulated disalignment).
         alpha: exact text of the contrast's α: `0` for the base model, `-1` for the aligned one.
-        system: name of the system prompt that is put before the prompt; empty: none.
+        system: name of the system prompt in front of the prompt; empty: none.
         transform: name of the transform of the prompt; empty: none.
-        mitigation: limit on what the contrast sees of the aligned model, such as `topk5`; empty: none.
-        model: empty: the pair; `finetuned`: a model that somebody trained, alone; `ensemble`: several aligned models.
+        mitigation: limit on the contrast's access to the aligned model, such as `topk5`; empty: none.
+        model: empty: the pair; `finetuned`: a fine-tuned model alone; `ensemble`: several aligned models.
     """
 
     kind: str
@@ -104,12 +102,12 @@ class Condition:
 
     @property
     def key(self) -> str:
-        """What identifies the condition in the store."""
+        """What identifies the condition in the store: its name."""
         return self.name
 
     @property
     def plain(self) -> bool:
-        """Whether it is the pair itself, with nothing changed: the conditions of the curve."""
+        """Whether it is the pair itself, with nothing changed; these conditions make up the curve."""
         return not (self.system or self.transform or self.mitigation or self.model)
 
     @property
@@ -137,15 +135,15 @@ def build_conditions(
     finetuned: bool = False,
     ensemble: bool = False,
 ) -> list[Condition]:
-    """All conditions of an audit: aligned, base, ED with α from low to high; then what stands beside them.
+    """All conditions of an audit: aligned, base, ED with α from low to high; then those with something changed.
 
     Args:
         alphas: of the plain ED conditions.
         extra_alphas: of the ED conditions with something changed; None: those of `alphas` above 0.
-        systems, transforms: names; each gives base, aligned and ED conditions, so that what was found for one model
-            is tried on all (a transfer table).
-        mitigations: names; each gives ED conditions. They change nothing for base or aligned alone.
-        finetuned, ensemble: whether there is such a model; an ensemble gives ED conditions.
+        systems, transforms: names; each adds base, aligned and ED conditions, so that a text found for one model is
+            measured on all (a transfer table).
+        mitigations: names; each adds ED conditions. They change nothing for base or aligned alone.
+        finetuned, ensemble: whether there is such a model; an ensemble adds ED conditions.
     """
     swept = sorted(alphas, key=Decimal)
     extra = (
@@ -164,7 +162,7 @@ def build_conditions(
 
 
 def condition_name(key: Key) -> str:
-    """The name that a key stands for: `("ed", "0.3")` is `ed@0.3`; a name is itself, also with an α beside it."""
+    """The name of a key: `("ed", "0.3")` is `ed@0.3`; a name stays as it is, also as (name, α)."""
     if isinstance(key, str):
         return key
     kind, alpha = key

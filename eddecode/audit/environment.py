@@ -1,9 +1,9 @@
-"""What a session of a run works on, for the record: versions, hardware, digests, and how weights are multiplied.
+"""The environment of a session, for the record: versions, hardware, digests, and the kernels that multiply weights.
 
-A completion is decided by the run's identity, up to the last digits of floating-point sums. These depend on the
-machine: on its processor or GPU, on the library's release, and on a CPU on whether the compiled product or the
-library's was found faster there. A sampled token that hangs by such a digit may come out differently. So a run that
-went on elsewhere is not refused, but its summary says so.
+The run's fingerprint decides a completion, up to the last digits of floating-point sums. These depend on the machine:
+on its processor or GPU, on the release of torch, and on a CPU on whether the compiled matrix product or torch's was
+measured to be faster. A sampled token may depend on such a digit. A run that continues on another machine is therefore
+not refused, and its summary has a note.
 """
 
 from __future__ import annotations
@@ -18,17 +18,18 @@ from typing import Any
 from eddecode.audit.config import AuditConfig
 from eddecode.audit.provenance import fingerprint_digest
 
-_COMPILED = ("float32", "bfloat16")  # dtypes of weights between whose products there is a choice
+_COMPILED = ("float32", "bfloat16")  # dtypes of weights for which there is a compiled product
 
 
 def collect_environment(
     fingerprint: Mapping[str, Any], config: AuditConfig | None = None, *, loads: bool = False
 ) -> dict[str, Any]:
-    """What this session runs on and with.
+    """The environment of this session, as JSON data.
 
     Args:
-        identity: of the run. config: what it was asked for, where completions may be decoded.
-        loads: whether the session loads the models itself; how their weights are multiplied is recorded then.
+        fingerprint: of the run.
+        config: of the audit, if the session may decode completions.
+        loads: whether the session loads the models itself; the kernels of their weights are recorded then.
     """
     found: dict[str, Any] = {
         "python": platform.python_version(),

@@ -1,8 +1,8 @@
-"""Mitigations: what a publisher could withhold, by name, and what each would mean.
+"""Mitigations: what a publisher could withhold, by name, and what each one does.
 
-Those that limit what an interface tells of the aligned model (`eddecode.access.Access`) are measured: ED decodes under
-the limit, and the reversal that is left is the finding. Those that change the release itself cannot be measured by
-decoding the pair that is at hand; they are stated, with what they do and do not take away.
+Limits on the log-probabilities that an interface gives out (`eddecode.sampling.access.Access`) are measured: ED decodes
+under the limit, and the remaining reversal is the result. Changes to the release itself cannot be measured by decoding
+the given pair; they are described, with what they take from an attacker and what they leave.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def parse_mitigations(names: str | Sequence[str]) -> tuple[str, ...]:
     """Canonical names of `"topk5,round1"` or of a sequence of names, each once.
 
     Raises:
-        ConfigError: an unknown name, or one that is there twice.
+        ConfigError: an unknown name, or one that is given twice.
     """
     listed = names.replace(",", " ").split() if isinstance(names, str) else list(names)
     found = tuple(canonical(name) for name in listed)
@@ -37,7 +37,7 @@ def parse_mitigations(names: str | Sequence[str]) -> tuple[str, ...]:
 
 
 def canonical(name: str) -> str:
-    """One name per mitigation: parts in the order in which they act, numbers in their shortest form.
+    """The one name of a mitigation: parts in the order in which they act, numbers in their shortest form.
 
     >>> canonical("topk05-noise0.50")
     'noise0.5-topk5'
@@ -47,12 +47,12 @@ def canonical(name: str) -> str:
 
 
 def access_of(name: str) -> Access:
-    """What an attacker sees of the aligned model under a mitigation.
+    """The attacker's access to the aligned model under a mitigation.
 
-    topkK: the K largest log-probabilities, the rest of the mass spread evenly over the others. roundD:
-    log-probabilities (nats) rounded to D decimals. noiseS: Gaussian noise of S nats on each. firstM: answers for the
-    first M tokens of a completion; from there on the attacker has the base model alone. Parts joined by `-` act
-    together.
+    topkK: the K largest log-probabilities, with the remaining probability spread evenly over the other tokens. roundD:
+    log-probabilities (nats) rounded to D decimals. noiseS: Gaussian noise with a standard deviation of S nats on each.
+    firstM: access for the first M tokens of a completion; after them the attacker has the base model alone. Parts
+    joined by `-` act together.
 
     Raises:
         ConfigError: an unknown name.
@@ -70,14 +70,14 @@ def access_of(name: str) -> Access:
 
 def meaning(name: str) -> str:
     """A mitigation in words, for a table."""
-    said = {
+    meanings = {
         "noise": "Gaussian noise of {:g} nats on every log-probability of the aligned model",
         "round": "log-probabilities of the aligned model rounded to {:g} decimals",
         "topk": "only the {:g} largest log-probabilities of the aligned model",
         "first": "the aligned model answers for the first {:g} tokens only",
     }
     parts = _parts(name)
-    return "; ".join(said[kind].format(parts[kind]) for kind in _ORDER if kind in parts)
+    return "; ".join(meanings[kind].format(parts[kind]) for kind in _ORDER if kind in parts)
 
 
 def _parts(name: str) -> dict[str, float]:
@@ -98,7 +98,7 @@ def _parts(name: str) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class Statement:
-    """What a change to the release would mean, said and not measured.
+    """A change to the release, described and not measured.
 
     Attributes:
         name: `base-withheld`, `adapter-only`, `other-tokenizer`.

@@ -1,26 +1,20 @@
-"""Model text on its way to a terminal.
+"""Escape model text for a terminal.
 
-A model can write what a terminal obeys: escape sequences that move the cursor, retitle the window or hide what follows,
-and direction marks that show text in another order than it is in. None of that gets through; it is shown as an escape.
+A model can write characters that a terminal executes: escape sequences that move the cursor, change the window's title
+or hide text, and direction marks that change the displayed order. They are shown as escapes instead.
 """
 
 from __future__ import annotations
 
 import unicodedata
 
-_LET_THROUGH = "\n\t"
-_UNSAFE = {
-    "Cc",
-    "Cf",
-    "Cs",
-    "Co",
-    "Zl",
-    "Zp",
-}  # control, format (direction marks), surrogate, private use, separators
+_ALLOWED = "\n\t"
+# Unicode categories: control, format (direction marks), surrogate, private use, line and paragraph separators.
+_UNSAFE = {"Cc", "Cf", "Cs", "Co", "Zl", "Zp"}
 
 
 def escape_control_chars(text: str) -> str:
-    r"""The text with every character that a terminal might obey written out.
+    r"""The text with every control character, except line breaks and tabs, as an escape.
 
     >>> print(escape_control_chars("a\x1b[31mb"))
     a\x1b[31mb
@@ -29,7 +23,7 @@ def escape_control_chars(text: str) -> str:
 
 
 def _shown(char: str) -> str:
-    if char in _LET_THROUGH or unicodedata.category(char) not in _UNSAFE:
+    if char in _ALLOWED or unicodedata.category(char) not in _UNSAFE:
         return char
     code = ord(char)
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"

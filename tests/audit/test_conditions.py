@@ -146,7 +146,10 @@ def test_transform_files(tmp_path: Path) -> None:
     for content, message in (
         ('{"name": "a"}', "transform a changes nothing"),
         ('{"name": "a b", "prefix": "x"}', "a transform is called 'a b'"),
-        ('{"name": "a", "postfix": "x"}', "line 1 has name, postfix; expected name, and of prefix"),
+        (
+            '{"name": "a", "postfix": "x"}',
+            "has the fields name, postfix; expected name and one or more of prefix",
+        ),
         ('{"name": "a", "prefix": "x"}\n{"name": "a", "prefix": "y"}', "two transforms are called a"),
         ("[1", "line 1 is not JSON"),
         ("", "holds no transform"),

@@ -1,1 +1,1 @@
-"""What people write down for an audit: prompt files, transforms of prompts, and human labels."""
+"""The files that people write for an audit: prompts, transforms of prompts, and human labels."""

@@ -1,9 +1,9 @@
-"""Human labels: what people say of a run's completions, imported from a CSV file.
+"""Human labels of a run's completions, imported from a CSV file.
 
-A line names a completion by what an export calls it (`condition`, `alpha`, `prompt_index`, `sample`), says whether it
-is harmful, and may say who labelled it. People are not a judge that is called, so there is no `Judge` here: their
-labels are what judges are measured by (`eddecode.audit.agreement`). Several raters of one completion are settled by
-majority; a tie settles nothing and is counted, not broken.
+A line identifies a completion by the columns of an export (`condition`, `alpha`, `prompt_index`, `sample`), labels it
+harmful or not, and may name the rater. Human labels are the reference by which judges are measured
+(`eddecode.audit.stats.agreement`); there is no `Judge` here. The labels of several raters of one completion are
+combined by majority vote; ties give no label and are counted.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ class HumanLabel:
 
 @dataclass(frozen=True)
 class MajorityLabels:
-    """What the raters say together.
+    """One label per completion, by majority vote of its raters.
 
     Attributes:
-        labels: completion → harmful, by majority.
-        ties: completions on which as many said yes as no; they have no label.
+        labels: completion → harmful.
+        ties: completions with as many labels for harmful as for harmless; they have no label.
     """
 
     labels: dict[CompletionKey, bool]
@@ -48,29 +48,29 @@ class MajorityLabels:
 
 
 def read_labels(path: str | Path) -> list[HumanLabel]:
-    """Labels of a CSV file with the columns condition, alpha, prompt_index, sample, harmful, and maybe rater.
+    """The labels of a CSV file with the columns condition, alpha, prompt_index, sample, harmful, and optionally rater.
 
-    A line whose `harmful` is empty is skipped (a sheet may be half done). Other columns are not looked at.
+    A line whose `harmful` is empty is skipped, so that a sheet may be incomplete. Other columns are ignored.
 
     Raises:
-        JudgeError: the file cannot be read, lacks a column, or has a line that will not do; the message names it.
+        JudgeError: the file cannot be read, lacks a column, or has a wrong line; the message names the line.
     """
     text = read_text(path, "file of human labels", error=JudgeError)
     rows = parse_csv(text, path, error=JudgeError, required=(*KEY_COLUMNS, LABEL_COLUMN), pad=True)
     labels = [_label(row, place) for place, row in rows]
     found = [label for label in labels if label is not None]
     if not found:
-        raise JudgeError(f"human labels {path} have no label; expected true or false in the column harmful")
+        raise JudgeError(f"{path} has no human label; expected true or false in the column harmful")
     _no_repeats(found, path)
     return found
 
 
 def majority_vote(labels: Iterable[HumanLabel]) -> MajorityLabels:
-    """One label per completion, by majority of its raters."""
+    """One label per completion, by majority vote of its raters."""
     votes: dict[CompletionKey, list[bool]] = defaultdict(list)
     for label in labels:
         votes[label.key].append(label.harmful)
-    sums = {key: 2 * sum(said) - len(said) for key, said in votes.items()}
+    sums = {key: 2 * sum(flags) - len(flags) for key, flags in votes.items()}
     return MajorityLabels(
         {key: balance > 0 for key, balance in sums.items() if balance != 0},
         tuple(key for key, balance in sums.items() if balance == 0),
@@ -78,7 +78,7 @@ def majority_vote(labels: Iterable[HumanLabel]) -> MajorityLabels:
 
 
 def by_rater(labels: Iterable[HumanLabel]) -> dict[str, dict[CompletionKey, bool]]:
-    """rater → completion → harmful: for the agreement of people with each other."""
+    """rater → completion → harmful, for the agreement between raters."""
     found: dict[str, dict[CompletionKey, bool]] = defaultdict(dict)
     for label in labels:
         found[label.rater][label.key] = label.harmful
@@ -86,11 +86,11 @@ def by_rater(labels: Iterable[HumanLabel]) -> dict[str, dict[CompletionKey, bool
 
 
 def _label(row: dict[str, str], where: str) -> HumanLabel | None:
-    said = row[LABEL_COLUMN].strip().lower()
-    if not said:
+    label = row[LABEL_COLUMN].strip().lower()
+    if not label:
         return None
-    if said not in _HARMFUL | _HARMLESS:
-        raise JudgeError(f"{where}: harmful is {said!r}; expected true or false (or yes/no, 1/0)")
+    if label not in _HARMFUL | _HARMLESS:
+        raise JudgeError(f"{where}: harmful is {label!r}; expected true or false (or yes/no, 1/0)")
     try:
         alpha = alpha_text(row["alpha"])
         index, sample = int(row["prompt_index"]), int(row["sample"])
@@ -101,7 +101,7 @@ def _label(row: dict[str, str], where: str) -> HumanLabel | None:
     condition = row["condition"].strip()
     if not condition:
         raise JudgeError(f"{where}: condition is empty; expected base, aligned or ed")
-    return HumanLabel((condition, alpha, index, sample), said in _HARMFUL, row.get(RATER_COLUMN, "").strip())
+    return HumanLabel((condition, alpha, index, sample), label in _HARMFUL, row.get(RATER_COLUMN, "").strip())
 
 
 def _no_repeats(labels: Sequence[HumanLabel], path: str | Path) -> None:
@@ -110,8 +110,8 @@ def _no_repeats(labels: Sequence[HumanLabel], path: str | Path) -> None:
         if (label.key, label.rater) in seen:
             condition, alpha, index, sample = label.key
             raise JudgeError(
-                f"human labels {path} have condition {condition}, alpha {alpha}, prompt {index}, sample {sample} twice"
-                f"{f' from {label.rater}' if label.rater else ''}; expected one label of each per rater (name raters "
-                f"in a column {RATER_COLUMN})"
+                f"{path} labels condition {condition}, alpha {alpha}, prompt {index}, sample {sample} twice"
+                f"{f' from {label.rater}' if label.rater else ''}; expected one label per completion and rater (name "
+                f"raters in a column {RATER_COLUMN})"
             )
         seen.add((label.key, label.rater))

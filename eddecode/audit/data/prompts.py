@@ -1,8 +1,8 @@
 """Prompt files: JSON Lines, CSV and plain text become one list of records.
 
-The name's ending decides: `.jsonl`/`.ndjson`, `.csv`/`.tsv`, and everything else is plain text with one prompt a line.
-A prompt is either a string or a list of chat messages. Whatever else a JSON record or a CSV row says about its prompt
-(a `category`, an `id`) is kept beside it. Prompt text is data: nothing in it is interpreted.
+The file's ending decides: `.jsonl`/`.ndjson`, `.csv`/`.tsv`; everything else is plain text with one prompt per line.
+A prompt is either a string or a list of chat messages. The other fields of a JSON record or a CSV row (a `category`, an
+`id`) are kept with its prompt. Prompt text is data: nothing in it is interpreted.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ class PromptRecord:
     """One prompt of an audit.
 
     Attributes:
-        index: its place in the file, from 0, blank lines not counted.
+        index: its position in the file, from 0; blank lines are not counted.
         prompt: the text, or the chat messages (`role`, `content`).
-        meta: what else the file says about it; `category` is a word that summaries group by.
+        meta: the other fields of its record, such as `category`.
     """
 
     index: int
@@ -36,11 +36,11 @@ class PromptRecord:
 
     @property
     def text(self) -> str:
-        """What the user asks, for a judge: the string, or the last user message."""
+        """The user's text, for a judge: the string, or the last user message."""
         if isinstance(self.prompt, str):
             return self.prompt
-        asked = [m["content"] for m in self.prompt if m["role"] == "user"]
-        return asked[-1] if asked else self.prompt[-1]["content"]
+        texts = [m["content"] for m in self.prompt if m["role"] == "user"]
+        return texts[-1] if texts else self.prompt[-1]["content"]
 
     @property
     def digest(self) -> str:
@@ -49,7 +49,7 @@ class PromptRecord:
 
 
 def as_json(value: Any) -> str:
-    """One text per value: sorted keys, no spaces, ASCII; what digests are taken of."""
+    """Canonical JSON, for digests: sorted keys, no spaces, ASCII."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
 
 
@@ -57,7 +57,7 @@ def read_prompts(source: str | Path | Sequence[Any]) -> list[PromptRecord]:
     """The prompts of a file, or of a sequence of strings, message lists or `{"prompt": …}` records.
 
     Raises:
-        PromptError: no such file, not UTF-8, no prompts, or an entry that is not a prompt (with its line).
+        PromptError: no such file, not UTF-8, no prompts, or an entry that is not a prompt; the message has its line.
     """
     if not isinstance(source, str | Path):
         entries: Iterable[tuple[str, Any]] = ((f"prompt {i}", value) for i, value in enumerate(source))

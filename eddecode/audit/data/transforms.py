@@ -1,9 +1,9 @@
-"""Transforms of prompts: text that a user brings, put before, after or in front of what is asked.
+"""Transforms of prompts: given texts that are put before or after what the user asks.
 
-The attacks in the input space (Carlini et al., arXiv 2306.15447, and what came after) end in a text: a prefix, a
-suffix, a document for the context. eddecode searches for none; it takes them from a file and sets them beside ED, each
-on base, aligned and ED, so that one sees to what a text that was found for one model transfers. All of it is data, put
-in literally.
+Attacks in the input space (Carlini et al., arXiv 2306.15447, and later work) end in a text: a prefix, a suffix, a
+document for the context. eddecode searches for none. It takes them from a file and measures each on base, aligned and
+ED, which shows how far a text that was found for one model transfers to another. All of it is data and inserted
+literally.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ class Transform:
 
     Attributes:
         name: becomes part of condition names.
-        prefix, suffix: put around the last user message, without a space of their own.
+        prefix, suffix: put around the last user message; no space is added.
         document: put before it, as a paragraph of its own.
-        found_for: which model it was found for, such as `aligned`; for the transfer table.
+        found_for: the model for which it was found, such as `aligned`; for the transfer table.
 
     Raises:
-        ConfigError: a name that will not do, or nothing to put in.
+        ConfigError: a name that cannot be part of a condition's name, a field that is no text, or no text at all.
     """
 
     name: str
@@ -48,10 +48,10 @@ class Transform:
             raise ConfigError(f"transform {self.name} changes nothing; expected a prefix, suffix or document")
 
     def __call__(self, prompt: str | Messages) -> str | Messages:
-        """The prompt with the texts in it; of a chat, its last user message."""
+        """The prompt with the texts inserted; in a chat, around its last user message."""
         if isinstance(prompt, str):
-            asked = self.prefix + prompt + self.suffix
-            return f"{self.document}\n\n{asked}" if self.document else asked
+            text = self.prefix + prompt + self.suffix
+            return f"{self.document}\n\n{text}" if self.document else text
         at = max(
             (i for i, message in enumerate(prompt) if message["role"] == "user"), default=len(prompt) - 1
         )
@@ -64,7 +64,7 @@ class Transform:
 
 
 def with_system(prompt: str | Messages, system: str) -> Messages:
-    """The prompt as a chat that begins with a system prompt; one that it has already stands behind it."""
+    """The prompt as a chat that begins with a system prompt; one that the chat already has follows it."""
     messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
     if messages[0]["role"] == "system":
         system, messages = f"{system}\n\n{messages[0]['content']}", messages[1:]
@@ -77,7 +77,7 @@ def read_transforms(
     """Transforms of a file (.jsonl, or .csv with a first line of field names), or of a sequence of tables.
 
     Raises:
-        ConfigError: the file cannot be read, a field is unknown, a name is missing or there twice.
+        ConfigError: the file cannot be read, a field is unknown, or a name is missing or given twice.
     """
     if isinstance(source, str | Path):
         entries: Iterable[tuple[str, Any]] = _entries(Path(source))
@@ -105,6 +105,6 @@ def _made(where: str, entry: Any) -> Transform:
     if not isinstance(entry, Mapping) or "name" not in entry or not set(entry) <= set(known):
         shown = ", ".join(map(str, entry)) if isinstance(entry, Mapping) else repr(entry)[:60]
         raise ConfigError(
-            f"{where} has {shown}; expected name, and of {', '.join(known[1:])} what it puts in"
+            f"{where} has the fields {shown}; expected name and one or more of {', '.join(known[1:])}"
         )
     return Transform(**{key: value for key, value in entry.items() if value is not None})

@@ -1,4 +1,4 @@
-"""Completions of a run in the formats of other tools."""
+"""A run's completions in the formats of other tools: JSON Lines, CSV, Parquet, Inspect."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """A run's completions for other tools: JSON Lines, CSV, Parquet, and a log that Inspect reads.
 
-JSON Lines is the exact one: plain ASCII, so that a line is one line for every reader and nothing in it is obeyed by a
-terminal; `null` where a number is not finite. CSV is for people and their sheets: control characters are written out,
-and a cell that a spreadsheet would run as a formula gets an apostrophe in front.
+JSON Lines is exact: plain ASCII, so that every reader splits it into the same lines and a terminal executes nothing in
+it; `null` where a number is not finite. CSV is for spreadsheets: control characters are escaped, and a cell that a
+spreadsheet would run as a formula gets an apostrophe in front.
 """
 
 from __future__ import annotations
@@ -11,12 +11,13 @@ import csv
 import io
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from eddecode.audit.export.inspect_log import export_inspect
 from eddecode.audit.export.rows import export_rows
 from eddecode.audit.store.store import Store
 from eddecode.errors import ConfigError
@@ -34,7 +35,7 @@ def export_jsonl(folder: str | Path, names: Sequence[str] = ()) -> Iterator[str]
 
     Args:
         folder: of the run.
-        names: of the conditions wanted; none names all.
+        names: of the conditions to export; none: all.
 
     Raises:
         StoreError: there is no run in the folder.
@@ -42,12 +43,12 @@ def export_jsonl(folder: str | Path, names: Sequence[str] = ()) -> Iterator[str]
     """
     with Store.read(folder) as store:
         for row in export_rows(store, names):
-            # α is text where it is a key; here it is a number, the nearest to what was written.
+            # α is text where it is a key; an export has the nearest number.
             yield json.dumps({**row, "alpha": json.loads(row["alpha"])}, ensure_ascii=True, allow_nan=False)
 
 
 def export_csv(folder: str | Path, names: Sequence[str] = ()) -> Iterator[str]:
-    """A first line of column names, then one record per completion; verdicts as `judge.score`, `judge.flag` …
+    """A first line of column names, then one record per completion; verdicts are `judge.score`, `judge.flag` …
 
     Raises:
         StoreError, ConfigError: as `export_jsonl`.
@@ -62,7 +63,7 @@ def export_csv(folder: str | Path, names: Sequence[str] = ()) -> Iterator[str]:
 
 
 def export_parquet(folder: str | Path, out: str | Path, names: Sequence[str] = ()) -> None:
-    """The columns of the CSV, typed, token ids as lists, in groups of rows, so that memory stays bounded.
+    """Write the columns of the CSV with types, token ids as lists; in groups of rows, which bounds memory.
 
     Raises:
         ConfigError: pyarrow is not installed, or as `export_jsonl`.
@@ -90,34 +91,36 @@ def export_parquet(folder: str | Path, out: str | Path, names: Sequence[str] = (
             writer.write_table(pa.Table.from_pylist(rows, schema=schema))
 
 
+_TEXT_FORMATS: dict[str, Callable[[str | Path, Sequence[str]], Iterator[str]]] = {
+    "jsonl": export_jsonl,
+    "csv": export_csv,
+    "inspect": export_inspect,
+}
+
+
 def export_to(
     folder: str | Path, to: str, out: str | Path | None = None, names: Sequence[str] = ()
 ) -> Iterator[str]:
-    """The lines of an export that go to standard output; none where they went into a file.
+    """The lines of an export for standard output; none where it goes into a file.
 
     Args:
         folder: of the run.
         to: one of `FORMATS`.
         out: a file, written whole or not at all; None: the lines are yielded.
-        names: of the conditions wanted; none names all.
+        names: of the conditions to export; none: all.
 
     Raises:
-        ConfigError: no such format or condition, Parquet without a file.
+        ConfigError: no such format or condition, or Parquet without a file.
         StoreError: there is no run, or the file cannot be written.
     """
     if to not in FORMATS:
         raise ConfigError(f"there is no format {to!r}; expected {', '.join(FORMATS)}")
     if to == "parquet":
-        Store.read(folder).close()
+        Store.read(folder).close()  # a folder without a run is the first error to report
         if out is None:
-            raise ConfigError("Parquet is no text; name a file with --out")
+            raise ConfigError("Parquet is a binary format; name a file with --out")
         return export_parquet(folder, out, names)
-    if to == "inspect":
-        from eddecode.audit.export.inspect_log import export_inspect
-
-        lines = export_inspect(folder, names)
-    else:
-        lines = {"jsonl": export_jsonl, "csv": export_csv}[to](folder, names)
+    lines = _TEXT_FORMATS[to](folder, names)
     if out is None:
         yield from lines
         return None
@@ -146,8 +149,8 @@ def _flat_rows(store: Store, names: Sequence[str], lists: bool = False) -> Itera
     for row in export_rows(store, names):
         verdicts = row.pop("verdicts")
         for judge in judges:
-            said = verdicts.get(judge, {})
-            row |= {f"{judge}.{part}": said.get(part) for part in _VERDICT}
+            verdict = verdicts.get(judge, {})
+            row |= {f"{judge}.{part}": verdict.get(part) for part in _VERDICT}
         if not lists and row["token_ids"] is not None:
             row["token_ids"] = json.dumps(row["token_ids"])
         yield row
@@ -185,6 +188,6 @@ def _parquet_schema(pa: Any, judges: Sequence[str]) -> Any:
         **dict.fromkeys(("perplexity", "distinct_1", "distinct_2", "repetition"), pa.float64()),
         "empty": pa.bool_(),
     }
-    said = {"score": pa.float64(), "flag": pa.bool_(), "label": pa.string(), "reason": pa.string()}
-    kinds |= {f"{judge}.{part}": kind for judge in judges for part, kind in said.items()}
+    verdict = {"score": pa.float64(), "flag": pa.bool_(), "label": pa.string(), "reason": pa.string()}
+    kinds |= {f"{judge}.{part}": kind for judge in judges for part, kind in verdict.items()}
     return pa.schema(list(kinds.items()))

@@ -1,9 +1,10 @@
-"""A run as an evaluation log of Inspect AI, to be read by `inspect view` and `read_eval_log`.
+"""A run as an evaluation log of Inspect AI, for `inspect view` and `read_eval_log`.
 
 The format is Inspect's JSON log, version 2 (https://inspect.aisi.org.uk/eval-logs.html; the fields are those of
 `EvalLog` in its src/inspect_ai/log/_log.py). One sample per condition, prompt and sample number: `id` is
-`condition/prompt`, `epoch` the sample number from 1. A judge is a scorer whose value is 1 where it flagged, its score
-in the metadata; what Inspect has no field for is metadata too. One log holds all conditions, unless they are chosen.
+`condition/prompt`, `epoch` the sample number from 1. A judge is a scorer: its value is 1 where it flagged a completion,
+and its score is in the metadata, as is everything for which Inspect has no field. One log holds all conditions, or
+those that were chosen.
 """
 
 from __future__ import annotations
@@ -20,32 +21,14 @@ from eddecode.audit.store.store import Store
 
 _STOPPED = {"eos": "stop", "stop": "stop", "length": "max_tokens"}
 _METADATA = (
-    *(
-        "condition",
-        "alpha",
-        "name",
-        "system",
-        "transform",
-        "mitigation",
-        "model",
-        "prompt_index",
-        "finish_reason",
-    ),
-    *(
-        "implied_reward",
-        "base_logprob",
-        "aligned_logprob",
-        "length",
-        "perplexity",
-        "distinct_1",
-        "distinct_2",
-    ),
-    *("repetition", "empty", "text_digest"),
+    *("condition", "alpha", "name", "system", "transform", "mitigation", "model", "prompt_index"),
+    *("finish_reason", "implied_reward", "base_logprob", "aligned_logprob", "length", "perplexity"),
+    *("distinct_1", "distinct_2", "repetition", "empty", "text_digest"),
 )
 
 
 def export_inspect(folder: str | Path, names: Sequence[str] = ()) -> Iterator[str]:
-    """The lines of the log: one JSON document, a line per sample, so that memory stays bounded.
+    """The lines of the log: one JSON document with a line per sample, which bounds memory.
 
     Raises:
         StoreError: there is no run in the folder.
@@ -114,16 +97,16 @@ def _score(store: Store, keys: Sequence[str], judge: str, samples: int) -> dict[
 
 
 def _sample(row: dict[str, Any], record: PromptRecord, model: str) -> dict[str, Any]:
-    asked = record.prompt
-    turns = [{"role": "user", "content": asked}] if isinstance(asked, str) else list(asked)
-    said = {"role": "assistant", "content": row["text"] or "", "source": "generate"}
-    choice = {"message": said, "stop_reason": _STOPPED.get(row["finish_reason"], "unknown")}
+    prompt = record.prompt
+    turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+    answer = {"role": "assistant", "content": row["text"] or "", "source": "generate"}
+    choice = {"message": answer, "stop_reason": _STOPPED.get(row["finish_reason"], "unknown")}
     return {
         "id": f"{row['name']}/{row['prompt_index']}",
         "epoch": row["sample"] + 1,
-        "input": asked,
+        "input": prompt,
         "target": "",
-        "messages": [*turns, said],
+        "messages": [*turns, answer],
         "output": {"model": f"eddecode/{model}", "choices": [choice], "completion": row["text"] or ""},
         "scores": {
             judge: {
@@ -138,6 +121,6 @@ def _sample(row: dict[str, Any], record: PromptRecord, model: str) -> dict[str, 
     }
 
 
-def _id(what: str, digest: str) -> str:
-    """22 characters that are the same for the same run, as long as Inspect's own ids."""
-    return hashlib.blake2b(f"{what} {digest}".encode(), digest_size=11).hexdigest()
+def _id(kind: str, digest: str) -> str:
+    """22 characters, the length of Inspect's own ids; the same for the same run."""
+    return hashlib.blake2b(f"{kind} {digest}".encode(), digest_size=11).hexdigest()

@@ -1,4 +1,4 @@
-"""The rows of an export: one completion each, of one α or of all."""
+"""The rows of an export: one completion each, of some conditions or of all."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ def run_conditions(store: Store) -> list[Condition]:
     """The conditions of a stored run, in the order of its table.
 
     Raises:
-        StoreError: the run was never begun.
+        StoreError: the run was never started.
     """
     if store.note("identity") is None:
-        raise StoreError(f"the run in {store.folder} was not begun; start it with eddecode audit")
+        raise StoreError(f"the run in {store.folder} was not started; start it with eddecode audit")
     return store.conditions()
 
 
 def chosen_keys(store: Store, names: Sequence[str] = ()) -> list[str]:
-    """The keys of the named conditions, or of all.
+    """The keys of the named conditions, in the order of the run's table; without names, of all.
 
     Raises:
         ConfigError: the run has no condition of that name.
-        StoreError: the run was never begun.
+        StoreError: the run was never started.
     """
     keys = [condition.key for condition in run_conditions(store)]
     for name in names:

@@ -1,4 +1,4 @@
-"""The store of a run: one SQLite file with prompts, completions and verdicts."""
+"""The store of a run: one SQLite file with its prompts, completions and verdicts."""
 
 from __future__ import annotations
 

@@ -1,9 +1,10 @@
-"""The tables of a run's SQLite file, their version, and the checks that a file is one of ours.
+"""The tables of a run's SQLite file, their version, and the checks that a file is a run.
 
-Everything is append-only, and the file itself says so: a trigger on every table refuses to change or delete a row.
-A completion is stored once under its request key (condition, prompt, sample); what many completions share (versions,
-hardware, digests of configuration and checkpoints) stands once in the session that decoded them. Verdicts belong to
-a judge's name *and* identity: a judge that changed adds verdicts beside those of its former self.
+Everything is append-only: a trigger on every table refuses to change or delete a row. A completion is stored once under
+its key (condition, prompt, sample). What many completions share (versions, hardware, digests of configuration and
+checkpoints) is stored once, in the session that decoded them. Verdicts belong to a judge's name *and* identity: a judge
+that changed adds verdicts, and the earlier ones stay. The table `sitting` has a row for each time that a judge became
+the active one of its name.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from pathlib import Path
 from eddecode.errors import StoreError
 
 FILE = "run.sqlite"
-APPLICATION = 0x45444443  # "EDDC", so that another program's database is not taken for a run
+APPLICATION = 0x45444443  # "EDDC": tells a run from another program's database
 VERSION = 2
 _SCHEMA = """
 CREATE TABLE run (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
@@ -45,7 +46,7 @@ _KEPT = ("run", "session", "prompt", "condition", "completion", "judge", "sittin
 
 
 def prepare(folder: Path, database: sqlite3.Connection) -> None:
-    """A new file gets the schema, in one transaction; an old one is checked.
+    """Make the tables of a new file, in one transaction; check an existing one.
 
     Raises:
         StoreError: not a run, or one of another version.
@@ -89,16 +90,16 @@ def check(folder: Path, database: sqlite3.Connection) -> None:
 
 
 def explanation(folder: Path, error: sqlite3.Error) -> StoreError:
-    """What SQLite says, and what to do about it."""
-    said = str(error)
-    if "full" in said:
+    """An error of SQLite with a hint what to do."""
+    message = str(error)
+    if "full" in message:
         hint = "free some space and run the same command again: nothing that was reported is lost"
-    elif "readonly" in said or "unable to open" in said:
+    elif "readonly" in message or "unable to open" in message:
         hint = "make the folder writable, or choose another with --out"
-    elif "malformed" in said or "not a database" in said:
+    elif "malformed" in message or "not a database" in message:
         hint = "the file is damaged: it was left as it is; restore a copy, or start over with another --out"
-    elif "locked" in said:
+    elif "locked" in message:
         hint = "another program has the file open; close it and run the same command again"
     else:
         hint = "check the disk, and that no other program has the file open"
-    return StoreError(f"{folder / FILE}: {said}; {hint}")
+    return StoreError(f"{folder / FILE}: {message}; {hint}")

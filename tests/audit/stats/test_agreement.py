@@ -250,7 +250,7 @@ def test_labels_are_read_settled_and_split_by_rater(tmp_path: Path) -> None:
         (HEADER + "ed,much,0,0,yes,\n", "line 2: alpha 'much' is not a number"),
         (HEADER + "ed,0.3,first,0,yes,\n", "line 2: .*expected alpha, prompt_index and sample as an export"),
         (HEADER + ",0.3,0,0,yes,\n", "line 2: condition is empty"),
-        (HEADER + "ed,0.3,0,0,,\n", "have no label"),
+        (HEADER + "ed,0.3,0,0,,\n", "has no human label"),
         (HEADER + "ed,0.3,0,0,yes,a\ned,.3,0,0,no,a\n", "alpha 0.3, prompt 0, sample 0 twice from a"),
     ],
 )
