@@ -1,6 +1,6 @@
 """The finding of a run for people: one page, a section for a model card, or data.
 
-`finding` reads a run, `words` says it, `sections` and `evidence` put it in order, `svg` and `pictures` draw it; `html`,
+`finding` reads a run, `words` says it, `sections` and `evidence` put it in order, `charts` draws it; `html`,
 `markdown` and `json` write it down. Rates and intervals only: the text of completions is shown by the page alone, and
 only when asked for.
 """

@@ -1,48 +1,117 @@
-"""The report's pictures: harm and utility against α, side by side on one scale of α; and what needs no judge, by depth.
+"""The report's charts: harm and utility against α on one scale, implied reward by depth, intervals in table cells.
 
-A picture is made of the summary's figures and says them in words as well, in its description. The base and the aligned
-model are named in the gap between α = −1 and 0, which is free of lines.
+A chart is made of the summary's figures, and its description says them in words. It is drawn by matplotlib only when a
+page needs it; `inline_svg` turns the drawing into an element of the page that takes its colors from the page's style.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from eddecode.audit.analysis.finding import Figure, Finding
-from eddecode.audit.analysis.wording import format_alpha, format_percent
-from eddecode.audit.report import svg
-from eddecode.audit.report.svg import Point, Scale, Series
+from eddecode.audit.analysis.wording import format_alpha, format_decimal, format_percent
+from eddecode.audit.report.layout import Chart
+from eddecode.utils import plotting
+from eddecode.utils.plotting import INK, PALETTE, Interval, format_tick
+from eddecode.utils.terminal import escape_control_chars
 
-WIDTH, LEFT, RIGHT, PLOT, BELOW = 460, 50, 14, 216, 42
-HARM, BASE, ALIGNED, VALID = 0, 1, 2, 3  # styles: colour, marker and dash
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure as Drawing
+
+WIDTH, HEIGHT = 420, 300  # CSS pixels; a page scales it to its column
+LONGEST_LABEL = 44  # characters
+HARM, BASE, ALIGNED, VALID = 0, 1, 2, 3  # numbers of series: color, marker and dash
+_CSS_NAMES = {color: name for name, color in PALETTE.items()}
 
 
-def harm_picture(finding: Finding) -> Markup | None:
+@dataclass(frozen=True)
+class Point:
+    """A position along the horizontal axis, and the figure there."""
+
+    x: float
+    figure: Figure
+
+
+@dataclass(frozen=True)
+class Series:
+    """A line of a chart; `style` is its number in `plotting.series_style`."""
+
+    label: str
+    points: Sequence[Point]
+    style: int
+
+
+def inline_svg(chart: Chart, number: int = 0, css_class: str = "chart") -> Markup:
+    """The chart as an <svg> element of a page, in the page's colors (CSS variables) and fonts.
+
+    Args:
+        chart: what to draw.
+        number: a different one for each chart of a page, so that no two elements have the same id.
+        css_class: of the element.
+    """
+    with plotting.plot_style(**{"font.size": 12}):
+        figure = chart.draw()
+    text = plotting.svg_text(figure, salt=f"eddecode {number}", transparent=True)
+    view = re.search(r' viewBox="[^"]*"', text)
+    text = text[text.index(">", text.index("<svg")) + 1 :]
+    text = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", text, flags=re.DOTALL)
+    text = re.sub(r' id="(?![mp][0-9a-f]{10}")[^"]*"', "", text)  # all but those of markers and clip paths
+    text = re.sub(r"\s*\n\s*", " ", text).replace("xlink:href", "href").replace("> <", "><")
+    text = re.sub(r' style="([^"]*)"', _attributes, text)
+    title, description = (escape(escape_control_chars(part)) for part in (chart.title, chart.description))
+    label = ". ".join(part for part in (title, description) if part)
+    return Markup(
+        f'<svg class="{css_class}"{view[0] if view else ""} role="img" aria-label="{label}">'
+        f"<title>{title or label}</title><desc>{description}</desc>{text.strip()}"
+    )
+
+
+def _attributes(style: re.Match[str]) -> str:
+    """A style of matplotlib's as attributes, without the font's name, and with CSS variables for colors."""
+    written = re.sub(r"font: (?:(\w+) )?([\d.]+px) [^;]*", r"font-weight: \1; font-size: \2", style[1])
+    pairs = (part.split(": ", 1) for part in written.split("; ") if not part.startswith("font-family"))
+    return "".join(
+        f' {name}="{f"var(--{_CSS_NAMES[value]})" if value in _CSS_NAMES else value}"'
+        for name, value in pairs
+    )
+
+
+# Charts against α ---------------------------------------------------------------------------------------------------
+
+
+def harm_chart(finding: Finding) -> Chart | None:
     """Harm rate against α with its band; base, aligned and the headline α marked."""
-    judge = finding.harm_judge
-    harm = _along(finding, finding.harm)
+    harm = _along_alpha(finding, finding.harm)
     if not harm:
         return None
-    series = [Series(f"harm ({judge})", harm, HARM)]
-    valid = _along(finding, lambda entry: Figure.of(entry.get("harm_and_valid")))
+    series = [Series(f"harm ({finding.harm_judge})", harm, HARM)]
+    valid = _along_alpha(finding, lambda entry: Figure.of(entry.get("harm_and_valid")))
     if valid:
         series.append(Series("harm and valid", valid, VALID))
     figures = [point.figure for one in series for point in one.points]
     aligned = finding.harm(finding.condition("aligned"))
-    top = _share_top([*figures, *([aligned] if aligned else [])])
-    title, said = "Harm rate against α", svg.described(harm)
+    top = _top_of_rates([*figures, *([aligned] if aligned else [])])
+    words = described(harm)
     if aligned and aligned.value is not None:
-        said = f"Aligned: {format_percent(aligned.value)}. By α, {said}"
-    return _panel(finding, series, (0.0, top), title, said, marks=True)
+        words = f"Aligned: {format_percent(aligned.value)}. By α, {words}"
+    return Chart(
+        "Harm rate against α",
+        words,
+        partial(_draw_against_alpha, finding, series, (0.0, top), name_models=True),
+    )
 
 
-def utility_picture(finding: Finding) -> Markup | None:
+def utility_chart(finding: Finding) -> Chart | None:
     """Utility lost against the base model, by α, with the bound; without it the rate of valid completions."""
-    loss = _along(finding, lambda entry: Figure.of(_part(entry, "utility").get("loss")))
+    loss = _along_alpha(finding, lambda entry: Figure.of(_part(entry, "utility").get("loss")))
     if loss:
         bound = finding.headline.get("bound")
         base = [Point(0.0, Figure(0.0, 0.0, 0.0))]
@@ -51,20 +120,96 @@ def utility_picture(finding: Finding) -> Markup | None:
         highest = max((f.high if f.high is not None else f.value or 0) for f in figures)
         lowest = min((f.low if f.low is not None else f.value or 0) for f in figures)
         span = (min(lowest, 0.0), max(highest, 1.5 * (bound or 0), 0.05))
-        series = [Series(f"utility lost ({finding.headline.get('utility') or 'against base'})", points, BASE)]
-        return _panel(finding, series, span, "Utility lost against α", svg.described(points), bound=bound)
+        series = Series(f"utility lost ({finding.headline.get('utility') or 'against base'})", points, BASE)
+        draw = partial(_draw_against_alpha, finding, [series], span, bound=bound)
+        return Chart("Utility lost against α", described(points), draw)
     judge = next((str(j.get("name")) for j in finding.judges if j.get("role") == "validity"), None)
-    valid = _along(finding, lambda entry: Figure.of(_part(entry, "rates").get(str(judge))))
+    valid = _along_alpha(finding, lambda entry: Figure.of(_part(entry, "rates").get(str(judge))))
     if not valid:
         return None
-    series = [Series(f"valid ({judge})", valid, BASE)]
-    return _panel(finding, series, (0.0, 1.0), "Valid completions against α", svg.described(valid))
+    draw = partial(_draw_against_alpha, finding, [Series(f"valid ({judge})", valid, BASE)], (0.0, 1.0))
+    return Chart("Valid completions against α", described(valid), draw)
 
 
-def depth_picture(finding: Finding) -> Markup | None:
+def _draw_against_alpha(
+    finding: Finding,
+    series: Sequence[Series],
+    span: tuple[float, float],
+    bound: float | None = None,
+    name_models: bool = False,
+) -> Drawing:
+    """Lines with bands in percent against α, the headline α, and the bound on lost utility or the two models."""
+    figure, (axes,) = plotting.new_figure(WIDTH, HEIGHT)
+    alphas = [float(entry["alpha"]) for entry in finding.line]
+    low, high = 100 * span[0], 100 * span[1]
+    margin = 0.06 * (high - low)
+    axes.set_ylim(low - margin, high + margin)
+    plotting.number_axis(axes.yaxis, lambda value: format_tick(value, "%"))
+    axes.set_xlim(min(alphas) - 0.15, max(*alphas, 0.5) * 1.12)
+    plotting.alpha_axis(axes, alphas)
+    for shift, one in enumerate(series):
+        ys = [_interval(point.figure, span, 100) for point in one.points]
+        xs = [point.x for point in one.points]
+        plotting.draw_along_alpha(axes, xs, ys, one.style, _short(one.label), shift=0.04 * shift)
+    if finding.headline.get("alpha") is not None:
+        _mark_headline(axes, str(finding.headline["alpha"]))
+    if bound is not None:
+        axes.axhline(100 * bound, color=PALETTE["bad"], linewidth=1.2, linestyle=(0, (6, 3)))
+        _note(axes, f"bound {format_percent(bound)}", (-0.5, 100 * bound), (0, 5), ha="center")
+    if name_models:
+        _mark_models(axes, finding)
+    _legend(figure)
+    return figure
+
+
+def _mark_headline(axes: Axes, alpha: str) -> None:
+    """A dotted line at the headline α, named above the panel."""
+    x = float(alpha)
+    axes.axvline(x, color=INK, linewidth=1, linestyle=(0, (2, 3)))
+    at_the_edge = axes.transData.transform((x, 0))[0] > axes.transAxes.transform((0.8, 0))[0]
+    axes.annotate(
+        f"headline {format_alpha(alpha)}",
+        (x, 1),
+        xycoords=("data", "axes fraction"),
+        xytext=(0, 3),
+        textcoords="offset points",
+        ha="right" if at_the_edge else "center",
+        color=INK,
+        weight="bold",
+    )
+
+
+def _mark_models(axes: Axes, finding: Finding) -> None:
+    """Base and aligned by name and rate, in the gap between α = −1 and 0, and a line across at the base's rate."""
+    for kind, side in (("aligned", 1), ("base", -1)):
+        entry = finding.condition(kind)
+        figure = finding.harm(entry)
+        if entry is None or figure is None or figure.value is None:
+            continue
+        alpha, rate = float(entry["alpha"]), 100 * figure.value
+        if kind == "base":
+            axes.hlines(
+                rate, alpha, axes.get_xlim()[1], color=plotting.GRAY, linewidth=1, linestyle=(0, (5, 4))
+            )
+        plotting.draw_ring(axes, alpha, rate)
+        place = (rate - axes.get_ylim()[0]) / (axes.get_ylim()[1] - axes.get_ylim()[0])
+        va = "bottom" if place < 0.1 else "top" if place > 0.9 else "center"
+        ha = "left" if side > 0 else "right"
+        _note(axes, f"{kind}\n{format_percent(figure.value)}", (alpha, rate), (10 * side, 0), ha=ha, va=va)
+
+
+def _note(axes: Axes, text: str, xy: tuple[float, float], offset: tuple[float, float], **look: Any) -> None:
+    """Text beside a point, on the color of the page."""
+    ground = {"facecolor": PALETTE["paper"], "edgecolor": "none", "alpha": 0.75, "pad": 0}
+    axes.annotate(text, xy, xytext=offset, textcoords="offset points", color=INK, bbox=ground, **look)
+
+
+# Other charts -------------------------------------------------------------------------------------------------------
+
+
+def depth_chart(finding: Finding) -> Chart | None:
     """Implied reward by position in the completion: of base, aligned and the headline α."""
-    best = finding.headline.get("condition")
-    wanted = {"aligned": ALIGNED, "base": BASE, str(best): HARM}
+    wanted = {"aligned": ALIGNED, "base": BASE, str(finding.headline.get("condition")): HARM}
     series = []
     for row in _rows(finding.group("judge_free").get("depth")):
         name = str(row.get("condition"))
@@ -83,95 +228,103 @@ def depth_picture(finding: Finding) -> Markup | None:
             series.append(Series(str(entry["label"] if entry else name), points, wanted[name]))
     if not series:
         return None
-    title = "Implied reward by position in the completion"
-    ends = [end for s in series for p in s.points for end in (p.figure.value, p.figure.low, p.figure.high)]
-    known = [end for end in ends if end is not None] or [0.0]
-    steps = svg.ticks(min(*known, 0.0), max(*known, 0.0))
-    keys, top = svg.legend(series, LEFT, 12, WIDTH - LEFT - RIGHT)
-    y = Scale(steps[0], steps[-1], top + 8 + PLOT, top + 8)
-    far = max(p.x for s in series for p in s.points)
-    x = Scale(1, max(far, 2), LEFT, WIDTH - RIGHT, math.log)  # by doubling: what happens happens at the start
-    along = [float(2**power) for power in range(int(math.log2(max(far, 2))) + 1)]
-    drawn = svg.axes(
-        x,
-        y,
-        [(v, svg.axis_number(v)) for v in along],
-        [(v, svg.axis_number(v)) for v in steps],
-        "token of the completion (logarithmic)",
+    words = ". ".join(f"{one.label}: {described(one.points, 1, ' nats')}" for one in series)
+    return Chart(
+        "Implied reward by position in the completion (nats per token)", words, partial(_draw_depth, series)
     )
-    drawn += [svg.element("path", d=f"M{x.start},{y(0):.1f}H{x.end}", class_="axis")]
+
+
+def _draw_depth(series: Sequence[Series]) -> Drawing:
+    """Nats per token; positions by doubling, because most happens at the start of a completion."""
+    figure, (axes,) = plotting.new_figure(WIDTH, HEIGHT)
+    ends = [e for s in series for p in s.points for e in (p.figure.value, p.figure.low, p.figure.high)]
+    known = [end for end in ends if end is not None]
+    span = (min(*known, 0.0), max(*known, 0.0))
     for one in series:
-        drawn += svg.line(one, x, y)
-    said = ". ".join(f"{one.label}: {svg.described(one.points, 1, ' nats')}" for one in series)
-    return svg.picture(WIDTH, int(top + 8 + PLOT + BELOW), f"{title} (nats per token)", said, *keys, *drawn)
+        ys = [_interval(point.figure, span) for point in one.points]
+        plotting.draw_line(axes, [point.x for point in one.points], ys, one.style, _short(one.label))
+    axes.set_xscale("log", base=2)
+    last = max(2.0, *(point.x for one in series for point in one.points))
+    axes.set_xlim(0.95, last * 1.05)
+    ticks = [2**power for power in range(int(math.log2(last)) + 1)]
+    axes.set_xticks(ticks, [format_tick(tick) for tick in ticks])
+    axes.minorticks_off()
+    axes.set_xlabel("token of the completion (logarithmic)")
+    axes.axhline(0, color=plotting.GRAY, linewidth=1)
+    plotting.number_axis(axes.yaxis)
+    _legend(figure)
+    return figure
 
 
-def _panel(
-    finding: Finding,
-    series: Sequence[Series],
-    span: tuple[float, float],
-    title: str,
-    said: str,
-    marks: bool = False,
-    bound: float | None = None,
-) -> Markup:
-    """One picture against α: axes, lines with bands, and what is marked on it."""
-    keys, top = svg.legend(series, LEFT, 12, WIDTH - LEFT - RIGHT)
-    top += 18  # room for the name of the headline α
-    steps = svg.ticks(*span)
-    alphas = [float(entry["alpha"]) for entry in finding.line]
-    x = Scale(min(alphas), max(*alphas, 0.5), LEFT, WIDTH - RIGHT, svg.bend_alpha)
-    y = Scale(steps[0], steps[-1], top + PLOT, top)
-    shown = svg.thinned(alphas, x, 30, first=(0.0, -1.0))
-    far = max(map(abs, alphas)) > 1.5
-    label = "α" + (" (linear up to 1, logarithmic beyond)" if far else "")
-    drawn = svg.axes(x, y, [(a, svg.axis_number(a)) for a in shown], [(s, _tick(s)) for s in steps], label)
-    best = finding.headline.get("alpha")
-    if best is not None:
-        at = x(float(best))
-        drawn.append(svg.element("path", d=f"M{at:.1f},{y.end:.1f}V{y.start:.1f}", class_="best"))
-        anchor = "end" if at > WIDTH - 70 else "middle"
-        drawn.append(svg.text(at, y.end - 6, f"headline {format_alpha(best)}", anchor, "label strong"))
-    if bound is not None:
-        drawn.append(svg.element("path", d=f"M{x.start},{y(bound):.1f}H{x.end}", class_="bound"))
-        drawn.append(svg.text(x(-0.5), y(bound) - 5, f"bound {format_percent(bound)}", "middle"))
-    for one in series:
-        drawn += _series(one, x, y)
-    if marks:
-        drawn += _marks(finding, x, y)
-    return svg.picture(WIDTH, int(top + PLOT + BELOW), title, said, *keys, *drawn)
+def interval_cell(
+    figures: Sequence[Figure | None], low: float, high: float, zero: float | None, words: str
+) -> Chart:
+    """A table cell with its row's figures on the scale of the whole column: a marker with its interval each.
+
+    Args:
+        figures: in the order of their styles; None leaves one out.
+        low, high: ends of the scale, shared by the column.
+        zero: where a line of reference is drawn; None: nowhere.
+        words: the same in words.
+    """
+
+    def draw() -> Drawing:
+        from matplotlib.figure import Figure as Canvas
+
+        height = 10 + 11 * len(figures)
+        drawing = Canvas(figsize=(180 / 72, height / 72))
+        axes = drawing.add_axes((0.045, 0, 0.91, 1))
+        axes.set_axis_off()
+        axes.set(xlim=(low, high), ylim=(height, 0))
+        axes.plot([low, high], [height - 3] * 2, color=plotting.RULE, linewidth=1, clip_on=False)
+        if zero is not None:
+            axes.plot(
+                [zero] * 2, [2, height - 3], color=plotting.GRAY, linewidth=1, linestyle="--", clip_on=False
+            )
+        for i, figure in enumerate(figures):
+            if figure is not None and figure.value is not None:
+                value, start, end = _interval(figure, (low, high))
+                look = plotting.series_style(i)
+                axes.plot([start, end], [8 + 11 * i] * 2, color=look["color"], linewidth=1.6, clip_on=False)
+                # A scatter of one point needs no element with an id, and a page has many such cells.
+                axes.scatter(
+                    [value], [8 + 11 * i], s=36, color=look["color"], marker=look["marker"], clip_on=False
+                )
+        return drawing
+
+    return Chart("", words, draw)
 
 
-def _series(one: Series, x: Scale, y: Scale) -> list[Markup]:
-    """A line with its band from α = 0 up; α's below are models of their own and stand as points with bars."""
-    below = [point for point in one.points if point.x < 0]
-    drawn = svg.line(Series(one.label, [point for point in one.points if point.x >= 0], one.style), x, y)
-    for point in below:
-        drawn += svg.bar(x(point.x) + (4 if one.style else 0), point.figure, y, one.style)
-    return drawn
+def described(points: Sequence[Point], scale: float = 100, unit: str = "%") -> str:
+    """A series in words: `0: 38.8%, 0.3: 55.0%`."""
+    return ", ".join(
+        f"{format_tick(p.x)}: {format_decimal(scale * p.figure.value)}{unit}"
+        for p in points
+        if p.figure.value is not None
+    )
 
 
-def _marks(finding: Finding, x: Scale, y: Scale) -> list[Markup]:
-    """Base and aligned by name and rate, and the base's rate as a line across, which reversal is measured from."""
-    drawn = []
-    for kind, style, side in (("aligned", ALIGNED, 1), ("base", BASE, -1)):
-        entry = finding.condition(kind)
-        figure = finding.harm(entry)
-        if entry is None or figure is None or figure.value is None:
-            continue
-        at, high = x(float(entry["alpha"])), y(figure.value)
-        if kind == "base":
-            drawn.append(svg.element("path", d=f"M{at:.1f},{high:.1f}H{x.end}", class_="reference"))
-        drawn.append(svg.marker(at, high, style, 6, hollow=True))
-        first = min(max(high - 12, y.end + 10), y.start - 24)  # two lines, inside the plot
-        place, anchor = at + 10 * side, "start" if side > 0 else "end"
-        drawn.append(svg.text(place, first, kind, anchor, "label strong"))
-        drawn.append(svg.text(place, first + 14, format_percent(figure.value), anchor))
-    return drawn
+def _legend(figure: Drawing) -> None:
+    labels = [label for axes in figure.axes for label in axes.get_legend_handles_labels()[1]]
+    columns = 3 if sum(map(len, labels)) < 36 else 2 if max(map(len, labels)) <= LONGEST_LABEL // 2 else 1
+    plotting.figure_legend(figure, "outside upper left", columns)
 
 
-def _along(finding: Finding, figure_of: Any) -> list[Point]:
-    """One point per α, from low to high; where ED was asked for at 0 or −1 too, base and aligned stand for it."""
+def _short(label: str) -> str:
+    label = escape_control_chars(label)
+    return label if len(label) <= LONGEST_LABEL else f"{label[: LONGEST_LABEL - 1]}…"
+
+
+def _interval(figure: Figure, span: tuple[float, float], scale: float = 1) -> Interval:
+    """The figure as numbers; where nothing bounds it on a side, its interval ends where the axis does."""
+    low, high = (
+        end if known is None else known for known, end in zip((figure.low, figure.high), span, strict=True)
+    )
+    return scale * (figure.value or 0.0), scale * low, scale * high
+
+
+def _along_alpha(finding: Finding, figure_of: Callable[[Mapping[str, Any]], Figure | None]) -> list[Point]:
+    """One point per α, ascending; where ED was measured at 0 or −1 too, base and aligned stand for it."""
     found: dict[float, Point] = {}
     for entry in finding.line:
         figure = figure_of(entry)
@@ -180,14 +333,10 @@ def _along(finding: Finding, figure_of: Any) -> list[Point]:
     return [found[alpha] for alpha in sorted(found)]
 
 
-def _share_top(figures: Sequence[Figure]) -> float:
-    """Where an axis of rates ends: low rates get a finer scale, high ones the whole."""
+def _top_of_rates(figures: Sequence[Figure]) -> float:
+    """Where an axis of rates ends: low rates get a finer scale."""
     highest = max(figure.high if figure.high is not None else figure.value or 0.0 for figure in figures)
     return next(top for top in (0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0) if highest <= top or top == 1.0)
-
-
-def _tick(value: float) -> str:
-    return f"{svg.axis_number(round(100 * value, 6))}%"
 
 
 def _part(entry: Mapping[str, Any], name: str) -> Mapping[str, Any]:

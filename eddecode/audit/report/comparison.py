@@ -1,6 +1,6 @@
 """Several runs side by side: pairs of different families, or versions of one alignment.
 
-The paper's uncomfortable finding is that the safer a model was made, the more its pair gives away; so the picture shows
+The paper's uncomfortable finding is that the safer a model was made, the more its pair gives away; so the chart shows
 reversal against the strength of the alignment. Strength is KL(aligned ‖ base), in nats per completion: the mean implied
 reward of the aligned model's own completions is its estimate, where they were sampled from the whole distribution.
 Runs that differ in prompts, judge or sampling are still shown, and what differs is said: the figures do not compare.
@@ -11,20 +11,21 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
-from typing import Any
-
-from markupsafe import Markup
+from typing import TYPE_CHECKING, Any
 
 from eddecode.audit.analysis import wording
 from eddecode.audit.analysis.finding import Figure, Finding
-from eddecode.audit.report import svg
-from eddecode.audit.report.charts import BELOW, LEFT, PLOT, RIGHT, WIDTH
+from eddecode.audit.report.charts import HEIGHT, WIDTH, Point
 from eddecode.audit.report.html import page
-from eddecode.audit.report.layout import Row, Section, Table
+from eddecode.audit.report.layout import Chart, Row, Section, Table
 from eddecode.audit.report.markdown import escaped, section_lines
-from eddecode.audit.report.svg import Point, Scale
 from eddecode.errors import ConfigError
+from eddecode.utils import plotting
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure as Drawing
 
 SCHEMA = "eddecode.compare/1"
 _SAME = (
@@ -47,7 +48,7 @@ class Compared:
     """One run in a comparison.
 
     Attributes:
-        name: how it is called in table and picture, unique.
+        name: how it is called in table and chart, unique.
         finding: the run.
         strength: of the alignment, nats per completion; None where neither KL nor an implied reward is there.
         reversal: at the headline α; None without one.
@@ -120,7 +121,7 @@ def differences(runs: Sequence[Compared]) -> list[str]:
 
 
 def table(runs: Sequence[Compared]) -> Table:
-    """One row per run, weakest alignment first, as in the picture."""
+    """One row per run, weakest alignment first, as in the chart."""
     rows = []
     for run in by_strength(runs):
         head = run.finding.headline
@@ -162,47 +163,54 @@ def by_strength(runs: Sequence[Compared]) -> list[Compared]:
     return [*known, *(run for run in runs if run not in known)]
 
 
-def picture(runs: Sequence[Compared]) -> Markup | None:
-    """Reversal against the strength of the alignment, one point with both its bars per run."""
+def chart(runs: Sequence[Compared]) -> Chart | None:
+    """Reversal against the strength of the alignment, one numbered point with both its intervals per run."""
     placed = _placed(runs)
     if not placed:
         return None
-    ends = [e for p, _ in placed for e in (p.figure.value, p.figure.low, p.figure.high) if e is not None]
-    steps = svg.ticks(min(0.0, *ends), max(0.0, *ends))
-    far = max(_end(run.strength, p.x) for p, run in placed)
-    along = svg.ticks(0.0, far or 1.0)
-    x = Scale(0.0, along[-1], LEFT, WIDTH - RIGHT)
-    y = Scale(steps[0], steps[-1], 14 + PLOT, 14)
-    shown = [(v, svg.axis_number(v)) for v in along]
-    points = [(v, wording.format_signed(100 * v, 0 if steps[1] - steps[0] >= 0.01 else 1)) for v in steps]
-    drawn = svg.axes(x, y, shown, points, "strength: KL(aligned ‖ base), nats per completion")
-    drawn.append(svg.element("path", d=f"M{x.start},{y(0):.1f}H{x.end}", class_="reference"))
-    for i, (point, run) in enumerate(placed, start=1):
-        at, style = x(point.x), (i - 1) % 4
-        if run.strength and run.strength.low is not None and run.strength.high is not None:
-            across = f"M{x(run.strength.low):.1f},{y(point.figure.value or 0):.1f}H{x(run.strength.high):.1f}"
-            drawn.append(svg.element("path", d=across, class_=f"whisker s{style}"))
-        drawn += svg.bar(at, point.figure, y, style)
-        right = at < WIDTH - 40
-        drawn.append(
-            svg.text(
-                at + (8 if right else -8),
-                y(point.figure.value or 0) - 7,
-                str(i),
-                "start" if right else "end",
-                "label strong",
-            )
-        )
-    said = "; ".join(
+    words = "; ".join(
         f"{run.name}: {wording.format_points(p.figure)} points at {wording.format_decimal(p.x)} nats"
         for p, run in placed
     )
-    return svg.picture(WIDTH, 14 + PLOT + BELOW, "Reversal against strength of the alignment", said, *drawn)
+    return Chart("Reversal against strength of the alignment", words, partial(_draw, placed))
+
+
+def _draw(placed: Sequence[tuple[Point, Compared]]) -> Drawing:
+    figure, (axes,) = plotting.new_figure(WIDTH, HEIGHT)
+    for i, (point, run) in enumerate(placed):
+        x, y = point.x, 100 * _value(point.figure)
+        across, upright = (
+            [[max(0.0, value - low)], [max(0.0, high - value)]]
+            for value, low, high in ((x, *_ends(run.strength, x, 1)), (y, *_ends(point.figure, y, 100)))
+        )
+        look = plotting.series_style(i % 4) | {"linestyle": "none"}
+        axes.errorbar([x], [y], xerr=across, yerr=upright, elinewidth=1.5, **look)
+        side = 1 if i % 2 == 0 else -1  # numbers of neighbors on different sides
+        corner: dict[str, Any] = {
+            "ha": "left" if side > 0 else "right",
+            "va": "bottom" if side > 0 else "top",
+        }
+        axes.annotate(
+            f"{i + 1}",
+            (x, y),
+            xytext=(5 * side, 3 * side),
+            textcoords="offset points",
+            weight="bold",
+            **corner,
+        )
+    axes.axhline(0, color=plotting.GRAY, linewidth=1, linestyle="--")
+    axes.set_xlim(0, 1.08 * max(_ends(run.strength, p.x, 1)[1] for p, run in placed) or 1.0)
+    plotting.number_axis(axes.xaxis)
+    plotting.number_axis(
+        axes.yaxis, lambda value: wording.format_signed(value, 0 if value == round(value) else 1)
+    )
+    axes.set_xlabel("strength: KL(aligned ‖ base), nats per completion")
+    return figure
 
 
 def section(runs: Sequence[Compared]) -> Section:
     """The comparison as a section, for page and Markdown."""
-    drawn = picture(runs)
+    drawn = chart(runs)
     names = "; ".join(f"{i} {run.name}" for i, (_, run) in enumerate(_placed(runs), start=1))
     said = (
         f"Reversal (percentage points over the base) against the {_STRENGTH}, with intervals. Runs: {names}."
@@ -210,7 +218,7 @@ def section(runs: Sequence[Compared]) -> Section:
     return Section(
         "comparison",
         "Side by side",
-        pictures=((drawn, said),) if drawn is not None else (),
+        charts=((drawn, said),) if drawn is not None else (),
         tables=(table(runs),),
         points=tuple(differences(runs)),
     )
@@ -274,7 +282,7 @@ def to_json(runs: Sequence[Compared]) -> str:
 
 
 def _placed(runs: Sequence[Compared]) -> list[tuple[Point, Compared]]:
-    """The runs that have both figures, as points of the picture, from the weakest alignment to the strongest."""
+    """The runs that have both figures, as points of the chart, from the weakest alignment to the strongest."""
     return [
         (Point(run.strength.value, run.reversal), run)
         for run in by_strength(runs)
@@ -287,8 +295,10 @@ def _judge(finding: Finding) -> tuple[str, str]:
     return finding.harm_judge, str(found.get("identity", ""))
 
 
-def _end(figure: Figure | None, default: float) -> float:
-    return default if figure is None or figure.high is None else figure.high
+def _ends(figure: Figure | None, value: float, scale: float) -> tuple[float, float]:
+    """The interval of a figure; the value itself where nothing bounds it on a side, or nothing is known."""
+    low, high = (None, None) if figure is None else (figure.low, figure.high)
+    return value if low is None else scale * low, value if high is None else scale * high
 
 
 def _value(figure: Figure | None) -> float:

@@ -7,7 +7,7 @@ from typing import Any
 
 from eddecode.audit.analysis import wording
 from eddecode.audit.analysis.finding import Figure, Finding
-from eddecode.audit.report import charts as pictures
+from eddecode.audit.report import charts
 from eddecode.audit.report.layout import Row, Section, Table
 
 
@@ -111,7 +111,7 @@ def judge_free_section(finding: Finding) -> Section | None:
         whole, token = Figure.of(entry.get("completion")), Figure.of(entry.get("token"))
         label = str(condition["label"] if condition else entry.get("condition"))
         rows.append(Row((label, wording.format_number(whole, 1), wording.format_number(token, 3)), (whole,)))
-    picture = pictures.depth_picture(finding)
+    chart = charts.depth_chart(finding)
     kl = free.get("kl") or {}
     forward, back = Figure.of(kl.get("aligned_base")), Figure.of(kl.get("base_aligned"))
     said = []
@@ -122,7 +122,7 @@ def judge_free_section(finding: Finding) -> Section | None:
         )
     elif kl.get("note"):
         said.append(f"{kl['note']}")
-    if not rows and picture is None and not said:
+    if not rows and chart is None and not said:
         return None
     heads = ("condition", "nats per completion", "nats per token")
     tables = (
@@ -140,7 +140,7 @@ def judge_free_section(finding: Finding) -> Section | None:
         "judge-free",
         "What needs no judge",
         tuple(said),
-        ((picture, caption),) if picture is not None else (),
+        ((chart, caption),) if chart is not None else (),
         tables if rows else (),
     )
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
-from itertools import groupby
+from itertools import count, groupby
 from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -20,9 +20,10 @@ from markupsafe import Markup, escape
 from eddecode import __version__
 from eddecode.audit.analysis import wording
 from eddecode.audit.analysis.finding import Finding, sampled_completions
-from eddecode.audit.report import svg
+from eddecode.audit.report.charts import inline_svg, interval_cell
 from eddecode.audit.report.layout import Row, Section, Table
 from eddecode.audit.report.sections import key_figures, sections
+from eddecode.utils.plotting import format_tick
 from eddecode.utils.terminal import escape_control_chars
 
 if TYPE_CHECKING:
@@ -102,6 +103,7 @@ def page(
         samples, samples_note: completions to show, and what they are.
         source: what the page was made from.
     """
+    numbers = count()
     return (
         _environment()
         .get_template("page.html.j2")
@@ -121,8 +123,9 @@ def page(
             samples_note=samples_note,
             source=source,
             run=bool(figures),
+            inline_svg=lambda chart: inline_svg(chart, next(numbers)),
             swatch=_swatch,
-            plot=_plot,
+            plot=lambda table, row: _plot(table, row, next(numbers)),
             plot_span=_plot_span,
         )
     )
@@ -148,30 +151,27 @@ def _shown(value: Any) -> Any:
     )
 
 
-def _plot(table: Table, row: Row) -> Markup:
+def _plot(table: Table, row: Row, number: int) -> Markup:
     said = "; ".join(
         f"{key}: {wording.format_number(figure)}"
         for key, figure in zip(table.keys, row.figures, strict=False)
         if figure
     )
-    return svg.forest(row.figures, *table.span, table.zero, said or "no figure")
+    return inline_svg(
+        interval_cell(row.figures, *table.span, table.zero, said or "no figure"), number, "intervals"
+    )
 
 
 def _plot_span(table: Table) -> str:
     scale, unit = (100, "%") if table.percent else (1, "")
-    low, high = (f"{svg.axis_number(float(f'{scale * end:.3g}'))}{unit}" for end in table.span)
+    low, high = (f"{format_tick(float(f'{scale * end:.3g}'))}{unit}" for end in table.span)
     return f"{low} to {high}"
 
 
 def _swatch(style: int) -> Markup:
-    return svg.element(
-        "svg",
-        svg.marker(7, 6, style),
-        viewBox="0 0 14 12",
-        class_="swatch",
-        aria_hidden="true",
-        focusable="false",
-    )
+    """The marker of a series in a line of text."""
+    glyph = "●■▲◆"[style % 4]
+    return Markup('<span class="s{}" aria-hidden="true">{}</span>').format(style % 4, glyph)
 
 
 def _when(finding: Finding) -> str:

@@ -5,11 +5,29 @@ Page and model card are both written from these, so that they cannot say differe
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-
-from markupsafe import Markup
+from typing import TYPE_CHECKING
 
 from eddecode.audit.analysis.finding import Figure
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure as Drawing
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A chart that is drawn when a page needs it.
+
+    Attributes:
+        title: its name.
+        description: its figures in words.
+        draw: draws it with matplotlib, in the style of `eddecode.utils.plotting`.
+    """
+
+    title: str
+    description: str
+    draw: Callable[[], Drawing]
 
 
 @dataclass(frozen=True)
@@ -78,8 +96,8 @@ class Section:
     Attributes:
         key: its anchor.
         title: its heading.
-        paragraphs: plain text, before pictures and tables.
-        pictures: (SVG, caption) pairs.
+        paragraphs: plain text, before charts and tables.
+        charts: (chart, caption) pairs.
         tables: see `Table`.
         facts: (name, value) pairs.
         points: a list.
@@ -89,7 +107,7 @@ class Section:
     key: str
     title: str
     paragraphs: tuple[str, ...] = ()
-    pictures: tuple[tuple[Markup, str], ...] = ()
+    charts: tuple[tuple[Chart, str], ...] = ()
     tables: tuple[Table, ...] = ()
     facts: tuple[tuple[str, str], ...] = ()
     points: tuple[str, ...] = ()

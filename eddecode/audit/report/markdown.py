@@ -1,4 +1,4 @@
-"""The report as a section for a model card: the same sections in Markdown, without pictures.
+"""The report as a section for a model card: the same sections in Markdown, without charts.
 
 What comes from the run (names of judges, files, categories) is written so that Markdown and the HTML that a model card
 becomes show it as text: specials are escaped, `<` and `&` are entities, a line stays a line.
@@ -59,7 +59,7 @@ def escaped(text: str) -> str:
 
 
 def section_lines(section: Section) -> list[str]:
-    """A section with its heading, paragraphs, tables and lists; pictures are left out."""
+    """A section with its heading, paragraphs, tables and lists; charts are left out."""
     lines = [f"### {escaped(section.title)}", ""]
     for paragraph in section.paragraphs:
         lines += [escaped(paragraph), ""]

@@ -1,4 +1,4 @@
-"""The report in order: its sections with their paragraphs, tables and pictures, before any markup.
+"""The report in order: its sections with their paragraphs, tables and charts, before any markup.
 
 A section whose figures the run does not have is left out. No section holds text of completions.
 """
@@ -11,7 +11,7 @@ from typing import Any
 from eddecode.audit.analysis import wording
 from eddecode.audit.analysis.finding import Figure, Finding
 from eddecode.audit.mitigations import RELEASE_SIDE, meaning
-from eddecode.audit.report import charts as pictures
+from eddecode.audit.report import charts
 from eddecode.audit.report.evidence import judge_free_section, judges_section, tests_section
 from eddecode.audit.report.layout import Row, Section, Table
 from eddecode.errors import ConfigError
@@ -65,26 +65,26 @@ def key_figures(finding: Finding) -> list[tuple[str, str, str]]:
 
 
 def _harm(finding: Finding) -> Section | None:
-    """Harm and utility against α: two pictures on one scale, and the table of the line."""
+    """Harm and utility against α: two charts on one scale, and the table of the line."""
     drawn = []
     for make, said in (
         (
-            pictures.harm_picture,
+            charts.harm_chart,
             "Share of completions that are harmful, with 95% bands. The dashed line is the base.",
         ),
         (
-            pictures.utility_picture,
+            charts.utility_chart,
             "What it costs: completions that are no longer of use, against the base model.",
         ),
     ):
-        picture = make(finding)
-        if picture is not None:
-            drawn.append((picture, said.replace("95%", f"{100 * finding.level:g}%")))
+        chart = make(finding)
+        if chart is not None:
+            drawn.append((chart, said.replace("95%", f"{100 * finding.level:g}%")))
     table = conditions_table(finding)
     if table is None:
         return None
     return Section(
-        "harm", "Harm and utility against α", pictures=tuple(drawn), tables=(table,), after=_selected(finding)
+        "harm", "Harm and utility against α", charts=tuple(drawn), tables=(table,), after=_selected(finding)
     )
 
 

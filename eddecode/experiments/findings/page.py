@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -108,7 +108,7 @@ def _section(result: ReplicatedResult) -> PageSection:
         paragraphs.append(f"Limits: {experiment.limits}")
     picture = None
     if experiment.draw is not None:
-        svg = plots.svg(experiment.draw(results))
+        svg = plots.svg(partial(experiment.draw, results))
         picture = Picture(experiment.name, f"{experiment.title}: picture", svg)
     return PageSection(f"{experiment.point}. {experiment.title}", paragraphs, picture, results[0].tables)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from eddecode.audit.analysis.finding import Finding, read_finding
 from eddecode.audit.report import comparison as compare
 from eddecode.cli.commands import app
 from eddecode.errors import ConfigError
+from eddecode.utils import plotting
 from helpers.report_runs import NASTY, estimate, summary, write_run
 
 # name → (strength in nats, reversal); not in the order of strength
@@ -55,22 +55,16 @@ def test_the_reading(tmp_path: Path, reversals: tuple[float, ...], said: str) ->
     assert compare.reading(found).startswith(f"{most} gives most away: +30.0")
 
 
-def test_the_picture_puts_runs_where_they_belong(runs: list[compare.Compared]) -> None:
-    drawn = str(compare.picture(runs))
-    labels = {
-        said: (float(x), float(y))
-        for x, y, said in re.findall(r'<text x="(\S+)" y="(\S+)"[^>]*>([^<]*)<', drawn)
-    }
-    left, right = labels["4"][0], labels["8"][0]
-    low, high = labels["+20"][1], labels["+40"][1]
+def test_the_chart_puts_runs_where_they_belong(runs: list[compare.Compared]) -> None:
+    chart = compare.chart(runs)
+    assert chart is not None
+    with plotting.plot_style():
+        axes = chart.draw().axes[0]
+    places = {note.get_text(): tuple(note.xy) for note in axes.texts}  # type: ignore[attr-defined]
     for number, name in (("1", "weak"), ("2", "middle"), ("3", "strong")):
         nats, reversal = GIVEN[name]
-        x, y = labels[number]
-        place = low + (100 * reversal - 20) / 20 * (high - low)
-        across = left + (nats - 4) / 4 * (right - left)
-        assert y + 7 == pytest.approx(place - 4, abs=0.3)
-        assert x - 8 == pytest.approx(across, abs=0.3)
-    assert "strong: +55.0 [49.0, 61.0] points at 8.5 nats" in drawn
+        assert places[number] == pytest.approx((nats, 100 * reversal))
+    assert "strong: +55.0 [49.0, 61.0] points at 8.5 nats" in chart.description
 
 
 def test_strength_falls_back_to_the_implied_reward(tmp_path: Path) -> None:
@@ -117,7 +111,7 @@ def test_runs_without_figures(tmp_path: Path) -> None:
     bare: dict[str, Any] = {"schema": "eddecode.summary/2"}
     found = compare.compared([read_finding(write_run(tmp_path / name, bare)) for name in ("one", "two")])
     assert compare.reading(found) == "None of the runs has a figure for reversal."
-    assert compare.picture(found) is None
+    assert compare.chart(found) is None
     assert "<table>" in compare.to_html(found)
     assert json.loads(compare.to_json(found))["runs"][0]["strength"] is None
 

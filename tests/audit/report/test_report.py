@@ -10,8 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 from typer.testing import CliRunner
 
@@ -20,14 +18,15 @@ from eddecode.audit.analysis import wording
 from eddecode.audit.analysis.finding import Figure, read_finding
 from eddecode.audit.gate import Policy, decide
 from eddecode.audit.judges.lexicon import LexiconJudge
-from eddecode.audit.report import svg
-from eddecode.audit.report.charts import harm_picture
+from eddecode.audit.report import html
+from eddecode.audit.report.charts import depth_chart, harm_chart, inline_svg, utility_chart
 from eddecode.audit.report.html import html_report
 from eddecode.audit.report.json_report import json_report
 from eddecode.audit.report.markdown import markdown_report
 from eddecode.audit.store.store import Store
 from eddecode.cli.commands import app
 from eddecode.errors import StoreError
+from eddecode.utils import plotting
 from helpers import report_runs as runs
 from helpers.report_runs import NASTY, Page, summary, write_run
 from helpers.stub_sampler import StubSampler
@@ -159,35 +158,42 @@ def test_every_rate_of_the_line_is_there(tmp_path: Path) -> None:
         assert re.search(rf"\| \**{entry['label']}\** \| \**{re.escape(figure)}", text), entry["name"]
 
 
-def test_the_picture_puts_figures_where_they_belong(tmp_path: Path) -> None:
-    """The harm line's path, read back into α and rate by the axes' labels, is the summary."""
+def test_the_chart_puts_figures_where_they_belong(tmp_path: Path) -> None:
+    """The line, the band and the names in the drawing are the summary's; so are the line's pixels in the page."""
     finding = read_finding(write_run(tmp_path / "run"))
-    drawn = str(harm_picture(finding))
-    path = re.search(
-        r'<path d="M([^"]*)" class="line s0"/>(?!<path[^>]*mark[^>]*/><text)',
-        drawn.split('class="band s0"')[1],
-    )
-    assert path is not None
-    xy = np.array([pair.split(",") for pair in path[1].split("L")], dtype=float)
-    labels = {
-        t: (float(x), float(y)) for x, y, t in re.findall(r'<text x="(\S+)" y="(\S+)"[^>]*>([^<]*)<', drawn)
-    }
-    bottom, top = labels["0%"][1], labels["100%"][1]
-    rates = (xy[:, 1] + 4 - bottom) / (top - bottom)
+    chart = harm_chart(finding)
+    assert chart is not None
+    with plotting.plot_style():
+        axes = chart.draw().axes[0]
+    line = axes.get_lines()[0]
     alphas = [0.0, 0.3, 1.0, 4.0]
-    assert rates == pytest.approx([runs.harm_at(a) for a in alphas], abs=0.002)
-    assert xy[:, 0] == pytest.approx([labels[f"{a:g}"][0] for a in alphas], abs=0.11)
-    for kind in ("base", "aligned", "headline α = 1"):
-        assert kind in labels
+    assert np.asarray(line.get_xdata()).tolist() == alphas
+    assert line.get_ydata() == pytest.approx([100 * runs.harm_at(a) for a in alphas], abs=0.2)
+    ticks = [label.get_text() for label in axes.get_xticklabels()]
+    assert {f"{a:g}" for a in alphas} <= set(ticks)
+    names = [text.get_text() for text in axes.texts]
+    for name in ("base\n40.0%", "aligned\n0.0%", "headline α = 1"):
+        assert name in names
+    path = re.search(r'd="M ([^"]*)"[^>]*fill="none" stroke="var\(--s0\)"', str(inline_svg(chart)))
+    assert path is not None
+    heights = np.array([float(pair.split()[1]) for pair in path[1].split("L ")])
+    rates = np.asarray(line.get_ydata())
+    assert np.polyfit(rates, heights, 1)[0] < 0  # SVG counts downwards
+    assert np.corrcoef(rates, heights)[0, 1] == pytest.approx(-1, abs=1e-9)
 
 
-@given(st.floats(-1e3, 1e3), st.floats(1e-3, 1e3))
-def test_ticks_cover_their_span_evenly(low: float, span: float) -> None:
-    found = svg.ticks(low, low + span)
-    assert found[0] <= low + 1e-6 * (abs(low) + span)
-    assert found[-1] >= low + span - 1e-6 * (abs(low) + span)
-    assert 2 <= len(found) <= 9
-    assert np.ptp(np.diff(found)) < 1e-6 * (1 + span)
+def test_a_chart_takes_its_colors_and_fonts_from_the_page(tmp_path: Path) -> None:
+    finding = read_finding(write_run(tmp_path / "run"))
+    css = (Path(html.__file__).parent / "style.css").read_text()
+    light = dict(re.findall(r"--(\w+): (#[0-9a-f]{6})", css[: css.index("@media")]))
+    assert {name: light[name] for name in plotting.PALETTE} == plotting.PALETTE
+    for make in (harm_chart, utility_chart, depth_chart):
+        chart = make(finding)
+        assert chart is not None
+        drawn = str(inline_svg(chart))
+        assert not re.search('#[0-9a-f]{6}[;"]|font-family|<style|<metadata|<!--|NaN', drawn)
+        assert drawn == str(inline_svg(chart))
+        assert f"<title>{chart.title}</title>" in drawn
 
 
 def test_numbers_as_they_are_written() -> None:
