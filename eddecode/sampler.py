@@ -189,7 +189,7 @@ class Sampler:
         given = collect(completions, len(listed), prompt_index, self.pair.tokenizer, self.pair.vocabulary)
         rendered = [self._rendered(index, prompt) for index, prompt in enumerate(listed)]
         if self._scorer is None:
-            self._scorer = Scorer(self.runner, self.pair.vocabulary, self.pair.weights)
+            self._scorer = Scorer(self.runner, self.pair.vocabulary, self.pair.logit_weights)
         self._scorer.memory_budget = self._budget()
         return self._scorer.score(rendered, given, strengths, tokens)
 
@@ -245,13 +245,13 @@ class Sampler:
             raise ParamsError(
                 f"stop strings {list(params.stop)} need a tokenizer and the pair has none; use stop_token_ids"
             )
-        weights = self.pair.weights(params.alpha)
+        weights = self.pair.logit_weights(params.alpha)
         # A row stops where one of the models that have a say in it would stop: at α=0 exactly where the base does.
         speaking = [eos for weight, eos in zip(weights, self.pair.eos_ids, strict=True) if weight != 0]
         return [
             Request(
                 name=f"prompt {index}, sample {sample}",
-                ids=self.pair.texts(prompt),
+                ids=self.pair.input_ids(prompt),
                 params=params,
                 weights=weights,
                 eos=frozenset().union(*speaking),
@@ -296,7 +296,7 @@ class Sampler:
     def _completion(self, row: Row) -> Completion:
         index, sample = row.request.tag
         # What the contrast weighs at α = 0 and at α = −1: with a pair, the base and the aligned model themselves.
-        ends = self.pair.weights(0.0), self.pair.weights(-1.0)
+        ends = self.pair.logit_weights(0.0), self.pair.logit_weights(-1.0)
         kept = [
             TokenLogprobs(_weighed(ends[0], token[:-1]), _weighed(ends[1], token[:-1]), token[-1])
             for token in row.logprobs

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from eddecode.models.sizes import size
+from eddecode.models.sizes import format_bytes
 from eddecode.utils.terminal import escape_control_chars
 
 _MOST_LAYERS = 12  # beyond, the middle ones are left out of the table; --json has them all
@@ -45,7 +45,7 @@ def _sides(description: Mapping[str, Any]) -> Table:
         ("checkpoint", lambda side: side["source"] + (" (adapter)" if side["adapter"] else "")),
         ("architecture", lambda side: side["architecture"]),
         ("parameters", lambda side: f"{side['parameters']:,}"),
-        ("weights", lambda side: f"{size(side['weights_bytes'])}, {', '.join(side['dtypes'])}"),
+        ("weights", lambda side: f"{format_bytes(side['weights_bytes'])}, {', '.join(side['dtypes'])}"),
         ("device", lambda side: ", ".join(side["devices"])),
         ("tokenizer", _tokenizer),
         ("chat template", lambda side: _yes(side["tokenizer"] and side["tokenizer"]["chat_template"])),
@@ -65,11 +65,11 @@ def _sides(description: Mapping[str, Any]) -> Table:
 
 def _memory(description: Mapping[str, Any]) -> str:
     """What both take as they are held: a tensor that they share counts once."""
-    weights = size(description["memory"]["weights_bytes"])
+    weights = format_bytes(description["memory"]["weights_bytes"])
     per_token = [description[side]["kv_bytes_per_token"] for side in ("base", "aligned")]
     if None in per_token:
         return f"Memory: {weights} of weights; the cache's size per token is not known."
-    return f"Memory: {weights} of weights, and {size(sum(per_token))} of cache per token of a completion."
+    return f"Memory: {weights} of weights, and {format_bytes(sum(per_token))} of cache per token of a completion."
 
 
 def _print_notes(console: Console, notes: list[Mapping[str, Any]]) -> None:
@@ -106,7 +106,7 @@ def _print_tensors(console: Console, tensors: Mapping[str, Any]) -> None:
     console.print(
         Text(
             f"In all {_share(moved)}; {len(tensors['identical'])} tensors are identical "
-            f"({size(tensors['identical_bytes'])}), {len(tensors['moved'])} moved."
+            f"({format_bytes(tensors['identical_bytes'])}), {len(tensors['moved'])} moved."
         )
     )
     if tensors["trunk"] is not None:

@@ -19,9 +19,9 @@ from torch import Tensor
 
 from eddecode.errors import PairError
 from eddecode.models.checkpoint import Checkpoint
-from eddecode.models.load_config import Placement
-from eddecode.models.load_group import Fit, Loaded, Source, load_group
-from eddecode.models.notes import Note
+from eddecode.models.diagnostics import Diagnostic
+from eddecode.models.load_config import LoadConfig
+from eddecode.models.load_group import CheckpointRef, LoadedModels, MemoryRequirement, load_group
 from eddecode.models.pair import ModelPair, check_ids, describe_model, describe_shared
 from eddecode.models.tensor_bytes import model_digest
 from eddecode.prompts.types import RenderedPrompt
@@ -42,7 +42,7 @@ class LoadOptions(TypedDict, total=False):
     length: int | None
 
 
-class Mixture:
+class LogitMixture:
     """Models over one vocabulary whose logits are summed with weights that α sets. Use `Ensemble` or `Transfer`.
 
     models, names: in the order of the terms; term 0 is what is sampled from at α = 0, and what plausibility is
@@ -57,7 +57,7 @@ class Mixture:
     def __init__(self, pairs: Sequence[tuple[ModelPair, tuple[int, int]]], names: Sequence[str]) -> None:
         """pairs: checked pairs of the group's models, each with the numbers of its two models; all are connected."""
         self.names = tuple(names)
-        self.notes: list[Note] = []
+        self.notes: list[Diagnostic] = []
         found: dict[int, tuple[Any, Any, frozenset[int], int | None, Checkpoint | None]] = {}
         masks: list[Tensor] = []
         for pair, at in pairs:
@@ -85,10 +85,12 @@ class Mixture:
         self._check_templates()
         self.notes.sort(key=lambda note: note.level != "warning")
 
-    def _take_notes(self, notes: Sequence[Note], names: Sequence[str]) -> None:
+    def _take_notes(self, notes: Sequence[Diagnostic], names: Sequence[str]) -> None:
         """Keep a pair's notes, with its two sides called as the group calls them."""
         for note in notes:
-            named = replace(note, where=_renamed(note.where, names), what=_renamed(note.what, names))
+            named = replace(
+                note, component=_renamed(note.component, names), message=_renamed(note.message, names)
+            )
             if named not in self.notes:
                 self.notes.append(named)
 
@@ -99,7 +101,7 @@ class Mixture:
             templates = {getattr(self.tokenizers[i], "chat_template", None) for i in members}
             if len(templates - {None}) > 1:
                 self.notes.append(
-                    Note(
+                    Diagnostic(
                         "warning",
                         "templates",
                         f"{', '.join(self.names[i] for i in members)} have different chat templates",
@@ -122,17 +124,17 @@ class Mixture:
         """The tokenizer that decodes completions, or None."""
         return self.aligned_tokenizer or self.base_tokenizer
 
-    def weights(self, alpha: float) -> tuple[float, ...]:
+    def logit_weights(self, alpha: float) -> tuple[float, ...]:
         """The factor of each model's logits at α."""
         raise NotImplementedError
 
-    def texts(self, prompt: RenderedPrompt) -> tuple[tuple[int, ...], ...]:
+    def input_ids(self, prompt: RenderedPrompt) -> tuple[tuple[int, ...], ...]:
         """A prompt as each model sees it: base_ids on the base side, aligned_ids on the aligned side."""
         return tuple(prompt.base_ids if side == "base" else prompt.aligned_ids for side in self.sides)
 
     def check_prompt(self, prompt: RenderedPrompt) -> None:
         """PromptError for an id that one of the models has no embedding for."""
-        for name, model, ids in zip(self.names, self.models, self.texts(prompt), strict=True):
+        for name, model, ids in zip(self.names, self.models, self.input_ids(prompt), strict=True):
             check_ids(name, model, ids)
 
     def digests(self) -> tuple[str, ...]:
@@ -176,7 +178,7 @@ class Mixture:
         return f"{type(self).__name__}({', '.join(self.names)}, vocabulary={int(self.vocabulary.sum())})"
 
 
-class Ensemble(Mixture):
+class Ensemble(LogitMixture):
     """One base and several aligned models: weights (1+α, −α/n, …, −α/n).
 
     What is turned round is the aligned models' geometric mean; an ensemble of one is the pair itself. A completion's
@@ -195,7 +197,7 @@ class Ensemble(Mixture):
         self.sides = ("base", *("aligned" for _ in pairs))
         super().__init__([(pair, (0, i)) for i, pair in enumerate(pairs, 1)], ("base", *aligned))
 
-    def weights(self, alpha: float) -> tuple[float, ...]:
+    def logit_weights(self, alpha: float) -> tuple[float, ...]:
         """(1 + α, −α/n, …, −α/n)."""
         count = len(self.models) - 1
         return (1.0 + alpha, *(-alpha / count for _ in range(count)))
@@ -216,9 +218,11 @@ class Ensemble(Mixture):
         if isinstance(aligned, str | Path):
             raise PairError(f"aligned is {str(aligned)!r}; expected a list of checkpoints")
         several = len(aligned) > 1
-        sources = [Source(base, "base", revision)]
+        sources = [CheckpointRef(base, "base", revision)]
         for i, path in enumerate(aligned, 1):
-            sources.append(Source(path, f"aligned {i}" if several else "aligned", revision, over=0))
+            sources.append(
+                CheckpointRef(path, f"aligned {i}" if several else "aligned", revision, adapter_base=0)
+            )
         pairs, notes = _load_pairs(sources, [(0, i) for i in range(1, len(sources))], **options)
         group = cls(pairs)
         group._take_notes(notes, ("base", "aligned"))
@@ -242,7 +246,7 @@ class Ensemble(Mixture):
         )
 
 
-class Transfer(Mixture):
+class Transfer(LogitMixture):
     """A larger base, steered by what the alignment did to a small pair: weights (1, α, −α).
 
     Emulated fine-tuning (arXiv 2310.12962, §3) and proxy-tuning (arXiv 2401.08565, §3) add the small pair's difference,
@@ -264,7 +268,7 @@ class Transfer(Mixture):
         super().__init__([(small, (1, 2)), (steered, (0, 2))], ("large", "base", "aligned"))
         self.device = steered.device
 
-    def weights(self, alpha: float) -> tuple[float, ...]:
+    def logit_weights(self, alpha: float) -> tuple[float, ...]:
         """(1, α, −α)."""
         return 1.0, alpha, -alpha
 
@@ -283,9 +287,9 @@ class Transfer(Mixture):
         options: see `LoadOptions`. Errors: PairError as in `ModelPair.load`.
         """
         sources = [
-            Source(large, "large", revision),
-            Source(base, "base", revision),
-            Source(aligned, "aligned", revision, over=1),
+            CheckpointRef(large, "large", revision),
+            CheckpointRef(base, "base", revision),
+            CheckpointRef(aligned, "aligned", revision, adapter_base=1),
         ]
         (small, steered), notes = _load_pairs(sources, [(1, 2), (0, 2)], **options)
         group = cls(small, steered)
@@ -307,27 +311,29 @@ class Transfer(Mixture):
         return cls(small, ModelPair.from_models(large, aligned, large_tokenizer, small.aligned_tokenizer))
 
 
-ModelGroup: TypeAlias = ModelPair | Mixture
+ModelGroup: TypeAlias = ModelPair | LogitMixture
 
 
 def _load_pairs(
-    sources: Sequence[Source],
+    sources: Sequence[CheckpointRef],
     places: Sequence[tuple[int, int]],
     *,
     check_memory: bool = True,
     slots: int = 1,
     length: int | None = None,
-    **placement: Any,
-) -> tuple[list[ModelPair], list[Note]]:
+    **load_config: Any,
+) -> tuple[list[ModelPair], list[Diagnostic]]:
     """(the pairs that stand at some places of a list of checkpoints, notes on all of them); each is loaded once."""
-    loaded = load_group(sources, Placement.of(**placement), Fit(slots, length, check_memory))
+    loaded = load_group(
+        sources, LoadConfig.create(**load_config), MemoryRequirement(slots, length, check_memory)
+    )
     return [_pair(loaded, at, sources) for at in places], loaded.notes
 
 
-def _pair(loaded: Loaded, at: tuple[int, int], sources: Sequence[Source]) -> ModelPair:
+def _pair(loaded: LoadedModels, at: tuple[int, int], sources: Sequence[CheckpointRef]) -> ModelPair:
     """Two of the loaded models as a pair; an objection names them as the group does."""
     try:
-        return ModelPair.of_loaded(loaded, at, notes=[])
+        return ModelPair.from_loaded(loaded, at, notes=[])
     except PairError as error:
         raise PairError(_renamed(str(error), [sources[i].side for i in at])) from error
 

@@ -1,6 +1,6 @@
-"""Where the weights of a model go when it is loaded, and in which form: dtype, device or devices, and bits.
+"""LoadConfig: in which form a model is loaded and where: dtype, quantization, device or devices.
 
-Everything that can be refused is refused here, before a file is opened: a device that is not there, a library that is
+Everything that can be refused is refused here, before a file is opened: a device that does not exist, a library that is
 not installed, two options that contradict each other.
 """
 
@@ -10,7 +10,7 @@ import importlib.util
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, cast, get_args
 
 import torch
 
@@ -29,7 +29,7 @@ _DTYPES = {
 
 
 def parse_dtype(dtype: str | torch.dtype) -> str | torch.dtype:
-    """ "auto", or the torch.dtype that a name stands for."""
+    """ "auto", or the torch.dtype of that name; PairError for any other value."""
     if dtype == "auto" or dtype in _DTYPES.values():
         return dtype
     if isinstance(dtype, str) and dtype in _DTYPES:
@@ -40,7 +40,7 @@ def parse_dtype(dtype: str | torch.dtype) -> str | torch.dtype:
 
 
 def pick_device(device: str | torch.device | None) -> torch.device:
-    """The device asked for, or a CUDA device where there is one, or the CPU."""
+    """The given device; by default a CUDA device where there is one, else the CPU. PairError if it does not exist."""
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -55,12 +55,15 @@ def pick_device(device: str | torch.device | None) -> torch.device:
 
 
 @dataclass(frozen=True)
-class Placement:
+class LoadConfig:
     """How one model is loaded.
 
-    dtype: "auto" or a torch.dtype. device: where everything goes if there is no device_map.
-    device_map: as transformers takes it. offload_folder: where a device_map puts what it sends to "disk".
-    quantization: None, "8bit" or "4bit".
+    Attributes:
+        dtype: "auto" (as saved) or a torch.dtype.
+        device: where the whole model goes if there is no device_map.
+        device_map: as in transformers.
+        quantization: None, "8bit" or "4bit".
+        offload_folder: where weights go that a device_map places on "disk".
     """
 
     dtype: str | torch.dtype = "auto"
@@ -70,7 +73,7 @@ class Placement:
     offload_folder: Path | None = None
 
     @classmethod
-    def of(
+    def create(
         cls,
         *,
         dtype: str | torch.dtype = "auto",
@@ -78,32 +81,35 @@ class Placement:
         device_map: Any = None,
         quantization: str | None = None,
         offload_folder: str | Path | None = None,
-    ) -> Placement:
-        """Check the options of a `load`; PairError for what cannot be had."""
-        wanted = parse_dtype(dtype)
+    ) -> LoadConfig:
+        """Check the options of a `load`; PairError for a value that is invalid or not available here."""
+        parsed_dtype = parse_dtype(dtype)
         if device is not None and device_map is not None:
             raise PairError(
                 "both device and device_map were given; device_map says where everything goes, so drop device"
             )
-        place = pick_device(device)
+        picked_device = pick_device(device)
         if device_map is not None and not has_package("accelerate"):
             raise PairError(
                 "device_map needs the package accelerate (pip install accelerate); or give device= alone"
             )
         folder = Path(offload_folder) if offload_folder is not None else None
-        return cls(wanted, place, device_map, _parse_quantization(quantization), folder)
+        bits = parse_quantization(quantization)
+        if bits is not None:
+            _require_quantization_packages(bits)
+        return cls(parsed_dtype, picked_device, device_map, bits, folder)
 
-    def split(self, names: Sequence[str]) -> list[Placement]:
-        """One placement per model: a device_map of the form {name: device_map}, and an offload folder of its own.
+    def per_model(self, names: Sequence[str]) -> list[LoadConfig]:
+        """One configuration per model: its entry of a device_map {name: device_map}, and its own offload folder.
 
-        A plain device_map goes for every model alike.
+        A device_map of any other form applies to every model.
         """
         maps = [self.device_map] * len(names)
         if isinstance(self.device_map, Mapping) and set(self.device_map) & set(names):
             if set(self.device_map) != set(names):
                 raise PairError(
-                    f"device_map has the keys {sorted(map(str, self.device_map))}; to place each model by itself, "
-                    f"give a device_map for every one of {', '.join(names)}"
+                    f"device_map has the keys {sorted(map(str, self.device_map))}; to place each model "
+                    f"separately, give a device_map for every one of {', '.join(names)}"
                 )
             maps = [self.device_map[name] for name in names]
         folders = [self.offload_folder and self.offload_folder / name.replace(" ", "-") for name in names]
@@ -112,8 +118,8 @@ class Placement:
             for device_map, folder in zip(maps, folders, strict=True)
         ]
 
-    def arguments(self) -> dict[str, Any]:
-        """What `from_pretrained` is given beside the checkpoint."""
+    def from_pretrained_arguments(self) -> dict[str, Any]:
+        """Keyword arguments for transformers' `from_pretrained`; creates the offload folder."""
         device_map = self.device_map
         if (
             device_map is None
@@ -121,13 +127,13 @@ class Placement:
             and has_package("accelerate")
         ):
             device_map = {"": self.device}  # straight to the device, without a copy of the model on the host
-        given: dict[str, Any] = {"dtype": self.dtype, "device_map": device_map}
+        arguments: dict[str, Any] = {"dtype": self.dtype, "device_map": device_map}
         if self.offload_folder is not None:
             self.offload_folder.mkdir(parents=True, exist_ok=True)
-            given["offload_folder"] = str(self.offload_folder)
+            arguments["offload_folder"] = str(self.offload_folder)
         if self.quantization is not None:
-            given["quantization_config"] = quantization_config(self.quantization, self.dtype)
-        return given
+            arguments["quantization_config"] = quantization_config(self.quantization, self.dtype)
+        return arguments
 
 
 def has_package(package: str) -> bool:
@@ -135,27 +141,29 @@ def has_package(package: str) -> bool:
     return importlib.util.find_spec(package) is not None
 
 
-def _parse_quantization(quantization: str | None) -> Quantization | None:
-    if quantization is None:
-        return None
-    if quantization not in ("8bit", "4bit"):
+def parse_quantization(quantization: str | None) -> Quantization | None:
+    """The checked value; PairError for an unknown one."""
+    if quantization not in (None, *get_args(Quantization)):
         raise PairError(
             f"quantization is {quantization!r}; expected '8bit', '4bit', or None for the weights as saved"
         )
+    return cast(Quantization | None, quantization)
+
+
+def _require_quantization_packages(quantization: Quantization) -> None:
     missing = [package for package in ("bitsandbytes", "accelerate") if not has_package(package)]
     if missing:
         raise PairError(
             f"quantization={quantization!r} needs the package {' and '.join(missing)} (pip install "
             f"{' '.join(missing)}); or load in bfloat16, or spread the pair with device_map='auto'"
         )
-    return "8bit" if quantization == "8bit" else "4bit"
 
 
 def quantization_config(quantization: Quantization, dtype: str | torch.dtype) -> Any:
     """transformers' BitsAndBytesConfig: LLM.int8() (arXiv 2208.07339), or NF4 (arXiv 2305.14314, §3).
 
-    dtype: what 4-bit weights are unpacked to; "auto" is bfloat16, which does not overflow as float16 does. The output
-    head stays as it was saved in both, so that logits are still lifted to float32 before the contrast.
+    dtype: in which 4-bit weights are multiplied; "auto" is bfloat16, which does not overflow as float16 does. The
+    output head is not quantized in either, so logits are still computed in float32 before the contrast.
     """
     from transformers import BitsAndBytesConfig
 

@@ -1,7 +1,7 @@
-"""Loading checkpoints that are going to be decoded together: opened, weighed, read, and what they share held once.
+"""Loading the checkpoints of one contrast together.
 
-The order is the point. All files are opened and checked before any is read; memory is reckoned before it is taken; and
-tensors that are equal to the bit are found once all models are there.
+All files are opened and checked before any weight is read; memory is estimated before it is taken; and tensors that are
+identical to the bit are held once, which can only be found when all models are there.
 """
 
 from __future__ import annotations
@@ -13,42 +13,47 @@ from typing import Any
 
 from eddecode.errors import PairError
 from eddecode.models.checkpoint import Checkpoint, open_checkpoint
-from eddecode.models.load_config import Placement
-from eddecode.models.loader import load_tokenizer, place_merged, place_model
-from eddecode.models.memory_estimate import LENGTH, check_fits
-from eddecode.models.notes import Note
-from eddecode.models.sizes import size, weights_bytes
+from eddecode.models.diagnostics import Diagnostic
+from eddecode.models.load_config import LoadConfig
+from eddecode.models.loader import load_merged_adapter, load_model, load_tokenizer
+from eddecode.models.memory_estimate import DEFAULT_LENGTH, check_fits
+from eddecode.models.sizes import format_bytes, weights_bytes
 from eddecode.models.weight_sharing import share_identical
 
-NOTEWORTHY = 0.05  # share of the weights from which on it is worth saying that they are held once
+MIN_REPORTED_SHARE = 0.05  # of the weights that are held once; less is not worth a note
 
 
 @dataclass(frozen=True)
-class Source:
-    """A checkpoint to load: a folder or hub id, how messages call it, and where to fetch it.
+class CheckpointRef:
+    """A checkpoint to load.
 
-    over: the position of the checkpoint that it is merged into if it is an adapter; None where it must not be one.
+    Attributes:
+        path: a folder or a hub id.
+        side: its name in messages ("base", "aligned 2", …).
+        revision: a hub branch, tag or commit.
+        adapter_base: if the checkpoint is an adapter, the position (in the list to load) of the checkpoint that it is
+            merged into; None where an adapter is an error.
     """
 
     path: str | Path
     side: str
     revision: str | None = None
-    over: int | None = None
+    adapter_base: int | None = None
 
 
 @dataclass(frozen=True)
-class Loaded:
-    """What came of a list of sources, in their order."""
+class LoadedModels:
+    """The result of loading a list of checkpoints, in their order."""
 
     models: tuple[Any, ...]
     tokenizers: tuple[Any, ...]
     checkpoints: tuple[Checkpoint, ...]
-    notes: list[Note]
+    notes: list[Diagnostic]
 
 
 @dataclass(frozen=True)
-class Fit:
-    """What must fit into memory beside the weights: completions at a time, and tokens of each with its prompt."""
+class MemoryRequirement:
+    """What must fit into memory beside the weights: `slots` completions at a time of `length` tokens (with prompt)."""
 
     slots: int = 1
     length: int | None = None
@@ -60,76 +65,85 @@ class Fit:
                 raise PairError(f"{name} is {value}; expected at least 1")
 
 
-def load_group(sources: Sequence[Source], placement: Placement, fit: Fit) -> Loaded:
-    """Load checkpoints for one contrast.
+def load_group(
+    refs: Sequence[CheckpointRef], load_config: LoadConfig, memory: MemoryRequirement
+) -> LoadedModels:
+    """Load the checkpoints of one contrast.
 
-    Errors: PairError for a checkpoint that is missing, damaged, incomplete, not in safetensors, in need of its own code
-    or no causal language model; for an adapter in the wrong place; and, unless fit.check is off, for a device with
-    less free memory than what would go there.
+    Raises:
+        PairError: a checkpoint is missing, damaged, incomplete, not in safetensors, needs its own code, or is no causal
+            language model; an adapter stands where none may; or (unless memory.check is off) a device has less free
+            memory than the models need.
     """
-    placements = placement.split([source.side for source in sources])
-    checkpoints = [open_checkpoint(source.path, source.side, source.revision) for source in sources]
-    for source, checkpoint in zip(sources, checkpoints, strict=True):
-        if checkpoint.is_adapter and source.over is None:
-            raise PairError(
-                f"the {source.side} checkpoint {str(source.path)!r} is an adapter; expected full weights. If it is the "
-                "aligned release that is the adapter, swap the two"
-            )
-        if checkpoint.is_adapter and placement.quantization is not None:
-            raise PairError(
-                f"the adapter {checkpoint.source!r} cannot be merged into weights of {placement.quantization}: the sum "
-                "would be rounded once more. Load without quantization, or merge it into the full base and give the "
-                "merged checkpoint"
-            )
-    overs = [
-        source.over if checkpoint.is_adapter else None
-        for source, checkpoint in zip(sources, checkpoints, strict=True)
+    configs = load_config.per_model([ref.side for ref in refs])
+    checkpoints = [open_checkpoint(ref.path, ref.side, ref.revision) for ref in refs]
+    adapter_bases = [
+        _adapter_base(ref, checkpoint, load_config) for ref, checkpoint in zip(refs, checkpoints, strict=True)
     ]
-    if fit.check:
-        check_fits(checkpoints, overs, placements, fit.slots, fit.length or _length(checkpoints))
+    if memory.check:
+        length = memory.length or _default_length(checkpoints)
+        check_fits(checkpoints, adapter_bases, configs, memory.slots, length)
     tokenizers = [load_tokenizer(checkpoint) for checkpoint in checkpoints]
     models, notes = [], []
-    for i, (checkpoint, over) in enumerate(zip(checkpoints, overs, strict=True)):
-        if over is None:
-            model, more = place_model(checkpoint, placements[i])
-        else:  # an adapter that brings no tokenizer was trained with its base's
-            tokenizers[i] = tokenizers[i] or tokenizers[over]
-            model, more = place_merged(checkpoint, checkpoints[over], placements[i])
+    for i, (checkpoint, base) in enumerate(zip(checkpoints, adapter_bases, strict=True)):
+        if base is None:
+            model, found = load_model(checkpoint, configs[i])
+        else:  # an adapter without tokenizer files was trained with its base's tokenizer
+            tokenizers[i] = tokenizers[i] or tokenizers[base]
+            model, found = load_merged_adapter(checkpoint, checkpoints[base], configs[i])
         models.append(model)
-        notes += more
-    return Loaded(
-        tuple(models), tuple(tokenizers), tuple(checkpoints), notes + _shared(models) + _rounded(placement)
-    )
+        notes += found
+    notes += _hold_identical_once(models) + _quantization_notes(load_config)
+    return LoadedModels(tuple(models), tuple(tokenizers), tuple(checkpoints), notes)
 
 
-def _length(checkpoints: Sequence[Checkpoint]) -> int:
-    """The usual length, or the models' own if they read less."""
+def _adapter_base(ref: CheckpointRef, checkpoint: Checkpoint, load_config: LoadConfig) -> int | None:
+    """The position of the checkpoint that an adapter is merged into; None for full weights."""
+    if not checkpoint.is_adapter:
+        return None
+    if ref.adapter_base is None:
+        raise PairError(
+            f"the {ref.side} checkpoint {str(ref.path)!r} is an adapter; expected full weights. If the aligned release "
+            "is the adapter, swap the two"
+        )
+    if load_config.quantization is not None:
+        raise PairError(
+            f"the adapter {checkpoint.source!r} cannot be merged into weights of {load_config.quantization}: the sum "
+            "would be rounded a second time. Load without quantization, or merge it into the full base and give the "
+            "merged checkpoint"
+        )
+    return ref.adapter_base
+
+
+def _default_length(checkpoints: Sequence[Checkpoint]) -> int:
+    """DEFAULT_LENGTH, or the smallest context window where that is less."""
     windows = [checkpoint.config.get("max_position_embeddings") for checkpoint in checkpoints]
-    return min([LENGTH, *(window for window in windows if isinstance(window, int) and window > 0)])
+    return min([DEFAULT_LENGTH, *(window for window in windows if isinstance(window, int) and window > 0)])
 
 
-def _shared(models: Sequence[Any]) -> list[Note]:
+def _hold_identical_once(models: Sequence[Any]) -> list[Diagnostic]:
     freed = share_identical(models)
-    if freed < NOTEWORTHY * sum(map(weights_bytes, models)):
+    if freed < MIN_REPORTED_SHARE * sum(map(weights_bytes, models)):
         return []
     return [
-        Note(
+        Diagnostic(
             "info",
             "memory",
-            f"{size(freed)} of the weights are identical to the bit in several models, and held once",
+            f"{format_bytes(freed)} of the weights are identical to the bit in several models, and held once",
             "Do not change a weight in place: it would change in all of them",
         )
     ]
 
 
-def _rounded(placement: Placement) -> list[Note]:
-    if placement.quantization is None:
+def _quantization_notes(load_config: LoadConfig) -> list[Diagnostic]:
+    if load_config.quantization is None:
         return []
+    bits = load_config.quantization.removesuffix("bit")
     return [
-        Note(
+        Diagnostic(
             "warning",
             "quantization",
-            f"the weights are rounded to {placement.quantization.removesuffix('bit')} bits as they are loaded",
-            "α multiplies what that changes, (1 + 2α)-fold; confirm a finding with the weights as released",
+            f"the weights are rounded to {bits} bits as they are loaded",
+            "The contrast multiplies the rounding error by 1 + 2α; confirm a finding with the weights as released",
         )
     ]

@@ -24,20 +24,20 @@ from transformers.models.auto.modeling_auto import (
 
 from eddecode.errors import PairError
 from eddecode.models.checkpoint import ADAPTER_WEIGHTS, Checkpoint
-from eddecode.models.load_config import Placement, has_package
-from eddecode.models.notes import Note
+from eddecode.models.diagnostics import Diagnostic
+from eddecode.models.load_config import LoadConfig, has_package
 from eddecode.models.safetensors_header import read_header
 
 __all__ = [
+    "choose_attention",
     "freeze",
-    "keep_softcap",
-    "load_config",
+    "load_merged_adapter",
+    "load_model",
     "load_tokenizer",
     "load_weights",
-    "place_merged",
-    "place_model",
+    "read_causal_config",
     "read_config",
-    "settle_attention",
+    "require_eager_for_softcap",
 ]
 
 _OTHER_HEADS = (
@@ -54,14 +54,14 @@ _OTHER_HEADS = (
 # Configuration ---------------------------------------------------------------------------------------------------
 
 
-def load_config(checkpoint: Checkpoint) -> tuple[Any, list[Note]]:
+def read_causal_config(checkpoint: Checkpoint) -> tuple[Any, list[Diagnostic]]:
     """(the model's configuration, notes); an error if it needs its own code or is no causal language model."""
     config = read_config(checkpoint)
     _check_causal(config, checkpoint.config, f"the {checkpoint.side} checkpoint {checkpoint.source!r}")
     notes = []
     if checkpoint.config.get("auto_map"):
         notes.append(
-            Note(
+            Diagnostic(
                 "info",
                 checkpoint.side,
                 "the checkpoint brings its own code",
@@ -90,19 +90,19 @@ def read_config(checkpoint: Checkpoint) -> Any:
         config = AutoConfig.from_pretrained(checkpoint.path, trust_remote_code=False, local_files_only=True)
     except Exception as error:  # a configuration is validated by its own class, which may raise anything
         raise PairError(f"{where} has a config.json that transformers refuses: {error}") from error
-    settle_attention(config)
+    choose_attention(config)
     return config
 
 
-def settle_attention(config: Any) -> None:
+def choose_attention(config: Any) -> None:
     """Leave a model's attention to code that is here, takes a mask, and computes what the configuration says."""
     # flash-attention takes no 4-D mask, and a name with a slash is code from the hub: let transformers choose anew.
     if getattr(config, "_attn_implementation", None) not in (None, "eager", "sdpa"):
         config._attn_implementation = None
-    keep_softcap(config)
+    require_eager_for_softcap(config)
 
 
-def keep_softcap(config: Any) -> None:
+def require_eager_for_softcap(config: Any) -> None:
     """Have a model whose attention scores are capped (Gemma-2) attend eagerly.
 
     transformers' sdpa knows no capping: newer releases refuse it, older ones leave it out without a word.
@@ -132,19 +132,19 @@ def _check_causal(config: Any, raw: dict[str, Any], where: str) -> None:
 # Models ----------------------------------------------------------------------------------------------------------
 
 
-def place_model(checkpoint: Checkpoint, placement: Placement) -> tuple[Any, list[Note]]:
+def load_model(checkpoint: Checkpoint, load_config: LoadConfig) -> tuple[Any, list[Diagnostic]]:
     """(the model in eval mode without gradients, notes)."""
-    config, notes = load_config(checkpoint)
-    model, more = load_weights(AutoModelForCausalLM, checkpoint, config, placement)
+    config, notes = read_causal_config(checkpoint)
+    model, more = load_weights(AutoModelForCausalLM, checkpoint, config, load_config)
     return model, notes + more
 
 
 def load_weights(
-    auto_class: Any, checkpoint: Checkpoint, config: Any, placement: Placement
-) -> tuple[Any, list[Note]]:
-    """As `place_model`, for a configuration that was read already and any of transformers' auto classes."""
+    auto_class: Any, checkpoint: Checkpoint, config: Any, load_config: LoadConfig
+) -> tuple[Any, list[Diagnostic]]:
+    """As `load_model`, for a configuration that was read already and any of transformers' auto classes."""
     where = f"the {checkpoint.side} checkpoint {checkpoint.source!r}"
-    arguments = placement.arguments()
+    arguments = load_config.from_pretrained_arguments()
     try:
         with _quiet_loading():
             model, report = auto_class.from_pretrained(
@@ -162,7 +162,7 @@ def load_weights(
         raise PairError(f"{where} cannot be loaded: {error}") from error
     notes = _check_report(report, checkpoint, where)
     if arguments["device_map"] is None:
-        model.to(placement.device)
+        model.to(load_config.device)
     return freeze(model), notes
 
 
@@ -171,7 +171,7 @@ def freeze(model: Any) -> Any:
     return model.eval().requires_grad_(False)
 
 
-def _check_report(report: dict[str, Any], checkpoint: Checkpoint, where: str) -> list[Note]:
+def _check_report(report: dict[str, Any], checkpoint: Checkpoint, where: str) -> list[Diagnostic]:
     """Weights that the files lack are an error; weights that the model does not use are a note."""
     missing = sorted(report.get("missing_keys") or ())
     if missing:
@@ -187,7 +187,7 @@ def _check_report(report: dict[str, Any], checkpoint: Checkpoint, where: str) ->
     if not unused:
         return []
     return [
-        Note(
+        Diagnostic(
             "warning",
             checkpoint.side,
             f"{len(unused)} weights in the files have no place in the model: {', '.join(unused[:5])}"
@@ -218,7 +218,9 @@ def _errors_only(record: logging.LogRecord) -> bool:
 # Adapters --------------------------------------------------------------------------------------------------------
 
 
-def place_merged(adapter: Checkpoint, base: Checkpoint, placement: Placement) -> tuple[Any, list[Note]]:
+def load_merged_adapter(
+    adapter: Checkpoint, base: Checkpoint, load_config: LoadConfig
+) -> tuple[Any, list[Diagnostic]]:
     """(a second copy of the base with the adapter merged into it, notes). The first copy is not touched."""
     if not has_package("peft"):
         raise PairError(
@@ -234,7 +236,7 @@ def place_merged(adapter: Checkpoint, base: Checkpoint, placement: Placement) ->
         raise PairError(
             f"{where} has no peft_type in {adapter.path / 'adapter_config.json'}; expected 'LORA' or alike"
         )
-    model, notes = place_model(replace(base, side="aligned"), placement)
+    model, notes = load_model(replace(base, side="aligned"), load_config)
     _resize_for(adapter, model)
     try:
         with warnings.catch_warnings():
@@ -254,7 +256,7 @@ def place_merged(adapter: Checkpoint, base: Checkpoint, placement: Placement) ->
     named = adapter.config.get("base_model_name_or_path")
     if named and Path(str(named)).name != Path(base.source).name:
         notes.append(
-            Note(
+            Diagnostic(
                 "warning",
                 "aligned",
                 f"the adapter was trained on {named!r} and is merged into {base.source!r}",
@@ -262,7 +264,7 @@ def place_merged(adapter: Checkpoint, base: Checkpoint, placement: Placement) ->
             )
         )
     notes.append(
-        Note(
+        Diagnostic(
             "info",
             "aligned",
             f"an adapter ({adapter.config.get('peft_type')}), merged into a copy of the base in {merged.dtype}",

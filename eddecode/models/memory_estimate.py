@@ -1,9 +1,9 @@
-"""What a pair needs in memory, from configurations and safetensors headers alone: no weight is read.
+"""How much memory a pair needs, from configurations and safetensors headers alone: no weight is read.
 
-A pair that does not fit should say so before minutes are spent on reading it, and should say what would fit. The
-weights are exact, from the tensors that the files list. The keys and values of a token are exact for the families that
-transformers describes by layers, heads and head sizes. Activations are rough, and rather too high than too low: what
-the engine's passes would hold if nothing were freed early (docs/large-pairs.md compares them with measurements).
+A pair that does not fit is refused before minutes are spent on reading it, with a list of what would fit. The size of
+the weights is exact, from the tensors that the files list. The keys and values of a token are exact for the model
+families that transformers describes by layers, heads and head sizes. Activations are a rough upper estimate: what the
+engine's passes would hold if nothing were freed early (docs/large-pairs.md compares it with measurements).
 """
 
 from __future__ import annotations
@@ -19,36 +19,29 @@ import torch
 
 from eddecode.errors import PairError
 from eddecode.models.checkpoint import Checkpoint, open_checkpoint
-from eddecode.models.load_config import Placement, Quantization, parse_dtype
-from eddecode.models.loader import load_config
+from eddecode.models.load_config import LoadConfig, Quantization, parse_dtype, parse_quantization
+from eddecode.models.loader import read_causal_config
 from eddecode.models.safetensors_header import read_header
-from eddecode.models.sizes import PREFILL_CHUNK, PREFILL_TOKENS, cache_bytes_per_token, size
+from eddecode.models.sizes import PREFILL_CHUNK, PREFILL_TOKENS, cache_bytes_per_token, format_bytes
 from eddecode.utils.memory import free_bytes
 
-LENGTH = 2048  # tokens of prompt and completion that must fit, unless a caller or the model says less
+DEFAULT_LENGTH = 2048  # tokens of prompt and completion that must fit, unless a caller or the model says less
 
-_ITEMSIZE = {
-    "F64": 8,
-    "F32": 4,
-    "F16": 2,
-    "BF16": 2,
-    "I64": 8,
-    "I32": 4,
-    "I16": 2,
-}  # every other takes one byte
+# Bytes per element by safetensors dtype; all others take one byte.
+_ITEMSIZE = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2}
 _FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-# Bytes of a quantised weight: int8 and a scale per row; four bits and a float32 scale per block of 64.
-_QUANTISED = {"8bit": 1.0, "4bit": 0.5 + 4 / 64}
-_NOT_QUANTISED = ("embed", "lm_head", "wte", "wpe", "output.weight")
-_SPREAD = ("auto", "balanced", "balanced_low_0", "sequential")
+# Bytes per quantized weight: int8 (and a scale per row); four bits and a float32 scale per block of 64.
+_QUANTIZED_BYTES = {"8bit": 1.0, "4bit": 0.5 + 4 / 64}
+_NEVER_QUANTIZED = ("embed", "lm_head", "wte", "wpe", "output.weight")
+_AUTOMATIC_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
 
 
-# What one model needs --------------------------------------------------------------------------------------------
+# Memory that is needed --------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class ModelCost:
-    """One model: its name, bytes of weights, of keys and values per token (None if unknown), and of activations."""
+    """What one model needs, in bytes (`parameters` is a count); cache_per_token: keys and values, None if unknown."""
 
     name: str
     parameters: int
@@ -59,7 +52,7 @@ class ModelCost:
 
 
 @dataclass(frozen=True)
-class Estimate:
+class MemoryEstimate:
     """What models need together, in bytes, to decode `slots` completions of `length` tokens (prompt included)."""
 
     models: tuple[ModelCost, ...]
@@ -68,23 +61,23 @@ class Estimate:
 
     @property
     def weights(self) -> int:
-        """All weights, each model's in full: what they share is found only once they are there."""
+        """All weights, each model's in full: identical tensors are only found after loading."""
         return sum(model.weights for model in self.models)
 
     @property
     def cache(self) -> int:
-        """Keys and values of all slots, in the steps of 64 positions in which the cache grows."""
+        """Keys and values of all slots; the cache grows in steps of 64 positions."""
         positions = self.slots * 64 * math.ceil(self.length / 64)
         return positions * sum(model.cache_per_token or 0 for model in self.models)
 
     @property
     def activations(self) -> int:
-        """Of the hungriest model, since one runs at a time, and the logits of all."""
+        """Those of the model with the most, since one runs at a time, and the logits of all."""
         return max(model.activations for model in self.models) + sum(model.logits for model in self.models)
 
     @property
     def total(self) -> int:
-        """Everything."""
+        """Weights, keys and values, and activations."""
         return self.weights + self.cache + self.activations
 
     def describe(self) -> dict[str, Any]:
@@ -101,8 +94,8 @@ class Estimate:
 
     def __str__(self) -> str:
         return (
-            f"{size(self.weights)} of weights, {size(self.cache)} of keys and values for {self.slots} × {self.length} "
-            f"tokens, about {size(self.activations)} of activations"
+            f"{format_bytes(self.weights)} of weights, {format_bytes(self.cache)} of keys and values for "
+            f"{self.slots} × {self.length} tokens, about {format_bytes(self.activations)} of activations"
         )
 
 
@@ -111,60 +104,61 @@ def estimate(
     *aligned: str | Path,
     dtype: str | torch.dtype = "auto",
     slots: int = 1,
-    length: int = LENGTH,
+    length: int = DEFAULT_LENGTH,
     quantization: str | None = None,
-) -> Estimate:
-    """What a pair (or any number of checkpoints) needs, before anything of it is loaded.
+) -> MemoryEstimate:
+    """How much memory a pair (or any number of checkpoints) needs, before anything is loaded.
 
-    base, aligned: local folders or hub ids (whose files are then fetched); an adapter counts as a merged copy of the
-    first. slots, length: completions that decode together, and tokens of prompt and completion.
-    Errors: PairError as in `ModelPair.load`.
+    Args:
+        base, aligned: local folders, or hub ids (whose files are then downloaded); an adapter counts as a merged copy
+            of `base`.
+        dtype, quantization: as in `ModelPair.load`.
+        slots: completions that are decoded together.
+        length: tokens of prompt and completion of each.
+
+    Raises:
+        PairError: as in `ModelPair.load`.
     """
     checkpoints = [
         open_checkpoint(source, "base" if i == 0 else "aligned") for i, source in enumerate((base, *aligned))
     ]
-    form = Placement(parse_dtype(dtype), quantization=_bits(quantization))
-    overs = [0 if checkpoint.is_adapter else None for checkpoint in checkpoints]
-    return estimate_checkpoints(checkpoints, overs, [form] * len(checkpoints), slots, length)
-
-
-def _bits(quantization: str | None) -> Quantization | None:
-    if quantization not in (None, "8bit", "4bit"):
-        raise PairError(f"quantization is {quantization!r}; expected '8bit', '4bit', or None")
-    return quantization  # type: ignore[return-value]
+    load_config = LoadConfig(parse_dtype(dtype), quantization=parse_quantization(quantization))
+    adapter_bases = [0 if checkpoint.is_adapter else None for checkpoint in checkpoints]
+    return estimate_checkpoints(checkpoints, adapter_bases, [load_config] * len(checkpoints), slots, length)
 
 
 def estimate_checkpoints(
     checkpoints: Sequence[Checkpoint],
-    overs: Sequence[int | None],
-    placements: Sequence[Placement],
+    adapter_bases: Sequence[int | None],
+    load_configs: Sequence[LoadConfig],
     slots: int,
     length: int,
-) -> Estimate:
-    """The same for checkpoints that are open; overs: for an adapter, which of them it is merged into."""
+) -> MemoryEstimate:
+    """As `estimate`, of open checkpoints; adapter_bases: per adapter, the position of its base, else None."""
     costs = []
-    for checkpoint, over, placement in zip(checkpoints, overs, placements, strict=True):
-        costs.append(_cost(checkpoint, None if over is None else checkpoints[over], placement, slots, length))
-    return Estimate(tuple(costs), slots, length)
+    for checkpoint, position, load_config in zip(checkpoints, adapter_bases, load_configs, strict=True):
+        base = None if position is None else checkpoints[position]
+        costs.append(_model_cost(checkpoint, base, load_config, slots, length))
+    return MemoryEstimate(tuple(costs), slots, length)
 
 
-def _cost(
-    checkpoint: Checkpoint, over: Checkpoint | None, placement: Placement, slots: int, length: int
+def _model_cost(
+    checkpoint: Checkpoint, adapter_base: Checkpoint | None, load_config: LoadConfig, slots: int, length: int
 ) -> ModelCost:
-    whole = over if checkpoint.is_adapter and over is not None else checkpoint
-    config, _ = load_config(whole)
-    dtype = _dtype(whole, config, placement.dtype)
-    files = [*whole.files, *(checkpoint.files if checkpoint.is_adapter else ())]
+    full = adapter_base or checkpoint
+    config, _ = read_causal_config(full)
+    dtype = _dtype(full, config, load_config.dtype)
+    files = [*full.files, *(checkpoint.files if adapter_base else ())]
     entries = {name: entry for file in files for name, entry in read_header(file)[0].items()}
-    packed = "quantization_config" in whole.config  # quantised as it is: nothing is converted
-    bits = None if packed else placement.quantization
+    is_quantized = "quantization_config" in full.config  # as saved: loaded without a conversion
+    target, bits = (None, None) if is_quantized else (dtype, load_config.quantization)
     return ModelCost(
         name=checkpoint.side,
         parameters=sum(math.prod(entry["shape"]) for entry in entries.values()),
-        weights=sum(_bytes(name, entry, None if packed else dtype, bits) for name, entry in entries.items()),
+        weights=sum(_tensor_bytes(name, entry, target, bits) for name, entry in entries.items()),
         cache_per_token=cache_bytes_per_token(config, dtype),
         activations=activation_bytes(config, dtype, slots, length),
-        logits=4 * 3 * slots * int(config.get_text_config().vocab_size),  # as they come, contrasted, filtered
+        logits=4 * 3 * slots * int(config.get_text_config().vocab_size),  # raw, contrasted, filtered; float32
     )
 
 
@@ -182,57 +176,65 @@ def _dtype(checkpoint: Checkpoint, config: Any, wanted: str | torch.dtype) -> to
     return torch.float32
 
 
-def _bytes(name: str, entry: Mapping[str, Any], dtype: torch.dtype | None, bits: Quantization | None) -> int:
-    """Bytes of one tensor once it is loaded; dtype None leaves it as it is in the file."""
+def _tensor_bytes(
+    name: str, entry: Mapping[str, Any], dtype: torch.dtype | None, bits: Quantization | None
+) -> int:
+    """Bytes of one tensor after loading; dtype None: as it is in the file."""
     count = math.prod(entry["shape"])
     if dtype is None or entry["dtype"] not in _FLOATS:
         return int(count * _ITEMSIZE.get(entry["dtype"], 1))
-    if bits and len(entry["shape"]) == 2 and not any(part in name for part in _NOT_QUANTISED):
+    if bits and len(entry["shape"]) == 2 and not any(part in name for part in _NEVER_QUANTIZED):
         scales = 4 * entry["shape"][0] if bits == "8bit" else 0
-        return int(math.ceil(count * _QUANTISED[bits]) + scales)
+        return int(math.ceil(count * _QUANTIZED_BYTES[bits]) + scales)
     return int(count * dtype.itemsize)
 
 
 def activation_bytes(config: Any, dtype: torch.dtype, slots: int, length: int) -> int:
-    """Roughly what one model's passes hold at once: hidden states, attention scores, and what a prefill has read."""
+    """Bytes that one model's passes hold at once, roughly: hidden states, attention scores, and prefilled prompts."""
     config = config.get_text_config()
     hidden = int(getattr(config, "hidden_size", None) or 0)
     inner = getattr(config, "intermediate_size", None)
     inner = int(inner) if isinstance(inner, int) else 4 * hidden
     heads = getattr(config, "num_attention_heads", None)
     heads = int(heads) if isinstance(heads, int) else 1
-    rows = max(1, min(slots, PREFILL_TOKENS // length))  # texts that are read in one prefill
+    rows = max(1, min(slots, PREFILL_TOKENS // length))  # prompts in one prefill
     chunk = min(PREFILL_CHUNK, length)
     tokens = max(slots, rows * chunk)
     states = tokens * (6 * hidden + 3 * inner) * dtype.itemsize
     scores = 4 * heads * length * tokens
-    # In the pass, and of every prompt as it is kept until its rows are in their slots.
-    read = (rows + slots) * length * (cache_bytes_per_token(config, dtype) or 0)
-    return states + scores + read
+    # Keys and values of the prompts in the pass, and of those that wait to be copied into their slots.
+    prefilled = (rows + slots) * length * (cache_bytes_per_token(config, dtype) or 0)
+    return states + scores + prefilled
 
 
-# What there is ---------------------------------------------------------------------------------------------------
+# Memory that is free ---------------------------------------------------------------------------------------------
 
 
 def check_fits(
     checkpoints: Sequence[Checkpoint],
-    overs: Sequence[int | None],
-    placements: Sequence[Placement],
+    adapter_bases: Sequence[int | None],
+    load_configs: Sequence[LoadConfig],
     slots: int,
     length: int,
 ) -> None:
-    """PairError if a device has less free memory than what is going to be put there; says what would fit."""
-    pools: dict[tuple[torch.device, ...], list[int]] = {}
-    for i, placement in enumerate(placements):
-        devices = _devices(placement)
+    """Refuse models that do not fit on their devices, with a list of what would fit.
+
+    Raises:
+        PairError: a device has less free memory than the models on it need.
+    """
+    members_of: dict[tuple[torch.device, ...], list[int]] = {}
+    for i, load_config in enumerate(load_configs):
+        devices = _devices(load_config)
         if devices is not None:
-            pools.setdefault(devices, []).append(i)
-    for devices, members in pools.items():
+            members_of.setdefault(devices, []).append(i)
+    for devices, members in members_of.items():
         free = sum(free_bytes(device) for device in devices)
 
-        def needed(slots: int, length: int, members: Sequence[int] = members, **form: Any) -> Estimate:
-            placed = [replace(placements[i], **form) for i in range(len(placements))]
-            whole = estimate_checkpoints(checkpoints, overs, placed, slots, length)
+        def needed(
+            slots: int, length: int, members: Sequence[int] = members, **changes: Any
+        ) -> MemoryEstimate:
+            changed = [replace(load_config, **changes) for load_config in load_configs]
+            whole = estimate_checkpoints(checkpoints, adapter_bases, changed, slots, length)
             return replace(whole, models=tuple(whole.models[i] for i in members))
 
         now = needed(slots, length)
@@ -240,18 +242,18 @@ def check_fits(
             names = " and ".join(model.name for model in now.models)
             where = " and ".join(map(str, devices))
             raise PairError(
-                f"{names} would need {size(now.total)} on {where} ({now}), and {size(free)} are free there. "
-                f"{_ways_out(now, free, needed, devices, placements[members[0]])}"
+                f"{names} would need {format_bytes(now.total)} on {where} ({now}), and {format_bytes(free)} are free "
+                f"there. {_suggestions(now, free, needed, devices, load_configs[members[0]])}"
             )
 
 
-def _devices(placement: Placement) -> tuple[torch.device, ...] | None:
-    """Where a model may go; None if part of it may stay on the disk, so that nothing is too large."""
-    device_map = placement.device_map
+def _devices(load_config: LoadConfig) -> tuple[torch.device, ...] | None:
+    """The devices that a model may use; None if a part may stay on the disk, since then any size fits."""
+    device_map = load_config.device_map
     if device_map is None:
-        return (placement.device,)
-    if isinstance(device_map, str) and device_map in _SPREAD:
-        return None if placement.offload_folder is not None else all_devices()
+        return (load_config.device,)
+    if isinstance(device_map, str) and device_map in _AUTOMATIC_MAPS:
+        return None if load_config.offload_folder is not None else all_devices()
     named = list(device_map.values()) if isinstance(device_map, Mapping) else [device_map]
     if "disk" in named:
         return None
@@ -264,10 +266,10 @@ def all_devices() -> tuple[torch.device, ...]:
     return (*(torch.device("cuda", i) for i in range(torch.cuda.device_count())), torch.device("cpu"))
 
 
-def _ways_out(
-    now: Estimate, free: int, needed: Any, devices: tuple[torch.device, ...], placement: Placement
+def _suggestions(
+    now: MemoryEstimate, free: int, needed: Any, devices: tuple[torch.device, ...], load_config: LoadConfig
 ) -> str:
-    """What would fit, each with what it would need."""
+    """A sentence that lists what would fit; needed(slots, length, **changes of LoadConfig) estimates an alternative."""
     ways = []
     if now.slots > 1 and needed(1, now.length).total <= free:
         most = bisect.bisect_right(range(1, now.slots), free, key=lambda s: needed(s, now.length).total)
@@ -275,27 +277,27 @@ def _ways_out(
             f"at most {most} completions at a time (slots={most}, Sampler(max_slots={most})): a sweep decodes every α "
             "and sample of a prompt together, so fewer of them"
         )
-    elif (shorter := _longest(now, free, needed)) is not None:
+    elif (shorter := _longest_that_fits(now, free, needed)) is not None:
         ways.append(f"texts of at most {shorter} tokens (length={shorter})")
-    forms: list[tuple[str, dict[str, Any]]] = [("dtype='bfloat16'", {"dtype": torch.bfloat16})]
+    changes: list[tuple[str, dict[str, Any]]] = [("dtype='bfloat16'", {"dtype": torch.bfloat16})]
     if any(device.type == "cuda" for device in devices):
-        forms += [(f"quantization='{bits}'", {"quantization": bits}) for bits in ("8bit", "4bit")]
-    for said, form in forms:
-        other = needed(now.slots, now.length, **form)
+        changes += [(f"quantization='{bits}'", {"quantization": bits}) for bits in ("8bit", "4bit")]
+    for option, change in changes:
+        other = needed(now.slots, now.length, **change)
         if other.total <= free and other.weights < now.weights:
-            ways.append(f"{said} ({size(other.total)})")
-    if placement.device_map is None:
-        spread = sum(free_bytes(device) for device in all_devices())
-        if len(all_devices()) > 1 and now.total <= spread:
-            ways.append(f"device_map='auto' ({size(spread)} on {len(all_devices())} devices)")
+            ways.append(f"{option} ({format_bytes(other.total)})")
+    if load_config.device_map is None:
+        everywhere = sum(free_bytes(device) for device in all_devices())
+        if len(all_devices()) > 1 and now.total <= everywhere:
+            ways.append(f"device_map='auto' ({format_bytes(everywhere)} on {len(all_devices())} devices)")
         ways.append(
             "device_map='auto' with offload_folder= (what does not fit is read from the disk at every token: slow)"
         )
-    return f"What would fit: {'; '.join(ways) or 'a smaller pair'}. check_memory=False loads it all the same"
+    return f"What would fit: {'; '.join(ways) or 'a smaller pair'}. check_memory=False skips this check"
 
 
-def _longest(now: Estimate, free: int, needed: Any) -> int | None:
-    """The longest text, in steps that halve, that would fit in one slot; None below 64 tokens."""
+def _longest_that_fits(now: MemoryEstimate, free: int, needed: Any) -> int | None:
+    """The longest text that fits in one slot, found by halving; None below 64 tokens."""
     length = now.length // 2
     while length >= 64:
         if needed(1, length).total <= free:

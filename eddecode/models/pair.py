@@ -15,10 +15,10 @@ from torch import Tensor
 
 from eddecode.errors import PairError, PromptError
 from eddecode.models.checkpoint import Checkpoint
-from eddecode.models.load_config import Placement
-from eddecode.models.load_group import Fit, Loaded, Source, load_group
-from eddecode.models.loader import freeze, keep_softcap
-from eddecode.models.notes import Note
+from eddecode.models.diagnostics import Diagnostic
+from eddecode.models.load_config import LoadConfig
+from eddecode.models.load_group import CheckpointRef, LoadedModels, MemoryRequirement, load_group
+from eddecode.models.loader import freeze, require_eager_for_softcap
 from eddecode.models.sizes import input_device, kv_bytes_per_token, weights_bytes
 from eddecode.models.tensor_bytes import model_digest
 from eddecode.models.tokenizer_compat import check_vocabularies, eos_notes, tokens_by_id
@@ -26,7 +26,7 @@ from eddecode.models.weight_diff import compare_tensors
 from eddecode.models.weight_sharing import resident_bytes
 from eddecode.prompts.types import RenderedPrompt
 
-__all__ = ["ModelPair", "Note"]
+__all__ = ["Diagnostic", "ModelPair"]
 
 _WINDOW_FIELDS = (
     "max_position_embeddings",
@@ -58,10 +58,10 @@ class ModelPair:
         tokenizers: tuple[Any, Any],
         *,
         checkpoints: tuple[Checkpoint, Checkpoint] | None = None,
-        notes: list[Note] | None = None,
+        notes: list[Diagnostic] | None = None,
     ) -> None:
         self.base, self.aligned = base, aligned
-        self.notes: list[Note] = list(notes or [])
+        self.notes: list[Diagnostic] = list(notes or [])
         self.base_tokenizer, self.aligned_tokenizer = self._settle_tokenizers(tokenizers)
         self.checkpoints = checkpoints
         self._digests: tuple[str, str] | None = None
@@ -86,12 +86,12 @@ class ModelPair:
         return self.aligned_tokenizer or self.base_tokenizer
 
     @staticmethod
-    def weights(alpha: float) -> tuple[float, float]:
+    def logit_weights(alpha: float) -> tuple[float, float]:
         """The factors of the two models' logits, (1 + α, −α) (Zhou et al., ACL 2024, equation 6)."""
         return 1.0 + alpha, -alpha
 
     @staticmethod
-    def texts(prompt: RenderedPrompt) -> tuple[tuple[int, ...], ...]:
+    def input_ids(prompt: RenderedPrompt) -> tuple[tuple[int, ...], ...]:
         """A prompt as each model sees it, in the order of `models`."""
         return prompt.ids
 
@@ -128,7 +128,7 @@ class ModelPair:
         Errors: PairError for a checkpoint that is missing, damaged, incomplete, not in safetensors, in need of its own
         code, no causal language model or too large, and for tokenizers that disagree.
         """
-        placement = Placement.of(
+        load_config = LoadConfig.create(
             dtype=dtype,
             device=device,
             device_map=device_map,
@@ -136,14 +136,16 @@ class ModelPair:
             offload_folder=offload_folder,
         )
         sources = (
-            Source(base, "base", base_revision or revision),
-            Source(aligned, "aligned", aligned_revision or revision, over=0),
+            CheckpointRef(base, "base", base_revision or revision),
+            CheckpointRef(aligned, "aligned", aligned_revision or revision, adapter_base=0),
         )
-        loaded = load_group(sources, placement, Fit(slots, length, check_memory))
-        return cls.of_loaded(loaded, (0, 1))
+        loaded = load_group(sources, load_config, MemoryRequirement(slots, length, check_memory))
+        return cls.from_loaded(loaded, (0, 1))
 
     @classmethod
-    def of_loaded(cls, loaded: Loaded, at: tuple[int, int], notes: list[Note] | None = None) -> ModelPair:
+    def from_loaded(
+        cls, loaded: LoadedModels, at: tuple[int, int], notes: list[Diagnostic] | None = None
+    ) -> ModelPair:
         """Two of the models that were loaded together; notes: in place of those of the loading."""
         i, j = at
         return cls(
@@ -169,14 +171,14 @@ class ModelPair:
                     f"the {side} model is a {type(model).__name__}; expected a transformers causal language model, "
                     "with a config and an output embedding"
                 )
-            keep_softcap(model.config)
+            require_eager_for_softcap(model.config)
             freeze(model)
         return cls(base, aligned, (base_tokenizer, aligned_tokenizer))
 
     # Checks ------------------------------------------------------------------------------------------------------
 
     def _note(self, level: Literal["info", "warning"], where: str, what: str, action: str) -> None:
-        self.notes.append(Note(level, where, what, action))
+        self.notes.append(Diagnostic(level, where, what, action))
 
     def _settle_tokenizers(self, tokenizers: tuple[Any, Any]) -> tuple[Any, Any]:
         base, aligned = tokenizers
@@ -228,7 +230,7 @@ class ModelPair:
 
     def check_prompt(self, prompt: RenderedPrompt) -> None:
         """PromptError for an id that its model has no embedding for, which on a GPU would end the process."""
-        for name, model, ids in zip(self.names, self.models, self.texts(prompt), strict=True):
+        for name, model, ids in zip(self.names, self.models, self.input_ids(prompt), strict=True):
             check_ids(name, model, ids)
 
     # What it is --------------------------------------------------------------------------------------------------
@@ -328,7 +330,7 @@ def describe_model(
     }
 
 
-def describe_shared(models: Sequence[Any], vocabulary: Tensor, notes: Sequence[Note]) -> dict[str, Any]:
+def describe_shared(models: Sequence[Any], vocabulary: Tensor, notes: Sequence[Diagnostic]) -> dict[str, Any]:
     """What models have in common, as data: the "vocabulary", "memory" and "notes" of `ModelPair.describe`."""
     sampleable, (held, shared) = int(vocabulary.sum()), resident_bytes(models)
     return {
@@ -338,7 +340,7 @@ def describe_shared(models: Sequence[Any], vocabulary: Tensor, notes: Sequence[N
             "masked": len(vocabulary) - sampleable,
         },
         "memory": {"weights_bytes": held, "shared_bytes": shared},
-        "notes": [vars(note).copy() for note in notes],
+        "notes": [note.to_dict() for note in notes],
     }
 
 

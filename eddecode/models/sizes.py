@@ -84,7 +84,7 @@ def _latent_width(config: Any) -> int:
     return int(heads * (config.qk_nope_head_dim + rope + config.v_head_dim))
 
 
-def size(count: float) -> str:
+def format_bytes(count: float) -> str:
     """Bytes for people: 1.5 GiB."""
     for unit in ("B", "KiB", "MiB", "GiB"):
         if count < 1024:

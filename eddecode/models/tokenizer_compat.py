@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from eddecode.errors import PairError
-from eddecode.models.notes import Note
+from eddecode.models.diagnostics import Diagnostic
 
 _SHOWN = 5
 # Names that vocabularies give to rows which they keep free. A release may rename one of its base's; any other id with
@@ -33,7 +33,7 @@ def tokens_by_id(tokenizer: Any) -> dict[int, str]:
 
 def check_vocabularies(
     widths: tuple[int, int], base_tokenizer: Any, aligned_tokenizer: Any
-) -> tuple[torch.Tensor, list[Note]]:
+) -> tuple[torch.Tensor, list[Diagnostic]]:
     """(sampleable ids as a bool tensor of shape (min width,), notes).
 
     widths: the logit widths of base and aligned. A tokenizer may be None. Errors: PairError where the tokenizers give
@@ -62,7 +62,7 @@ def check_vocabularies(
     return vocabulary, notes
 
 
-def _compare(base: dict[int, str], aligned: dict[int, str]) -> tuple[set[int], list[Note]]:
+def _compare(base: dict[int, str], aligned: dict[int, str]) -> tuple[set[int], list[Diagnostic]]:
     """(ids to mask because they were renamed, notes on tokens that one side alone has), or the error."""
     shared = base.keys() & aligned.keys()
     differing = sorted(i for i in shared if base[i] != aligned[i])
@@ -73,7 +73,7 @@ def _compare(base: dict[int, str], aligned: dict[int, str]) -> tuple[set[int], l
     notes = []
     if renamed:
         notes.append(
-            Note(
+            Diagnostic(
                 "warning",
                 "vocabulary",
                 f"{len(renamed)} reserved ids have two names: {_examples(renamed, base, aligned)}",
@@ -85,7 +85,7 @@ def _compare(base: dict[int, str], aligned: dict[int, str]) -> tuple[set[int], l
         if added:
             shown = ", ".join(f"{i} ({own[i]!r})" for i in added[:_SHOWN])
             notes.append(
-                Note(
+                Diagnostic(
                     "info",
                     "vocabulary",
                     f"{len(added)} tokens are known to the {side} tokenizer alone: {shown}"
@@ -117,11 +117,11 @@ def _examples(ids: Sequence[int], base: dict[int, str], aligned: dict[int, str])
     return shown + (", …" if len(ids) > _SHOWN else "")
 
 
-def _width_notes(widths: tuple[int, int], tables: Sequence[dict[int, str]]) -> list[Note]:
+def _width_notes(widths: tuple[int, int], tables: Sequence[dict[int, str]]) -> list[Diagnostic]:
     notes = []
     if widths[0] != widths[1]:
         notes.append(
-            Note(
+            Diagnostic(
                 "info",
                 "vocabulary",
                 f"the logits are {widths[0]} ids wide in base and {widths[1]} in aligned",
@@ -132,7 +132,7 @@ def _width_notes(widths: tuple[int, int], tables: Sequence[dict[int, str]]) -> l
         rows = sum(i < width for i in table)
         if rows < width:
             notes.append(
-                Note(
+                Diagnostic(
                     "info",
                     side,
                     f"{width - rows} of {width} logits belong to no token (padding, or holes in the vocabulary)",
@@ -142,7 +142,7 @@ def _width_notes(widths: tuple[int, int], tables: Sequence[dict[int, str]]) -> l
         beyond = sorted(i for i in table if i >= width)
         if beyond:
             notes.append(
-                Note(
+                Diagnostic(
                     "warning",
                     side,
                     f"the tokenizer knows {len(beyond)} ids that the model has no row for, such as "
@@ -155,13 +155,13 @@ def _width_notes(widths: tuple[int, int], tables: Sequence[dict[int, str]]) -> l
 
 def eos_notes(
     eos_ids: tuple[frozenset[int], ...], vocabulary: torch.Tensor, table: dict[int, str] | None
-) -> list[Note]:
+) -> list[Diagnostic]:
     """Notes on end-of-sequence ids: none at all, two different sets, or one that cannot be sampled."""
     notes = []
     for side, ids in zip(_SIDES, eos_ids, strict=True):
         if not ids:
             notes.append(
-                Note(
+                Diagnostic(
                     "warning",
                     side,
                     "no end-of-sequence id in generation_config, config or tokenizer",
@@ -171,7 +171,7 @@ def eos_notes(
         masked = sorted(i for i in ids if i >= len(vocabulary) or not bool(vocabulary[i]))
         if masked:
             notes.append(
-                Note(
+                Diagnostic(
                     "warning",
                     side,
                     f"its end-of-sequence ids {_named(masked, table)} are not known to both models",
@@ -180,7 +180,7 @@ def eos_notes(
             )
     if eos_ids[0] != eos_ids[1] and all(eos_ids):
         notes.append(
-            Note(
+            Diagnostic(
                 "info",
                 "end of sequence",
                 f"base ends at {_named(sorted(eos_ids[0]), table)}, aligned at {_named(sorted(eos_ids[1]), table)}",

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from eddecode.audit import AuditConfig, audit
 from eddecode.audit.export.formats import export_jsonl
 from eddecode.cli import app
-from eddecode.models.sizes import size
+from eddecode.models.sizes import format_bytes
 
 COMMANDS = (
     *("audit", "judge", "demo", "generate", "pair", "export"),
@@ -297,7 +297,7 @@ def test_pair_as_table_and_as_json(pair_folders: tuple[Path, Path]) -> None:
     shown = invoke("pair", *pair_folders).stdout
     assert f"{as_json['base']['parameters']:,}" in shown
     assert as_json["base"]["architecture"] in shown
-    assert f"Memory: {size(as_json['memory']['weights_bytes'])} of weights, and" in shown
+    assert f"Memory: {format_bytes(as_json['memory']['weights_bytes'])} of weights, and" in shown
     for layer in as_json["tensors"]["layers"]:
         assert re.search(rf"{re.escape(layer['layer'])}\s+{layer['parameters']:,}\s+[\d.]+%", shown)
     assert max(map(cell_len, shown.splitlines())) <= 80
@@ -308,7 +308,7 @@ def test_what_two_models_share_counts_once(pair_folders: tuple[Path, Path]) -> N
     as_json = json.loads(invoke("pair", base, base, "--json").stdout)
     held, alone = as_json["memory"]["weights_bytes"], as_json["base"]["weights_bytes"]
     assert alone <= held < 1.01 * alone  # what is computed anew, such as rotary frequencies, is held twice
-    assert f"Memory: {size(held)} of weights, and" in invoke("pair", base, base).stdout
+    assert f"Memory: {format_bytes(held)} of weights, and" in invoke("pair", base, base).stdout
 
 
 def test_an_audit_file_makes_the_same_run_and_flags_win(

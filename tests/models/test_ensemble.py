@@ -12,7 +12,7 @@ import torch
 
 from eddecode import ModelPair, RenderedPrompt, Sampler, SamplingParams
 from eddecode.errors import PairError, PromptError
-from eddecode.models.ensemble import Ensemble, Mixture, Transfer
+from eddecode.models.ensemble import Ensemble, LogitMixture, Transfer
 from helpers import decoding, reference, tiny
 
 ALPHAS = (-1.0, -0.4, 0.0, 0.5, 2.0)
@@ -39,7 +39,7 @@ FACTORS: dict[str, Callable[[float], tuple[float, ...]]] = {
     "transfer": lambda alpha: (1, alpha, -alpha),
 }
 READS_ALIGNED = {"ensemble": (False, True, True, True), "transfer": (False, False, True)}
-GROUPS: dict[str, Callable[[], Mixture]] = {"ensemble": ensemble, "transfer": transfer}
+GROUPS: dict[str, Callable[[], LogitMixture]] = {"ensemble": ensemble, "transfer": transfer}
 
 
 def naive(kind: str, models: Sequence[Any], prompt: RenderedPrompt, alpha: float, count: int) -> list[Any]:
@@ -133,7 +133,7 @@ def test_weights_keep_the_base_whole() -> None:
     """At every α an ensemble's factors sum to 1, as a pair's do; a transfer's too."""
     for group in (ensemble(3), transfer()):
         for alpha in ALPHAS:
-            assert sum(group.weights(alpha)) == pytest.approx(1.0, abs=1e-12)
+            assert sum(group.logit_weights(alpha)) == pytest.approx(1.0, abs=1e-12)
 
 
 # What ends a completion, and what may be sampled -----------------------------------------------------------------
@@ -164,7 +164,7 @@ def test_only_ids_that_all_models_and_tokenizers_know_can_be_sampled() -> None:
     assert group.vocabulary.tolist() == [True] * 300 + [False] * 5
     done = Sampler(group).generate(decoding.mixed_prompts(4), SamplingParams(alpha=1.0, temperature=5.0))
     assert max(max(completion.token_ids) for completion in done) < 300
-    assert any(note.where == "aligned 2" and "5 of 305 logits" in note.what for note in group.notes)
+    assert any(note.component == "aligned 2" and "5 of 305 logits" in note.message for note in group.notes)
 
 
 def test_tokenizers_that_disagree_are_named_as_the_group_names_them(tmp_path: Path) -> None:
@@ -223,7 +223,7 @@ def test_a_transfer_from_disk(tmp_path: Path) -> None:
     )
     assert loaded.names == ("large", "base", "aligned")
     assert loaded.describe()["models"]["large"]["architecture"] == "GPTNeoXForCausalLM"
-    assert loaded.texts(prompt) == (prompt.base_ids, prompt.base_ids, prompt.aligned_ids)
+    assert loaded.input_ids(prompt) == (prompt.base_ids, prompt.base_ids, prompt.aligned_ids)
 
 
 def test_members_may_be_adapters_and_share_their_base(tmp_path: Path) -> None:
@@ -242,7 +242,7 @@ def test_members_may_be_adapters_and_share_their_base(tmp_path: Path) -> None:
     moved = sum(p.nbytes for name, p in group.models[2].named_parameters() if "q_proj" in name)
     whole = sum(p.nbytes for p in group.models[2].parameters())
     assert memory["shared_bytes"] == pytest.approx(whole - moved, abs=64)
-    assert any(note.where == "memory" and "held once" in note.what for note in group.notes)
+    assert any(note.component == "memory" and "held once" in note.message for note in group.notes)
     with pytest.raises(PairError, match=r"the large checkpoint .* is an adapter; expected full weights"):
         Transfer.load(tmp_path / "adapter", base, full)
 
@@ -252,7 +252,7 @@ def test_different_chat_templates_are_noted(tmp_path: Path) -> None:
     first, second = tiny.tiny_tokenizer(), tiny.tiny_tokenizer()
     second.chat_template = "{{ messages[0]['content'] }}!"
     group = Ensemble.from_models(base, aligned_models(base, 2), first, [first, second])
-    assert any("aligned 1, aligned 2 have different chat templates" in note.what for note in group.notes)
+    assert any("aligned 1, aligned 2 have different chat templates" in note.message for note in group.notes)
     assert group.aligned_tokenizer is first
 
 

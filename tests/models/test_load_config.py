@@ -121,7 +121,7 @@ def test_the_loader_is_given_the_quantization(
     pair = ModelPair.load(*pair_folders, quantization="4bit", device="cpu")
     assert [arguments["quantization_config"].load_in_4bit for arguments in asked] == [True, True]
     assert asked[0]["device_map"] == {"": torch.device("cpu")}
-    assert any("rounded to 4 bits" in note.what and "1 + 2α" in note.action for note in pair.notes)
+    assert any("rounded to 4 bits" in note.message and "1 + 2α" in note.hint for note in pair.notes)
 
 
 @pytest.mark.usefixtures("with_bitsandbytes")
@@ -131,6 +131,6 @@ def test_an_adapter_is_not_merged_into_few_bits(tmp_path: Path) -> None:
     config = peft.LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")
     peft.get_peft_model(tiny.tiny_model(), config).save_pretrained(tmp_path / "adapter")
     with pytest.raises(
-        PairError, match=r"cannot be merged into weights of 8bit: the sum would be rounded once more"
+        PairError, match=r"cannot be merged into weights of 8bit: the sum would be rounded a second time"
     ):
         ModelPair.load(base, tmp_path / "adapter", quantization="8bit")

@@ -18,7 +18,7 @@ from eddecode.errors import PairError
 from eddecode.execution import model_runner as decoder
 from eddecode.models import memory_estimate as room
 from eddecode.models.ensemble import Ensemble
-from eddecode.models.load_config import Placement
+from eddecode.models.load_config import LoadConfig
 from eddecode.models.memory_estimate import check_fits, estimate
 from helpers import tiny
 
@@ -134,7 +134,7 @@ def test_what_does_not_fit_is_refused_before_it_is_read(
 ) -> None:
     folder = llama_7b(tmp_path / "7b")
     monkeypatch.setattr(room, "free_bytes", lambda device: 20 * GIB)
-    monkeypatch.setattr("eddecode.models.load_group.place_model", pytest.fail)
+    monkeypatch.setattr("eddecode.models.load_group.load_model", pytest.fail)
     with pytest.raises(PairError) as caught:
         ModelPair.load(folder, folder)
     message = str(caught.value)
@@ -143,26 +143,26 @@ def test_what_does_not_fit_is_refused_before_it_is_read(
     assert "and 20.0 GiB are free there" in message
     assert "device_map='auto' with offload_folder=" in message
     assert "bfloat16" not in message  # it is that already
-    assert message.endswith("check_memory=False loads it all the same")
+    assert message.endswith("check_memory=False skips this check")
 
 
-def fits(monkeypatch: pytest.MonkeyPatch, folder: Path, free: int, **placement: Any) -> Callable[..., None]:
+def fits(monkeypatch: pytest.MonkeyPatch, folder: Path, free: int, **load_config: Any) -> Callable[..., None]:
     """check_fits of a pair on a CUDA device with that much memory, beside a CPU with the same."""
     devices = (torch.device("cuda", 0), torch.device("cpu"))
     monkeypatch.setattr(room, "free_bytes", lambda device: free)
     monkeypatch.setattr(room, "all_devices", lambda: devices)
     checkpoint = room.open_checkpoint(folder, "base")
-    placements = [Placement(**{"device": devices[0], **placement})] * 2
+    load_configs = [LoadConfig(**{"device": devices[0], **load_config})] * 2
 
     def check(slots: int = 1, length: int = 2048) -> None:
-        check_fits([checkpoint] * 2, [None] * 2, placements, slots, length)
+        check_fits([checkpoint] * 2, [None] * 2, load_configs, slots, length)
 
     return check
 
 
 def test_the_ways_out_are_those_that_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = llama_7b(tmp_path / "7b")
-    needs = lambda **form: estimate(folder, folder, **form).total  # noqa: E731
+    needs = lambda **changes: estimate(folder, folder, **changes).total  # noqa: E731
     with pytest.raises(PairError, match=r"dtype='bfloat16' \(\d\d\.\d GiB\); quantization='8bit'") as caught:
         fits(monkeypatch, folder, needs(), dtype=torch.float32)()
     assert "4bit" in str(caught.value)
@@ -195,10 +195,10 @@ def test_each_device_is_asked_for_what_goes_there(tmp_path: Path, monkeypatch: p
     checkpoints = [
         room.open_checkpoint(folder, side) for folder, side in zip(folders, ("base", "aligned"), strict=True)
     ]
-    placements = [Placement(device_map="cuda:0"), Placement(device_map={"": 1})]
+    load_configs = [LoadConfig(device_map="cuda:0"), LoadConfig(device_map={"": 1})]
     monkeypatch.setattr(room, "free_bytes", lambda device: GIB if device.index == 0 else 100_000)
     with pytest.raises(PairError, match=r"^aligned would need .* on cuda:1 "):
-        check_fits(checkpoints, [None, None], placements, 1, 64)
+        check_fits(checkpoints, [None, None], load_configs, 1, 64)
 
 
 def test_the_check_can_be_turned_off_and_lets_pass_what_fits(

@@ -34,7 +34,7 @@ def test_loaded_models_compute_what_transformers_would(tmp_path: Path, arch: str
         assert model.config._attn_implementation in ("sdpa", "eager")
     assert pair.notes == []
     assert pair.names == ("base", "aligned")
-    assert pair.weights(0.3) == (1.3, -0.3)
+    assert pair.logit_weights(0.3) == (1.3, -0.3)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", torch.bfloat16, "bf16"])

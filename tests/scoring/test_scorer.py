@@ -154,7 +154,7 @@ def test_logits_of_long_texts_in_a_wide_vocabulary_are_never_whole(monkeypatch: 
     """What is held is measured: the tallest block of logits that is alive, beside the whole it is a part of."""
     wide = ModelPair.from_models(*tiny.tiny_pair_models("gemma2", vocab=20_000))
     subject = Sampler(wide)
-    scorer = scoring.Scorer(subject.runner, wide.vocabulary, wide.weights, logit_bytes=2 << 20)
+    scorer = scoring.Scorer(subject.runner, wide.vocabulary, wide.logit_weights, logit_bytes=2 << 20)
     subject._scorer = scorer
     blocks = []
     block = scorer._block

@@ -52,14 +52,14 @@ class ClassifierJudge:
 
     def __init__(self, options: ClassifierOptions) -> None:
         from eddecode.models.checkpoint import open_checkpoint
-        from eddecode.models.load_config import Placement
+        from eddecode.models.load_config import LoadConfig
         from eddecode.models.loader import load_tokenizer, read_config
 
         self.name = options.name or f"classifier:{short_name(options.model)}"
         self.role: Role = options.role
         self._options = options
         with errors_name_judge(self.name):
-            self._placement = Placement.of(dtype=options.dtype, device=options.device)
+            self._load_config = LoadConfig.create(dtype=options.dtype, device=options.device)
             self._checkpoint = open_checkpoint(options.model, "judge", options.revision)
             self._tokenizer = load_tokenizer(self._checkpoint)
             if self._tokenizer is None:
@@ -76,7 +76,7 @@ class ClassifierJudge:
         return fingerprint(
             kind="classifier",
             model=checkpoint_hash(self._checkpoint.path),
-            dtype=str(self._placement.dtype),
+            dtype=str(self._load_config.dtype),
             labels=self._labels.names,
             harmful=self._labels.harmful,
             multi=self._labels.multi,
@@ -177,7 +177,7 @@ class ClassifierJudge:
     def _logits(self, pieces: Sequence[Mapping[str, list[int]]]) -> Tensor:
         """Encoded texts to logits (B, C), float32 on the CPU."""
         inputs = self._tokenizer.pad(list(pieces), padding=len(pieces) > 1, return_tensors="pt")
-        logits: Tensor = self._loaded()(**inputs.to(self._placement.device)).logits
+        logits: Tensor = self._loaded()(**inputs.to(self._load_config.device)).logits
         return logits.float().cpu()
 
     def _loaded(self) -> Any:
@@ -188,7 +188,7 @@ class ClassifierJudge:
 
             with errors_name_judge(self.name):
                 self._model, _ = load_weights(
-                    AutoModelForSequenceClassification, self._checkpoint, self._config, self._placement
+                    AutoModelForSequenceClassification, self._checkpoint, self._config, self._load_config
                 )
             if self._model.config.pad_token_id is None:
                 self._model.config.pad_token_id = self._tokenizer.pad_token_id

@@ -75,8 +75,8 @@ class FirstTokenModel:
 
     def __init__(self, options: LanguageModelOptions, name: str) -> None:
         from eddecode.models.checkpoint import open_checkpoint
-        from eddecode.models.load_config import Placement
-        from eddecode.models.loader import load_config, load_tokenizer
+        from eddecode.models.load_config import LoadConfig
+        from eddecode.models.loader import load_tokenizer, read_causal_config
 
         self.name, self._options = name, options
         with errors_name_judge(name):
@@ -87,8 +87,8 @@ class FirstTokenModel:
                 )
                 raise JudgeError(f"the judge checkpoint {options.model!r} {problem}")
             self._root = open_checkpoint(options.base, "judge") if options.base else self._checkpoint
-            self._config = load_config(self._root)[0].get_text_config()
-            self._placement = Placement.of(dtype=options.dtype, device=options.device)
+            self._config = read_causal_config(self._root)[0].get_text_config()
+            self._load_config = LoadConfig.create(dtype=options.dtype, device=options.device)
             self.tokenizer = load_tokenizer(self._checkpoint) or load_tokenizer(self._root)
             if self.tokenizer is None:
                 raise JudgeError(
@@ -248,13 +248,13 @@ class FirstTokenModel:
             from transformers import GenerationConfig
 
             from eddecode.execution.model_runner import UncachedModelRunner
-            from eddecode.models.loader import place_merged, place_model
+            from eddecode.models.loader import load_merged_adapter, load_model
 
             with errors_name_judge(self.name):
                 if self._options.base:
-                    model, _ = place_merged(self._checkpoint, self._root, self._placement)
+                    model, _ = load_merged_adapter(self._checkpoint, self._root, self._load_config)
                 else:
-                    model, _ = place_model(self._checkpoint, self._placement)
+                    model, _ = load_model(self._checkpoint, self._load_config)
             # Greedy, whatever sampling settings the checkpoint recommends. Rows that end early are filled with an EOS.
             eos = sorted(self._eos_ids)
             model.generation_config = GenerationConfig(

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, cast, get_args
 from eddecode.engine.speculative.speculator import Mode, Speculation
 from eddecode.errors import PairError, ParamsError
 from eddecode.execution.pair_runner import PairRunner
-from eddecode.models.load_config import Placement
-from eddecode.models.load_group import Fit, Source, load_group
+from eddecode.models.load_config import LoadConfig
+from eddecode.models.load_group import CheckpointRef, MemoryRequirement, load_group
 from eddecode.models.pair import ModelPair
 from eddecode.models.tokenizer_compat import tokens_by_id
 
@@ -52,8 +52,8 @@ def assistant_for(pair: ModelGroup, source: str | Path | Any) -> AssistantGuesse
     """
     tokenizer = None
     if isinstance(source, str | Path):
-        placement = Placement.of(device=pair.device)
-        loaded = load_group([Source(source, "assistant")], placement, Fit())
+        load_config = LoadConfig.create(device=pair.device)
+        loaded = load_group([CheckpointRef(source, "assistant")], load_config, MemoryRequirement())
         source, tokenizer = loaded.models[0], loaded.tokenizers[0]
     itself = ModelPair.from_models(source, source)  # checks and reads the one model
     check_vocabulary(pair, source, tokenizer)
