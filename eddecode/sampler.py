@@ -24,7 +24,7 @@ from eddecode.prompts.templates import Renderer, make_template
 from eddecode.prompts.types import Prompt, RenderedPrompt
 from eddecode.sampling.params import SamplingParams
 from eddecode.sampling.rng import stream_key
-from eddecode.scoring.inputs import GivenCompletions, collect
+from eddecode.scoring.inputs import CompletionsLike, normalize_completions
 from eddecode.scoring.scorer import Scorer
 from eddecode.scoring.scores import Scores
 from eddecode.utils.memory import CACHE_MEMORY_FRACTION, free_bytes, trim_heap
@@ -153,7 +153,7 @@ class Sampler:
     def score(
         self,
         prompts: Prompt | Sequence[Prompt],
-        completions: GivenCompletions,
+        completions: CompletionsLike,
         alphas: float | Sequence[float] = (),
         *,
         prompt_index: Sequence[int] | None = None,
@@ -186,7 +186,9 @@ class Sampler:
         strengths = [alphas] if isinstance(alphas, int | float) else list(alphas)
         for alpha in strengths:
             SamplingParams(alpha=alpha)  # says what is wrong with it
-        given = collect(completions, len(listed), prompt_index, self.pair.tokenizer, self.pair.vocabulary)
+        given = normalize_completions(
+            completions, len(listed), prompt_index, self.pair.tokenizer, self.pair.vocabulary
+        )
         rendered = [self._rendered(index, prompt) for index, prompt in enumerate(listed)]
         if self._scorer is None:
             self._scorer = Scorer(self.runner, self.pair.vocabulary, self.pair.logit_weights)

@@ -1,10 +1,10 @@
-"""Completions that a caller brings to be scored, in whatever form they have them, as token ids with a name each."""
+"""Completions to score, in any of the forms that `Sampler.score` accepts, converted to token ids."""
 
 from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 from torch import Tensor
@@ -13,8 +13,8 @@ from eddecode.errors import ParamsError, PromptError
 
 
 @runtime_checkable
-class Sampled(Protocol):
-    """What `eddecode.sampler.Completion` brings along."""
+class HasTokenIds(Protocol):
+    """The part of `eddecode.Completion` that scoring needs."""
 
     @property
     def prompt_index(self) -> int:
@@ -23,23 +23,21 @@ class Sampled(Protocol):
 
     @property
     def token_ids(self) -> list[int]:
-        """Its ids, with the one that ended it."""
+        """Its ids, including the one that ended it."""
         ...
 
 
-GivenCompletion: TypeAlias = str | Sequence[int] | Sampled
-GivenCompletions: TypeAlias = (
-    GivenCompletion | Sequence[GivenCompletion] | Sequence[Sequence[GivenCompletion]]
-)
+CompletionLike: TypeAlias = str | Sequence[int] | HasTokenIds
+CompletionsLike: TypeAlias = CompletionLike | Sequence[CompletionLike] | Sequence[Sequence[CompletionLike]]
 
 
 @dataclass(frozen=True)
-class Given:
-    """One completion of one prompt.
+class CompletionInput:
+    """One completion to score.
 
     Attributes:
-        prompt_index: which prompt.
-        sample: the how-manyth completion of that prompt.
+        prompt_index: which of the prompts it continues.
+        sample: its number among the completions of that prompt, from 0.
         ids: its tokens.
     """
 
@@ -49,73 +47,75 @@ class Given:
 
     @property
     def name(self) -> str:
-        """How errors call it."""
+        """Its name in error messages."""
         return f"prompt {self.prompt_index}, completion {self.sample}"
 
 
-def collect(
-    completions: GivenCompletions,
+def normalize_completions(
+    completions: CompletionsLike,
     prompts: int,
     prompt_index: Sequence[int] | None,
     tokenizer: Any,
     vocabulary: Tensor,
-) -> list[Given]:
-    """Completions in any of the forms that `Sampler.score` takes, in the order they came.
+) -> list[CompletionInput]:
+    """Completions in any of the forms that `Sampler.score` takes, in the given order.
 
     Args:
         completions: one list per prompt, or a flat list.
-        prompts: how many prompts there are.
-        prompt_index: for a flat list, the prompt of each.
-        tokenizer: turns text into ids; no special tokens are added.
+        prompts: the number of prompts.
+        prompt_index: for a flat list, the prompt of each completion.
+        tokenizer: converts text to ids; no special tokens are added.
         vocabulary: (V,) bool, ids that may be sampled.
 
     Raises:
-        ParamsError: it cannot be told which prompt a completion belongs to.
+        ParamsError: it is not determined which prompt a completion belongs to.
         PromptError: text without a tokenizer, ids that are no integers, or ids outside the vocabulary.
     """
-    flat, owners = _flat(completions, prompts, prompt_index)
+    flat, owners = _flatten(completions, prompts, prompt_index)
     known = vocabulary.cpu().numpy()
-    seen = [0] * prompts
-    given = []
+    counts = [0] * prompts
+    normalized = []
     for completion, owner in zip(flat, owners, strict=True):
-        text = Given(owner, seen[owner], ())
-        seen[owner] += 1
-        ids = _ids(text.name, completion, tokenizer)
-        _check_known(text.name, ids, completion, known)
-        given.append(Given(owner, text.sample, ids))
-    return given
+        empty = CompletionInput(owner, counts[owner], ())
+        counts[owner] += 1
+        ids = _ids(empty.name, completion, tokenizer)
+        _check_known(empty.name, ids, completion, known)
+        normalized.append(replace(empty, ids=ids))
+    return normalized
 
 
-def _flat(
+def _flatten(
     completions: Any, prompts: int, prompt_index: Sequence[int] | None
-) -> tuple[list[GivenCompletion], list[int]]:
+) -> tuple[list[CompletionLike], list[int]]:
     """All completions, and the prompt of each."""
-    alone = isinstance(completions, str | Sampled) or (len(completions) > 0 and _is_one(completions))
-    listed = [completions] if alone else list(completions)
-    if all(map(_is_one, listed)):
+    is_single = isinstance(completions, str | HasTokenIds) or (
+        len(completions) > 0 and _is_completion(completions)
+    )
+    listed = [completions] if is_single else list(completions)
+    if all(map(_is_completion, listed)):
         return listed, _owners(listed, prompts, prompt_index)
     if prompt_index is not None:
         raise ParamsError(
-            "prompt_index goes with a flat list of completions, and these are lists per prompt; drop it"
+            "prompt_index was given with one list of completions per prompt; expected it with a flat list only: drop it"
         )
     if len(listed) != prompts:
         raise ParamsError(
             f"got {prompts} prompts and {len(listed)} lists of completions; give one list per prompt, or a flat list "
             "with prompt_index="
         )
-    for index, of_one in enumerate(listed):
-        if isinstance(of_one, str | Sampled) or not all(map(_is_one, of_one)):
+    for index, of_prompt in enumerate(listed):
+        if isinstance(of_prompt, str | HasTokenIds) or not all(map(_is_completion, of_prompt)):
             raise ParamsError(
-                f"completions[{index}] is {of_one!r:.80}; expected a list of completions (strings, lists of token ids, "
-                "Completion objects), as for the other prompts"
+                f"completions[{index}] is {of_prompt!r:.80}; expected a list of completions (strings, lists of token "
+                "ids, Completion objects), as for the other prompts"
             )
-    owners = [index for index, of_one in enumerate(listed) for _ in of_one]
-    return [completion for of_one in listed for completion in of_one], owners
+    owners = [index for index, of_prompt in enumerate(listed) for _ in of_prompt]
+    return [completion for of_prompt in listed for completion in of_prompt], owners
 
 
-def _is_one(value: Any) -> bool:
-    """Whether this is a completion, not a list of them; an empty list counts as one without tokens."""
-    if isinstance(value, str | Sampled):
+def _is_completion(value: Any) -> bool:
+    """Whether this is one completion and not a list of them; an empty list is a completion without tokens."""
+    if isinstance(value, str | HasTokenIds):
         return True
     try:
         return all(hasattr(item, "__index__") for item in value)
@@ -128,7 +128,7 @@ def _is_one(value: Any) -> bool:
 def _owners(listed: Sequence[Any], prompts: int, prompt_index: Sequence[int] | None) -> list[int]:
     if prompt_index is not None:
         owners = [operator.index(index) for index in prompt_index]
-    elif listed and all(isinstance(completion, Sampled) for completion in listed):
+    elif listed and all(isinstance(completion, HasTokenIds) for completion in listed):
         owners = [completion.prompt_index for completion in listed]
     elif prompts == 1:
         owners = [0] * len(listed)
@@ -142,7 +142,7 @@ def _owners(listed: Sequence[Any], prompts: int, prompt_index: Sequence[int] | N
     wrong = next((index for index in owners if not 0 <= index < prompts), None)
     if wrong is not None:
         raise ParamsError(
-            f"a completion belongs to prompt {wrong}, and there are {prompts}; expected 0 to {prompts - 1}"
+            f"a completion has the prompt index {wrong}, and there are {prompts} prompts; expected 0 to {prompts - 1}"
         )
     return owners
 
@@ -150,11 +150,9 @@ def _owners(listed: Sequence[Any], prompts: int, prompt_index: Sequence[int] | N
 def _ids(name: str, completion: Any, tokenizer: Any) -> tuple[int, ...]:
     if isinstance(completion, str):
         if tokenizer is None:
-            raise PromptError(
-                f"{name} is text, and the pair has no tokenizer; give it as a list of token ids"
-            )
+            raise PromptError(f"{name} is text, and the pair has no tokenizer; expected a list of token ids")
         return tuple(tokenizer(completion, add_special_tokens=False)["input_ids"])
-    listed = completion.token_ids if isinstance(completion, Sampled) else completion
+    listed = completion.token_ids if isinstance(completion, HasTokenIds) else completion
     try:
         return tuple(operator.index(i) for i in listed)
     except TypeError:
@@ -164,12 +162,12 @@ def _ids(name: str, completion: Any, tokenizer: Any) -> tuple[int, ...]:
 def _check_known(name: str, ids: tuple[int, ...], completion: Any, known: Any) -> None:
     for at, token in enumerate(ids):
         if not 0 <= token < len(known) or not known[token]:
-            way_out = (
+            hint = (
                 "leave the special token or symbol out of the text"
                 if isinstance(completion, str)
                 else "check that it was made with this pair's tokenizer"
             )
             raise PromptError(
-                f"{name}: id {token} at position {at} is outside the safe vocabulary, the {int(known.sum())} ids that "
-                f"both models and the tokenizer know, so no contrast gives it a probability; {way_out}"
+                f"{name}: id {token} at position {at} is outside the safe vocabulary (the {int(known.sum())} ids that "
+                f"both models and the tokenizer know), so it has no probability under the contrast; {hint}"
             )

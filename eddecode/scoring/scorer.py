@@ -1,22 +1,24 @@
-"""How likely given completions are under the base model, the aligned model, and the contrast at any number of α's.
+"""Log-probabilities of given completions under base model, aligned model, and the contrast at any number of α's.
 
-Each model reads every completion once, and a prompt once however many completions it has; after that an α costs one
-sum over the vocabulary per token (`eddecode_kernels.score`). Logits exist for a block of positions at a time. The
-same pass measures how far the two models diverge at each depth of the completion: how many tokens deep the alignment
-goes (Qi et al., ICLR 2025, arXiv 2406.05946, §2.2).
+Each model processes every completion once, and a prompt once for all of its completions; after that an α costs one sum
+over the vocabulary per token (`eddecode_kernels.score`). Logits exist for a block of positions at a time. The same pass
+measures how far the two models diverge at each position of the completion: how many tokens deep the alignment goes (Qi
+et al., ICLR 2025, arXiv 2406.05946, §2.2).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from eddecode.errors import ContextError, EngineError, ParamsError
-from eddecode.scoring.readers import Reader, reader_for
+from eddecode.models.sizes import kv_bytes_per_token
+from eddecode.scoring.readers import LogitsReader, reader_for
 from eddecode.scoring.scores import DepthProfile, Floats, Score, Scores, TokenScores
 from eddecode.utils.memory import is_out_of_memory, release_memory
 from eddecode_kernels.score import score_rows
@@ -24,12 +26,24 @@ from eddecode_kernels.score import score_rows
 if TYPE_CHECKING:
     from eddecode.execution.pair_runner import PairRunner
     from eddecode.prompts.types import RenderedPrompt
-    from eddecode.scoring.inputs import Given
+    from eddecode.scoring.inputs import CompletionInput
 
-BATCH_TOKENS = 1024  # completion tokens, padding included, that a model reads together: more is no faster
-LOGIT_BYTES = (
-    64 << 20
-)  # logits of both models that exist at a time; more only where a single position takes more
+BATCH_TOKENS = 1024  # completion tokens per batch, padding included; larger batches are no faster
+LOGIT_BYTES = 64 << 20  # of both models' logits at a time; exceeded only where a single position needs more
+
+
+@dataclass(frozen=True)
+class _Item:
+    """A completion with its prompt. index: its place in the results."""
+
+    index: int
+    prompt: RenderedPrompt
+    completion: CompletionInput
+
+    @property
+    def length(self) -> int:
+        """Tokens of the completion."""
+        return len(self.completion.ids)
 
 
 class Scorer:
@@ -38,7 +52,7 @@ class Scorer:
     Args:
         runner: the two models.
         vocabulary: (V,) bool, ids that may be sampled.
-        weights: the weights of (base, aligned) at an α.
+        logit_weights: α → the weights of the logits of (base, aligned).
         memory_budget: bytes that keys and values of one model may take.
         batch_tokens, logit_bytes: see BATCH_TOKENS and LOGIT_BYTES.
     """
@@ -47,7 +61,7 @@ class Scorer:
         self,
         runner: PairRunner,
         vocabulary: Tensor,
-        weights: Callable[[float], tuple[float, ...]],
+        logit_weights: Callable[[float], tuple[float, ...]],
         *,
         memory_budget: int | None = None,
         batch_tokens: int = BATCH_TOKENS,
@@ -58,95 +72,91 @@ class Scorer:
                 f"score compares two models, and this group has {len(runner.names)} ({', '.join(runner.names)}); "
                 "score the pairs of the group one by one"
             )
-        self.runner, self.weights, self.windows = runner, weights, runner.windows
+        self.runner, self.logit_weights, self.windows = runner, logit_weights, runner.windows
         self.vocabulary = None if bool(vocabulary.all()) else vocabulary.to(runner.device)
         self.memory_budget, self.batch_tokens, self.logit_bytes = memory_budget, batch_tokens, logit_bytes
-        self.readers: list[Reader] = [
-            reader_for(decoder, name)
-            for decoder, name in zip(runner.separate_runners, runner.names, strict=True)
+        runners = runner.separate_runners
+        self.readers: list[LogitsReader] = [
+            reader_for(each, name) for each, name in zip(runners, runner.names, strict=True)
         ]
-        models = [decoder.model for decoder in runner.separate_runners]
-        self._logit_widths = [int(model.get_output_embeddings().weight.shape[0]) for model in models]
-        self._token_bytes = [_cache_bytes(model) for model in models]
+        self._logit_widths = [int(each.model.get_output_embeddings().weight.shape[0]) for each in runners]
+        self._token_bytes = [kv_bytes_per_token(each.model) or 0 for each in runners]
 
     def score(
         self,
         prompts: Sequence[RenderedPrompt],
-        given: Sequence[Given],
+        completions: Sequence[CompletionInput],
         alphas: Sequence[float],
         keep_tokens: bool,
     ) -> Scores:
-        """Score completions; `given` in the order wanted, each naming its prompt. See `Sampler.score`."""
-        for text in given:
-            self._check_fits(text, prompts[text.prompt_index])
-        weights = torch.tensor([self.weights(alpha) for alpha in alphas]).reshape(len(alphas), 2)
-        done: dict[int, Score] = {}
-        depth = _Depth()
+        """Score completions, in the given order; each names its prompt. See `Sampler.score`."""
+        items = [_Item(i, prompts[text.prompt_index], text) for i, text in enumerate(completions)]
+        for item in items:
+            self._check_context(item)
+        weights = torch.tensor([self.logit_weights(alpha) for alpha in alphas]).reshape(len(alphas), 2)
+        scores: dict[int, Score] = {}
+        depth = _DepthStatistics()
         try:
-            for batch, values in self._batches(prompts, given, weights):
-                self._check_finite([given[i] for i in batch], values, alphas)
-                for i, value in zip(batch, values, strict=True):
-                    done[i] = _score(given[i], value, tuple(alphas), keep_tokens)
+            for batch, values in self._score_in_batches(items, weights):
+                for item, value in zip(batch, values, strict=True):
+                    self._check_finite(item.completion, value, alphas)
+                    scores[item.index] = _score(item.completion, value, tuple(alphas), keep_tokens)
                     depth.add(value[:2])
         finally:
             for reader in self.readers:
-                reader.forget()
-        return Scores(tuple(done[i] for i in range(len(given))), depth.profile())
+                reader.clear_cache()
+        return Scores(tuple(scores[i] for i in range(len(items))), depth.profile())
 
-    def _batches(
-        self, prompts: Sequence[RenderedPrompt], given: Sequence[Given], weights: Tensor
-    ) -> Iterator[tuple[list[int], list[Floats]]]:
-        """Which texts, and what came of them, until all are done; smaller batches where memory does not suffice."""
-        waiting = _in_reading_order(prompts, given)
+    # Batches -----------------------------------------------------------------------------------------------------
+
+    def _score_in_batches(
+        self, items: Sequence[_Item], weights: Tensor
+    ) -> Iterator[tuple[list[_Item], list[Floats]]]:
+        """Batches with their values, until all are done; batches get smaller where memory does not suffice."""
+        waiting = _in_batching_order(items)
         while waiting:
-            batch = waiting[: self._fitting(prompts, given, waiting)]
+            batch = waiting[: self._batch_size(waiting)]
             try:
-                values = self._batch(
-                    [prompts[given[i].prompt_index] for i in batch], [given[i] for i in batch], weights
-                )
+                values = self._score_batch(batch, weights)
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
-                self._shrink(len(batch), error)
+                self._halve_batches(len(batch), error)
                 continue
             yield batch, values
             del waiting[: len(batch)]
 
-    # What goes together
-
-    def _check_fits(self, text: Given, prompt: RenderedPrompt) -> None:
-        for name, ids, window in zip(self.runner.names, prompt.ids, self.windows, strict=True):
-            needed = len(ids) + len(text.ids)
+    def _check_context(self, item: _Item) -> None:
+        for name, ids, window in zip(self.runner.names, item.prompt.ids, self.windows, strict=True):
+            needed = len(ids) + item.length
             if window is not None and needed > window:
                 raise ContextError(
-                    f"{text.name}: the {name} model reads at most {window} tokens, but prompt ({len(ids)}) and "
-                    f"completion ({len(text.ids)}) have {needed} together; shorten one of them"
+                    f"{item.completion.name}: the {name} model reads at most {window} tokens, but prompt ({len(ids)}) "
+                    f"and completion ({item.length}) have {needed} together; shorten one of them"
                 )
 
-    def _fitting(
-        self, prompts: Sequence[RenderedPrompt], given: Sequence[Given], waiting: Sequence[int]
-    ) -> int:
-        """How many of the waiting texts, from the first, make a batch: one at least."""
-        longest, stems = 0, [0, 0]
-        for count, i in enumerate(waiting):
-            longest = max(longest, len(given[i].ids))
-            ids = prompts[given[i].prompt_index].ids
-            stems = [max(stem, len(side)) for stem, side in zip(stems, ids, strict=True)]
-            held = [(stem + longest) * (count + 1) for stem in stems]
-            # Padding must not reach beyond a model's last position either: some have an embedding for each.
-            fits = (count + 1) * longest <= self.batch_tokens and all(
-                (window is None or stem + longest <= window)
-                and (self.memory_budget is None or positions * size <= self.memory_budget)
-                for stem, window, positions, size in zip(
-                    stems, self.windows, held, self._token_bytes, strict=True
+    def _batch_size(self, waiting: Sequence[_Item]) -> int:
+        """How many of the waiting completions, from the first, make a batch: at least one."""
+        longest, prefixes = 0, [0, 0]
+        for count, item in enumerate(waiting):
+            longest = max(longest, item.length)
+            prefixes = [max(prefix, len(ids)) for prefix, ids in zip(prefixes, item.prompt.ids, strict=True)]
+            rows = count + 1
+            # The padding too must stay within the context window: some models have an embedding per position.
+            fits = rows * longest <= self.batch_tokens and all(
+                (window is None or prefix + longest <= window)
+                and (
+                    self.memory_budget is None
+                    or rows * (prefix + longest) * token_bytes <= self.memory_budget
                 )
+                for prefix, window, token_bytes in zip(prefixes, self.windows, self._token_bytes, strict=True)
             )
             if count and not fits:
                 return count
         return len(waiting)
 
-    def _shrink(self, count: int, error: BaseException) -> None:
-        if count <= 1:
+    def _halve_batches(self, rows: int, error: BaseException) -> None:
+        if rows <= 1:
             raise EngineError(
                 "not enough memory to score even one completion: use shorter texts, a smaller dtype or a larger "
                 f"device ({str(error).splitlines()[0]})"
@@ -154,34 +164,29 @@ class Scorer:
         self.batch_tokens = max(1, self.batch_tokens // 2)
         release_memory()
 
-    # What is computed
+    # Values ------------------------------------------------------------------------------------------------------
 
-    def _batch(
-        self, prompts: Sequence[RenderedPrompt], given: Sequence[Given], weights: Tensor
-    ) -> list[Floats]:
-        """Per text (4 + A, T): both divergences, both models' log-probabilities, then the contrasts'."""
-        lengths = [len(text.ids) for text in given]
-        places = torch.tensor(
-            [(row, t) for row, length in enumerate(lengths) for t in range(length)]
-        ).reshape(-1, 2)
-        targets = torch.tensor([token for text in given for token in text.ids], dtype=torch.int64)
-        full = [row for row, length in enumerate(lengths) if length]
+    def _score_batch(self, batch: Sequence[_Item], weights: Tensor) -> list[Floats]:
+        """Per completion (4 + A, T): both divergences, both models' log-probabilities, then the contrasts'."""
+        lengths = [item.length for item in batch]
+        targets = torch.tensor([i for item in batch for i in item.completion.ids], dtype=torch.int64)
         values = torch.empty(4 + len(weights), len(targets), dtype=torch.float64)
-        if full:
-            places[:, 0] = torch.searchsorted(torch.tensor(full), places[:, 0].contiguous())
-            readings = [
-                reader.read([(prompts[row].ids[side], given[row].ids) for row in full])
+        nonempty = [item for item in batch if item.length]
+        if nonempty:
+            places = [(row, t) for row, item in enumerate(nonempty) for t in range(item.length)]
+            positions = torch.tensor(places)  # (K, 2), in the order of the targets
+            models = [
+                reader.prefill([(item.prompt.ids[side], item.completion.ids) for item in nonempty])
                 for side, reader in enumerate(self.readers)
             ]
             step = max(1, self.logit_bytes // (4 * sum(self._logit_widths)))
-            for at in range(0, len(targets), step):
-                block = slice(at, at + step)
-                self._block(
-                    [r.logits(places[block]) for r in readings], targets[block], weights, values[:, block]
-                )
+            for start in range(0, len(targets), step):
+                block = slice(start, start + step)
+                logits = [model.logits(positions[block]) for model in models]
+                self._score_block(logits, targets[block], weights, values[:, block])
         return [part.numpy() for part in torch.split(values, lengths, dim=1)]
 
-    def _block(self, logits: list[Tensor], targets: Tensor, weights: Tensor, out: Tensor) -> None:
+    def _score_block(self, logits: list[Tensor], targets: Tensor, weights: Tensor, out: Tensor) -> None:
         """Score K positions: logits (K, V_i) of both models into `out` (4 + A, K)."""
         device = self.runner.device
         found = score_rows([z.to(device) for z in logits], targets.to(device), weights, self.vocabulary)
@@ -189,49 +194,47 @@ class Scorer:
         out[2:4] = found.own
         out[4:] = found.contrasts
 
-    def _check_finite(
-        self, given: Sequence[Given], values: Sequence[Floats], alphas: Sequence[float]
-    ) -> None:
-        for text, value in zip(given, values, strict=True):
-            for name, row in zip(self.runner.names, value[2:4], strict=True):
-                if np.isnan(row).any():
-                    raise EngineError(
-                        f"{text.name}, after {int(np.isnan(row).argmax())} tokens: the logits of the {name} model are "
-                        "not finite: load it in bfloat16 or float32 (float16 overflows in many models), or check the "
-                        "weights"
-                    )
-            for alpha, row in zip(alphas, value[4:], strict=True):
-                if np.isnan(row).any():
-                    raise EngineError(
-                        f"{text.name}: the contrast at alpha={alpha:g} is beyond float32; use a smaller |alpha|"
-                    )
+    def _check_finite(self, completion: CompletionInput, values: Floats, alphas: Sequence[float]) -> None:
+        for name, row in zip(self.runner.names, values[2:4], strict=True):
+            if np.isnan(row).any():
+                raise EngineError(
+                    f"{completion.name}, after {int(np.isnan(row).argmax())} tokens: the logits of the {name} model "
+                    "are not finite: load it in bfloat16 or float32 (float16 overflows in many models), or check the "
+                    "weights"
+                )
+        for alpha, row in zip(alphas, values[4:], strict=True):
+            if np.isnan(row).any():
+                raise EngineError(
+                    f"{completion.name}: the contrast at alpha={alpha:g} is out of float32's range; use a smaller "
+                    "|alpha|"
+                )
 
 
-def _in_reading_order(prompts: Sequence[RenderedPrompt], given: Sequence[Given]) -> list[int]:
-    """Completions of one prompt behind each other by length, prompts by their longest completion: little padding."""
-    groups: dict[tuple[tuple[int, ...], ...], list[int]] = {}
-    for i, text in enumerate(given):
-        groups.setdefault(prompts[text.prompt_index].ids, []).append(i)
+def _in_batching_order(items: Sequence[_Item]) -> list[_Item]:
+    """Completions of one prompt together, by length; prompts by their longest completion: this keeps padding small."""
+    groups: dict[tuple[tuple[int, ...], ...], list[_Item]] = {}
+    for item in items:
+        groups.setdefault(item.prompt.ids, []).append(item)
     for members in groups.values():
-        members.sort(key=lambda i: -len(given[i].ids))
-    ordered = sorted(groups, key=lambda ids: (-len(given[groups[ids][0]].ids), -max(map(len, ids))))
-    return [i for ids in ordered for i in groups[ids]]
+        members.sort(key=lambda item: -item.length)
+    ordered = sorted(groups, key=lambda ids: (-groups[ids][0].length, -max(map(len, ids))))
+    return [item for ids in ordered for item in groups[ids]]
 
 
-def _score(text: Given, values: Floats, alphas: tuple[float, ...], keep_tokens: bool) -> Score:
+def _score(text: CompletionInput, values: Floats, alphas: tuple[float, ...], keep_tokens: bool) -> Score:
     base, aligned, *contrasts = values[2:].sum(axis=1).tolist()
     kept = TokenScores(values[2], values[3], values[4:], values[0], values[1]) if keep_tokens else None
     return Score(text.prompt_index, text.sample, text.ids, base, aligned, alphas, tuple(contrasts), kept)
 
 
-class _Depth:
-    """Counts, sums and sums of squares by position, of KL(aligned ‖ base) and KL(base ‖ aligned)."""
+class _DepthStatistics:
+    """KL(aligned ‖ base) and KL(base ‖ aligned) by position, over completions."""
 
     def __init__(self) -> None:
         self._values: list[Floats] = []
 
     def add(self, values: Floats) -> None:
-        """Count a completion in: (2, T)."""
+        """Include a completion: (2, T)."""
         self._values.append(values)
 
     def profile(self) -> DepthProfile:
@@ -249,13 +252,3 @@ class _Depth:
                 error[:, : values.shape[1]] += (values - mean[:, : values.shape[1]]) ** 2
             error = np.sqrt(error / np.where(count > 1, count - 1, np.nan) / count)
         return DepthProfile(count, mean[0], error[0], mean[1], error[1])
-
-
-def _cache_bytes(model: Any) -> int:
-    """Bytes of one position in the keys and values of a model."""
-    from eddecode.models.sizes import kv_bytes_per_token
-
-    return kv_bytes_per_token(model) or 0
-
-
-__all__ = ["DepthProfile", "Score", "Scorer", "Scores", "TokenScores"]

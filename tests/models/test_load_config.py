@@ -67,7 +67,7 @@ def test_models_offloaded_by_accelerate_decode_as_before(tmp_path: Path) -> None
     assert decoding.tokens(Sampler(pair).generate(prompts, params)) == plain
     assert pair.device == cpu
     assert pair.describe()["memory"]["shared_bytes"] == 0
-    with pytest.raises(PairError, match=r"has weights that are offloaded, so that its content cannot be"):
+    with pytest.raises(PairError, match=r"has weights that are offloaded, so its content cannot be"):
         pair.digests()
 
 

@@ -19,7 +19,7 @@ from eddecode.prompts.types import RenderedPrompt
 from eddecode.sampler import Sampler
 from eddecode.sampling.params import SamplingParams
 from eddecode.scoring import scorer as scoring
-from eddecode.scoring.readers import BodyReader, PlainReader
+from eddecode.scoring.readers import ForwardPassReader, HiddenStatesReader
 from helpers import reference, tiny
 from helpers.decoding import ids, mixed_prompts, pair, prompt, sampler, spoken_pair
 
@@ -62,7 +62,7 @@ def test_scores_are_those_of_a_naive_recomputation(arch: str) -> None:
     given = [TEXTS[:2], [], TEXTS[2:5], TEXTS[5:]]
     subject = Sampler(chosen)
     scores = subject.score(prompts, given, ALPHAS, tokens=True)
-    assert all(isinstance(reader, BodyReader) for reader in subject._scorer.readers)  # type: ignore[union-attr]
+    assert all(isinstance(reader, HiddenStatesReader) for reader in subject._scorer.readers)  # type: ignore[union-attr]
     owners = [(0, 0), (0, 1), (2, 0), (2, 1), (2, 2), (3, 0)]
     assert [(score.prompt_index, score.sample) for score in scores] == owners
     for score, text in zip(scores, TEXTS, strict=True):
@@ -136,7 +136,7 @@ def test_every_prompt_and_every_completion_is_read_once(monkeypatch: pytest.Monk
     subject.score(prompts, given)
     read = [0, 0]
     for side, reader in enumerate(subject._scorer.readers):  # type: ignore[union-attr]
-        through = reader.decoder.run_patched  # type: ignore[attr-defined]
+        through = reader.runner.run_patched  # type: ignore[attr-defined]
 
         def counted(
             part: Any, cache: Any, tokens: Any, *more: Any, side: int = side, through: Any = through
@@ -144,7 +144,7 @@ def test_every_prompt_and_every_completion_is_read_once(monkeypatch: pytest.Monk
             read[side] += tokens.numel()
             return through(part, cache, tokens, *more)
 
-        monkeypatch.setattr(reader.decoder, "run_patched", counted)  # type: ignore[attr-defined]
+        monkeypatch.setattr(reader.runner, "run_patched", counted)  # type: ignore[attr-defined]
     subject._scorer.batch_tokens = 24  # type: ignore[union-attr]  # prompts straddle batches
     subject.score(prompts, given, ALPHAS)
     assert read == [3 * (9 - 1) + 12 * 8, 3 * (15 - 1) + 12 * 8]
@@ -157,13 +157,13 @@ def test_logits_of_long_texts_in_a_wide_vocabulary_are_never_whole(monkeypatch: 
     scorer = scoring.Scorer(subject.runner, wide.vocabulary, wide.logit_weights, logit_bytes=2 << 20)
     subject._scorer = scorer
     blocks = []
-    block = scorer._block
+    block = scorer._score_block
 
     def watched(logits: list[torch.Tensor], *rest: Any) -> None:
         blocks.append(sum(z.nbytes for z in logits))
         block(logits, *rest)
 
-    monkeypatch.setattr(scorer, "_block", watched)
+    monkeypatch.setattr(scorer, "_score_block", watched)
     text = ids(1, 200, 20_000)
     subject.score(prompt(1, 5, 9, 20_000), text, ALPHAS)
     blocks.clear()
@@ -204,7 +204,7 @@ def test_models_without_a_cache_of_ours_are_scored_by_plain_passes() -> None:
         scores = subject.score([prompt(1, 4, 7)], [TEXTS[0], TEXTS[2]], ALPHAS)
     scorer = subject._scorer
     assert scorer is not None
-    assert all(isinstance(reader, PlainReader) for reader in scorer.readers)
+    assert all(isinstance(reader, ForwardPassReader) for reader in scorer.readers)
     scorer.logit_bytes = 3 * 8 * tiny.VOCAB  # three positions at a time
     for again in (scores, subject.score([prompt(1, 4, 7)], [TEXTS[0], TEXTS[2]], ALPHAS)):
         for score, text in zip(again, (TEXTS[0], TEXTS[2]), strict=True):
@@ -225,7 +225,7 @@ def test_a_head_that_cannot_be_taken_apart_is_noticed() -> None:
     for model in (base, aligned):
         model.forward = crooked.__get__(model)
     subject = Sampler(ModelPair.from_models(base, aligned))
-    with pytest.warns(UserWarning, match="taking the head apart from the body was off by"):
+    with pytest.warns(UserWarning, match="running the head apart from the body was off by"):
         (score,) = subject.score(prompt(1, 4, 7), TEXTS[0], [0.5])
     expected, _ = naive_of_plain(subject, prompt(1, 4, 7), TEXTS[0])
     assert score.base_logprob == pytest.approx(expected, abs=2e-3)
@@ -311,10 +311,14 @@ REFUSALS: list[tuple[type[EddecodeError], str, dict[str, Any]]] = [
         "got 2 prompts, 3 completions in a flat list and 2 prompt indices",
         {"completions": [TEXTS[0], TEXTS[1], TEXTS[2]]},
     ),
-    (ParamsError, "belongs to prompt 2, and there are 2; expected 0 to 1", {"prompt_index": [0, 2]}),
     (
         ParamsError,
-        "prompt_index goes with a flat list",
+        "has the prompt index 2, and there are 2 prompts; expected 0 to 1",
+        {"prompt_index": [0, 2]},
+    ),
+    (
+        ParamsError,
+        "prompt_index was given with one list of completions per prompt",
         {"completions": [[TEXTS[0]], [TEXTS[1]]], "prompt_index": [0, 1]},
     ),
     (
@@ -324,7 +328,7 @@ REFUSALS: list[tuple[type[EddecodeError], str, dict[str, Any]]] = [
     ),
     (
         PromptError,
-        "prompt 1, completion 0: id 300 at position 1 is outside the safe vocabulary, the 300 ids",
+        "prompt 1, completion 0: id 300 at position 1 is outside the safe vocabulary \\(the 300 ids",
         {"completions": [TEXTS[0], [7, 300]]},
     ),
     (PromptError, "a completion is 3.5; expected a string", {"completions": [TEXTS[0], 3.5]}),
@@ -362,7 +366,9 @@ def test_broken_weights_name_the_model_and_the_completion() -> None:
         EngineError, match="prompt 1, completion 0, after 2 tokens: the logits of the aligned model"
     ):
         subject.score(given, [(token + 1,), (3, token, 4)])
-    with pytest.raises(EngineError, match=r"contrast at alpha=1e\+38 is beyond float32; use a smaller"):
+    with pytest.raises(
+        EngineError, match=r"contrast at alpha=1e\+38 is out of float32's range; use a smaller"
+    ):
         sampler().score(given[0], TEXTS[0], [1e38])
 
 
@@ -371,14 +377,14 @@ def test_out_of_memory_halves_the_batch(monkeypatch: pytest.MonkeyPatch) -> None
     expected = [s.logprobs for s in subject.score(prompts, TEXTS[:4], ALPHAS)]
     scorer = subject._scorer
     assert scorer is not None
-    read, limit = scorer.readers[1].read, 2
+    read, limit = scorer.readers[1].prefill, 2
 
     def small(texts: Any) -> Any:
         if len(texts) > limit:
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
         return read(texts)
 
-    monkeypatch.setattr(scorer.readers[1], "read", small)
+    monkeypatch.setattr(scorer.readers[1], "prefill", small)
     assert [s.logprobs for s in subject.score(prompts, TEXTS[:4], ALPHAS)] == [
         pytest.approx(row, abs=1e-4) for row in expected
     ]
