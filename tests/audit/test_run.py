@@ -15,7 +15,6 @@ from typing import Any
 import pytest
 
 from eddecode.audit import AuditConfig, audit
-from eddecode.audit.conditions import alpha_text, parse_alphas
 from eddecode.audit.decode import Progress
 from eddecode.audit.export.formats import export_jsonl
 from eddecode.audit.judges.lexicon import LexiconJudge
@@ -26,46 +25,6 @@ from helpers.stub_runs import PROMPTS, Interrupted, config, exported, judges, ru
 from helpers.stub_sampler import StubSampler
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
-
-
-# α as text
-
-
-@pytest.mark.parametrize(
-    ("given", "text"),
-    [
-        ("0.30", "0.3"),
-        (0.3, "0.3"),
-        (".3", "0.3"),
-        ("3e-1", "0.3"),
-        ("-0", "0"),
-        (-1, "-1"),
-        ("100", "100"),
-        (1.0, "1"),
-    ],
-)
-def test_one_text_per_alpha(given: str | float, text: str) -> None:
-    assert alpha_text(given) == text
-
-
-@pytest.mark.parametrize(
-    ("given", "message"),
-    [
-        ("x", "'x' is not a number"),
-        ("nan", "not finite"),
-        ("inf", "not finite"),
-        ("1e999", "not finite|beyond"),
-    ],
-)
-def test_what_is_no_alpha(given: str, message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        alpha_text(given)
-
-
-def test_alphas_once_each() -> None:
-    assert parse_alphas("1, 0.3 ,-0.5") == ("1", "0.3", "-0.5")
-    with pytest.raises(ConfigError, match=r"alpha 0\.3 is given twice"):
-        parse_alphas("0.3,0.30")
 
 
 # what a run is

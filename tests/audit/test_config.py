@@ -1,0 +1,50 @@
+"""AuditConfig: what follows from it, and the values that it refuses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from eddecode.audit.config import AuditConfig
+from eddecode.errors import ConfigError
+from eddecode.sampling.access import Access
+
+
+def config(**changes: Any) -> AuditConfig:
+    return AuditConfig(**{"base": "b", "aligned": "a", "prompts": ["hello"], "out": "run", **changes})
+
+
+def test_parameters_follow_from_the_condition() -> None:
+    made = config(alphas="0.3", mitigations="topk5", temperature=0.7)
+    params = made.params(made.conditions()[-1], 2)
+    assert (params.alpha, params.access, params.temperature, params.n) == (0.3, Access(top_k=5), 0.7, 2)
+    assert made.params(made.conditions()[0], 1).access is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"mitigations": "topk5", "alphas": "0,-1"}, "no alpha is left for the conditions with a mitigation"),
+        ({"utility_loss": 1.5}, "utility_loss is 1.5"),
+        ({"min_tokens": -1}, "min_tokens is -1"),
+        ({"alpah": 1}, "alpah is unknown; did you mean alphas?"),
+        ({"samples": "4"}, "samples is '4'; expected an integer"),
+        ({"temperature": float("nan")}, "temperature is nan; expected a finite number"),
+        ({"base": 3}, "base is 3; expected text or a path"),
+        ({"judges": ()}, "expected at least one judge"),
+        ({"systems": {"a": 3}}, "systems.a is 3; expected text"),
+        ({"systems": {"a b": "x"}}, "a system prompt is called 'a b'"),
+        ({"systems": {"a": " "}}, "system prompt a is ' '; expected text"),
+    ],
+)
+def test_configurations_that_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        config(**changes)
+
+
+def test_an_adapter_is_not_run_alone(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(ConfigError, match="is an adapter, and an audit cannot tell"):
+        config(finetuned=tmp_path)
