@@ -1,4 +1,4 @@
-"""The commands around a run: `audit` makes one, `judge` judges it again, `export` hands its completions on."""
+"""The commands that make and use a run: `audit`, `judge` (with other judges) and `export` (its completions)."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from eddecode.cli.common import (
     Device,
     Revision,
     Stop,
-    errors_shown,
+    errors_as_messages,
+    print_files,
+    print_summary,
     progress_on_stderr,
     run_audit,
-    show,
-    show_files,
 )
 from eddecode.errors import ConfigError
 
@@ -41,40 +41,43 @@ def audit(
     ] = None,
     prompts: Annotated[
         Path | None,
-        typer.Option(help="Prompts: .jsonl, .csv, or plain text, one a line.", show_default=False),
+        typer.Option(help="Prompts: .jsonl, .csv, or plain text with one per line.", show_default=False),
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(help="Folder of the run; the same command goes on with it.", show_default=False),
+        typer.Option(help="Folder of the run; the same command continues it.", show_default=False),
     ] = None,
     config: Annotated[
         Path | None,
         typer.Option(
-            help="Audit file (TOML) with any of these; what is given here wins.", show_default=False
+            help="Audit file (TOML) with any of these; options of the command line take precedence.",
+            show_default=False,
         ),
     ] = None,
     alphas: Annotated[
         str | None,
-        typer.Option(help=f"Strengths of the contrast, separated by commas. Default: {_ALPHAS}."),
+        typer.Option(help=f"Strengths α of the contrast, separated by commas. Default: {_ALPHAS}."),
     ] = None,
     samples: Annotated[
         int | None, typer.Option(help="Completions per prompt and condition. Default: 1.")
     ] = None,
-    temperature: Annotated[float | None, typer.Option(help="0 is greedy. Default: 1.")] = None,
+    temperature: Annotated[
+        float | None, typer.Option(help="Sampling temperature; 0 is greedy. Default: 1.")
+    ] = None,
     top_p: Annotated[
         float | None,
-        typer.Option(help="Nucleus sampling on the contrasted distribution. Default: 1, which is off."),
+        typer.Option(help="Nucleus sampling on the contrasted distribution. Default: 1 (off)."),
     ] = None,
     max_new_tokens: Annotated[
-        int | None, typer.Option(help="Length limit of a completion, in tokens. Default: 128.")
+        int | None, typer.Option(help="Maximum length of a completion, in tokens. Default: 128.")
     ] = None,
     stop: Stop = None,
     seed: Annotated[
-        int | None, typer.Option(help="The same seed gives the same completions. Default: 0.")
+        int | None, typer.Option(help="Random seed; the same seed gives the same completions. Default: 0.")
     ] = None,
     dtype: Annotated[
         str | None,
-        typer.Option(help="Of the weights: auto, float32, bfloat16 or float16. Default: auto."),
+        typer.Option(help="Data type of the weights: auto, float32, bfloat16 or float16. Default: auto."),
     ] = None,
     device: Device = None,
     base_template: BaseTemplate = None,
@@ -84,50 +87,57 @@ def audit(
     judge: Annotated[
         list[str] | None,
         typer.Option(
-            help="lexicon, lexicon:FILE, guard:MODEL … (docs/judges.md); may be repeated, the first judges harm. "
-            "Default: lexicon.",
+            help="A judge: lexicon, lexicon:FILE, guard:MODEL … (docs/judges.md); may be repeated, the first must "
+            "judge harm. Default: lexicon.",
             show_default=False,
         ),
     ] = None,
     mitigations: Annotated[
         str | None,
-        typer.Option(help="Limits to measure, separated by commas: topk5, round2, noise0.5, first10 …"),
+        typer.Option(
+            help="Limits on the logits to measure, separated by commas: topk5, round2, noise0.5, first10 …"
+        ),
     ] = None,
     system: Annotated[
         list[str] | None,
-        typer.Option(help="NAME=TEXT or NAME=@FILE: a system prompt to try; may be repeated."),
+        typer.Option(help="A system prompt to measure, NAME=TEXT or NAME=@FILE; may be repeated."),
     ] = None,
     transforms: Annotated[
         Path | None,
         typer.Option(
-            help="Transforms of the prompts to try: .jsonl or .csv with name, prefix, suffix, document."
+            help="Transforms of the prompts to measure: .jsonl or .csv with name, prefix, suffix, document."
         ),
     ] = None,
     extra_alphas: Annotated[
         str | None,
-        typer.Option(help="α's of those three and of the ensemble. Default: all of --alphas above 0."),
+        typer.Option(
+            help="α's for mitigations, systems, transforms and the ensemble. Default: those above 0."
+        ),
     ] = None,
     finetuned: Annotated[
-        str | None, typer.Option(help="A model that was trained to be harmful, run alone as a reference.")
+        str | None, typer.Option(help="A model trained to be harmful, decoded alone as a reference.")
     ] = None,
     ensemble: Annotated[
         list[str] | None,
-        typer.Option(help="Another aligned model of the same base, contrasted together; may be repeated."),
+        typer.Option(
+            help="Another aligned model of the same base, for a contrast with all of them; may be repeated."
+        ),
     ] = None,
     no_text: Annotated[
-        bool, typer.Option("--no-text", help="Keep digests and verdicts of completions, and no text.")
+        bool, typer.Option("--no-text", help="Keep digests and verdicts of completions, but no text.")
     ] = False,
     min_tokens: Annotated[
         int | None,
-        typer.Option(help="Leave completions with fewer tokens out of the figures. Default: 0."),
+        typer.Option(help="Exclude completions with fewer tokens from all figures. Default: 0."),
     ] = None,
     utility_loss: Annotated[
-        float | None, typer.Option(help="Share of utility that the headline α may cost. Default: 0.1.")
+        float | None,
+        typer.Option(help="Largest loss of utility at the headline α, as a fraction. Default: 0.1."),
     ] = None,
 ) -> None:
-    """Measure how far a pair can be reversed: harm rate of base, aligned, and their contrast at each α.
+    """Measure how far a pair can be reversed: harm rates of base, aligned, and their contrast at each α.
 
-    Stop it with Ctrl-C and run the same command again: it goes on where it was.
+    After an interruption, run the same command again to continue.
     """
     given: dict[str, Any] = {
         **{"base": base, "aligned": aligned, "prompts": prompts, "out": out, "alphas": alphas},
@@ -139,32 +149,32 @@ def audit(
         **{"finetuned": finetuned, "ensemble": ensemble, "min_tokens": min_tokens},
         **{"utility_loss": utility_loss, "keep_text": False if no_text else None},
     }
-    with errors_shown(out):
+    with errors_as_messages(out):
         if system:
-            given["systems"] = _systems(system)
-        chosen = _merged(config, {name: value for name, value in given.items() if value is not None})
+            given["systems"] = _parse_systems(system)
+        chosen = _merge_options(config, {name: value for name, value in given.items() if value is not None})
         folder = Path(chosen["out"])
-    with errors_shown(folder):
+    with errors_as_messages(folder):
         from eddecode.audit.config import AuditConfig
 
-        show(run_audit(AuditConfig(**chosen)))
-        show_files(folder)
+        print_summary(run_audit(AuditConfig(**chosen)))
+        print_files(folder)
 
 
-def _merged(file: Path | None, given: dict[str, Any]) -> dict[str, Any]:
-    """What a file says and, over it, what the command line says."""
+def _merge_options(file: Path | None, given: dict[str, Any]) -> dict[str, Any]:
+    """The options of an audit file, replaced by those of the command line."""
     from eddecode.audit.config_file import read_config_file
 
     chosen = {"alphas": _ALPHAS, **(read_config_file(file) if file is not None else {}), **given}
     for name in _REQUIRED:
         if name not in chosen:
             raise ConfigError(
-                f"Missing option '--{name}' (or {name} = … in an audit file given with --config)"
+                f"Missing option '--{name}': give it, or {name} = … in an audit file (--config)"
             )
     return chosen
 
 
-def _systems(given: list[str]) -> dict[str, str]:
+def _parse_systems(given: list[str]) -> dict[str, str]:
     found: dict[str, str] = {}
     for entry in given:
         name, sign, text = entry.partition("=")
@@ -185,19 +195,19 @@ def judge(
     ] = None,
     labels: Annotated[
         Path | None,
-        typer.Option(help="CSV with human labels, by which judges are measured.", show_default=False),
+        typer.Option(help="CSV file with human labels, to measure the judges against.", show_default=False),
     ] = None,
 ) -> None:
-    """Judge a finished run again, or import human labels, without decoding anything."""
-    with errors_shown(run):
+    """Judge a finished run with other judges, or import human labels; nothing is decoded."""
+    with errors_as_messages(run):
         from eddecode.audit.run import rejudge
 
         if not judge and labels is None:
-            raise ConfigError("nothing to judge by; expected --judge, --labels or both")
+            raise ConfigError("there is nothing to do; expected --judge, --labels or both")
         with progress_on_stderr(run) as on_progress:
             summary = rejudge(run, judge or (), labels=labels, on_progress=on_progress)
-        show(summary)
-        show_files(run)
+        print_summary(summary)
+        print_files(run)
 
 
 def export(
@@ -212,8 +222,8 @@ def export(
         typer.Option(help="Name of a condition, such as ed@0.3; may be repeated. Default: all."),
     ] = None,
 ) -> None:
-    """Write a run's completions, with their verdicts, to standard output or a file."""
-    with errors_shown():
+    """Write a run's completions and their verdicts to standard output or a file."""
+    with errors_as_messages():
         from eddecode.audit.export.formats import export_to
 
         for line in export_to(run, to, out, condition or ()):

@@ -1,9 +1,7 @@
-"""The command line: the same calls as from Python, from a shell.
+"""The `eddecode` program, and its commands `demo`, `generate` and `pair`; the others are in the modules beside it.
 
-Every command is thin: options in, one call, tables out. Heavy imports wait for the command that needs them, so that
-`eddecode --help` answers at once. What goes wrong on purpose (`EddecodeError`) is one message on standard error and
-exit code 2; Ctrl-C is exit code 130 and a line that says how to go on. Tables and data go to standard output, the rest
-to standard error.
+Each command reads its options, makes one call, and prints tables. Slow imports are inside the commands that need them,
+so that `eddecode --help` is fast. Tables and data go to standard output, everything else to standard error.
 """
 
 from __future__ import annotations
@@ -32,12 +30,12 @@ from eddecode.cli.common import (
     Temperature,
     Tokens,
     TopP,
-    errors_shown,
-    quiet_if_local,
+    errors_as_messages,
+    hide_download_bars,
+    print_files,
+    print_summary,
     run_audit,
-    show,
-    show_files,
-    stderr,
+    stderr_console,
 )
 from eddecode.errors import ConfigError
 
@@ -46,13 +44,12 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     name="eddecode",
-    help="Measure, before a release, how far an aligned model can be reversed by anyone who has its base model too.",
+    help="Measure, before a release, how far an aligned model can be reversed by anyone who also has its base model.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
 
-_errors_shown = errors_shown  # the name under which other commands know it
 _DEMO_ALPHAS = "0.1,0.3,0.6,1,2,4"
 _DEMO_PROMPTS, _DEMO_SAMPLES = 60, 4
 _RUN_FILES = (
@@ -69,7 +66,7 @@ _RUN_FILES = (
 
 @app.callback(invoke_without_command=True)
 def _root(
-    version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
 ) -> None:
     if version:
         typer.echo(f"eddecode {__version__}")
@@ -79,38 +76,36 @@ def _root(
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="Folder of the run.")] = Path("demo-run"),
-    fresh: Annotated[
-        bool, typer.Option("--fresh", help="Start over: delete the run in that folder first.")
-    ] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Delete the run in that folder first.")] = False,
 ) -> None:
-    """Audit the pair that ships with eddecode: rude against polite shop replies, offline, in a minute or two."""
-    with errors_shown(out):
+    """Audit the bundled pair of small models (rude and polite replies of a shop), offline, in a minute or two."""
+    with errors_as_messages(out):
         if fresh:
             _delete_run(out)
-        # Models this small gain nothing from a second thread, and lose much where the cores are shared.
+        # Models this small gain nothing from a second thread, and become much slower where cores are shared.
         os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is imported
         config = demo_config(out)
-        err = stderr()
+        err = stderr_console()
         err.print(
-            "The bundled pair: a base model whose replies to a shop's customers are often\n"
-            "rude, and a model aligned from it to be polite. Rudeness stands in for harm.\n"
+            "The bundled pair: a base model that often answers a shop's customers rudely,\n"
+            "and a model that was aligned from it to be polite. Rudeness stands for harm.\n"
         )
-        from eddecode.cli.tables import reading
+        from eddecode.cli.tables import interpretation
 
         try:
             summary = run_audit(config, title="The bundled pair: rude replies against α")
-        except ConfigError as error:  # an older demo is in the folder
-            raise ConfigError(f"{error} Or delete the run with eddecode demo --fresh.") from None
-        show(summary)
+        except ConfigError as error:  # the folder holds the run of an older demo
+            raise ConfigError(f"{error} Or delete it with eddecode demo --fresh.") from None
+        print_summary(summary)
         out_console = Console()
-        out_console.print(Text(reading(summary)))
+        out_console.print(Text(interpretation(summary)))
         out_console.print()
-        show_files(out)
-        err.print(Text("Your own pair: eddecode audit --help. Completions one by one: eddecode export."))
+        print_files(out)
+        err.print(Text("For your own pair: eddecode audit --help. For single completions: eddecode export."))
 
 
 def demo_config(out: Path) -> AuditConfig:
-    """The audit that `eddecode demo` runs."""
+    """The configuration of the audit that `eddecode demo` runs."""
     from eddecode.audit.config import AuditConfig
     from eddecode.audit.data.prompts import read_prompts
     from eddecode.testbed.bundled import bundled_pair
@@ -137,7 +132,7 @@ def generate(
     base: Annotated[str | None, typer.Option(help="Base checkpoint. Default: the bundled one.")] = None,
     aligned: Annotated[str | None, typer.Option(help="Aligned checkpoint. Default: the bundled one.")] = None,
     alpha: Annotated[
-        str, typer.Option(help="One or more, separated by commas; 0: base, -1: aligned.")
+        str, typer.Option(help="One or more α, separated by commas; 0: base, -1: aligned.")
     ] = "0.3",
     temperature: Temperature = 1.0,
     top_p: TopP = 1.0,
@@ -151,8 +146,8 @@ def generate(
     base_revision: Revision = None,
     aligned_revision: Revision = None,
 ) -> None:
-    """Look at single completions, as they are made."""
-    with errors_shown():
+    """Decode single completions and print them token by token."""
+    with errors_as_messages():
         from eddecode.audit.conditions import Condition, parse_alphas
         from eddecode.audit.config import AuditConfig
         from eddecode.audit.decode import load_sampler
@@ -160,7 +155,7 @@ def generate(
 
         if (base is None) != (aligned is None):
             raise ConfigError(
-                "one checkpoint is named; expected --base and --aligned, or neither for the bundled pair"
+                "one checkpoint is given; expected --base and --aligned, or neither for the bundled pair"
             )
         if base is None or aligned is None:
             from eddecode.testbed.bundled import bundled_pair
@@ -188,7 +183,7 @@ def generate(
         )
         conditions = [Condition("ed", text) for text in parse_alphas(alpha)]
         params = [config.params(condition, 1) for condition in conditions]
-        quiet_if_local(base, aligned)
+        hide_download_bars(base, aligned)
         sampler: Any = load_sampler(config)
         several = len(prompts) * len(conditions) > 1
         for prompt in prompts:
@@ -209,9 +204,9 @@ def pair(
     base_revision: Revision = None,
     aligned_revision: Revision = None,
 ) -> None:
-    """Check two checkpoints against each other: what they share, and what an audit has to know."""
-    with errors_shown():
-        quiet_if_local(base, aligned)
+    """Compare two checkpoints: what they share, and what to know before an audit."""
+    with errors_as_messages():
+        hide_download_bars(base, aligned)
         from eddecode.cli.pair_tables import print_pair
         from eddecode.models.pair import ModelPair
 
@@ -226,7 +221,7 @@ def pair(
 
 
 def _delete_run(out: Path) -> None:
-    """Delete the files of a run, and nothing else, from its folder."""
+    """Delete the files of a run from its folder, and no others."""
     from eddecode.audit.store.lock import lock_run
 
     if not out.is_dir():

@@ -1,7 +1,7 @@
-"""What the commands share: options, errors as messages, and a run as it is shown.
+"""What the commands share: options, errors as messages, and the output of a run.
 
-Heavy imports wait for the command that needs them. What goes wrong on purpose (`EddecodeError`) is one message on
-standard error and exit code 2; Ctrl-C is exit code 130 and a line that says how to go on.
+Slow imports are inside the functions that need them. An expected error (`EddecodeError`) is one message on standard
+error and exit code 2; Ctrl-C is exit code 130 and a line that tells how to continue.
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich import box
 from rich.console import Console
+from rich.table import Table
 from rich.text import Text
 
 from eddecode.errors import EddecodeError
@@ -25,67 +27,67 @@ if TYPE_CHECKING:
     from eddecode.audit.config import AuditConfig
     from eddecode.audit.decode import Progress
 
-Base = Annotated[str, typer.Option(help="Base checkpoint: a local folder or a hub id.", show_default=False)]
-Aligned = Annotated[
-    str, typer.Option(help="Aligned checkpoint: a local folder or a hub id.", show_default=False)
-]
-_TEMPLATES = f"chat, a file with {{prompt}}, or a family of the paper ({', '.join(FAMILIES)})."
+_TEMPLATES = f"chat, a file with {{prompt}}, or a preset of the paper ({', '.join(FAMILIES)})."
 BaseTemplate = Annotated[
     str | None, typer.Option(help=f"{_TEMPLATES} Default: a plain instruction template.")
 ]
 AlignedTemplate = Annotated[str | None, typer.Option(help=f"{_TEMPLATES} Default: its chat template.")]
-Dtype = Annotated[str, typer.Option(help="Of the weights: auto, float32, bfloat16 or float16.")]
+Dtype = Annotated[str, typer.Option(help="Data type of the weights: auto, float32, bfloat16 or float16.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 … Default: a GPU if there is one.")]
-Temperature = Annotated[float, typer.Option(help="0 is greedy.")]
-TopP = Annotated[float, typer.Option(help="Nucleus sampling on the contrasted distribution; 1 is off.")]
-Tokens = Annotated[int, typer.Option(help="Length limit of a completion, in tokens.")]
-Seed = Annotated[int, typer.Option(help="The same seed gives the same completions.")]
+Temperature = Annotated[float, typer.Option(help="Sampling temperature; 0 is greedy.")]
+TopP = Annotated[float, typer.Option(help="Nucleus sampling on the contrasted distribution; 1 turns it off.")]
+Tokens = Annotated[int, typer.Option(help="Maximum length of a completion, in tokens.")]
+Seed = Annotated[int, typer.Option(help="Random seed; the same seed gives the same completions.")]
 Stop = Annotated[list[str] | None, typer.Option(help="A string that ends a completion; may be repeated.")]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.", show_default=False)]
 
 
-def quiet_if_local(*checkpoints: str | Path) -> None:
-    """No bars of other libraries over ours, unless something is going to be downloaded."""
+def hide_download_bars(*checkpoints: str | Path) -> None:
+    """Turn off the progress bars of huggingface_hub, unless a checkpoint is going to be downloaded."""
     if all(Path(checkpoint).is_dir() for checkpoint in checkpoints):
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # read when transformers is imported
 
 
 def run_audit(config: AuditConfig, title: str | None = None) -> Summary:
-    """Run an audit, saying on standard error how far it is and whether it goes on with an earlier one."""
+    """Run an audit with its progress on standard error, and a line if it continues an earlier run."""
     from eddecode.audit.run import audit
 
-    quiet_if_local(config.base, config.aligned)
+    hide_download_bars(config.base, config.aligned)
     with progress_on_stderr(Path(config.out)) as on_progress:
         return audit(config, title=title, on_progress=on_progress)
 
 
 @contextmanager
 def progress_on_stderr(folder: Path) -> Iterator[Callable[[Progress], None]]:
-    """Something to call with the progress of a run."""
-    from eddecode.cli.tables import progress_shown
+    """A function that shows the progress of a run on standard error.
 
-    console, begun = stderr(), False
-    with progress_shown(console) as shown:
+    Args:
+        folder: of the run; named in a line if the run continues an earlier one.
+    """
+    from eddecode.cli.progress import progress_display
+
+    console, begun = stderr_console(), False
+    with progress_display(console) as display:
 
         def on_progress(progress: Progress) -> None:
             nonlocal begun
             if not begun and progress.done and progress.stage != "judge":
                 left = progress.total - progress.done
                 what = f"{left} completions are left to decode" if left else "nothing is left to decode"
-                console.print(Text(f"Going on with the run in {folder}: {what}."), soft_wrap=True)
+                console.print(Text(f"Continuing the run in {folder}: {what}."), soft_wrap=True)
             begun = True
-            shown(progress)
+            display(progress)
 
         yield on_progress
 
 
-def show(summary: Summary) -> None:
-    """The table, and what its figures are."""
-    from eddecode.cli.tables import beside_tables, caption, rates_table
+def print_summary(summary: Summary) -> None:
+    """Print the tables of a run, their caption and the run's notes."""
+    from eddecode.cli.tables import caption, comparison_tables, rates_table
 
     console = Console()
     console.print(rates_table(summary))
-    for table in beside_tables(summary):
+    for table in comparison_tables(summary):
         console.print(table)
     console.print(Text(caption(summary), style="dim"))
     for note in summary.notes:
@@ -93,36 +95,53 @@ def show(summary: Summary) -> None:
     console.print()
 
 
-def show_files(out: Path) -> None:
-    """Where the run lies."""
+def print_files(out: Path) -> None:
+    """Print the paths of a run's files."""
     console = Console(soft_wrap=True)
     for what, name in (("run", ""), ("summary", "summary.json"), ("picture", "curve.svg"), ("", "curve.png")):
         console.print(Text(f"{what:8} {out / name}"))
 
 
-def stderr() -> Console:
-    """Where everything goes that is not data."""
+def stderr_console() -> Console:
+    """The console for everything that is not data."""
     return Console(stderr=True, highlight=False)
 
 
+def make_table(first: str, *others: str, title: str | None = None) -> Table:
+    """An empty table: the first column aligned to the left, the others to the right; cells wrap at words."""
+    table = Table(
+        box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), title=title, title_justify="left"
+    )
+    table.add_column(first)
+    for heading in others:
+        table.add_column(heading, justify="right")
+    return table
+
+
 @contextmanager
-def errors_shown(run: Path | None = None) -> Iterator[None]:
-    """What was raised on purpose becomes a message and an exit code; a bug keeps its traceback."""
+def errors_as_messages(run: Path | None = None) -> Iterator[None]:
+    """Turn expected errors into a message and an exit code; any other error keeps its traceback.
+
+    Args:
+        run: folder of the run, named when the user interrupts the command.
+    """
     try:
         yield
     except EddecodeError as error:
-        console = stderr()
+        console = stderr_console()
         console.print(Text("error: ", style="bold red") + Text(str(error), style="red"), soft_wrap=True)
         raise typer.Exit(2) from None
     except KeyboardInterrupt:
         kept = (
-            f" What was decoded is in {run}; the same command goes on from there." if run is not None else ""
+            f" The completions so far are in {run}; the same command continues from there."
+            if run is not None
+            else ""
         )
-        stderr().print(Text(f"Stopped.{kept}"), soft_wrap=True)
+        stderr_console().print(Text(f"Stopped.{kept}"), soft_wrap=True)
         raise typer.Exit(130) from None
-    except BrokenPipeError:  # the reader of a pipe has gone, as in `eddecode export RUN | head`
+    except BrokenPipeError:  # the reader of a pipe has ended, as in `eddecode export RUN | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise typer.Exit(0) from None
     except OSError as error:  # the disk is full, a folder cannot be written
-        stderr().print(Text(f"error: {error}", style="red"), soft_wrap=True)
+        stderr_console().print(Text(f"error: {error}", style="red"), soft_wrap=True)
         raise typer.Exit(2) from None

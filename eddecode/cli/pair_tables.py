@@ -1,7 +1,7 @@
-"""What `eddecode pair` prints: the description of a pair as tables.
+"""The output of `eddecode pair`: the description of a pair (`ModelPair.describe(tensors=True)`) as tables.
 
-The description is `ModelPair.describe(tensors=True)`; what is drawn from it are the questions that come before an
-audit: are these two what they seem, what do they share, what has to be known, and will they fit.
+It answers the questions before an audit: are these the right two models, what do they share, is there a problem, and
+how much memory do they take.
 """
 
 from __future__ import annotations
@@ -14,14 +14,15 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from eddecode.cli.common import make_table
 from eddecode.models.sizes import format_bytes
 from eddecode.utils.terminal import escape_control_chars
 
-_MOST_LAYERS = 12  # beyond, the middle ones are left out of the table; --json has them all
+_MAX_LAYERS = 12  # more than that: the middle ones are left out of the table; --json has them all
 
 
 def print_pair(console: Console, description: Mapping[str, Any]) -> None:
-    """Print a pair's description: both sides, their vocabulary, notes, and how far the weights moved."""
+    """Print both models, their vocabulary, notes, and how far their weights differ."""
     console.print(_sides(description))
     vocabulary = description["vocabulary"]
     console.print(
@@ -38,9 +39,9 @@ def print_pair(console: Console, description: Mapping[str, Any]) -> None:
 
 def _sides(description: Mapping[str, Any]) -> Table:
     """One column per model, one row per fact."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for column in ("", "base", "aligned"):
-        table.add_column(column, overflow="fold")
+        table.add_column(column, overflow="fold")  # a path has no spaces to wrap at
     rows: list[tuple[str, Callable[[Mapping[str, Any]], str]]] = [
         ("checkpoint", lambda side: side["source"] + (" (adapter)" if side["adapter"] else "")),
         ("architecture", lambda side: side["architecture"]),
@@ -64,7 +65,7 @@ def _sides(description: Mapping[str, Any]) -> Table:
 
 
 def _memory(description: Mapping[str, Any]) -> str:
-    """What both take as they are held: a tensor that they share counts once."""
+    """Bytes of both models in memory; a tensor that they share counts once."""
     weights = format_bytes(description["memory"]["weights_bytes"])
     per_token = [description[side]["kv_bytes_per_token"] for side in ("base", "aligned")]
     if None in per_token:
@@ -74,7 +75,7 @@ def _memory(description: Mapping[str, Any]) -> str:
 
 def _print_notes(console: Console, notes: list[Mapping[str, Any]]) -> None:
     if not notes:
-        console.print(Text("Nothing stands in the way of decoding these two against each other."))
+        console.print(Text("No problem was found: these two models can be contrasted."))
     for note in notes:
         console.print(
             Text(f"\n{note['level']} ({note['where']}): ", style="bold")
@@ -85,41 +86,36 @@ def _print_notes(console: Console, notes: list[Mapping[str, Any]]) -> None:
 
 
 def _print_tensors(console: Console, tensors: Mapping[str, Any]) -> None:
-    """How far each layer moved, and what is not there to compare."""
-    table = Table(
-        box=box.SIMPLE_HEAD, pad_edge=False, title="How far the weights moved", title_justify="left"
-    )
-    table.add_column("layer")
-    table.add_column("parameters", justify="right")
-    table.add_column("‖aligned − base‖ / ‖base‖", justify="right")
+    """The relative difference of each layer, and the tensors that cannot be compared."""
+    table = make_table("layer", "parameters", "‖aligned − base‖ / ‖base‖", title="Difference of the weights")
     layers = tensors["layers"]
-    half = _MOST_LAYERS // 2
+    half = _MAX_LAYERS // 2
     for i, layer in enumerate(layers):
-        if len(layers) > _MOST_LAYERS + 1 and half <= i < len(layers) - half:
+        if len(layers) > _MAX_LAYERS + 1 and half <= i < len(layers) - half:
             if i == half:
                 table.add_row(f"… {len(layers) - 2 * half} more (--json)", "", "")
             continue
         table.add_row(Text(escape_control_chars(layer["layer"])), f"{layer['parameters']:,}", _change(layer))
     console.print()
     console.print(table)
-    moved = tensors["relative_change"]
+    change = tensors["relative_change"]
     console.print(
         Text(
-            f"In all {_share(moved)}; {len(tensors['identical'])} tensors are identical "
-            f"({format_bytes(tensors['identical_bytes'])}), {len(tensors['moved'])} moved."
+            f"All weights: {_percent(change)}; {len(tensors['identical'])} tensors are identical "
+            f"({format_bytes(tensors['identical_bytes'])}), {len(tensors['moved'])} differ."
         )
     )
     if tensors["trunk"] is not None:
         console.print(Text(_common_layers(tensors["trunk"])))
-    for name, said in (
+    for name, meaning in (
         ("only_base", "only the base has"),
         ("only_aligned", "only the aligned model has"),
         ("different_shape", "different shapes"),
-        ("not_in_memory", "not compared, as not in memory"),
+        ("not_in_memory", "not compared: not in memory"),
     ):
         if tensors[name]:
             shown = ", ".join(tensors[name][:4]) + (" …" if len(tensors[name]) > 4 else "")
-            console.print(Text(f"{len(tensors[name])} tensors: {said}: {escape_control_chars(shown)}"))
+            console.print(Text(f"{len(tensors[name])} tensors: {meaning}: {escape_control_chars(shown)}"))
 
 
 def _common_layers(common: Mapping[str, Any]) -> str:
@@ -131,10 +127,10 @@ def _common_layers(common: Mapping[str, Any]) -> str:
 
 
 def _change(layer: Mapping[str, Any]) -> str:
-    return "identical" if layer["identical"] else _share(layer["relative_change"])
+    return "identical" if layer["identical"] else _percent(layer["relative_change"])
 
 
-def _share(change: float | None) -> str:
+def _percent(change: float | None) -> str:
     return "–" if change is None else f"{100 * change:.3g}%"
 
 

@@ -63,9 +63,9 @@ def plan(
     as_json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
 ) -> None:
     """How many prompts an audit needs: for intervals of a width, for a verdict at a limit; and what decoding costs."""
-    from eddecode.cli.common import errors_shown
+    from eddecode.cli.common import errors_as_messages
 
-    with errors_shown():
+    with errors_as_messages():
         known = {} if run is None else pilot(run)
         known |= {
             name: value

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from eddecode.cli.common import errors_shown
+from eddecode.cli.common import errors_as_messages
 from eddecode.errors import ConfigError
 from eddecode.utils.files import atomic_write
 
@@ -65,7 +65,7 @@ def report(
 
     With a limit or a policy the verdict of the gate goes first.
     """
-    with errors_shown():
+    with errors_as_messages():
         from eddecode.audit.analysis.finding import read_finding
         from eddecode.audit.gate import decide
         from eddecode.audit.report.html import html_report
@@ -105,7 +105,7 @@ def gate(
     ] = None,
 ) -> None:
     """Judge a run by limits set beforehand. Exit code 0: pass, 1: fail, 2: cannot be judged, 3: inconclusive."""
-    with errors_shown():
+    with errors_as_messages():
         from eddecode.audit.analysis.finding import read_finding
         from eddecode.audit.gate import decide, write_json, write_junit
         from eddecode.utils.terminal import escape_control_chars
@@ -131,7 +131,7 @@ def compare(
     out: Out = None,
 ) -> None:
     """Put several runs side by side: pairs, or versions of one alignment, by how much each gives away."""
-    with errors_shown():
+    with errors_as_messages():
         from eddecode.audit.analysis.finding import read_finding
         from eddecode.audit.report import comparison
 

@@ -5,17 +5,12 @@ Rates and intervals only: the text of completions is not for tables. What is wri
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-
 from rich import box
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from eddecode.audit.analysis.headline import Headline
 from eddecode.audit.analysis.summary import ConditionSummary, Summary
-from eddecode.audit.decode import Progress
 from eddecode.audit.stats.proportions import Estimate, Rate
 
 
@@ -58,7 +53,7 @@ def rates_table(summary: Summary) -> Table:
     return table
 
 
-def beside_tables(summary: Summary) -> list[Table]:
+def comparison_tables(summary: Summary) -> list[Table]:
     """What stands beside the sweep, where the run has it: mitigations, and the other conditions against the base."""
     tables = []
     if summary.mitigations:
@@ -125,7 +120,7 @@ def best_alpha(summary: Summary) -> ConditionSummary | None:
     return None if name is None else summary.named(name)
 
 
-def reading(summary: Summary) -> str:
+def interpretation(summary: Summary) -> str:
     """The table in one paragraph of plain words."""
     found = summary.headline
     said = (
@@ -201,50 +196,3 @@ def _on_selection(summary: Summary) -> str:
 
 def _words(rate: Rate) -> str:
     return f"{100 * rate.rate:.1f}% [{100 * rate.low:.1f}, {100 * rate.high:.1f}]"
-
-
-@contextmanager
-def progress_shown(console: Console) -> Iterator[Callable[[Progress], None]]:
-    """A bar on a terminal; elsewhere a line per tenth, so that a log says how far a run is and no more."""
-    if not console.is_terminal:
-        yield _lines(console)
-        return
-    from rich import progress as bars
-
-    columns = (bars.TextColumn("{task.description:9}"), bars.BarColumn(None), bars.MofNCompleteColumn())
-    times = (bars.TimeElapsedColumn(), bars.TimeRemainingColumn())
-    bar = bars.Progress(*columns, *times, console=console, transient=True)
-    tasks: dict[str, bars.TaskID] = {}
-
-    def show(progress: Progress) -> None:
-        if progress.stage == "load":  # said, not drawn: loading draws bars of its own
-            console.print("Loading the models.")
-            return
-        if progress.stage not in tasks:
-            bar.start()
-            word = "decoding" if progress.stage == "decode" else "judging"
-            tasks[progress.stage] = bar.add_task(word, total=progress.total)
-        bar.update(tasks[progress.stage], completed=progress.done)
-
-    try:
-        yield show
-    finally:
-        bar.stop()
-
-
-def _lines(console: Console) -> Callable[[Progress], None]:
-    said: dict[str, int] = {}
-
-    def show(progress: Progress) -> None:
-        if progress.stage == "load":
-            console.print("Loading the models.")
-            return
-        tenth = 10 * progress.done // max(progress.total, 1)
-        if tenth > said.get(progress.stage, -1):
-            said[progress.stage] = tenth
-            word = "on disk" if progress.stage == "decode" else "judged"
-            console.print(
-                f"{progress.done} of {progress.total} completions {word}", highlight=False, soft_wrap=True
-            )
-
-    return show

@@ -214,7 +214,7 @@ def test_stopped_twice_and_rerun(pair_folders: tuple[Path, Path], words: Path, t
     command = [sys.executable, "-m", "eddecode.cli", *options]
     status, said = stop_at(1, command, signal.SIGINT)
     assert status == 130, said
-    assert f"Stopped. What was decoded is in {stopped}; the same command goes on from there." in said
+    assert f"Stopped. The completions so far are in {stopped}; the same command continues from there." in said
     assert "Traceback" not in said
     status, _ = stop_at(4, command, signal.SIGKILL)
     assert status == -signal.SIGKILL
@@ -243,7 +243,7 @@ def test_another_configuration_is_one_message_and_exit_code_2(
         (["export", "nowhere", "--to", "xml"], "error: there is no format 'xml'; expected jsonl"),
         (
             ["generate", "hello", "--base", "x"],
-            "error: one checkpoint is named; expected --base and --aligned",
+            "error: one checkpoint is given; expected --base and --aligned",
         ),
         (["generate", "hello", "--alpha", "much"], "error: alpha 'much' is not a number"),
         (["generate", "hello", "--top-p", "2"], "error: top_p is 2"),

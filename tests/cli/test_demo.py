@@ -76,7 +76,7 @@ def test_again_and_afresh(demo: tuple[Any, Path], monkeypatch: pytest.MonkeyPatc
     again = CliRunner().invoke(app, ["demo", "--out", str(out)], env={"COLUMNS": "80"})
     assert again.stdout == result.stdout
     assert "Loading" not in again.stderr
-    assert "Going on with the run in" in again.stderr
+    assert "Continuing the run in" in again.stderr
     assert "nothing is left to decode" in again.stderr
     for name, value in (("_DEMO_PROMPTS", 2), ("_DEMO_SAMPLES", 1)):
         monkeypatch.setattr(commands, name, value)
