@@ -1,8 +1,8 @@
-"""Checkpoints as files: found, refused or admitted before any library opens them, and fingerprinted by content.
+"""Checkpoints as files: located, checked before any library opens them, and fingerprinted by their content.
 
-Only safetensors are read, since a pickle can run code when it is opened, and no code that comes with a checkpoint is
-ever run. A file that is cut short, a shard that is missing, a pointer that git-lfs left in place of the weights: each
-is an error here that names the file, rather than a stack trace from deep inside a loader.
+Only safetensors are read, since a pickle can run code when it is opened, and code that comes with a checkpoint is never
+run. A truncated file, a missing shard, a git-lfs pointer in place of the weights: each is an error here that names the
+file, instead of an exception from deep inside a loader.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _TOKENIZER_FILES = (
     "sentencepiece.bpe.model",
     "tekken.json",
 )
-# What changes from one save, or one machine, to the next without changing what a model computes.
+# Settings that change from save to save, or between machines, and do not affect what a model computes.
 _VOLATILE = {
     *("_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache"),
     *("base_model_name_or_path", "revision", "inference_mode", "peft_version"),  # of an adapter
@@ -42,10 +42,15 @@ _VOLATILE = {
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint's folder, read as far as JSON goes.
+    """A checkpoint's folder with its configuration; no weight is read yet.
 
-    source: what the user named. path: the local folder. config: config.json (of an adapter: adapter_config.json).
-    files: the safetensors files that hold the weights, in order.
+    Attributes:
+        source: what the user named.
+        path: the local folder.
+        side: the name of the model in messages.
+        config: config.json (of an adapter: adapter_config.json).
+        files: the safetensors files with the weights, in order.
+        generation: generation_config.json, or {}.
     """
 
     source: str
@@ -59,7 +64,7 @@ class Checkpoint:
     generation: dict[str, Any] = field(default_factory=dict)
 
     def digest(self, base: bytes = b"") -> bytes:
-        """16 bytes that name the content: settings and every tensor, whatever the sharding and the file names.
+        """16 bytes that identify settings and tensors, whatever the sharding and the file names.
 
         base: for an adapter, the digest of the checkpoint that it is merged into.
         Reads every weight once (about a second per gigabyte).
@@ -77,7 +82,8 @@ class Checkpoint:
 def open_checkpoint(source: str | Path, side: str, revision: str | None = None) -> Checkpoint:
     """Find a checkpoint (a folder, or a hub id that is downloaded) and check its files; no weight is read yet.
 
-    Errors: PairError for what is missing, is no safetensors, is damaged, or would need the checkpoint's own code.
+    side: the name of the model in messages.
+    PairError if files are missing, damaged or not in safetensors.
     """
     path = Path(source).expanduser()
     if not path.is_dir():
@@ -143,7 +149,7 @@ def _weight_files(path: Path, side: str, is_adapter: bool) -> tuple[Path, ...]:
 
 
 def _shards(path: Path, side: str) -> tuple[Path, ...]:
-    """The files that the index names, each of which must exist and hold the tensors that the index gives it."""
+    """The files that the index lists; each must exist and contain the tensors that the index assigns to it."""
     table = _read_json(path / INDEX, side, path).get("weight_map")
     if not isinstance(table, dict) or not table:
         raise PairError(f"{path / INDEX} has no weight_map; fetch the {side} checkpoint again")
@@ -162,21 +168,21 @@ def _shards(path: Path, side: str) -> tuple[Path, ...]:
         missing = sorted(key for key, shard in table.items() if shard == name and key not in header)
         if missing:
             raise PairError(
-                f"{path / name} lacks {len(missing)} tensors that the index puts there, such as {missing[0]}; the "
+                f"{path / name} lacks {len(missing)} tensors that the index lists for it, such as {missing[0]}; the "
                 "shards are from different saves. Fetch the checkpoint again"
             )
     return tuple(path / name for name in names)
 
 
 def _download(source: str, side: str, revision: str | None) -> Path:
-    """Fetch a hub checkpoint: the small files first, then only the weight files that these name."""
+    """Download a hub checkpoint: the small files first, then only the weight files that they list."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     if Path(source).exists():
         raise PairError(f"the {side} checkpoint {source!r} is a file; expected a folder or a hub id")
     small = ["*.json", "*.jinja", "*.model", "*.txt"]
-    nested = ["*/*"]  # other formats and original releases live in subfolders
+    nested = ["*/*"]  # subfolders contain other formats and original releases
     try:
         path = Path(
             snapshot_download(source, revision=revision, allow_patterns=small, ignore_patterns=nested)
@@ -193,7 +199,7 @@ def _download(source: str, side: str, revision: str | None) -> Path:
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise PairError(
-            f"the {side} checkpoint {source!r} is no folder here, and as a hub id"
-            f"{f' at revision {revision!r}' if revision else ''} it could not be fetched: {reason}. Check the "
+            f"the {side} checkpoint {source!r} is no local folder, and as a hub id"
+            f"{f' at revision {revision!r}' if revision else ''} it could not be downloaded: {reason}. Check the "
             "spelling, the network, and that you are logged in where the repository is gated"
         ) from error

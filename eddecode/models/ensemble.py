@@ -1,9 +1,8 @@
 """More than two models in one contrast: an ensemble of aligned models, or a small pair that steers a larger base.
 
-The contrast is a weighted sum of logits for any number of terms, and so is everything below it; what is particular to
-a group of models is which prompt each sees, how α is shared out among them, and that every one of them must give an id
-the same meaning. A group is made of pairs, each checked as a `ModelPair` is, and stands where a pair stands: the
-Sampler takes either.
+The contrast is a weighted sum of any number of logits. A group of models defines which of a prompt's two texts each
+model gets, and how α is distributed over the weights; an id must mean the same token to all of its models. A group is
+built from pairs, each checked as a `ModelPair` is, and can be used in the place of a pair: `Sampler` takes either.
 """
 
 from __future__ import annotations
@@ -19,10 +18,11 @@ from torch import Tensor
 
 from eddecode.errors import PairError
 from eddecode.models.checkpoint import Checkpoint
+from eddecode.models.description import describe_model, describe_shared
 from eddecode.models.diagnostics import Diagnostic
 from eddecode.models.load_config import LoadConfig
 from eddecode.models.load_group import CheckpointRef, LoadedModels, MemoryRequirement, load_group
-from eddecode.models.pair import ModelPair, check_ids, describe_model, describe_shared
+from eddecode.models.pair import ModelPair, check_ids
 from eddecode.models.tensor_bytes import model_digest
 from eddecode.prompts.types import RenderedPrompt
 
@@ -30,7 +30,7 @@ _QUOTED_OR_SIDE = re.compile(r"'[^']*'|\b(base|aligned)\b")
 
 
 class LoadOptions(TypedDict, total=False):
-    """How a group is loaded: as in `ModelPair.load`, for all of its models alike."""
+    """Options of loading a group, the same for all of its models; see `ModelPair.load`."""
 
     dtype: str | torch.dtype
     device: str | torch.device | None
@@ -43,27 +43,28 @@ class LoadOptions(TypedDict, total=False):
 
 
 class LogitMixture:
-    """Models over one vocabulary whose logits are summed with weights that α sets. Use `Ensemble` or `Transfer`.
+    """Models over one vocabulary whose logits are summed with weights that depend on α. Use `Ensemble` or `Transfer`.
 
-    models, names: in the order of the terms; term 0 is what is sampled from at α = 0, and what plausibility is
-    measured on.
-    sides: per model, "base" or "aligned": which of a prompt's two texts it reads.
-    base_tokenizer, aligned_tokenizer: those that render the two texts (the first model's of each side).
-    tokenizer, vocabulary, eos_ids, context_windows, device, notes: as in `ModelPair`, over all models.
+    Attributes:
+        models, names: in the order of the terms; term 0 is what is sampled from at α = 0, and the plausibility
+            constraint is relative to it.
+        sides: per model, "base" or "aligned": which of a prompt's two texts it gets.
+        base_tokenizer, aligned_tokenizer: those that render the two texts (the first model's of each side).
+        tokenizer, vocabulary, eos_ids, context_windows, device, notes: as in `ModelPair`, over all models.
     """
 
     sides: tuple[str, ...]
 
     def __init__(self, pairs: Sequence[tuple[ModelPair, tuple[int, int]]], names: Sequence[str]) -> None:
-        """pairs: checked pairs of the group's models, each with the numbers of its two models; all are connected."""
+        """pairs: checked pairs that together contain every model, each with the positions of its two models."""
         self.names = tuple(names)
         self.notes: list[Diagnostic] = []
         found: dict[int, tuple[Any, Any, frozenset[int], int | None, Checkpoint | None]] = {}
         masks: list[Tensor] = []
-        for pair, at in pairs:
-            self._take_notes(pair.notes, [self.names[i] for i in at])
+        for pair, positions in pairs:
+            self._take_notes(pair.notes, [self.names[i] for i in positions])
             masks.append(pair.vocabulary)
-            for k, i in enumerate(at):
+            for k, i in enumerate(positions):
                 tokenizer = (pair.base_tokenizer, pair.aligned_tokenizer)[k]
                 checkpoint = pair.checkpoints[k] if pair.checkpoints else None
                 found[i] = pair.models[k], tokenizer, pair.eos_ids[k], pair.context_windows[k], checkpoint
@@ -95,7 +96,7 @@ class LogitMixture:
                 self.notes.append(named)
 
     def _check_templates(self) -> None:
-        """Models of one side read one text: a note where their tokenizers would have written different ones."""
+        """Models of one side get the same text: a note where their tokenizers have different chat templates."""
         for side in ("base", "aligned"):
             members = [i for i, other in enumerate(self.sides) if other == side]
             templates = {getattr(self.tokenizers[i], "chat_template", None) for i in members}
@@ -105,7 +106,7 @@ class LogitMixture:
                         "warning",
                         "templates",
                         f"{', '.join(self.names[i] for i in members)} have different chat templates",
-                        f"All read what {self.names[members[0]]} reads; put the one first whose format you want",
+                        f"All use the template of {self.names[members[0]]}; put first the one whose template you want",
                     )
                 )
 
@@ -125,11 +126,11 @@ class LogitMixture:
         return self.aligned_tokenizer or self.base_tokenizer
 
     def logit_weights(self, alpha: float) -> tuple[float, ...]:
-        """The factor of each model's logits at α."""
+        """The weight of each model's logits at α."""
         raise NotImplementedError
 
     def input_ids(self, prompt: RenderedPrompt) -> tuple[tuple[int, ...], ...]:
-        """A prompt as each model sees it: base_ids on the base side, aligned_ids on the aligned side."""
+        """The token ids of a prompt for each model: base_ids on the base side, aligned_ids on the aligned side."""
         return tuple(prompt.base_ids if side == "base" else prompt.aligned_ids for side in self.sides)
 
     def check_prompt(self, prompt: RenderedPrompt) -> None:
@@ -138,22 +139,22 @@ class LogitMixture:
             check_ids(name, model, ids)
 
     def digests(self) -> tuple[str, ...]:
-        """Per model 32 hexadecimal digits, a fingerprint by content, as `ModelPair.digests`."""
+        """Per model 32 hexadecimal digits, a fingerprint of weights and settings; see `ModelPair.digests`."""
         if self._digests is None:
             found: dict[int, bytes] = {}
-            for pair, at in self._pairs:
+            for pair, positions in self._pairs:
                 for i, model, eos, checkpoint in zip(
-                    at, pair.models, pair.eos_ids, pair.checkpoints or (None, None), strict=True
+                    positions, pair.models, pair.eos_ids, pair.checkpoints or (None, None), strict=True
                 ):
                     if i not in found and checkpoint is None:
                         found[i] = model_digest(model, eos)
                     elif i not in found and checkpoint is not None:
-                        found[i] = checkpoint.digest(found[at[0]] if checkpoint.is_adapter else b"")
+                        found[i] = checkpoint.digest(found[positions[0]] if checkpoint.is_adapter else b"")
             self._digests = tuple(found[i].hex() for i in range(len(self.names)))
         return self._digests
 
     def describe(self) -> dict[str, Any]:
-        """What was loaded, as data that json.dumps takes.
+        """What was loaded, as data for json.dumps.
 
         {"kind": the class, "names": [of the models], "sides": ["base" | "aligned"],
          "models": {name: as "base" in `ModelPair.describe`},
@@ -181,21 +182,22 @@ class LogitMixture:
 class Ensemble(LogitMixture):
     """One base and several aligned models: weights (1+α, −α/n, …, −α/n).
 
-    What is turned round is the aligned models' geometric mean; an ensemble of one is the pair itself. A completion's
-    aligned_logprob is the mean of theirs.
+    The contrast reverses the geometric mean of the aligned models; an ensemble of one is the pair itself. The
+    aligned_logprob of a completion is the mean of theirs.
     """
 
     def __init__(self, pairs: Sequence[ModelPair]) -> None:
-        """pairs: of one base (the same object in each) with each aligned model."""
+        """pairs: one base (the same object in each) with each aligned model."""
         if not pairs:
-            raise PairError("an ensemble got no aligned model; expected at least one")
+            raise PairError("an ensemble was given no aligned model; expected at least one")
         if any(pair.base is not pairs[0].base for pair in pairs):
             raise PairError(
                 "the pairs of an ensemble have different bases; expected one base for all of them"
             )
-        aligned = ["aligned"] if len(pairs) == 1 else [f"aligned {i}" for i in range(1, len(pairs) + 1)]
         self.sides = ("base", *("aligned" for _ in pairs))
-        super().__init__([(pair, (0, i)) for i, pair in enumerate(pairs, 1)], ("base", *aligned))
+        super().__init__(
+            [(pair, (0, i)) for i, pair in enumerate(pairs, 1)], ("base", *_aligned_names(len(pairs)))
+        )
 
     def logit_weights(self, alpha: float) -> tuple[float, ...]:
         """(1 + α, −α/n, …, −α/n)."""
@@ -213,17 +215,18 @@ class Ensemble(LogitMixture):
     ) -> Ensemble:
         """Load a base and its aligned models (each may be a PEFT adapter over the base).
 
-        options: see `LoadOptions`. Errors: PairError as in `ModelPair.load`.
+        options: see `LoadOptions`. PairError as in `ModelPair.load`.
         """
         if isinstance(aligned, str | Path):
             raise PairError(f"aligned is {str(aligned)!r}; expected a list of checkpoints")
-        several = len(aligned) > 1
-        sources = [CheckpointRef(base, "base", revision)]
-        for i, path in enumerate(aligned, 1):
-            sources.append(
-                CheckpointRef(path, f"aligned {i}" if several else "aligned", revision, adapter_base=0)
-            )
-        pairs, notes = _load_pairs(sources, [(0, i) for i in range(1, len(sources))], **options)
+        refs = [
+            CheckpointRef(base, "base", revision),
+            *(
+                CheckpointRef(path, name, revision, adapter_base=0)
+                for path, name in zip(aligned, _aligned_names(len(aligned)), strict=True)
+            ),
+        ]
+        pairs, notes = _load_pairs(refs, [(0, i) for i in range(1, len(refs))], **options)
         group = cls(pairs)
         group._take_notes(notes, ("base", "aligned"))
         return group
@@ -236,7 +239,7 @@ class Ensemble(LogitMixture):
         base_tokenizer: Any = None,
         aligned_tokenizers: Sequence[Any] | None = None,
     ) -> Ensemble:
-        """An ensemble of models that are in memory already; all are put in eval mode and frozen."""
+        """An ensemble of models that are in memory already; all are put in eval mode, without gradients."""
         tokenizers = list(aligned_tokenizers) if aligned_tokenizers is not None else [None] * len(aligned)
         return cls(
             [
@@ -247,20 +250,20 @@ class Ensemble(LogitMixture):
 
 
 class Transfer(LogitMixture):
-    """A larger base, steered by what the alignment did to a small pair: weights (1, α, −α).
+    """A larger base, steered by the difference that the alignment made to a small pair: weights (1, α, −α).
 
     Emulated fine-tuning (arXiv 2310.12962, §3) and proxy-tuning (arXiv 2401.08565, §3) add the small pair's difference,
-    aligned less base, to a larger base; here α > 0 subtracts it. α = −1 is what they sample from. A completion's
-    aligned_logprob is log p_large + log p_aligned − log p_base, the large model as it would be aligned, up to a
-    constant per token; so the implied reward is the small pair's.
+    aligned minus base, to a larger base; here α > 0 subtracts it, and α = −1 is their distribution. A completion's
+    aligned_logprob is log p_large + log p_aligned − log p_base, the emulated aligned large model up to a constant per
+    token; so the implied reward is the small pair's.
 
-    The terms are called "large", "base" and "aligned"; large and base read a prompt's base_ids.
+    The models are named "large", "base" and "aligned"; large and base get a prompt's base_ids.
     """
 
     sides = ("base", "base", "aligned")
 
     def __init__(self, small: ModelPair, steered: ModelPair) -> None:
-        """small: the pair whose contrast it is. steered: the large base and the small pair's aligned model."""
+        """small: the pair whose difference steers. steered: the large base with the small pair's aligned model."""
         if steered.aligned is not small.aligned:
             raise PairError(
                 "the two pairs of a transfer have different aligned models; expected the same in both"
@@ -284,14 +287,14 @@ class Transfer(LogitMixture):
     ) -> Transfer:
         """Load a larger base and a small pair (whose aligned side may be a PEFT adapter over its base).
 
-        options: see `LoadOptions`. Errors: PairError as in `ModelPair.load`.
+        options: see `LoadOptions`. PairError as in `ModelPair.load`.
         """
-        sources = [
+        refs = [
             CheckpointRef(large, "large", revision),
             CheckpointRef(base, "base", revision),
             CheckpointRef(aligned, "aligned", revision, adapter_base=1),
         ]
-        (small, steered), notes = _load_pairs(sources, [(1, 2), (0, 2)], **options)
+        (small, steered), notes = _load_pairs(refs, [(1, 2), (0, 2)], **options)
         group = cls(small, steered)
         group._take_notes(notes, ("base", "aligned"))
         return group
@@ -306,7 +309,7 @@ class Transfer(LogitMixture):
         base_tokenizer: Any = None,
         aligned_tokenizer: Any = None,
     ) -> Transfer:
-        """A transfer of models that are in memory already; all are put in eval mode and frozen."""
+        """A transfer of models that are in memory already; all are put in eval mode, without gradients."""
         small = ModelPair.from_models(base, aligned, base_tokenizer, aligned_tokenizer)
         return cls(small, ModelPair.from_models(large, aligned, large_tokenizer, small.aligned_tokenizer))
 
@@ -314,28 +317,31 @@ class Transfer(LogitMixture):
 ModelGroup: TypeAlias = ModelPair | LogitMixture
 
 
+def _aligned_names(count: int) -> list[str]:
+    """The names of an ensemble's aligned models."""
+    return ["aligned"] if count == 1 else [f"aligned {i}" for i in range(1, count + 1)]
+
+
 def _load_pairs(
-    sources: Sequence[CheckpointRef],
-    places: Sequence[tuple[int, int]],
+    refs: Sequence[CheckpointRef],
+    pairs: Sequence[tuple[int, int]],
     *,
     check_memory: bool = True,
     slots: int = 1,
     length: int | None = None,
-    **load_config: Any,
+    **options: Any,
 ) -> tuple[list[ModelPair], list[Diagnostic]]:
-    """(the pairs that stand at some places of a list of checkpoints, notes on all of them); each is loaded once."""
-    loaded = load_group(
-        sources, LoadConfig.create(**load_config), MemoryRequirement(slots, length, check_memory)
-    )
-    return [_pair(loaded, at, sources) for at in places], loaded.notes
+    """Load checkpoints, each once, and pair them: (one ModelPair per two positions in `pairs`, notes on all models)."""
+    loaded = load_group(refs, LoadConfig.create(**options), MemoryRequirement(slots, length, check_memory))
+    return [_pair(loaded, positions, refs) for positions in pairs], loaded.notes
 
 
-def _pair(loaded: LoadedModels, at: tuple[int, int], sources: Sequence[CheckpointRef]) -> ModelPair:
-    """Two of the loaded models as a pair; an objection names them as the group does."""
+def _pair(loaded: LoadedModels, positions: tuple[int, int], refs: Sequence[CheckpointRef]) -> ModelPair:
+    """Two of the loaded models as a pair; errors use the group's names for them."""
     try:
-        return ModelPair.from_loaded(loaded, at, notes=[])
+        return ModelPair.from_loaded(loaded, positions, notes=[])
     except PairError as error:
-        raise PairError(_renamed(str(error), [sources[i].side for i in at])) from error
+        raise PairError(_renamed(str(error), [refs[i].side for i in positions])) from error
 
 
 def _renamed(text: str, names: Sequence[str]) -> str:

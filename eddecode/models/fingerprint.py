@@ -1,4 +1,4 @@
-"""Fingerprints of weights and checkpoints: which model was this? Nothing here imports torch."""
+"""Fingerprints of weights and checkpoints, by which a run records its models. Nothing here imports torch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from eddecode.models.safetensors_header import read_header
 
 
 def combine(*parts: bytes) -> bytes:
-    """16 bytes of blake2b over the parts, each led by its length."""
+    """16 bytes of blake2b over the parts, each preceded by its length."""
     digest = hashlib.blake2b(digest_size=16)
     for part in parts:
         digest.update(len(part).to_bytes(8, "little") + part)
@@ -48,34 +48,27 @@ def _chunks(file: BinaryIO, start: int, offsets: tuple[int, int]) -> Iterator[by
         position += len(chunk)
 
 
-_WEIGHTS = {".safetensors"}
-
-
-_READ_WHOLE = 64 * 2**20  # bytes up to which a weight file is hashed whole
-
-
-_BLOCK, _BLOCKS = 2**20, 32  # beyond: that many blocks of that many bytes, evenly spaced
-
-
-_DECIDING = (
+_WHOLE_FILE_LIMIT = 64 * 2**20  # bytes up to which a weight file is hashed completely
+_BLOCK_BYTES, _BLOCKS = 2**20, 32  # of a larger one: that many blocks of that many bytes, evenly spaced
+_HASHED_SUFFIXES = (
     ".json",
     ".jinja",
     ".model",
     ".txt",
     ".safetensors",
-)  # endings of the files that decide what a model does
+)  # files that decide what a model computes
 
 
 def checkpoint_identity(reference: str | Path, revision: str | None) -> str:
-    """A local folder by the digest of what is in it; a hub id by its name and revision.
+    """How a run records a checkpoint: a local folder by a digest of its files, a hub id by its name and revision.
 
-    Weight files over 64 MiB are sampled (size, and 32 blocks of 1 MiB evenly spaced): training moves every tensor, so
-    that other weights of the same shape are told apart, at the cost of reading 32 MiB a file.
+    Weight files over 64 MiB are sampled (their size, and 32 evenly spaced blocks of 1 MiB): training changes every
+    tensor, so this distinguishes other weights of the same shape, and reads 32 MiB per file.
     """
     folder = Path(reference)
     if not folder.is_dir():
         return f"{reference}@{revision}" if revision else str(reference)
-    files = sorted(path for path in folder.rglob("*") if path.suffix in _DECIDING and path.is_file())
+    files = sorted(path for path in folder.rglob("*") if path.suffix in _HASHED_SUFFIXES and path.is_file())
     hashed = hashlib.blake2b(digest_size=8)
     for path in files:
         hashed.update(f"{path.relative_to(folder).as_posix()}\0{path.stat().st_size}\0".encode())
@@ -91,10 +84,10 @@ def short_digest(content: bytes) -> str:
 def _hash_file(path: Path, hashed: hashlib.blake2b) -> None:
     size = path.stat().st_size
     with path.open("rb") as file:
-        if path.suffix not in _WEIGHTS or size <= _READ_WHOLE:
-            while block := file.read(_BLOCK):
+        if path.suffix != ".safetensors" or size <= _WHOLE_FILE_LIMIT:
+            while block := file.read(_BLOCK_BYTES):
                 hashed.update(block)
             return
         for i in range(_BLOCKS):
-            file.seek((size - _BLOCK) * i // (_BLOCKS - 1))
-            hashed.update(file.read(_BLOCK))
+            file.seek((size - _BLOCK_BYTES) * i // (_BLOCKS - 1))
+            hashed.update(file.read(_BLOCK_BYTES))

@@ -1,8 +1,8 @@
 """From a checkpoint's files to a model and its tokenizer, through transformers (and peft, for an adapter).
 
-The files were admitted by `eddecode.checkpoint`. What is refused here is what only the configuration can tell: a model
-that needs its own code, one that is no causal language model, weights that the checkpoint does not hold and that the
-library would fill with random numbers. Weights go from the memory-mapped file straight to their place, one at a time.
+The files were checked by `eddecode.models.checkpoint`. Refused here is what only the configuration shows: a model that
+needs its own code, one that is no causal language model, and weights that the checkpoint lacks and that the library
+would fill with random numbers. Weights go from the memory-mapped file directly to their device, one tensor at a time.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ _OTHER_HEADS = (
 
 
 def read_causal_config(checkpoint: Checkpoint) -> tuple[Any, list[Diagnostic]]:
-    """(the model's configuration, notes); an error if it needs its own code or is no causal language model."""
+    """(the model's configuration, notes); PairError if it needs its own code or is no causal language model."""
     config = read_config(checkpoint)
     _check_causal(config, checkpoint.config, f"the {checkpoint.side} checkpoint {checkpoint.source!r}")
     notes = []
@@ -64,7 +64,7 @@ def read_causal_config(checkpoint: Checkpoint) -> tuple[Any, list[Diagnostic]]:
             Diagnostic(
                 "info",
                 checkpoint.side,
-                "the checkpoint brings its own code",
+                "the checkpoint contains its own code",
                 f"It is ignored; transformers' own {config.model_type} is used",
             )
         )
@@ -79,8 +79,8 @@ def read_config(checkpoint: Checkpoint) -> Any:
     if kind not in CONFIG_MAPPING:
         if raw.get("auto_map"):
             raise PairError(
-                f"{where} needs its own code (auto_map in config.json, model_type {kind!r}); such code is never run "
-                "here. Use a release in a format that transformers knows itself"
+                f"{where} needs its own code (auto_map in config.json, model_type {kind!r}); such code is never run. "
+                "Use a release in a format that transformers knows itself"
             )
         raise PairError(
             f"{where} has the model_type {kind!r}, which the installed transformers does not know; check config.json, "
@@ -88,24 +88,24 @@ def read_config(checkpoint: Checkpoint) -> Any:
         )
     try:
         config = AutoConfig.from_pretrained(checkpoint.path, trust_remote_code=False, local_files_only=True)
-    except Exception as error:  # a configuration is validated by its own class, which may raise anything
+    except Exception as error:  # a configuration is validated by its own class, which can raise anything
         raise PairError(f"{where} has a config.json that transformers refuses: {error}") from error
     choose_attention(config)
     return config
 
 
 def choose_attention(config: Any) -> None:
-    """Leave a model's attention to code that is here, takes a mask, and computes what the configuration says."""
-    # flash-attention takes no 4-D mask, and a name with a slash is code from the hub: let transformers choose anew.
+    """Choose an attention implementation that is installed, takes a 4-D mask, and supports the configuration."""
+    # flash-attention takes no 4-D mask, and a name with a slash is code from the hub: reset to transformers' choice.
     if getattr(config, "_attn_implementation", None) not in (None, "eager", "sdpa"):
         config._attn_implementation = None
     require_eager_for_softcap(config)
 
 
 def require_eager_for_softcap(config: Any) -> None:
-    """Have a model whose attention scores are capped (Gemma-2) attend eagerly.
+    """Set eager attention for a model with soft-capped attention scores (Gemma-2).
 
-    transformers' sdpa knows no capping: newer releases refuse it, older ones leave it out without a word.
+    transformers' sdpa has no soft-capping: newer releases refuse it, older ones leave it out without a warning.
     """
     if getattr(config.get_text_config(), "attn_logit_softcapping", None):
         config._attn_implementation = "eager"
@@ -117,9 +117,9 @@ def _check_causal(config: Any, raw: dict[str, Any], where: str) -> None:
     if getattr(config, "is_encoder_decoder", False):
         problem = "an encoder-decoder"
     elif type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        problem = "not a language model that writes"
+        problem = "not a generative language model"
     elif config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_decoder", True):
-        problem = "an encoder that sees both sides of a token"
+        problem = "an encoder with bidirectional attention"
     elif named and all(name.endswith(_OTHER_HEADS) for name in named):
         problem = "a model with another head"
     else:
@@ -142,7 +142,7 @@ def load_model(checkpoint: Checkpoint, load_config: LoadConfig) -> tuple[Any, li
 def load_weights(
     auto_class: Any, checkpoint: Checkpoint, config: Any, load_config: LoadConfig
 ) -> tuple[Any, list[Diagnostic]]:
-    """As `load_model`, for a configuration that was read already and any of transformers' auto classes."""
+    """As `load_model`, for a configuration that was read before and any of transformers' auto classes."""
     where = f"the {checkpoint.side} checkpoint {checkpoint.source!r}"
     arguments = load_config.from_pretrained_arguments()
     try:
@@ -156,9 +156,7 @@ def load_weights(
                 output_loading_info=True,
                 **arguments,
             )
-    except (
-        Exception
-    ) as error:  # the loader's errors have no common root; each is told with the checkpoint's name
+    except Exception as error:  # the loader's errors have no common base class
         raise PairError(f"{where} cannot be loaded: {error}") from error
     notes = _check_report(report, checkpoint, where)
     if arguments["device_map"] is None:
@@ -172,7 +170,7 @@ def freeze(model: Any) -> Any:
 
 
 def _check_report(report: dict[str, Any], checkpoint: Checkpoint, where: str) -> list[Diagnostic]:
-    """Weights that the files lack are an error; weights that the model does not use are a note."""
+    """PairError for weights that the files lack; a note for weights that the model does not use."""
     missing = sorted(report.get("missing_keys") or ())
     if missing:
         raise PairError(
@@ -190,18 +188,18 @@ def _check_report(report: dict[str, Any], checkpoint: Checkpoint, where: str) ->
         Diagnostic(
             "warning",
             checkpoint.side,
-            f"{len(unused)} weights in the files have no place in the model: {', '.join(unused[:5])}"
+            f"{len(unused)} weights in the files are not part of the model: {', '.join(unused[:5])}"
             f"{', …' if len(unused) > 5 else ''}",
-            "They are left out; check that config.json belongs to these files",
+            "They are ignored; check that config.json belongs to these files",
         )
     ]
 
 
 @contextmanager
 def _quiet_loading() -> Iterator[None]:
-    """Keep transformers' own report of a load off the screen; `_check_report` says it better.
+    """Suppress transformers' report of a load; `_check_report` replaces it.
 
-    A filter and not a level: a raised level makes the loader print other things.
+    By a filter and not by the logger's level, since a higher level makes the loader print other messages.
     """
     logger = logging.getLogger("transformers.modeling_utils")
     logger.addFilter(_errors_only)
@@ -221,7 +219,7 @@ def _errors_only(record: logging.LogRecord) -> bool:
 def load_merged_adapter(
     adapter: Checkpoint, base: Checkpoint, load_config: LoadConfig
 ) -> tuple[Any, list[Diagnostic]]:
-    """(a second copy of the base with the adapter merged into it, notes). The first copy is not touched."""
+    """(a copy of the base with the adapter merged into it, notes); the base itself is not changed."""
     if not has_package("peft"):
         raise PairError(
             f"the aligned checkpoint {adapter.source!r} is an adapter, which needs the package peft "
@@ -234,24 +232,22 @@ def load_merged_adapter(
     where = f"the adapter {adapter.source!r}"
     if adapter.config.get("auto_mapping") is None and adapter.config.get("peft_type") is None:
         raise PairError(
-            f"{where} has no peft_type in {adapter.path / 'adapter_config.json'}; expected 'LORA' or alike"
+            f"{where} has no peft_type in {adapter.path / 'adapter_config.json'}; expected 'LORA' or a similar method"
         )
     model, notes = load_model(replace(base, side="aligned"), load_config)
     _resize_for(adapter, model)
     try:
         with warnings.catch_warnings():
-            # peft only warns when the file lacks a weight; the layer would then silently stay as it is in the base
+            # peft only warns when the file lacks a weight, and leaves the layer as it is in the base
             warnings.filterwarnings("error", message=".*missing adapter keys.*")
             wrapped = PeftModel.from_pretrained(model, str(adapter.path), is_trainable=False)
         factors = low_rank_factors(wrapped)
         merged = wrapped.merge_and_unload(safe_merge=True)
         merged.low_rank_factors = factors
-    except (
-        Exception
-    ) as error:  # peft raises whatever its tuner does; the user needs to know which adapter it was
+    except Exception as error:  # the errors of peft's methods have no common base class
         raise PairError(
             f"{where} (peft_type {adapter.config.get('peft_type')}) cannot be merged into {base.source!r}: {error}. "
-            "Check that it was trained on this base; methods without a merge need a merged checkpoint"
+            "Check that it was trained on this base; for methods that cannot be merged, give a merged checkpoint"
         ) from error
     named = adapter.config.get("base_model_name_or_path")
     if named and Path(str(named)).name != Path(base.source).name:
@@ -275,7 +271,7 @@ def load_merged_adapter(
 
 
 def _resize_for(adapter: Checkpoint, model: Any) -> None:
-    """Give the model as many rows as an adapter's own embedding has, where it was trained with added tokens."""
+    """Resize the embedding to the rows of the adapter's own, if that was trained with added tokens."""
     header, _ = read_header(adapter.path / ADAPTER_WEIGHTS)
     width = model.get_input_embeddings().weight.shape[0]
     rows = [
@@ -298,7 +294,7 @@ def load_tokenizer(checkpoint: Checkpoint) -> Any:
     try:
         raw = json.loads(settings.read_text(encoding="utf-8")) if settings.is_file() else {}
         if raw.get("auto_map") and not (checkpoint.path / "tokenizer.json").is_file():
-            raise PairError("it needs its own code (auto_map), which is never run here")
+            raise PairError("it needs its own code (auto_map), which is never run")
         return AutoTokenizer.from_pretrained(checkpoint.path, trust_remote_code=False, local_files_only=True)
     except Exception as error:  # tokenizer files fail in many ways (format, missing library)
         raise PairError(

@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
-
-if TYPE_CHECKING:
-    pass
 
 Factors = Mapping[str, tuple[Tensor, Tensor]]  # layer → A (r, in), B (out, r) with aligned = base + B·A
 
 
 def low_rank_factors(wrapped: Any) -> dict[str, tuple[Tensor, Tensor]] | None:
-    """The factors of a PEFT model that is a plain LoRA on linear layers, or None if it is anything more.
+    """The factors of a PEFT model that is a plain LoRA on linear layers; None for any other adapter.
 
     Args:
         wrapped: a `PeftModel`, before it is merged.
 
     Returns:
-        layer → A (r, in), B (out, r), of the layer's dtype, the scaling in B; names as in the base model.
+        layer → A (r, in), B (out, r), in the layer's dtype, with the scaling in B; layers named as in the base model.
     """
     from peft.tuners.lora import Linear as LoraLinear
     from peft.tuners.tuners_utils import BaseTunerLayer
@@ -37,5 +34,5 @@ def low_rank_factors(wrapped: Any) -> dict[str, tuple[Tensor, Tensor]] | None:
         scaled = (b.detach().double() * module.scaling[adapter]).to(dtype)
         factors[name] = (a.detach().to(dtype).clone(), scaled.contiguous())
     config = wrapped.peft_config[wrapped.active_adapter]
-    more = getattr(config, "bias", "none") != "none" or getattr(config, "modules_to_save", None)
-    return None if more else factors
+    has_more = getattr(config, "bias", "none") != "none" or getattr(config, "modules_to_save", None)
+    return None if has_more else factors

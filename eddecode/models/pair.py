@@ -1,29 +1,30 @@
-"""ModelPair: a base and an aligned model that can be decoded against each other, or an error that says why not.
+"""ModelPair: a base and an aligned model that can be decoded against each other.
 
-Everything that could go wrong later without a sound is settled here once: which ids mean the same to both, what ends a
-completion, how long a text may be. What is merely worth knowing becomes a note.
+Everything that would otherwise fail later, or give wrong results without an error, is checked once when a pair is made:
+which ids mean the same token to both models, which ids end a completion, how long a text may be. What is no error but
+worth knowing becomes a `Diagnostic` in `notes`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from eddecode.errors import PairError, PromptError
 from eddecode.models.checkpoint import Checkpoint
-from eddecode.models.diagnostics import Diagnostic
+from eddecode.models.description import describe_model, describe_shared, dtype_name, logit_width
+from eddecode.models.diagnostics import Diagnostic, Level
 from eddecode.models.load_config import LoadConfig
 from eddecode.models.load_group import CheckpointRef, LoadedModels, MemoryRequirement, load_group
 from eddecode.models.loader import freeze, require_eager_for_softcap
-from eddecode.models.sizes import input_device, kv_bytes_per_token, weights_bytes
+from eddecode.models.sizes import input_device
 from eddecode.models.tensor_bytes import model_digest
 from eddecode.models.tokenizer_compat import check_vocabularies, eos_notes, tokens_by_id
 from eddecode.models.weight_diff import compare_tensors
-from eddecode.models.weight_sharing import resident_bytes
 from eddecode.prompts.types import RenderedPrompt
 
 __all__ = ["Diagnostic", "ModelPair"]
@@ -41,12 +42,15 @@ _WINDOW_FIELDS = (
 class ModelPair:
     """Two causal language models over one vocabulary.
 
-    base, aligned: transformers models in eval mode, without gradients. models: both, in this order; names: theirs.
-    base_tokenizer, aligned_tokenizer: or None; a side without one uses the other's, with a note.
-    tokenizer: the one that decodes completions (aligned's, else base's, else None).
-    vocabulary: (V,) bool on the CPU, True where an id may be sampled; V is the smaller of the two logit widths.
-    eos_ids: per model, the ids that end its text. context_windows: per model, positions, or None if unlimited.
-    device: where token ids go in (the base's embedding). notes: what is worth knowing, most serious first.
+    Attributes:
+        base, aligned: transformers models in eval mode, without gradients. models: both, in this order; names: theirs.
+        base_tokenizer, aligned_tokenizer: or None; a side without one uses the other's, with a note.
+        tokenizer: the one that decodes completions (aligned's, else base's, else None).
+        vocabulary: (V,) bool on the CPU, True where an id may be sampled; V is the smaller of the two logit widths.
+        eos_ids: per model, the ids that end its text.
+        context_windows: per model, the number of positions, or None if unlimited.
+        device: where token ids are sent (the device of the base's embedding).
+        notes: what is worth knowing, warnings first.
     """
 
     names = ("base", "aligned")
@@ -62,7 +66,7 @@ class ModelPair:
     ) -> None:
         self.base, self.aligned = base, aligned
         self.notes: list[Diagnostic] = list(notes or [])
-        self.base_tokenizer, self.aligned_tokenizer = self._settle_tokenizers(tokenizers)
+        self.base_tokenizer, self.aligned_tokenizer = self._fill_in_tokenizer(tokenizers)
         self.checkpoints = checkpoints
         self._digests: tuple[str, str] | None = None
         self.eos_ids = (_eos_ids(base, self.base_tokenizer), _eos_ids(aligned, self.aligned_tokenizer))
@@ -77,7 +81,7 @@ class ModelPair:
 
     @property
     def factors(self) -> dict[str, tuple[Tensor, Tensor]] | None:
-        """Of an aligned release that is a plain LoRA: layer → A (r, in), B (out, r) with aligned = base + B·A."""
+        """Of a plain LoRA release: layer → A (r, in), B (out, r) with aligned = base + B·A; else None."""
         return getattr(self.aligned, "low_rank_factors", None)
 
     @property
@@ -87,12 +91,12 @@ class ModelPair:
 
     @staticmethod
     def logit_weights(alpha: float) -> tuple[float, float]:
-        """The factors of the two models' logits, (1 + α, −α) (Zhou et al., ACL 2024, equation 6)."""
+        """The weights of the two models' logits, (1 + α, −α) (Zhou et al., ACL 2024, equation 6)."""
         return 1.0 + alpha, -alpha
 
     @staticmethod
     def input_ids(prompt: RenderedPrompt) -> tuple[tuple[int, ...], ...]:
-        """A prompt as each model sees it, in the order of `models`."""
+        """The token ids of a prompt for each model, in the order of `models`."""
         return prompt.ids
 
     @classmethod
@@ -115,18 +119,24 @@ class ModelPair:
     ) -> ModelPair:
         """Load two checkpoints: local folders or hub ids; `aligned` may be a PEFT adapter over the base.
 
-        Tensors that are equal to the bit are held once: do not change a loaded model's weights in place.
+        Tensors that are identical to the bit are held once: do not change a loaded model's weights in place.
 
-        dtype: "auto" (as saved), "float32", "bfloat16", "float16", or a torch.dtype.
-        device: default the CUDA device if there is one, else the CPU. device_map: as in transformers, in its place,
-        for both models alike or as {"base": …, "aligned": …} (needs accelerate). offload_folder: where it may put what
-        fits nowhere else.
-        revision: a hub branch, tag or commit for both; base_revision and aligned_revision for one.
-        quantization: "8bit" or "4bit" (needs bitsandbytes).
-        check_memory: refuse what does not fit. slots, length: completions at a time, and tokens of each with its
-        prompt (default 2,048, or the models' own limit), that must fit beside the weights.
-        Errors: PairError for a checkpoint that is missing, damaged, incomplete, not in safetensors, in need of its own
-        code, no causal language model or too large, and for tokenizers that disagree.
+        Args:
+            base, aligned: local folders or hub ids.
+            dtype: "auto" (as saved), "float32", "bfloat16", "float16", or a torch.dtype.
+            device: by default the CUDA device if there is one, else the CPU.
+            device_map: instead of `device`, as in transformers (needs accelerate): one for both models, or
+                {"base": …, "aligned": …}.
+            revision: a hub branch, tag or commit for both; base_revision and aligned_revision for one.
+            quantization: "8bit" or "4bit" (needs bitsandbytes).
+            offload_folder: where a device_map may put weights that fit on no device.
+            check_memory: refuse a pair that does not fit.
+            slots, length: completions at a time, and tokens of each with its prompt (default 2,048, or the models' own
+                limit), that must fit beside the weights.
+
+        Raises:
+            PairError: a checkpoint is missing, damaged, incomplete, not in safetensors, needs its own code, is no
+                causal language model or too large; or the tokenizers disagree.
         """
         load_config = LoadConfig.create(
             dtype=dtype,
@@ -146,7 +156,7 @@ class ModelPair:
     def from_loaded(
         cls, loaded: LoadedModels, at: tuple[int, int], notes: list[Diagnostic] | None = None
     ) -> ModelPair:
-        """Two of the models that were loaded together; notes: in place of those of the loading."""
+        """A pair of the models at two positions of a loaded group; notes: instead of the group's."""
         i, j = at
         return cls(
             loaded.models[i],
@@ -160,9 +170,9 @@ class ModelPair:
     def from_models(
         cls, base: Any, aligned: Any, base_tokenizer: Any = None, aligned_tokenizer: Any = None
     ) -> ModelPair:
-        """A pair of models that are in memory already; both are put in eval mode and frozen.
+        """A pair of models that are in memory already; both are put in eval mode, without gradients.
 
-        Soft-capped attention (Gemma-2) is set to eager, as in a pair that is loaded.
+        Soft-capped attention (Gemma-2) is set to eager, as when a pair is loaded.
         """
         for side, model in (("base", base), ("aligned", aligned)):
             head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
@@ -177,17 +187,17 @@ class ModelPair:
 
     # Checks ------------------------------------------------------------------------------------------------------
 
-    def _note(self, level: Literal["info", "warning"], where: str, what: str, action: str) -> None:
-        self.notes.append(Diagnostic(level, where, what, action))
+    def _note(self, level: Level, component: str, message: str, hint: str) -> None:
+        self.notes.append(Diagnostic(level, component, message, hint))
 
-    def _settle_tokenizers(self, tokenizers: tuple[Any, Any]) -> tuple[Any, Any]:
+    def _fill_in_tokenizer(self, tokenizers: tuple[Any, Any]) -> tuple[Any, Any]:
         base, aligned = tokenizers
         if base is None and aligned is None:
             self._note(
                 "warning",
                 "tokenizer",
                 "neither checkpoint has a tokenizer",
-                "Only RenderedPrompt works, completions have no text, and every id is taken to be a token",
+                "Only RenderedPrompt works, completions have no text, and every id counts as a token",
             )
         for side, other, missing in (("base", "aligned", base), ("aligned", "base", aligned)):
             if missing is None and not (base is None and aligned is None):
@@ -200,7 +210,7 @@ class ModelPair:
         return base or aligned, aligned or base
 
     def _check(self) -> None:
-        widths = (_logit_width(self.base), _logit_width(self.aligned))
+        widths = (logit_width(self.base), logit_width(self.aligned))
         self.vocabulary: Tensor
         self.vocabulary, notes = check_vocabularies(widths, self.base_tokenizer, self.aligned_tokenizer)
         table = tokens_by_id(self.tokenizer) if self.tokenizer else None
@@ -223,23 +233,23 @@ class ModelPair:
             self._note(
                 "warning",
                 "dtype",
-                f"base is in {_name(self.base.dtype)}, aligned in {_name(self.aligned.dtype)}",
+                f"base is in {dtype_name(self.base.dtype)}, aligned in {dtype_name(self.aligned.dtype)}",
                 "Their rounding differs, and α multiplies it; set dtype= to load both alike",
             )
         self.notes.sort(key=lambda note: note.level != "warning")
 
     def check_prompt(self, prompt: RenderedPrompt) -> None:
-        """PromptError for an id that its model has no embedding for, which on a GPU would end the process."""
+        """PromptError for an id that a model has no embedding for; on a GPU such an id would end the process."""
         for name, model, ids in zip(self.names, self.models, self.input_ids(prompt), strict=True):
             check_ids(name, model, ids)
 
-    # What it is --------------------------------------------------------------------------------------------------
+    # Description ------------------------------------------------------------------------------------------------
 
     def digests(self) -> tuple[str, str]:
-        """(base, aligned): 32 hexadecimal digits each, a fingerprint of weights and settings by content.
+        """(base, aligned): 32 hexadecimal digits each, a fingerprint of weights and settings.
 
-        Read from the safetensors files, whatever their sharding (an adapter's includes its base's), or from memory for
-        models that came without files. Every byte is read once, then the result is kept.
+        Computed from the safetensors files, whatever their sharding (an adapter's includes its base's), or from memory
+        for models that were not loaded from files. Every byte is read once; then the result is kept.
         """
         if self._digests is None:
             if self.checkpoints is None:
@@ -254,7 +264,7 @@ class ModelPair:
         return self._digests
 
     def describe(self, tensors: bool = False) -> dict[str, Any]:
-        """What was loaded, as data that json.dumps takes.
+        """What was loaded, as data for json.dumps.
 
         {"base": {"source", "adapter": bool, "architecture", "model_type", "parameters", "dtypes": {name: parameters},
                   "devices": [name], "attention", "logit_width", "tokenizer": None | {"class", "size", "chat_template":
@@ -262,7 +272,7 @@ class ModelPair:
                   "weights_bytes", "kv_bytes_per_token": int | None},
          "aligned": the same,
          "vocabulary": {"width", "sampleable", "masked"},
-         "memory": {"weights_bytes": of both as held, "shared_bytes": that the aligned model has from the base},
+         "memory": {"weights_bytes": resident, of both, "shared_bytes": of tensors that both models use},
          "notes": [{"level", "where", "what", "action"}],
          "tensors": only if asked for (reads every weight once):
                  {"identical": [names equal to the bit], "identical_bytes", "moved": {name: relative change},
@@ -296,73 +306,13 @@ class ModelPair:
 
 
 def check_ids(name: str, model: Any, ids: Sequence[int]) -> None:
-    """PromptError if a model has no embedding for an id, which on a GPU would end the process."""
+    """PromptError if a model has no embedding for an id; on a GPU such an id would end the process."""
     rows = int(model.get_input_embeddings().weight.shape[0])
     if max(ids) >= rows:
         raise PromptError(
             f"id {max(ids)} is beyond the {rows} embeddings of the {name} model; render the prompt with the tokenizer "
             "of that model"
         )
-
-
-def describe_model(
-    model: Any, tokenizer: Any, checkpoint: Checkpoint | None, eos_ids: frozenset[int], window: int | None
-) -> dict[str, Any]:
-    """One model as data: a side of `ModelPair.describe`."""
-    dtypes: dict[str, int] = {}
-    for parameter in model.parameters():
-        dtypes[_name(parameter.dtype)] = dtypes.get(_name(parameter.dtype), 0) + parameter.numel()
-    return {
-        "source": checkpoint.source if checkpoint else str(model.config.name_or_path or "") or "in memory",
-        "adapter": bool(checkpoint and checkpoint.is_adapter),
-        "architecture": type(model).__name__,
-        "model_type": model.config.model_type,
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "dtypes": dtypes,
-        "devices": sorted({str(parameter.device) for parameter in model.parameters()}),
-        "attention": getattr(model.config, "_attn_implementation", None),
-        "logit_width": _logit_width(model),
-        "tokenizer": _describe_tokenizer(tokenizer),
-        "eos_ids": sorted(eos_ids),
-        "context_window": window,
-        "weights_bytes": weights_bytes(model),
-        "kv_bytes_per_token": kv_bytes_per_token(model),
-    }
-
-
-def describe_shared(models: Sequence[Any], vocabulary: Tensor, notes: Sequence[Diagnostic]) -> dict[str, Any]:
-    """What models have in common, as data: the "vocabulary", "memory" and "notes" of `ModelPair.describe`."""
-    sampleable, (held, shared) = int(vocabulary.sum()), resident_bytes(models)
-    return {
-        "vocabulary": {
-            "width": len(vocabulary),
-            "sampleable": sampleable,
-            "masked": len(vocabulary) - sampleable,
-        },
-        "memory": {"weights_bytes": held, "shared_bytes": shared},
-        "notes": [note.to_dict() for note in notes],
-    }
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
-def _describe_tokenizer(tokenizer: Any) -> dict[str, Any] | None:
-    if tokenizer is None:
-        return None
-    return {
-        "class": type(tokenizer).__name__,
-        "size": len(tokenizer),
-        "chat_template": bool(getattr(tokenizer, "chat_template", None)),
-        "bos": tokenizer.bos_token,
-        "eos": tokenizer.eos_token,
-    }
-
-
-def _logit_width(model: Any) -> int:
-    """How many ids the model scores: the rows of its output embedding."""
-    return int(model.get_output_embeddings().weight.shape[0])
 
 
 def _eos_ids(model: Any, tokenizer: Any) -> frozenset[int]:
@@ -375,7 +325,7 @@ def _eos_ids(model: Any, tokenizer: Any) -> frozenset[int]:
 
 
 def _context_window(model: Any) -> int | None:
-    """How many positions the model was made for; None if its configuration sets no limit."""
+    """The maximal number of positions; None if the configuration sets no limit."""
     config = model.config.get_text_config()
     for name in _WINDOW_FIELDS:
         size = getattr(config, name, None)

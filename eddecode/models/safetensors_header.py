@@ -10,20 +10,20 @@ from eddecode.errors import PairError
 
 
 def read_header(path: Path) -> tuple[dict[str, Any], int]:
-    """(tensors of a safetensors file by name, where their bytes start); a damaged file is a PairError naming it.
+    """(the tensors of a safetensors file by name, the offset of their bytes); PairError for a damaged file.
 
     Layout: 8 bytes with the length n of the header, n bytes of JSON, then the tensors' bytes without gaps
     (huggingface.co/docs/safetensors).
     """
     size = path.stat().st_size
     with path.open("rb") as file:
-        lead = file.read(8)
-        length = int.from_bytes(lead, "little")
-        if lead.startswith(b"version "):
+        prefix = file.read(8)
+        length = int.from_bytes(prefix, "little")
+        if prefix.startswith(b"version "):
             raise PairError(
                 f"{path} is a git-lfs pointer and not the weights themselves; run `git lfs pull` in its folder"
             )
-        if len(lead) < 8 or length > size - 8:
+        if len(prefix) < 8 or length > size - 8:
             raise damaged(path, f"its header should have {length} bytes and the whole file has {size}")
         raw = file.read(length)
     try:
@@ -33,7 +33,7 @@ def read_header(path: Path) -> tuple[dict[str, Any], int]:
     except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise damaged(path, f"its header is no table of tensors ({type(error).__name__})") from error
     if 8 + length + end != size:
-        raise damaged(path, f"its header promises {8 + length + end} bytes and it has {size}")
+        raise damaged(path, f"it should have {8 + length + end} bytes by its header, and it has {size}")
     return header, 8 + length
 
 

@@ -16,7 +16,7 @@ PREFILL_CHUNK = (
 
 
 def named_tensors(model: Any) -> dict[str, Tensor]:
-    """Parameters and saved buffers by name, a tied one under its first name only."""
+    """Parameters and saved buffers by name; a tied tensor under its first name only."""
     seen: set[int] = set()
     tensors: dict[str, Tensor] = {}
     for name, tensor in model.state_dict(keep_vars=True).items():
@@ -27,7 +27,7 @@ def named_tensors(model: Any) -> dict[str, Tensor]:
 
 
 def all_names(model: Any) -> dict[str, Tensor]:
-    """Every tensor under every one of its names (a tied head under both)."""
+    """Parameters and saved buffers under every one of their names (a tied head under both)."""
     return {name: tensor.detach() for name, tensor in model.state_dict(keep_vars=True).items()}
 
 
@@ -50,10 +50,10 @@ def kv_bytes_per_token(model: Any) -> int | None:
 
 
 def cache_bytes_per_token(config: Any, dtype: torch.dtype) -> int | None:
-    """Bytes that one token takes in the keys and values of all layers; None if the configuration does not tell.
+    """Bytes that one token takes in the keys and values of all layers; None if the configuration does not say.
 
-    2 · layers · key-value heads · head size · bytes. Sliding windows count as full ones, since the slots keep every
-    position. Latent attention (DeepSeek-V2, arXiv 2405.04434, §2.1) is asked what it stores.
+    2 · layers · key-value heads · head size · bytes. Sliding windows count as full ones, since the cache keeps every
+    position. For latent attention (DeepSeek-V2, arXiv 2405.04434, §2.1): what the installed transformers stores.
     """
     config = config.get_text_config()
     layers, heads = (getattr(config, name, None) for name in ("num_hidden_layers", "num_attention_heads"))
@@ -74,8 +74,8 @@ def cache_bytes_per_token(config: Any, dtype: torch.dtype) -> int | None:
 def _latent_width(config: Any) -> int:
     """Numbers that a layer with latent attention stores per token.
 
-    The latent and the rotary part of the key where the installed transformers stores these (since they are all that
-    is needed); the expanded keys and values of every head in versions that store those.
+    Depending on the installed transformers: the latent and the rotary part of the key (which suffice), or the expanded
+    keys and values of every head.
     """
     heads, rope = config.num_attention_heads, config.qk_rope_head_dim
     module = importlib.import_module(f"transformers.models.{config.model_type}.modeling_{config.model_type}")
@@ -85,7 +85,7 @@ def _latent_width(config: Any) -> int:
 
 
 def format_bytes(count: float) -> str:
-    """Bytes for people: 1.5 GiB."""
+    """A number of bytes for display, such as 1.5 GiB."""
     for unit in ("B", "KiB", "MiB", "GiB"):
         if count < 1024:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"

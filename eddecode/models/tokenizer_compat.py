@@ -1,8 +1,8 @@
-"""Which ids may be sampled: those that both models score and every tokenizer gives the same token.
+"""Which ids may be sampled: those with a logit in both models and the same token in every tokenizer.
 
-An id that only one model was trained with is no small matter here. The contrast multiplies the aligned model's logit by
-−α, so a padded row of the embedding, or a token that the aligned model was taught never to write, would be boosted
-without bound. Such ids are masked and the mask is reported.
+The contrast multiplies the aligned model's logit by −α. An id that only one model was trained with (a padded row of the
+embedding, or a token that the aligned model was trained never to generate) would be boosted without bound. Such ids are
+masked, and the mask is reported.
 """
 
 from __future__ import annotations
@@ -16,9 +16,8 @@ import torch
 from eddecode.errors import PairError
 from eddecode.models.diagnostics import Diagnostic
 
-_SHOWN = 5
-# Names that vocabularies give to rows which they keep free. A release may rename one of its base's; any other id with
-# two names is an error.
+_MAX_EXAMPLES = 5
+# Names of reserved tokens. An aligned release may rename one of its base's; for any other id two names are an error.
 _PLACEHOLDER = re.compile(
     r"reserved|unused|placeholder|extra_id|control_\d|dummy|^\[?<?\|?pad\d*\|?>?\]?$", re.I
 )
@@ -27,7 +26,7 @@ _SIDES = ("base", "aligned")
 
 
 def tokens_by_id(tokenizer: Any) -> dict[int, str]:
-    """Every id that the tokenizer knows, with its token. Ids without a token (holes) are absent."""
+    """Every id of the tokenizer with its token; ids without a token are absent."""
     return {int(i): token for token, i in tokenizer.get_vocab().items()}
 
 
@@ -36,8 +35,8 @@ def check_vocabularies(
 ) -> tuple[torch.Tensor, list[Diagnostic]]:
     """(sampleable ids as a bool tensor of shape (min width,), notes).
 
-    widths: the logit widths of base and aligned. A tokenizer may be None. Errors: PairError where the tokenizers give
-    one id two meanings, or share no vocabulary at all.
+    widths: the numbers of logits of base and aligned. A tokenizer may be None.
+    PairError if an id stands for different tokens in the two tokenizers, or no id is known to both.
     """
     tables = [
         tokens_by_id(tokenizer) for tokenizer in (base_tokenizer, aligned_tokenizer) if tokenizer is not None
@@ -63,7 +62,7 @@ def check_vocabularies(
 
 
 def _compare(base: dict[int, str], aligned: dict[int, str]) -> tuple[set[int], list[Diagnostic]]:
-    """(ids to mask because they were renamed, notes on tokens that one side alone has), or the error."""
+    """(ids to mask because they were renamed, notes); PairError if the tokenizers disagree on any other id."""
     shared = base.keys() & aligned.keys()
     differing = sorted(i for i in shared if base[i] != aligned[i])
     renamed = [i for i in differing if any(_PLACEHOLDER.search(table[i]) for table in (base, aligned))]
@@ -83,14 +82,14 @@ def _compare(base: dict[int, str], aligned: dict[int, str]) -> tuple[set[int], l
     for side, own, other in (("base", base, aligned), ("aligned", aligned, base)):
         added = sorted(own.keys() - other.keys())
         if added:
-            shown = ", ".join(f"{i} ({own[i]!r})" for i in added[:_SHOWN])
+            shown = ", ".join(f"{i} ({own[i]!r})" for i in added[:_MAX_EXAMPLES])
             notes.append(
                 Diagnostic(
                     "info",
                     "vocabulary",
                     f"{len(added)} tokens are known to the {side} tokenizer alone: {shown}"
-                    f"{', …' if len(added) > _SHOWN else ''}",
-                    "They may stand in its prompt and are never sampled",
+                    f"{', …' if len(added) > _MAX_EXAMPLES else ''}",
+                    "They may occur in its prompt and are never sampled",
                 )
             )
     return set(renamed), notes
@@ -103,18 +102,20 @@ def _conflict_message(
     if 2 * len(conflicts) > shared:
         return (
             f"the two tokenizers have different vocabularies: {len(conflicts)} of {shared} common ids disagree "
-            f"({examples}). Emulated disalignment adds the logits of equal ids, so both models must share one "
+            f"({examples}). Emulated disalignment combines the logits of equal ids, so both models must share one "
             "tokenizer; choose the base that this aligned model was trained from"
         )
     return (
         f"the tokenizers disagree on {len(conflicts)} of {shared} common ids: {examples}. The same id must mean the "
-        "same token in both models; check that both checkpoints carry the tokenizer that they were trained with"
+        "same token in both models; check that both checkpoints contain the tokenizer that they were trained with"
     )
 
 
 def _examples(ids: Sequence[int], base: dict[int, str], aligned: dict[int, str]) -> str:
-    shown = ", ".join(f"id {i} is {base[i]!r} in base and {aligned[i]!r} in aligned" for i in ids[:_SHOWN])
-    return shown + (", …" if len(ids) > _SHOWN else "")
+    shown = ", ".join(
+        f"id {i} is {base[i]!r} in base and {aligned[i]!r} in aligned" for i in ids[:_MAX_EXAMPLES]
+    )
+    return shown + (", …" if len(ids) > _MAX_EXAMPLES else "")
 
 
 def _width_notes(widths: tuple[int, int], tables: Sequence[dict[int, str]]) -> list[Diagnostic]:
@@ -124,7 +125,7 @@ def _width_notes(widths: tuple[int, int], tables: Sequence[dict[int, str]]) -> l
             Diagnostic(
                 "info",
                 "vocabulary",
-                f"the logits are {widths[0]} ids wide in base and {widths[1]} in aligned",
+                f"base has {widths[0]} logits and aligned {widths[1]}",
                 f"Ids from {min(widths)} on are never sampled",
             )
         )
@@ -135,7 +136,7 @@ def _width_notes(widths: tuple[int, int], tables: Sequence[dict[int, str]]) -> l
                 Diagnostic(
                     "info",
                     side,
-                    f"{width - rows} of {width} logits belong to no token (padding, or holes in the vocabulary)",
+                    f"{width - rows} of {width} logits belong to no token (padding, or gaps in the vocabulary)",
                     "They are never sampled",
                 )
             )
@@ -145,9 +146,9 @@ def _width_notes(widths: tuple[int, int], tables: Sequence[dict[int, str]]) -> l
                 Diagnostic(
                     "warning",
                     side,
-                    f"the tokenizer knows {len(beyond)} ids that the model has no row for, such as "
-                    f"{beyond[0]} ({table[beyond[0]]!r}); its logits are {width} wide",
-                    "A prompt with such a token cannot be decoded; use the tokenizer of this very checkpoint",
+                    f"the tokenizer has {len(beyond)} ids beyond the model's {width} logits, such as "
+                    f"{beyond[0]} ({table[beyond[0]]!r})",
+                    "A prompt with such a token cannot be decoded; use the tokenizer of this checkpoint",
                 )
             )
     return notes
@@ -165,7 +166,7 @@ def eos_notes(
                     "warning",
                     side,
                     "no end-of-sequence id in generation_config, config or tokenizer",
-                    "Its completions end by stop strings or at max_new_tokens only",
+                    "Its completions end only by stop strings or at max_new_tokens",
                 )
             )
         masked = sorted(i for i in ids if i >= len(vocabulary) or not bool(vocabulary[i]))
@@ -184,7 +185,7 @@ def eos_notes(
                 "info",
                 "end of sequence",
                 f"base ends at {_named(sorted(eos_ids[0]), table)}, aligned at {_named(sorted(eos_ids[1]), table)}",
-                "A completion ends at an id of either model that has a weight in it",
+                "A completion ends at an EOS id of any model whose weight at α is not zero",
             )
         )
     return notes

@@ -1,4 +1,4 @@
-"""Memory that several models share: tensors with equal bits are held once."""
+"""Tensors that are identical to the bit in several models are held once."""
 
 from __future__ import annotations
 
@@ -12,20 +12,23 @@ from eddecode.models.tensor_bytes import byte_view, equal_bits
 
 
 def share_identical(models: Sequence[Any]) -> int:
-    """Let later models use an earlier model's copy of every tensor that is equal to the bit; bytes given back.
+    """Make later models use an earlier model's copy of every tensor that is identical to the bit.
 
-    Found by content, whatever the tensors are called. Only plain tensors that are frozen, in memory and on the same
-    device are shared, and none within one model: a quantised weight carries a state of its own, and a weight that is
-    trained would take the other model with it. Whoever writes into a weight afterwards writes into both.
+    Tensors are matched by content, whatever their names. Only plain tensors are shared that need no gradient, are in
+    memory and on the same device, and none within one model: a quantized weight has a state of its own, and training a
+    shared weight would change the other model. Writing into a shared weight afterwards changes all of its models.
+
+    Returns:
+        The bytes that were freed.
     """
     kept: dict[tuple[Any, ...], dict[str, Tensor]] = {}
     freed = 0
     for model in models:
         own: list[tuple[tuple[Any, ...], str, Tensor]] = []
         for name, tensor in _shareable(model).items():
-            key = (tensor.dtype, tensor.shape, tensor.device, _sample(tensor))
+            key = (tensor.dtype, tensor.shape, tensor.device, _sampled_bytes(tensor))
             others = kept.get(key, {})
-            likely = sorted(others, key=lambda other: other != name)  # its namesake first; used at once
+            likely = sorted(others, key=lambda other: other != name)  # the same name first
             twin = next((others[other] for other in likely if equal_bits(tensor, others[other])), None)
             if twin is None:
                 own.append((key, name, tensor))
@@ -38,7 +41,7 @@ def share_identical(models: Sequence[Any]) -> int:
 
 
 def _shareable(model: Any) -> dict[str, Tensor]:
-    """The tensors of a model that another may use, a tied one once."""
+    """The tensors of a model that another model may use; a tied one once."""
     found: dict[int, tuple[str, Tensor]] = {}
     for name, tensor in model.state_dict(keep_vars=True).items():
         plain = type(tensor) in (torch.nn.Parameter, Tensor)
@@ -47,14 +50,14 @@ def _shareable(model: Any) -> dict[str, Tensor]:
     return dict(found.values())
 
 
-def _sample(tensor: Tensor) -> bytes:
-    """Some of a tensor's bytes, spread over it, to tell most tensors apart without reading them."""
+def _sampled_bytes(tensor: Tensor) -> bytes:
+    """A few bytes spread over a tensor; they distinguish most tensors without reading them completely."""
     flat = tensor.detach().reshape(-1)
     return bytes(byte_view(flat[:: max(1, flat.numel() // 64)]).cpu().numpy().tobytes())
 
 
 def resident_bytes(models: Sequence[Any]) -> tuple[int, int]:
-    """(bytes of all parameters and buffers in memory, those of them that a later model has from an earlier one)."""
+    """(bytes of all parameters and buffers in memory, bytes of those that a later model shares with an earlier one)."""
     held: dict[tuple[torch.device, int], int] = {}
     shared = 0
     for model in models:

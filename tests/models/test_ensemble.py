@@ -258,7 +258,7 @@ def test_different_chat_templates_are_noted(tmp_path: Path) -> None:
 
 def test_what_makes_no_group_is_refused(tmp_path: Path) -> None:
     base, aligned = tiny.tiny_pair_models()
-    with pytest.raises(PairError, match=r"an ensemble got no aligned model; expected at least one"):
+    with pytest.raises(PairError, match=r"an ensemble was given no aligned model; expected at least one"):
         Ensemble.from_models(base, [])
     with pytest.raises(PairError, match=r"aligned is 'x'; expected a list of checkpoints"):
         Ensemble.load(tmp_path, "x")

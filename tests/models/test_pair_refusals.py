@@ -48,9 +48,9 @@ def test_neither_a_folder_nor_a_reachable_hub_id(folders: tuple[Path, Path], tmp
     refused(
         tmp_path / "nowhere",
         folders[1],
-        r"base checkpoint .*nowhere' is no folder here, and as a hub id .*spelling",
+        r"base checkpoint .*nowhere' is no local folder, and as a hub id .*spelling",
     )
-    refused(folders[0], "nobody/nothing", r"aligned checkpoint 'nobody/nothing' is no folder here")
+    refused(folders[0], "nobody/nothing", r"aligned checkpoint 'nobody/nothing' is no local folder")
     refused(folders[0], "nobody/nothing", r"at revision 'v2'", aligned_revision="v2")
     refused(folders[0] / "config.json", folders[1], r"config.json' is a file; expected a folder or a hub id")
 
@@ -94,7 +94,10 @@ def test_a_pickle_is_never_opened(folders: tuple[Path, Path], tmp_path: Path) ->
 def test_a_truncated_file_is_named(folders: tuple[Path, Path]) -> None:
     file = folders[1] / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-100])
-    refused(*folders, rf"{file} is corrupt or truncated: its header promises \d+ bytes and it has \d+. Fetch")
+    refused(
+        *folders,
+        rf"{file} is corrupt or truncated: it should have \d+ bytes by its header, and it has \d+. Fetch",
+    )
 
 
 @pytest.mark.parametrize("content", [b"", b"\x01", b"\xff" * 64, (8).to_bytes(8, "little") + b"[1,2,3]]"])
@@ -125,7 +128,7 @@ def test_shards_of_two_saves_are_noticed(tmp_path: Path) -> None:
     shutil.copy(first, second)
     refused(
         *folders,
-        rf"{second.name} lacks \d+ tensors that the index puts there, such as \S+; the shards are from",
+        rf"{second.name} lacks \d+ tensors that the index lists for it, such as \S+; the shards are from",
     )
 
 
@@ -155,7 +158,7 @@ def test_weights_without_a_place_are_noted(folders: tuple[Path, Path]) -> None:
     change_weights(folders[0], lambda tensors: tensors.update({"model.layers.7.extra": torch.zeros(2)}))
     notes = [str(note) for note in ModelPair.load(*folders).notes]
     assert any(
-        "1 weights in the files have no place in the model: model.layers.7.extra" in note for note in notes
+        "1 weights in the files are not part of the model: model.layers.7.extra" in note for note in notes
     )
 
 
@@ -168,12 +171,12 @@ def test_a_checkpoint_that_needs_its_own_code(folders: tuple[Path, Path]) -> Non
     rewrite(folders[1] / "config.json", model_type="mine", auto_map=mapped)
     refused(
         *folders,
-        r"aligned checkpoint .* needs its own code \(auto_map .*'mine'\); such code is never run here",
+        r"aligned checkpoint .* needs its own code \(auto_map .*'mine'\); such code is never run",
     )
     rewrite(folders[1] / "config.json", model_type="llama")
     notes = [str(note) for note in ModelPair.load(*folders).notes]
     assert any(
-        "brings its own code. It is ignored; transformers' own llama is used" in note for note in notes
+        "contains its own code. It is ignored; transformers' own llama is used" in note for note in notes
     )
 
 
@@ -213,7 +216,7 @@ def small_classifier() -> PreTrainedModel:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (small_bert, r"is a bert \(BertForMaskedLM\): an encoder that sees both sides of a token"),
+        (small_bert, r"is a bert \(BertForMaskedLM\): an encoder with bidirectional attention"),
         (
             small_t5,
             r"is a t5 \(T5ForConditionalGeneration\): an encoder-decoder, not a causal language model",
@@ -339,7 +342,9 @@ def test_an_adapter_that_has_no_merge(folders: tuple[Path, Path], tmp_path: Path
     peft = pytest.importorskip("peft")
     config = peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)
     peft.get_peft_model(tiny.tiny_model(), config).save_pretrained(tmp_path / "soft")
-    refused(folders[0], tmp_path / "soft", r"PROMPT_TUNING\) cannot be merged .*methods without a merge")
+    refused(
+        folders[0], tmp_path / "soft", r"PROMPT_TUNING\) cannot be merged .*for methods that cannot be merged"
+    )
 
 
 # Options ---------------------------------------------------------------------------------------------------------

@@ -33,7 +33,7 @@ def test_the_narrower_model_bounds_the_vocabulary() -> None:
         tiny.tiny_model(vocab=300), tiny.tiny_model(vocab=310), *[tiny.tiny_tokenizer()] * 2
     )
     assert pair.vocabulary.shape == (300,)
-    assert noted(pair, "300 ids wide in base and 310 in aligned")
+    assert noted(pair, "base has 300 logits and aligned 310")
 
 
 def test_ids_without_a_token_are_holes() -> None:
@@ -69,7 +69,7 @@ def test_a_renamed_reserved_token_is_masked_not_refused() -> None:
 def test_a_tokenizer_beyond_the_logits_is_noted() -> None:
     pair = ModelPair.from_models(*tiny.tiny_pair_models(vocab=290), *[tiny.tiny_tokenizer()] * 2)
     assert pair.vocabulary.shape == (290,)
-    assert noted(pair, "the tokenizer knows 10 ids that the model has no row for, such as 290")
+    assert noted(pair, "the tokenizer has 10 ids beyond the model's 290 logits, such as 290")
 
 
 def test_without_any_tokenizer_every_id_counts(tmp_path: Path) -> None:
