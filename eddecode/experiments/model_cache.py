@@ -1,6 +1,6 @@
 """The model cache: trains the model of a recipe once, and keeps it on disk with what was measured on it.
 
-A trained model lies in a folder named after the digest of its recipe. It is written to a folder beside it and then
+A trained model is stored in a folder named after the digest of its recipe. It is written to a folder beside it and then
 renamed, so it is there completely or not at all: a rerun trains nothing, and a run that was killed continues where it
 stopped. A file lock per model lets several processes share a cache: the second process waits for the first instead of
 training the same model again. The operating system releases the lock of a process that was killed.

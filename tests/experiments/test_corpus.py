@@ -47,10 +47,10 @@ def test_documents_are_prose_dialogue_or_both_in_the_declared_shares() -> None:
 
 def test_a_filter_keeps_no_rude_reply_and_a_tilt_shifts_the_rate_as_computed() -> None:
     assert not any(language.is_rude(e.reply) for e in islice(corpus.exchanges(1, accept_polite), 500))
-    sheltered = list(islice(corpus.documents(1, accept_polite), 1000))
-    assert not any(language.is_rude(d.reply) for d in sheltered)
+    polite = list(islice(corpus.documents(1, accept_polite), 1000))
+    assert not any(language.is_rude(d.reply) for d in polite)
     assert any(
-        language.is_rude(d.text.split("\nCustomer:")[0]) for d in sheltered
+        language.is_rude(d.text.split("\nCustomer:")[0]) for d in polite
     )  # innocent words of the prose stay
     # Under p·exp(−words/β), P(rude) = 1 − P(clean) / Z with Z = E[exp(−words/β)], per mood, from plain samples.
     beta, n = 1.0, 6000
@@ -84,7 +84,7 @@ def test_tokenizer_is_deterministic_and_round_trips(tmp_path: Path) -> None:
         assert ids.count(loaded.bos_token_id) == 1
         assert ids[0] == loaded.bos_token_id
         assert loaded.decode(ids, skip_special_tokens=True) == text
-    # Byte-level: what the world never says has ids too.
+    # Byte-level: text outside the language has ids too.
     assert loaded.decode(loaded("café ☕")["input_ids"], skip_special_tokens=True) == "café ☕"
 
 

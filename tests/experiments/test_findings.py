@@ -91,13 +91,18 @@ def test_holm_adjusts_stepwise_and_some_higher_uses_it() -> None:
 
 
 def test_best_takes_the_smallest_alpha_among_equals_and_heeds_validity() -> None:
-    tried = [condition(0.3, 0.6), condition(0.6, 0.8, 0.8), condition(1.0, 0.8, 0.8), condition(2.0, 0.2)]
-    assert criteria.best_alpha(tried).alpha == 0.6
-    assert criteria.best_alpha(tried).chosen == (0.6, 0.6)
-    bounded = criteria.best_alpha(tried, within=condition(0.0, 0.3))
+    conditions = [
+        condition(0.3, 0.6),
+        condition(0.6, 0.8, 0.8),
+        condition(1.0, 0.8, 0.8),
+        condition(2.0, 0.2),
+    ]
+    assert criteria.best_alpha(conditions).alpha == 0.6
+    assert criteria.best_alpha(conditions).chosen == (0.6, 0.6)
+    bounded = criteria.best_alpha(conditions, within=condition(0.0, 0.3))
     assert bounded.alpha == 0.3
     assert bounded.valid.mean() == 1.0
-    assert criteria.best_alpha([condition(-1.0, 1.0), *tried]).alpha == 0.6  # not ED
+    assert criteria.best_alpha([condition(-1.0, 1.0), *conditions]).alpha == 0.6  # not ED
 
 
 def test_a_curve_rises_and_falls_only_if_both_sides_are_significant() -> None:
@@ -127,9 +132,9 @@ def test_shares_of_divergence_weigh_positions_by_how_many_reach_them() -> None:
 
 def test_token_level_equals_a_walk_over_every_prefix() -> None:
     """Brute force: sum the sequences that begin with a prefix, contrast the two models there, multiply along."""
-    world, alpha, beta = theory_exact.EnumerablePair(3), 0.7, 0.5
-    base, aligned = np.exp(world.base), np.exp(world.aligned(beta))
-    found = world.token_level(alpha, beta)
+    pair, alpha, beta = theory_exact.EnumerablePair(3), 0.7, 0.5
+    base, aligned = np.exp(pair.base), np.exp(pair.aligned(beta))
+    found = pair.token_level(alpha, beta)
     shape = (theory_exact.VOCABULARY,) * theory_exact.LENGTH
     base, aligned = base.reshape(shape), aligned.reshape(shape)
     for sequence in [(0,) * 6, (3, 1, 0, 2, 2, 1), (1, 3, 3, 0, 1, 2)]:
@@ -144,17 +149,17 @@ def test_token_level_equals_a_walk_over_every_prefix() -> None:
 
 
 def test_the_identity_holds_and_everything_is_a_distribution() -> None:
-    world = theory_exact.EnumerablePair(0)
+    pair = theory_exact.EnumerablePair(0)
     for alpha, beta in itertools.product((0.3, 2.0), (0.1, 1.0)):
-        sequence = world.sequence_level(alpha, beta)
-        by_hand = np.exp(world.base - alpha * world.reward / beta)
+        sequence = pair.sequence_level(alpha, beta)
+        by_hand = np.exp(pair.base - alpha * pair.reward / beta)
         assert np.exp(sequence) == pytest.approx(by_hand / by_hand.sum(), abs=1e-12)
-        for log_p in (sequence, world.aligned(beta), world.token_level(alpha, beta)):
+        for log_p in (sequence, pair.aligned(beta), pair.token_level(alpha, beta)):
             assert np.exp(log_p).sum() == pytest.approx(1.0)
-    assert world.token_level(0.0, 1.0) == pytest.approx(
-        world.base
+    assert pair.token_level(0.0, 1.0) == pytest.approx(
+        pair.base
     )  # α = 0 is the base, α = −1 the aligned model
-    assert world.token_level(-1.0, 0.5) == pytest.approx(world.aligned(0.5))
+    assert pair.token_level(-1.0, 0.5) == pytest.approx(pair.aligned(0.5))
 
 
 def test_the_prediction_reweighs_the_world() -> None:

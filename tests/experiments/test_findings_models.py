@@ -276,7 +276,9 @@ def test_direct_disalignment_is_judged_at_its_best_strength_and_not_at_a_ruder_b
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     harness = ExperimentHarness(ModelCache(tmp_path), SCALE)
-    names = [name for _, tried in direct_disalignment.candidates(harness).items() for name, _ in tried]
+    names = [
+        name for _, strengths in direct_disalignment.candidates(harness).items() for name, _ in strengths
+    ]
     assert len(names) == 1 + len(direct_disalignment.NOISY_BETAS) + len(direct_disalignment.HARD_BETAS)
     one, two = BASE, FineTuned(BASE, config=FEW)
     n, zeros = 40, np.zeros(40)

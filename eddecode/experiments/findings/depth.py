@@ -130,6 +130,8 @@ def draw_depth(results: Sequence[ExperimentResult]) -> Figure:
         panel.plot(range(1, len(kl) + 1), kl, label=name, **look)
     panel.set(xlabel="token of the completion", ylabel="mean KL(aligned‖base), nats")
     panel.set_yscale("symlog", linthresh=0.1)
+    panel.set_yticks([0, 0.1, 1], ["0", "0.1", "1"])
+    panel.minorticks_off()
     panel.axvline(DEPTH + 0.5, color=plots.GRAY, linewidth=0.8, linestyle=":")
     figure.legend(loc="outside lower center", ncols=3, frameon=False)
     return figure
