@@ -91,12 +91,12 @@ def test_other_models_on_real_checkpoints(pair_folders: tuple[Path, Path], tmp_p
         mitigations=["first999", "topk1"],
     )
     audit(settings)
-    said: dict[str, list[Any]] = {}
+    completions: dict[str, list[Any]] = {}
     for row in exported(tmp_path / "run"):
-        said.setdefault(row["name"], []).append((row["token_ids"], row["text"]))
-    assert said["finetuned"] == said["aligned"]
-    assert said["ensemble@0.5"] == said["ed@0.5"] == said["ed@0.5+first999"]
-    assert said["ed@0.5+topk1"] != said["ed@0.5"]
+        completions.setdefault(row["name"], []).append((row["token_ids"], row["text"]))
+    assert completions["finetuned"] == completions["aligned"]
+    assert completions["ensemble@0.5"] == completions["ed@0.5"] == completions["ed@0.5+first999"]
+    assert completions["ed@0.5+topk1"] != completions["ed@0.5"]
     with Store.read(tmp_path / "run") as store:
         rewards = [sum(values) for values in store.rewards("ed@0.5")]
         kept = [row["implied_reward"] for row in store.rows(["ed@0.5"])]

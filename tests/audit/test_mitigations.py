@@ -44,7 +44,7 @@ def test_mitigations_have_one_name_and_words() -> None:
 
 
 def test_another_tokenizer_is_not_called_safe() -> None:
-    said = {statement.name: statement.effect for statement in RELEASE_SIDE}
-    assert set(said) == {"base-withheld", "adapter-only", "other-tokenizer"}
-    assert "2606.12342" in said["other-tokenizer"]
-    assert "does not make a release safe" in said["other-tokenizer"]
+    effects = {statement.name: statement.effect for statement in RELEASE_SIDE}
+    assert set(effects) == {"base-withheld", "adapter-only", "other-tokenizer"}
+    assert "2606.12342" in effects["other-tokenizer"]
+    assert "does not make a release safe" in effects["other-tokenizer"]

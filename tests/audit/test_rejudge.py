@@ -121,9 +121,9 @@ def test_figures_of_completions_and_short_ones(tmp_path: Path) -> None:
     rows = exported(tmp_path / "run")
     assert len(rows) == 180
     for row in rows:
-        said = measure(row["text"], row["token_ids"], row["finish_reason"], row["base_logprob"])
-        assert (row["length"], row["perplexity"]) == (said.length, said.perplexity)
-        assert (row["distinct_2"], row["empty"]) == (said.distinct_2, said.empty)
+        quality = measure(row["text"], row["token_ids"], row["finish_reason"], row["base_logprob"])
+        assert (row["length"], row["perplexity"]) == (quality.length, quality.perplexity)
+        assert (row["distinct_2"], row["empty"]) == (quality.distinct_2, quality.empty)
     long = [row for row in rows if row["name"] == "base" and row["length"] >= 4]
     assert 0 < len(long) < 36
     rate = summary.harm_rate("base")

@@ -59,8 +59,8 @@ def forked(folder: Path, target: int | None) -> tuple[int, list[int]]:
         finally:
             os._exit(1)
     os.close(writer)
-    with os.fdopen(reader) as said:
-        counts = [int(line) for line in said.read().split()]
+    with os.fdopen(reader) as pipe:
+        counts = [int(line) for line in pipe.read().split()]
     return os.waitpid(child, 0)[1], counts
 
 
@@ -81,9 +81,9 @@ def test_killed_twenty_times_at_random_moments(tmp_path: Path) -> None:
     on_disk = []
     for number, moment in enumerate(moments):
         folder = tmp_path / f"killed-{number}"
-        status, said = forked(folder, moment)
+        status, counted = forked(folder, moment)
         assert os.waitstatus_to_exitcode(status) == -signal.SIGKILL, (moment, counts)
-        if (folder / "run.sqlite").is_file() and said:
+        if (folder / "run.sqlite").is_file() and counted:
             with Store.read(folder) as store:
                 on_disk.append(store.count())
         run(config(folder))

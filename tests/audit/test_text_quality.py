@@ -23,10 +23,10 @@ def test_distinct_and_repetition_against_counting() -> None:
                     fresh, total = fresh + (gram not in seen), total + 1
                     seen.add(gram)
             assert distinct(ids, n) == (pytest.approx(fresh / total) if total else None)
-    said = measure("word", [1, 2, 3, 4, 1, 2, 3, 4, 9], "eos", -9.0)
-    assert (said.length, said.distinct_1, said.repetition) == (8, 0.5, pytest.approx(1 / 5))
-    assert said.short(9)
-    assert not said.short()
+    quality = measure("word", [1, 2, 3, 4, 1, 2, 3, 4, 9], "eos", -9.0)
+    assert (quality.length, quality.distinct_1, quality.repetition) == (8, 0.5, pytest.approx(1 / 5))
+    assert quality.short(9)
+    assert not quality.short()
 
 
 def test_perplexity_and_emptiness() -> None:

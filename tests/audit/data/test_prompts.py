@@ -1,4 +1,4 @@
-"""Prompt files: three formats, and what is said about files that are none of them."""
+"""Prompt files: three formats, and the errors of files in none of them."""
 
 from __future__ import annotations
 
