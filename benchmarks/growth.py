@@ -142,11 +142,11 @@ class Ours:
         self.engine: Engine = sampler._submit([prompt] * len(strengths), params)[0]
         wanted = point.rows * point.alphas
         for _ in range(ENTERING):
-            if len(self.engine.rows) < wanted:
+            if len(self.engine.scheduler.running) < wanted:
                 self.engine.step()
-        if len(self.engine.rows) != wanted:
+        if len(self.engine.scheduler.running) != wanted:
             raise RuntimeError(
-                f"{len(self.engine.rows)} of {wanted} rows decode together: is there enough memory?"
+                f"{len(self.engine.scheduler.running)} of {wanted} rows decode together: is there enough memory?"
             )
         self.left, self.steps = steps, Steps()
 

@@ -1,13 +1,13 @@
-"""What speculation gains on a large pair, and how often guesses are right on the bundled one.
+"""What speculative decoding gains on a large pair, and how often drafted tokens are accepted on the bundled one.
 
     python -m benchmarks speculation                      # gains, at two distances between base and aligned model
-    python -m benchmarks speculation --guesser assistant  # the same with a small model that guesses
-    python -m benchmarks speculation --bundled            # how often each guesser is right, over α
+    python -m benchmarks speculation --drafter assistant  # the same with a small model that drafts
+    python -m benchmarks speculation --bundled            # acceptance of each drafter, over α
 
 The large pair: a random-weight Llama of 134M parameters in bf16, and the same with noise of `--change` times each
-tensor's deviation on it: the smaller the change, the more often the base guesses right. One prompt, 128 tokens, greedy,
-with and without guesses in turn; the tokens must be the same. For the assistant all layers but two hardly do anything,
-and it is those two, so that it guesses as a small model of the same family might.
+tensor's deviation on it: the smaller the change, the higher the acceptance of the base's tokens. One prompt, 128
+tokens, greedy, with and without drafts in turn; the tokens must be the same. For the assistant all layers but two are
+damped to almost nothing, and the assistant is those two, so that it drafts as a small model of the same family might.
 """
 
 from __future__ import annotations
@@ -24,10 +24,9 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from eddecode import ModelPair, RenderedPrompt, Sampler, SamplingParams
-from eddecode.engine.speculative.cost_model import Record
-from eddecode.engine.speculative.drafters import BaseGuesser, Guesser, NgramGuesser
-from eddecode.engine.speculative.factory import assistant_for
-from eddecode.engine.speculative.speculator import Speculation
+from eddecode.engine.speculative.drafters import BaseDrafter, Drafter, NgramDrafter
+from eddecode.engine.speculative.factory import assistant_for, speculator_for
+from eddecode.engine.speculative.speculator import AdaptiveSpeculator
 from eddecode.lab import bundled_pair
 
 ALPHAS = (0.1, 0.3, 0.6, 1.0, 2.0)
@@ -56,14 +55,14 @@ def large_pair(change: float, damped: bool) -> tuple[ModelPair, Any]:
 
 
 def gains(
-    change: float, guesser: str, rounds: int, rows: int, params: SamplingParams
+    change: float, drafter: str, rounds: int, rows: int, params: SamplingParams
 ) -> dict[str, float | str | int]:
-    """Median and range of plain seconds over seconds with guesses, the first of each left out."""
-    models, small = large_pair(change, damped=guesser == "assistant")
-    samplers = {
-        "off": Sampler(models),
-        "on": Sampler(models, speculation=small if guesser == "assistant" else guesser),
-    }
+    """Median and range of plain seconds over seconds with drafts, the first of each left out."""
+    models, small = large_pair(change, damped=drafter == "assistant")
+    speculator = speculator_for(models, small if drafter == "assistant" else drafter)
+    assert speculator is not None
+    stats = speculator.stats
+    samplers = {"off": Sampler(models), "on": Sampler(models, speculation=speculator)}
     prompts = [RenderedPrompt(ids, ids) for ids in (tuple(range(5 + i, 37 + i)) for i in range(rows))]
     seconds: dict[str, list[float]] = {name: [] for name in samplers}
     for _ in range(rounds + 1):
@@ -75,11 +74,10 @@ def gains(
         if made[0] != made[1]:
             raise SystemExit("speculation changed the tokens")
     found = [off / on for off, on in zip(seconds["off"][1:], seconds["on"][1:], strict=True)]
-    record = samplers["on"]._speculation.record  # type: ignore[union-attr]
     per_token = statistics.median(seconds["off"]) / params.max_new_tokens
     return {
         "change": change,
-        "guesser": guesser,
+        "drafter": drafter,
         "rows": rows,
         "alpha": params.alpha,
         "temperature": params.temperature,
@@ -88,24 +86,23 @@ def gains(
         "least": min(found),
         "most": max(found),
         "plain_ms": 1e3 * per_token,
-        "read": record.guessed,
-        "right": record.right / max(1, record.guessed),
-        "acceptance": acceptance(samplers["off"], BaseGuesser(), prompts, params)
-        if guesser == "base"
+        "verified": stats.verified,
+        "accepted": stats.accepted / max(1, stats.verified),
+        "acceptance": acceptance(samplers["off"], BaseDrafter(), prompts, params)
+        if drafter == "base"
         else 0.0,
     }
 
 
 def acceptance(
-    sampler: Sampler, guesser: Guesser, prompts: Any, params: SamplingParams, length: int = 2
+    sampler: Sampler, drafter: Drafter, prompts: Any, params: SamplingParams, length: int = 1
 ) -> float:
-    """The share of guesses that are right, where `length` tokens are read at every step."""
-    record = Record()
-    before = sampler._speculation
-    sampler._speculation = Speculation([guesser], record, always=length)
+    """The share of drafted tokens that are accepted, where `length` tokens are drafted at every step."""
+    speculator = AdaptiveSpeculator([drafter], num_draft_tokens=length)
+    sampler.speculator, before = speculator, sampler.speculator
     sampler.generate(prompts, params)
-    sampler._speculation = before
-    return record.right / max(1, record.guessed)
+    sampler.speculator = before
+    return speculator.stats.accepted / max(1, speculator.stats.verified)
 
 
 def bundled(count: int = 16) -> list[dict[str, float | str]]:
@@ -115,17 +112,17 @@ def bundled(count: int = 16) -> list[dict[str, float | str]]:
     sampler = Sampler(pair, base_template=ours.base_template)
     lines = ours.prompts.read_text(encoding="utf-8").splitlines()[:count]
     prompts = [json.loads(line)["prompt"] for line in lines]
-    guessers: dict[str, Guesser] = {
-        "base": BaseGuesser(),
-        "ngram": NgramGuesser(),
+    drafters: dict[str, Drafter] = {
+        "base": BaseDrafter(),
+        "ngram": NgramDrafter(),
         "assistant": assistant_for(pair, pair.aligned),
     }
     rows: list[dict[str, float | str]] = []
-    for name, guesser in guessers.items():
+    for name, drafter in drafters.items():
         for alpha in ALPHAS:
             params = SamplingParams(alpha=alpha, max_new_tokens=48, seed=1)
-            right = acceptance(sampler, guesser, prompts, params)
-            rows.append({"guesser": name, "alpha": alpha, "right": right})
+            rate = acceptance(sampler, drafter, prompts, params)
+            rows.append({"drafter": name, "alpha": alpha, "accepted": rate})
     return rows
 
 
@@ -134,7 +131,7 @@ def main(arguments: list[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     options.add_argument("--change", type=float, nargs="+", default=[0.004, 0.02])
-    options.add_argument("--guesser", default="base", choices=["base", "ngram", "auto", "assistant"])
+    options.add_argument("--drafter", default="base", choices=["base", "ngram", "auto", "assistant"])
     options.add_argument("--rounds", type=int, default=7)
     options.add_argument("--rows", type=int, default=1)
     options.add_argument("--alpha", type=float, default=0.3)
@@ -151,16 +148,16 @@ def main(arguments: list[str] | None = None) -> None:
     if given.bundled:
         results = [dict(row) for row in bundled()]
         for row in results:
-            print(f"{row['guesser']:10} α {row['alpha']}: right {row['right']:.3f}")
+            print(f"{row['drafter']:10} α {row['alpha']}: accepted {row['accepted']:.3f}")
     else:
         results = []
         for change in given.change:
-            row = gains(change, given.guesser, given.rounds, given.rows, params)
+            row = gains(change, given.drafter, given.rounds, given.rows, params)
             results.append(dict(row))
             print(
-                f"{row['guesser']}, change {change}: gain {row['gain']:.2f} ({row['least']:.2f}–{row['most']:.2f}; "
-                f"first {row['first']:.2f}), right {row['right']:.2f} of {row['read']} that were read; one at a time: "
-                f"{row['plain_ms']:.1f} ms per token, base right {row['acceptance']:.2f}"
+                f"{row['drafter']}, change {change}: gain {row['gain']:.2f} ({row['least']:.2f}–{row['most']:.2f}; "
+                f"first {row['first']:.2f}), accepted {row['accepted']:.2f} of {row['verified']} verified; without: "
+                f"{row['plain_ms']:.1f} ms per token, acceptance of the base {row['acceptance']:.2f}"
             )
     if given.out is not None:
         with given.out.open("a", encoding="utf-8") as file:

@@ -1,12 +1,8 @@
-"""What the sampler returns: completions, log-probabilities of their tokens, and streamed tokens."""
+"""What the sampler returns: completions, the log-probabilities of their tokens, and streamed tokens."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True)
@@ -27,11 +23,11 @@ class Completion:
         sample: which of the prompt's samples it is.
         alpha: strength of the contrast that it was sampled with.
         text: without special tokens, and without the stop string that ended it.
-        token_ids: what was sampled, with the EOS or stop id that ended it.
+        token_ids: the sampled ids, with the EOS or stop id that ended it.
         finish_reason: "eos" (an EOS id), "stop" (a stop id or string) or "length".
         base_logprob: log-probability of all its tokens under the base model, nats.
-        aligned_logprob: the same under the aligned model. Of more than two models (`eddecode.mixture`), these are
-            what the contrast weighs at α = 0 and at α = −1.
+        aligned_logprob: the same under the aligned model. For more than two models (`eddecode.models.ensemble`) the
+            two are the models' log-probabilities weighted as the contrast weighs them at α = 0 and at α = −1.
         logprobs: per token, if `SamplingParams.logprobs` asked for them.
     """
 
@@ -59,8 +55,9 @@ class Piece:
         prompt_index: which of the prompts.
         sample: which of its samples.
         token_id: the token.
-        text: what it adds to the text that is settled; may be empty, or end what earlier tokens began.
-        completion: the whole of it, on its last piece.
+        text: what it adds to the stable text, which later tokens cannot change; may be empty, or complete what earlier
+            tokens began.
+        completion: the whole completion, with its last token; None before.
     """
 
     prompt_index: int
@@ -68,3 +65,6 @@ class Piece:
     token_id: int
     text: str
     completion: Completion | None = None
+
+
+StreamChunk = Piece

@@ -11,10 +11,16 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from eddecode.engine.detokenizer import StopStrings, cut, decode, newest, settled
+from eddecode.engine.detokenizer import (
+    StopStrings,
+    decode,
+    decode_incremental,
+    stable_prefix,
+    truncate_at_stop,
+)
 from eddecode.engine.engine import Engine
-from eddecode.engine.sequence import Request, Row
-from eddecode.engine.speculative.factory import speculation_for
+from eddecode.engine.sequence import Request, SequenceState
+from eddecode.engine.speculative.factory import speculator_for
 from eddecode.errors import ParamsError, PromptError
 from eddecode.execution.cuda_graph_capture import CudaGraph
 from eddecode.execution.factory import runner_for
@@ -45,9 +51,9 @@ class Sampler:
             name, a string with `{prompt}`, a file that holds one, or a callable; see `eddecode.prompts.make_template`.
         aligned_template: the same for the aligned model; None is its own chat template.
         max_slots: completions that decode together at most.
-        speculation: who guesses tokens ahead, while that is faster; the tokens are the same as with "off". "base",
+        speculation: who drafts tokens for speculative decoding; the tokens are the same as with "off". "base",
             "ngram", "auto" for both; or a small model with the pair's vocabulary: a checkpoint's folder or hub id, or a
-            transformers model. See `eddecode.speculative`.
+            transformers model. See `eddecode.engine.speculative`.
         memory_budget: bytes for keys and values; None takes half of what is free on the device when decoding starts.
         cuda_graphs: on a GPU, capture the steps of the models instead of launching them from Python; a model that this
             does not work for is decoded without, and a warning says so. See docs/gpu.md.
@@ -76,7 +82,7 @@ class Sampler:
         self.cuda_graphs = cuda_graphs
         self.max_slots = max_slots
         self.memory_budget = memory_budget
-        self._speculation = speculation_for(pair, speculation)
+        self.speculator = speculator_for(pair, speculation)
         self._specs = (base_template, aligned_template)
         self._renderer: Renderer | None = None
         self._runner: PairRunner | None = None
@@ -138,8 +144,7 @@ class Sampler:
         params: SamplingParams | Sequence[SamplingParams] | None = None,
     ) -> Iterator[Completion]:
         """The completions of `generate`, each as soon as it is done, in any order; errors come before the first."""
-        engine, rows = self._submit(prompts, params)
-        return self._completions(engine, {id(row): row for row in rows})
+        return self._completions(self._submit(prompts, params)[0])
 
     def stream(
         self,
@@ -147,8 +152,7 @@ class Sampler:
         params: SamplingParams | Sequence[SamplingParams] | None = None,
     ) -> Iterator[Piece]:
         """The completions of `generate` token by token; pieces of different completions interleave."""
-        engine, rows = self._submit(prompts, params)
-        return self._pieces(engine, rows)
+        return self._stream(*self._submit(prompts, params))
 
     def score(
         self,
@@ -199,20 +203,21 @@ class Sampler:
         self,
         prompts: Prompt | Sequence[Prompt],
         params: SamplingParams | Sequence[SamplingParams] | None,
-    ) -> tuple[Engine, list[Row]]:
+    ) -> tuple[Engine, list[SequenceState]]:
         listed = _as_list(prompts)
         requests = [
             request
             for index, (prompt, p) in enumerate(zip(listed, self._params(params, len(listed)), strict=True))
             for request in self._requests(index, self._rendered(index, prompt), p)
         ]
+        runner, vocabulary = self.runner.clone_empty(), self.pair.vocabulary.to(self.pair.device)
         engine = Engine(
-            self.runner.clone_empty(),
-            self.pair.vocabulary.to(self.pair.device),
+            runner,
+            vocabulary,
             windows=self.runner.windows,
             max_slots=self.max_slots,
             memory_budget=self._budget(),
-            speculation=self._speculation and self._speculation.fresh(),
+            speculator=self.speculator and self.speculator.bind(runner, vocabulary),
         )
         return engine, engine.submit(requests)
 
@@ -238,7 +243,8 @@ class Sampler:
             rendered = self.render(prompt)
             self.pair.check_prompt(rendered)
         except PromptError as error:
-            raise PromptError(f"prompt {index}: {error}") from error
+            error.prompt_index = index
+            raise
         return rendered
 
     def _requests(self, index: int, prompt: RenderedPrompt, params: SamplingParams) -> list[Request]:
@@ -248,76 +254,82 @@ class Sampler:
                 f"stop strings {list(params.stop)} need a tokenizer and the pair has none; use stop_token_ids"
             )
         weights = self.pair.logit_weights(params.alpha)
-        # A row stops where one of the models that have a say in it would stop: at α=0 exactly where the base does.
-        speaking = [eos for weight, eos in zip(weights, self.pair.eos_ids, strict=True) if weight != 0]
+        # The EOS ids of models with weight 0 do not count: at α=0 a completion ends where the base alone would end it.
+        weighted = [eos for weight, eos in zip(weights, self.pair.eos_ids, strict=True) if weight != 0]
         return [
             Request(
-                name=f"prompt {index}, sample {sample}",
-                ids=self.pair.input_ids(prompt),
+                prompt_index=index,
+                sample=sample,
+                prompts=self.pair.input_ids(prompt),
                 params=params,
                 weights=weights,
-                eos=frozenset().union(*speaking),
-                key=stream_key(params.seed, prompt.digest, sample),
-                stops=StopStrings(tokenizer, params.stop) if params.stop else None,
-                tag=(index, sample),
+                eos_ids=frozenset().union(*weighted),
+                rng_key=stream_key(params.seed, prompt.digest, sample),
+                stop_checker=StopStrings(tokenizer, params.stop) if params.stop else None,
             )
             for sample in range(params.n)
         ]
 
-    def _completions(self, engine: Engine, rows: dict[int, Row]) -> Iterator[Completion]:
+    def _completions(self, engine: Engine) -> Iterator[Completion]:
         while engine.busy:
-            for row in engine.step():
-                del rows[id(row)]
-                yield self._completion(row)
+            for sequence in engine.step():
+                yield self._completion(sequence)
 
-    def _pieces(self, engine: Engine, rows: list[Row]) -> Iterator[Piece]:
-        told = {id(row): (0, "") for row in rows}  # tokens and text given out so far
-        live = list(rows)
+    def _stream(self, engine: Engine, sequences: list[SequenceState]) -> Iterator[Piece]:
+        yielded = dict.fromkeys(sequences, (0, ""))  # number of tokens, and text
         while engine.busy:
             engine.step()
-            for row in live:
-                count, text = told[id(row)]
-                for position in range(count, len(row.tokens)):
-                    last = row.finish_reason is not None and position == len(row.tokens) - 1
-                    whole = self._text(row) if last else self._settled(row, position + 1)
-                    index, sample = row.request.tag
-                    completion = self._completion(row) if last else None
-                    yield Piece(index, sample, row.tokens[position], whole[len(text) :], completion)
+            for sequence, (count, text) in list(yielded.items()):
+                for position in range(count, len(sequence.tokens)):
+                    is_last = sequence.finish_reason is not None and position == len(sequence.tokens) - 1
+                    whole = self._text(sequence) if is_last else self._stable_text(sequence, position + 1)
+                    yield Piece(
+                        sequence.request.prompt_index,
+                        sequence.request.sample,
+                        sequence.tokens[position],
+                        whole[len(text) :],
+                        self._completion(sequence) if is_last else None,
+                    )
                     text = max(text, whole, key=len)
-                told[id(row)] = len(row.tokens), text
-            live = [row for row in live if row.finish_reason is None]
+                if sequence.finish_reason is None:
+                    yielded[sequence] = len(sequence.tokens), text
+                else:
+                    del yielded[sequence]
 
-    def _settled(self, row: Row, count: int) -> str:
-        return settled(decode(self.pair.tokenizer, row.tokens[:count]), row.request.params.stop)
+    def _stable_text(self, sequence: SequenceState, count: int) -> str:
+        text = decode(self.pair.tokenizer, sequence.tokens[:count])
+        return stable_prefix(text, sequence.request.params.stop)
 
-    def _text(self, row: Row) -> str:
-        text, begun = newest(self.pair.tokenizer, row.tokens)
-        # A stop string that came before min_new_tokens did not end the completion, and stays in it.
-        return cut(text, row.request.params.stop, begun) if row.finish_reason == "stop" else text
+    def _text(self, sequence: SequenceState) -> str:
+        text, start = decode_incremental(self.pair.tokenizer, sequence.tokens)
+        if sequence.finish_reason != "stop":
+            return text
+        # A stop string before min_new_tokens did not end the completion, and stays in it.
+        return truncate_at_stop(text, sequence.request.params.stop, start)
 
-    def _completion(self, row: Row) -> Completion:
-        index, sample = row.request.tag
-        # What the contrast weighs at α = 0 and at α = −1: with a pair, the base and the aligned model themselves.
-        ends = self.pair.logit_weights(0.0), self.pair.logit_weights(-1.0)
-        kept = [
-            TokenLogprobs(_weighed(ends[0], token[:-1]), _weighed(ends[1], token[:-1]), token[-1])
-            for token in row.logprobs
+    def _completion(self, sequence: SequenceState) -> Completion:
+        # The contrast's weights at α = 0 and at α = −1: of a pair, the base and the aligned model alone.
+        base, aligned = self.pair.logit_weights(0.0), self.pair.logit_weights(-1.0)
+        logprobs = [
+            TokenLogprobs(_weighted_sum(base, token[:-1]), _weighted_sum(aligned, token[:-1]), token[-1])
+            for token in sequence.logprobs
         ]
+        request = sequence.request
         return Completion(
-            prompt_index=index,
-            sample=sample,
-            alpha=row.request.params.alpha,
-            text=self._text(row),
-            token_ids=list(row.tokens),
-            finish_reason=str(row.finish_reason),
-            base_logprob=sum(token.base for token in kept),
-            aligned_logprob=sum(token.aligned for token in kept),
-            logprobs=kept if row.request.params.logprobs else None,
+            prompt_index=request.prompt_index,
+            sample=request.sample,
+            alpha=request.params.alpha,
+            text=self._text(sequence),
+            token_ids=list(sequence.tokens),
+            finish_reason=str(sequence.finish_reason),
+            base_logprob=sum(token.base for token in logprobs),
+            aligned_logprob=sum(token.aligned for token in logprobs),
+            logprobs=logprobs if request.params.logprobs else None,
         )
 
 
-def _weighed(weights: Sequence[float], logprobs: Sequence[float]) -> float:
-    """Σ wᵢ·log pᵢ; a term of weight zero has no say, even at −inf."""
+def _weighted_sum(weights: Sequence[float], logprobs: Sequence[float]) -> float:
+    """Σ wᵢ·log pᵢ; a term of weight zero does not count, even at −inf."""
     return sum(weight * value for weight, value in zip(weights, logprobs, strict=True) if weight != 0)
 
 

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from eddecode.engine import engine as engine_module
+from eddecode.engine import scheduler as scheduler_module
+from eddecode.engine import sequence as sequence_module
 from eddecode.errors import EngineError
 from eddecode.execution import model_runner as decoder_module
 from eddecode.execution.pair_runner import PairRunner
@@ -50,7 +51,7 @@ def test_any_alpha_is_the_naive_recomputation(arch: str, monkeypatch: pytest.Mon
     assert tokens(together.generate(prompts[7], params[7])) == [expected[7]]
 
     monkeypatch.setattr(decoder_module, "PREFILL_CHUNK", 5)
-    monkeypatch.setattr(engine_module, "PREFILL_TOKENS", 64)
+    monkeypatch.setattr(scheduler_module, "PREFILL_TOKENS", 64)
     assert tokens(sampler(arch).generate(prompts, params)) == expected
 
 
@@ -172,7 +173,7 @@ def test_rows_that_had_to_leave_come_back_with_the_same_tokens(
         "prefill": (decoder_module.CachedModelRunner, "prefill", aligned),
         "add": (decoder_module.CachedModelRunner, "add", aligned),
         "reserve": (decoder_module.CachedModelRunner, "reserve", base),
-        "draw": (engine_module, "contrast_and_sample", None),
+        "draw": (sequence_module, "contrast_and_sample", None),
     }[fault]
     made.runner  # noqa: B018  the probe of the models comes before the shortage
     real = getattr(target, name)

@@ -7,7 +7,6 @@ ensemble) are decoded after those of the pair, so that one set of weights is in 
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from eddecode.audit.data.prompts import PromptRecord
 from eddecode.audit.judges.base import Case, Judge, Verdict, verdicts_of
 from eddecode.audit.plan import AuditPlan
 from eddecode.audit.store.store import NewCompletion, Store
-from eddecode.errors import ConfigError, EddecodeError
+from eddecode.errors import ConfigError, PromptRelatedError
 
 if TYPE_CHECKING:
     from eddecode.outputs import Completion
@@ -29,7 +28,6 @@ _REQUESTS_PER_CALL = (
 )
 _COMMIT_SECONDS = 0.5  # completions are reported once they are on disk, and a flush costs milliseconds:
 _COMMIT_ROWS = 64  # so they are written in groups, none older or larger than this
-_NUMBER = re.compile(r"prompt (\d+)")
 
 
 class SamplerLike(Protocol):
@@ -113,21 +111,14 @@ def _decode(
             for completion in sampler.as_completed(prompts, params):
                 entry = part[completion.prompt_index]
                 writer.take(entry.condition, entry.record, completion)
-        except EddecodeError as error:
-            writer.flush()
-            raise _named(error, part) from error
+        except PromptRelatedError as error:
+            # The sampler counts the prompts of this call; a person knows the prompt of the file and the condition.
+            if error.prompt_index is not None:
+                entry = part[error.prompt_index]
+                error.prompt_name = f"prompt {entry.record.index} under condition {entry.condition.name}"
+            raise
         finally:  # after Ctrl-C or an error too: what was decoded is kept
             writer.flush()
-
-
-def _named(error: EddecodeError, part: Sequence[_PendingPrompt]) -> EddecodeError:
-    """The error with the prompt's number in its file and the condition, instead of the number of the request."""
-    found = _NUMBER.match(str(error))
-    if found is None or int(found[1]) >= len(part):
-        return error
-    entry = part[int(found[1])]
-    where = f"prompt {entry.record.index} under condition {entry.condition.name}"
-    return type(error)(where + str(error)[found.end() :])
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""What the engine decodes: requests, the rows that they become, and the draws that a batch of rows asks for."""
+"""What the engine decodes: requests, the state of each while it is decoded, and the sampling inputs of a batch."""
 
 from __future__ import annotations
 
@@ -10,10 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from eddecode.errors import EngineError
+from eddecode.sampling.dispatch import contrast_and_sample
 from eddecode.sampling.params import SamplingParams
 from eddecode.sampling.rng import uniforms
 from eddecode.utils.device import to_device
-from eddecode_kernels.types import SamplingRows
+from eddecode_kernels.types import SampledTokens, SamplingRows
+
+Prompts = tuple[tuple[int, ...], ...]  # token ids of a prompt, per model
 
 
 @dataclass(frozen=True)
@@ -21,34 +25,34 @@ class Request:
     """One completion to make.
 
     Attributes:
-        name: how errors call it ("prompt 3, sample 0").
-        ids: the prompt as each model sees it.
+        prompt_index: which of the caller's prompts; errors name it.
+        sample: which of the prompt's samples.
+        prompts: token ids of the prompt, per model.
         params: how it is sampled.
         weights: the weight of each model's logits in the contrast.
-        eos: ids that end it.
-        key: (2,) uint64, its random stream.
-        stops: whether the tokens so far contain a stop string.
-        tag: whatever the caller wants to find again.
+        eos_ids: ids that end the completion.
+        rng_key: (2,) uint64, key of its stream of random numbers.
+        stop_checker: tells whether the tokens so far end with a stop string.
     """
 
-    name: str
-    ids: tuple[tuple[int, ...], ...]
+    prompt_index: int
+    sample: int
+    prompts: Prompts
     params: SamplingParams
     weights: tuple[float, ...]
-    eos: frozenset[int]
-    key: np.ndarray[Any, np.dtype[np.uint64]]
-    stops: Callable[[Sequence[int]], bool] | None = None
-    tag: Any = None
+    eos_ids: frozenset[int]
+    rng_key: np.ndarray[Any, np.dtype[np.uint64]]
+    stop_checker: Callable[[Sequence[int]], bool] | None = None
 
 
 @dataclass(eq=False)
-class Row:
-    """A request on its way: what has been sampled so far.
+class SequenceState:
+    """A request while it is decoded.
 
     Attributes:
         tokens: sampled ids.
         logprobs: for each of them, one log-probability per model and then the contrast's, nats.
-        finish_reason: "eos", "stop" or "length" once it is done.
+        finish_reason: "eos", "stop" or "length" once it is finished.
     """
 
     request: Request
@@ -57,18 +61,18 @@ class Row:
     finish_reason: str | None = None
     _uniforms: Any = None
 
-    def texts(self) -> tuple[tuple[int, ...], ...]:
-        """What each model has to read before it can go on."""
-        return tuple((*ids, *self.tokens) for ids in self.request.ids)
+    def input_ids(self) -> Prompts:
+        """Per model, prompt and sampled tokens: what it has to read before the next token can be sampled."""
+        return tuple((*ids, *self.tokens) for ids in self.request.prompts)
 
     def uniform(self, position: int) -> float:
-        """The uniform of the token at a position of the completion."""
+        """The uniform random number of the token at a position of the completion."""
         if self._uniforms is None:
-            self._uniforms = uniforms(self.request.key, 0, self.request.params.max_new_tokens)
+            self._uniforms = uniforms(self.request.rng_key, 0, self.request.params.max_new_tokens)
         return float(self._uniforms[position])
 
     def weights(self, position: int) -> tuple[float, ...]:
-        """The weight of each model's logits at a position: the base's alone once the others no longer answer."""
+        """The weight of each model's logits at a position; the base's alone once access to the others has ended."""
         access = self.request.params.access
         if access is None or access.tokens is None or position < access.tokens:
             return self.request.weights
@@ -76,7 +80,7 @@ class Row:
 
     def noise_seed(self, position: int, model: int) -> int:
         """The seed of the noise on one model's log-probabilities at a position."""
-        low, high = (int(word) for word in self.request.key)
+        low, high = (int(word) for word in self.request.rng_key)
         return (low | high << 32 | position << 64 | model << 96) + 1
 
     def forbidden(self, position: int) -> tuple[int, ...]:
@@ -84,22 +88,22 @@ class Row:
         params = self.request.params
         ids = params.suppress_tokens
         if position < params.min_new_tokens:
-            ids = (*ids, *self.request.eos, *params.stop_token_ids)
+            ids = (*ids, *self.request.eos_ids, *params.stop_token_ids)
         elif params.suppress_eos:
-            ids = (*ids, *self.request.eos)
+            ids = (*ids, *self.request.eos_ids)
         return ids
 
     def append(self, token: int, logprobs: list[float]) -> None:
-        """Take a token, and decide whether it was the last."""
+        """Append a sampled token, and set `finish_reason` if it ends the completion."""
         self.tokens.append(token)
         self.logprobs.append(logprobs)
         request, params = self.request, self.request.params
-        if token in request.eos and not params.ignore_eos:
+        if token in request.eos_ids and not params.ignore_eos:
             self.finish_reason = "eos"
         elif token in params.stop_token_ids or (
-            request.stops is not None
+            request.stop_checker is not None
             and len(self.tokens) >= params.min_new_tokens
-            and request.stops(self.tokens)
+            and request.stop_checker(self.tokens)
         ):
             self.finish_reason = "stop"
         elif len(self.tokens) >= params.max_new_tokens:
@@ -107,31 +111,34 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Draws:
-    """Tokens to draw in one call of the kernels: each is one position of one row.
+class SamplingBatch:
+    """The sampling inputs of n tokens, each of them one position of one sequence.
 
     Attributes:
-        places: (row, position in its completion) of each.
-        weights: (N, n) float32.
-        sampling: the parameters of each.
+        positions: (sequence, position in its completion) of each token.
+        weights: (N, n) float32, the weight of each of N models.
+        sampling: temperature and filters of each token.
+        device: where the logits are.
     """
 
-    places: list[tuple[Row, int]]
+    positions: list[tuple[SequenceState, int]]
     weights: Tensor
     sampling: SamplingRows
     device: torch.device
 
     @classmethod
-    def at(cls, places: list[tuple[Row, int]], device: torch.device) -> Draws:
-        """Gather the parameters of places."""
-        params = [row.request.params for row, _ in places]
+    def from_positions(
+        cls, positions: list[tuple[SequenceState, int]], device: torch.device
+    ) -> SamplingBatch:
+        """Collect the parameters of these positions."""
+        params = [sequence.request.params for sequence, _ in positions]
 
         def column(values: list[Any], dtype: torch.dtype = torch.float32) -> Tensor:
             return torch.tensor(values, dtype=dtype, device=device)
 
         return cls(
-            places=places,
-            weights=column([row.weights(position) for row, position in places]).T.contiguous(),
+            positions=positions,
+            weights=column([sequence.weights(position) for sequence, position in positions]).T.contiguous(),
             sampling=SamplingRows(
                 temperature=column([p.temperature for p in params]),
                 top_k=column([p.top_k for p in params], torch.int64),
@@ -142,19 +149,69 @@ class Draws:
             device=device,
         )
 
-    def next(self) -> Draws:
-        """The same rows one position further: what depends on the row alone is kept."""
-        if any(row.request.params.access is not None for row, _ in self.places):
-            return Draws.at([(row, position + 1) for row, position in self.places], self.device)
-        return replace(self, places=[(row, position + 1) for row, position in self.places])
+    @classmethod
+    def next_tokens(cls, sequences: Sequence[SequenceState], device: torch.device) -> SamplingBatch:
+        """The next token of each sequence."""
+        return cls.from_positions([(sequence, len(sequence.tokens)) for sequence in sequences], device)
+
+    def advanced(self) -> SamplingBatch:
+        """The same sequences one position later; parameters that do not depend on the position are kept."""
+        positions = [(sequence, position + 1) for sequence, position in self.positions]
+        if any(sequence.request.params.access is not None for sequence, _ in positions):
+            return SamplingBatch.from_positions(positions, self.device)
+        return replace(self, positions=positions)
 
     def uniforms(self) -> Tensor:
         """(n,) float64."""
-        values = [row.uniform(position) for row, position in self.places]
-        return to_device(
-            values, torch.float64, self.device
-        )  # without waiting: the models may still be at work
+        values = [sequence.uniform(position) for sequence, position in self.positions]
+        return to_device(values, torch.float64, self.device)  # without waiting for the models' passes
 
     def forbidden(self) -> list[tuple[int, tuple[int, ...]]]:
-        """(place, ids) of the places where ids are forbidden."""
-        return [(i, ids) for i, (row, position) in enumerate(self.places) if (ids := row.forbidden(position))]
+        """(index, ids) of the tokens that must not be one of these ids."""
+        ids = [sequence.forbidden(position) for sequence, position in self.positions]
+        return [(i, some) for i, some in enumerate(ids) if some]
+
+    def accessible(self, logits: Sequence[Tensor]) -> list[Tensor]:
+        """The logits as the contrast may see them: changed where a request limits the access to a model."""
+        limited = list(logits)
+        for i, (sequence, position) in enumerate(self.positions):
+            access = sequence.request.params.access
+            if access is None or not access.limits_logits:
+                continue
+            for model in range(1, len(limited)):
+                if limited[model] is logits[model]:
+                    limited[model] = logits[model].clone()
+                limited[model][i] = access.apply(logits[model][i], sequence.noise_seed(position, model))
+        return limited
+
+
+def sample(
+    batch: SamplingBatch, logits: Sequence[Tensor], vocabulary: Tensor, names: tuple[str, ...]
+) -> SampledTokens:
+    """Sample the tokens of a batch from the contrast of the models' logits.
+
+    Args:
+        batch: the sampling inputs of n tokens.
+        logits: per model, (n, V_i) float32.
+        vocabulary: (V,) bool, ids that may be sampled.
+        names: of the models, for errors.
+
+    Raises:
+        EngineError: a token cannot be sampled; it names the request and the model.
+    """
+    limited = batch.accessible(logits)
+    try:
+        sampled = contrast_and_sample(
+            limited, batch.weights, batch.sampling, batch.uniforms(), vocabulary, batch.forbidden()
+        )
+    except EngineError as error:
+        if error.row is None:
+            raise
+        sequence, position = batch.positions[error.row]
+        request = sequence.request
+        raise error.named(request.prompt_index, request.sample, position, names) from error
+    for model, (seen, full) in enumerate(zip(limited, logits, strict=True)):
+        if seen is not full:  # report the model's own log-probability, not the limited one
+            own = full.log_softmax(dim=-1)
+            sampled.logprobs[model] = own.gather(-1, sampled.tokens[:, None].to(own.device))[:, 0]
+    return sampled

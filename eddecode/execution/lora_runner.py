@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
@@ -143,10 +144,10 @@ class LoraPairRunner(PairRunner):
         base, aligned = rearrange(logits, "(n roles) t v -> roles n t v", roles=2).to(self.device)
         return [base, aligned]
 
-    @property
-    def base_share(self) -> float:
-        """A pass of the base alone reads all weights, as one of both models does."""
-        return 1.0
+    @cached_property
+    def num_parameters(self) -> int:
+        """See `PairRunner.num_parameters`: both models are read as one."""
+        return sum(p.numel() for p in self._models[BASE].parameters())
 
     def self_check(self) -> str | None:
         """What speaks against it: a pass fails, or either model comes out other than it is."""

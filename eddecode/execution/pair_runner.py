@@ -125,11 +125,15 @@ class PairRunner:
         decoder.truncate(lengths)
         return decoder.forward(tokens).to(self.device)
 
-    @property
+    @cached_property
+    def num_parameters(self) -> int:
+        """Parameters that a step reads, of all models."""
+        return sum(p.numel() for model in self._models for p in model.parameters())
+
+    @cached_property
     def base_share(self) -> float:
-        """The base model's share of all models' parameters: about its share of a step's time."""
-        sizes = [sum(p.numel() for p in model.parameters()) for model in self._models]
-        return float(sizes[0] / sum(sizes))
+        """The base model's share of these parameters: about its share of a step's time."""
+        return float(sum(p.numel() for p in self._models[0].parameters()) / self.num_parameters)
 
     def trim(self) -> None:
         """Give back memory that the occupied slots do not need."""

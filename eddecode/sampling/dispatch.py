@@ -165,17 +165,21 @@ def _raise(inputs: SampleInputs, raw: RawSample) -> SampledTokens:
     status = int(raw.status[row])
     if status == NO_CANDIDATES:
         raise EngineError(
-            f"row {row}: no token is left to sample; every id is outside the vocabulary, forbidden, or −inf in one "
-            "of the models. Check the vocabulary mask and the suppressed ids"
+            "no token is left to sample; every id is outside the vocabulary, forbidden, or −inf in one of the models. "
+            "Check the vocabulary mask and the suppressed ids",
+            row=row,
         )
     if status == OUT_OF_MEMORY:
-        raise EngineError(f"row {row}: no memory for the buffers of one row of {inputs.width} logits")
+        raise EngineError(f"no memory for the buffers of one row of {inputs.width} logits", row=row)
     if status >= NON_FINITE_LOGITS:
         raise EngineError(
-            f"row {row}: the logits of model {status - NON_FINITE_LOGITS} contain NaN or +inf; expected finite logits. "
-            "Load the model in bfloat16 or float32 (float16 overflows in many models), or check its weights"
+            "the logits of {model} contain NaN or +inf; expected finite logits. Load the model in bfloat16 or float32 "
+            "(float16 overflows in many models), or check its weights",
+            row=row,
+            model=status - NON_FINITE_LOGITS,
         )
     raise EngineError(
-        f"row {row}: the contrasted logits are not finite at an id that may be sampled; expected finite logits. "
-        "Check both models' logits, and |alpha|, for an overflow"
+        "the contrasted logits are not finite at an id that may be sampled; expected finite logits. Check both models' "
+        "logits, and |alpha|, for an overflow",
+        row=row,
     )

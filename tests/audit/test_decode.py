@@ -67,7 +67,7 @@ def test_an_error_names_the_prompt_of_the_file_and_the_condition(tmp_path: Path)
 
     class Refusing(StubSampler):
         def as_completed(self, prompts: Any, params: Any) -> Iterator[Any]:
-            raise PromptError("prompt 13: too long")
+            raise PromptError("too long", prompt_index=13)
 
     message = r"^prompt 2 under condition ed@0.3: too long$"  # five conditions a prompt, of which ed@0.3 is the fourth
     with pytest.raises(PromptError, match=message):

@@ -77,7 +77,7 @@ def test_all_rows_are_in_place_before_a_step_is_timed(pair: BenchPair, point: Po
     for left in (2, 1, 0, 0):
         ours.turn()
         assert ours.left == left
-        assert len(ours.engine.rows) == point.rows * point.alphas
+        assert len(ours.engine.scheduler.running) == point.rows * point.alphas
     assert len(ours.steps.seconds) == 3
     with pytest.raises(RuntimeError, match="1 of 3 rows decode together"):
         Ours(Sampler(pair.model_pair(), max_slots=1), Point(rows=3, shape=SHAPE, prompt=6), steps=3)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from eddecode.engine.detokenizer import StopStrings, cut, decode, settled
+from eddecode.engine.detokenizer import StopStrings, decode, stable_prefix, truncate_at_stop
 from helpers import tiny
 
 
@@ -40,15 +40,15 @@ def test_spaces_before_punctuation_stay(tokenizer: object) -> None:
     ],
 )
 def test_a_text_is_cut_at_the_first_stop_string(text: str, stop: tuple[str, ...], expected: str) -> None:
-    assert cut(text, stop) == expected
+    assert truncate_at_stop(text, stop) == expected
 
 
 def test_a_stop_string_that_ended_earlier_does_not_count(tokenizer: object) -> None:
     stops = StopStrings(tokenizer, ("END",))
     tokens = [token for byte in b"an END and" for token in _byte(byte)]
     assert [stops(tokens[: i + 1]) for i in range(len(tokens))] == [i == 5 for i in range(len(tokens))]
-    assert cut("an END and END", ("END",), 6) == "an END and "
-    assert cut("an END and END", ("END",), 5) == "an "
+    assert truncate_at_stop("an END and END", ("END",), 6) == "an END and "
+    assert truncate_at_stop("an END and END", ("END",), 5) == "an "
 
 
 @pytest.mark.parametrize("stop", ["</s>x", "\n\nUser:", "é", "日本", "🙂", "a", "END"])
@@ -96,7 +96,7 @@ def test_the_bytes_are_the_bytes(tokenizer: object) -> None:
     ],
 )
 def test_only_what_cannot_change_is_settled(text: str, stop: tuple[str, ...], expected: str) -> None:
-    assert settled(text, stop) == expected
+    assert stable_prefix(text, stop) == expected
 
 
 @pytest.mark.parametrize("text", ["sold out, sorry", "é日🙂", "🙂🙂 stop STOP", "aaaaab"])
@@ -105,9 +105,9 @@ def test_settled_text_only_grows_and_ends_as_the_whole(
     tokenizer: object, text: str, stop: tuple[str, ...]
 ) -> None:
     tokens = [token for byte in text.encode() for token in _byte(byte)]
-    whole, before = cut(text, stop), ""
+    whole, before = truncate_at_stop(text, stop), ""
     for i in range(len(tokens)):
-        now = settled(cut(decode(tokenizer, tokens[: i + 1]), stop), stop)
+        now = stable_prefix(truncate_at_stop(decode(tokenizer, tokens[: i + 1]), stop), stop)
         assert whole.startswith(now)
         assert now.startswith(before) or before.startswith(now)
         before = max(before, now, key=len)

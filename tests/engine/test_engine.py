@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from eddecode.engine import engine as engine_module
+from eddecode.engine import scheduler as scheduler_module
 from eddecode.engine.engine import Engine
-from eddecode.engine.sequence import Request, Row
+from eddecode.engine.sequence import Request, SequenceState
 from eddecode.errors import ContextError, ParamsError
 from eddecode.execution.kv_cache import LayerKVCache
 from eddecode.execution.pair_runner import PairRunner
@@ -26,14 +26,14 @@ def request(number: int = 0, eos: frozenset[int] = frozenset(), **changes: Any) 
     params = GREEDY.replace(**changes)
     p = prompt(number, 3 + number, 5)
     weights = (1 + params.alpha, -params.alpha)
-    return Request(f"prompt {number}", p.ids, params, weights, eos, stream_key(0, p.digest, 0))
+    return Request(number, 0, p.ids, params, weights, eos, stream_key(0, p.digest, 0))
 
 
 def engine(**options: Any) -> Engine:
     return Engine(PairRunner(pair()), pair().vocabulary, windows=(256, 256), **options)
 
 
-def run(made: Engine) -> list[Row]:
+def run(made: Engine) -> list[SequenceState]:
     done = []
     while made.busy:
         done += made.step()
@@ -48,13 +48,13 @@ def test_a_waiting_row_enters_as_soon_as_one_leaves() -> None:
     made = engine(max_slots=3)
     lengths = [9, 2, 5, 3, 2, 7, 2]
     rows = made.submit([request(i, max_new_tokens=n) for i, n in enumerate(lengths)])
-    done: list[Row] = []
+    done: list[SequenceState] = []
     steps = 0
     while made.busy:
         done += made.step()
         steps += 1
-        assert len(made.rows) <= 3
-        assert all(decoder.occupied == len(made.rows) for decoder in made.runner.model_runners)
+        assert len(made.scheduler.running) <= 3
+        assert all(decoder.occupied == len(made.scheduler.running) for decoder in made.runner.model_runners)
     assert {id(row) for row in done} == {id(row) for row in rows}
     assert [len(row.tokens) for row in rows] == lengths
     assert steps <= sum(lengths) / 3 + 2 * max(lengths)  # far below one after the other
@@ -91,8 +91,7 @@ def test_prefixes_are_dropped_when_nobody_waits_for_them() -> None:
     made = engine(max_slots=2)
     made.submit([request(i % 3, seed=i, max_new_tokens=3) for i in range(9)])
     run(made)
-    assert not made._prefixes
-    assert not made._readers
+    assert len(made.scheduler.prefixes) == 0
     assert all(decoder.occupied == 0 for decoder in made.runner.model_runners)
 
 
@@ -100,14 +99,14 @@ def test_prefixes_are_dropped_when_nobody_waits_for_them() -> None:
 def test_the_memory_budget_bounds_the_rows(rows: int) -> None:
     """Room for `rows` rows of prompt and completion in both models: that many run together, and no more."""
     requests = [request(0, max_new_tokens=8, seed=i) for i in range(7)]
-    positions = max(map(len, requests[0].ids)) + 8
+    positions = max(map(len, requests[0].prompts)) + 8
     per_position = 2 * (2 * 2 * 2 * 8 * 4)  # models × layers × (keys, values) × heads × head_dim × float32
     made = engine(memory_budget=rows * positions * per_position)
     made.submit(requests)
     widest = 0
     while made.busy:
         made.step()
-        widest = max(widest, len(made.rows))
+        widest = max(widest, len(made.scheduler.running))
     assert widest == rows
 
 
@@ -116,7 +115,7 @@ def test_memory_that_runs_out_halves_what_was_tried(monkeypatch: pytest.MonkeyPa
     made = engine(max_slots=12, memory_budget=10**9)
     rows = made.submit([request(i, max_new_tokens=5) for i in range(12)])
     made.step()
-    assert len(made.rows) == 1
+    assert len(made.scheduler.running) == 1
     real, failed = PairRunner.reserve, []
 
     def short(self: PairRunner, slots: int, positions: Sequence[int] = ()) -> None:
@@ -128,7 +127,7 @@ def test_memory_that_runs_out_halves_what_was_tried(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(PairRunner, "reserve", short)
     made.step()
     assert failed == [12]
-    assert made.max_slots == 6
+    assert made.scheduler.max_slots == 6
     run(made)
     assert all(len(row.tokens) == 5 for row in rows)
 
@@ -138,7 +137,7 @@ def test_buffers_are_as_long_as_they_will_have_to_be(monkeypatch: pytest.MonkeyP
     made = engine(max_slots=12)
     rows = made.submit([request(i, max_new_tokens=150) for i in range(12)])
     made.step()
-    assert len(made.rows) == 12
+    assert len(made.scheduler.running) == 12
     grown, real = [], LayerKVCache._moved
 
     def counted(old: torch.Tensor, slots: int, capacity: int, used: tuple[int, int]) -> torch.Tensor:
@@ -153,18 +152,18 @@ def test_buffers_are_as_long_as_they_will_have_to_be(monkeypatch: pytest.MonkeyP
 
 def test_nothing_is_queued_if_one_request_is_too_long() -> None:
     made = engine()
-    with pytest.raises(ContextError, match=r"prompt 1: the base model reads at most 256 tokens"):
+    with pytest.raises(ContextError, match=r"prompt 1, sample 0: the base model reads at most 256 tokens"):
         made.submit([request(0), request(1, max_new_tokens=253)])
     assert not made.busy
 
 
 def test_prefill_batches_stay_within_their_size() -> None:
     texts = sorted((ids(i, 1 + (37 * i) % 200) for i in range(60)), key=len)
-    batches = engine_module._batches(texts)
+    batches = scheduler_module.prefill_batches(texts)
     assert [text for batch in batches for text in batch] == texts
     for batch in batches:
-        assert len(batch) * max(map(len, batch)) <= engine_module.PREFILL_TOKENS
-    assert engine_module._batches([(1,) * 5000]) == [[(1,) * 5000]]
+        assert len(batch) * max(map(len, batch)) <= scheduler_module.PREFILL_TOKENS
+    assert scheduler_module.prefill_batches([(1,) * 5000]) == [[(1,) * 5000]]
 
 
 # How a row ends --------------------------------------------------------------------------------------------------
@@ -175,7 +174,7 @@ def free(alpha: float = 0.5, count: int = 10) -> list[int]:
     return reference.generate(pair().models, prompt(0, 3, 5).ids, alpha, count).ids
 
 
-def greedy(eos: frozenset[int] = frozenset(), **changes: Any) -> Row:
+def greedy(eos: frozenset[int] = frozenset(), **changes: Any) -> SequenceState:
     made = engine()
     row = made.submit([request(0, eos, alpha=0.5, **changes)])[0]
     run(made)

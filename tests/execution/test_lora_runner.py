@@ -79,15 +79,15 @@ def test_the_backbone_is_read_once_for_both(tmp_path: Path, monkeypatch: pytest.
     assert passes == [1, 1, 2, *[6] * 7, 4]
 
 
-def test_guesses_are_read_by_both_models_in_one_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_drafts_are_read_by_both_models_in_one_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pair = adapted(tmp_path)
     params = SamplingParams(alpha=0.3, temperature=0, max_new_tokens=24, ignore_eos=True)
     prompt = decoding.prompt(1, 4, 6)
     expected = two_backbones(pair).generate(prompt, params)
     sampler = Sampler(pair, speculation=tiny.tiny_model(num_hidden_layers=1))
-    made = sampler._speculation
+    made = sampler.speculator
     assert made is not None
-    made.always = 3
+    made.num_draft_tokens = 2
     sampler.runner  # noqa: B018  # trials are over before anything counts
     passes: list[tuple[int, int]] = []
     opened = BatchedKVCache.open
@@ -98,7 +98,7 @@ def test_guesses_are_read_by_both_models_in_one_pass(tmp_path: Path, monkeypatch
 
     monkeypatch.setattr(BatchedKVCache, "open", counted)
     assert decoding.tokens(sampler.generate(prompt, params)) == decoding.tokens(expected)
-    assert (2, 3) in passes  # both rows of the prompt: the last token and two guesses
+    assert (2, 3) in passes  # both rows of the prompt: the last token and two drafted ones
     assert (1, 3) not in passes
 
 

@@ -18,8 +18,9 @@ from typing import Any
 import pytest
 import torch
 
-from eddecode.engine.engine import Engine
-from eddecode.engine.speculative.speculator import Speculation
+from eddecode.engine import engine as engine_module
+from eddecode.engine.scheduler import PrefixCache, Scheduler
+from eddecode.engine.speculative.speculator import AdaptiveSpeculator
 from eddecode.execution.lora_runner import LoraPairRunner
 from eddecode.models.pair import ModelPair
 from eddecode.prompts.types import RenderedPrompt
@@ -223,37 +224,39 @@ def one_at_a_time(patch: Patch) -> None:
 
 
 def together(patch: Patch, count: Callable[[], None]) -> None:
-    draw = Engine.draw
+    sample = engine_module.sample
 
-    def drawn(self: Engine, draws: Any, logits: Any) -> Any:
-        if len({id(row) for row, _ in draws.places}) > 1:
+    def counted(batch: Any, *args: Any) -> Any:
+        if len({sequence for sequence, _ in batch.positions}) > 1:
             count()
-        return draw(self, draws, logits)
+        return sample(batch, *args)
 
-    patch.setattr(Engine, "draw", drawn)
+    patch.setattr(engine_module, "sample", counted)
 
 
 def everyone_reads(patch: Patch) -> None:
-    """A row enters alone, and what it read is thrown away."""
-    forget, next_rows = Engine._forget, Engine._next_rows
+    """A sequence enters alone, and its prefixes are dropped."""
+    take, next_sequences = PrefixCache.take, Scheduler.next
 
-    def forget_all(self: Engine, key: Sequence[Any]) -> None:
-        forget(self, key)
-        self._prefixes.clear()
+    def take_and_drop(self: PrefixCache, sequence: Any) -> Any:
+        results = take(self, sequence)
+        self._results.clear()
+        return results
 
-    patch.setattr(Engine, "_forget", forget_all)
-    patch.setattr(Engine, "_next_rows", lambda self: next_rows(self)[:1])
+    patch.setattr(PrefixCache, "take", take_and_drop)
+    patch.setattr(Scheduler, "next", lambda self: next_sequences(self)[:1])
 
 
 def read_once(patch: Patch, count: Callable[[], None]) -> None:
-    read = Engine._read
+    missing = PrefixCache.missing
 
-    def reads(self: Engine, keys: Sequence[Any]) -> None:
-        if any(key in self._prefixes for key in keys) or len(set(keys)) < len(keys):
+    def counted(self: PrefixCache, model: int, texts: Any) -> Any:
+        batches = missing(self, model, texts)
+        if sum(map(len, batches)) < len(texts):
             count()
-        read(self, keys)
+        return batches
 
-    patch.setattr(Engine, "_read", reads)
+    patch.setattr(PrefixCache, "missing", counted)
 
 
 def no_sharing(patch: Patch) -> None:
@@ -264,20 +267,26 @@ def shared_backbone(patch: Patch, count: Callable[[], None]) -> None:
     patch.setattr(LoraPairRunner, "forward", calling(LoraPairRunner.forward, count))
 
 
-def no_guesses(patch: Patch) -> None:
-    """Nothing: a sampler guesses only if it is told to."""
+def no_drafts(patch: Patch) -> None:
+    """Nothing: a sampler drafts only if it is told to."""
 
 
-def guesses(patch: Patch, count: Callable[[], None]) -> None:
-    """Guess at every step, whether that pays or not."""
-    init = Speculation.__init__
+def drafts(patch: Patch, count: Callable[[], None]) -> None:
+    """Draft at every step, whether that pays or not."""
+    init, propose = AdaptiveSpeculator.__init__, AdaptiveSpeculator.propose
 
-    def always(self: Speculation, *args: Any, **kwargs: Any) -> None:
+    def always(self: AdaptiveSpeculator, *args: Any, **kwargs: Any) -> None:
         init(self, *args, **kwargs)
-        self.always = 3
+        self.num_draft_tokens = 2
 
-    patch.setattr(Speculation, "__init__", always)
-    patch.setattr(Speculation, "_leap", calling(Speculation._leap, count))
+    def counted(self: AdaptiveSpeculator, *args: Any) -> Any:
+        draft = propose(self, *args)
+        if draft.tokens:
+            count()
+        return draft
+
+    patch.setattr(AdaptiveSpeculator, "__init__", always)
+    patch.setattr(AdaptiveSpeculator, "propose", counted)
 
 
 SWITCHES = {
@@ -294,13 +303,13 @@ SWITCHES = {
     "batch": Switch(one_at_a_time, together, options=(("max_slots", 16),)),
     "prefixes": Switch(everyone_reads, read_once),
     "backbone": Switch(no_sharing, shared_backbone, pairs=("lora",)),
-    "base guesses": Switch(no_guesses, guesses, options=(("speculation", "base"),)),
-    "ngram guesses": Switch(no_guesses, guesses, options=(("speculation", "ngram"),)),
-    "assistant guesses": Switch(
-        no_guesses, guesses, options=(("speculation", tiny.tiny_model(num_hidden_layers=1)),)
+    "base drafts": Switch(no_drafts, drafts, options=(("speculation", "base"),)),
+    "ngram drafts": Switch(no_drafts, drafts, options=(("speculation", "ngram"),)),
+    "assistant drafts": Switch(
+        no_drafts, drafts, options=(("speculation", tiny.tiny_model(num_hidden_layers=1)),)
     ),
 }
-GUESSERS = ("base guesses", "ngram guesses", "assistant guesses")
+DRAFTERS = ("base drafts", "ngram drafts", "assistant drafts")
 
 
 def needed(chosen: Sequence[str]) -> set[str]:
@@ -328,10 +337,10 @@ def choose(patch: Patch, kind: str, chosen: Sequence[str]) -> tuple[Sampler, Use
 
 
 def states(kind: str) -> list[tuple[str, ...]]:
-    """None, each one, and all; with either guesser."""
+    """None, each one, and all; with each drafter."""
     mine = [name for name, switch in SWITCHES.items() if kind in switch.pairs]
-    without = [name for name in mine if name not in GUESSERS]
-    return [(), *((name,) for name in mine), *((*without, guesser) for guesser in GUESSERS)]
+    without = [name for name in mine if name not in DRAFTERS]
+    return [(), *((name,) for name in mine), *((*without, drafter) for drafter in DRAFTERS)]
 
 
 CASES = [

@@ -13,7 +13,7 @@ import torch
 from transformers import DeepseekV3Config, DeepseekV3ForCausalLM, LlamaConfig
 
 from eddecode import ModelPair, Sampler
-from eddecode.engine import engine
+from eddecode.engine import scheduler
 from eddecode.errors import PairError
 from eddecode.execution import model_runner as decoder
 from eddecode.models import memory_estimate as room
@@ -122,7 +122,7 @@ def test_more_of_anything_needs_more(tmp_path: Path) -> None:
 
 
 def test_the_engine_reads_what_the_estimate_takes_it_to_read() -> None:
-    assert engine.PREFILL_TOKENS == room.PREFILL_TOKENS
+    assert scheduler.PREFILL_TOKENS == room.PREFILL_TOKENS
     assert decoder.PREFILL_CHUNK == room.PREFILL_CHUNK
 
 

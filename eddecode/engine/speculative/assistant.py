@@ -1,9 +1,9 @@
-"""A small model that guesses: it reads what the base model reads, and both models of the pair read its guesses.
+"""A small model that drafts: it reads what the base model reads, and the models of the pair verify its tokens.
 
-As `assistant_model` in transformers, it must share the pair's vocabulary, for its guesses are ids. It samples with the
-uniforms of the positions that it guesses for, so that it is right as often as may be. It keeps slots of its own, and
-follows the engine from afar: rows that came are read, rows that left are dropped, and what was drawn since it was asked
-last is read together with the next token, in the same pass.
+As `assistant_model` in transformers, it must share the pair's vocabulary, for it proposes ids. It samples with the
+random numbers of the positions that it drafts for, so that its tokens are right as often as possible. It has slots of
+its own: sequences that are new are prefilled, those that left are removed, and tokens that were sampled since its last
+draft are read together with the next one, in the same pass.
 """
 
 from __future__ import annotations
@@ -12,144 +12,152 @@ import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from eddecode.engine.sequence import Draws, Row
-from eddecode.engine.speculative.drafters import ENDLESS, Column, alone, levels, places
-from eddecode.errors import EngineError
+from eddecode.engine.sequence import SequenceState, sample
+from eddecode.engine.speculative.drafters import (
+    OVERHEAD,
+    UNLIMITED,
+    DraftTokens,
+    confidence_levels,
+    next_positions,
+    single_model_batch,
+    verification_cost,
+)
 from eddecode.execution.model_runner import PrefillResult
 from eddecode.execution.pair_runner import PairRunner
 from eddecode.models.sizes import kv_bytes_per_token
 
-if TYPE_CHECKING:
-    from eddecode.engine.engine import Engine
-
-BEHIND = 16  # tokens that a row may be read behind; one that is further behind is read anew
-SHOWN = 3
+MAX_PENDING = 16  # tokens that are read late in one pass; a sequence with more is prefilled anew
 
 
 @dataclass
 class Slot:
-    """A row that the assistant has read.
+    """A sequence in a slot of the assistant.
 
     Attributes:
-        row: the row; its prompt is in the cache.
-        right: how many tokens of its completion are.
-        guesses: what was read after them, right or wrong.
+        sequence: its prompt is in the cache.
+        num_read: tokens of its completion that are in the cache.
+        drafted: tokens in the cache after them, which may be wrong.
     """
 
-    row: Row
-    right: int
-    guesses: list[int] = field(default_factory=list)
+    sequence: SequenceState
+    num_read: int
+    drafted: list[int] = field(default_factory=list)
 
-    def behind(self) -> int:
-        """Tokens of the row that are still to be read; one at least, the last, for the logits after it."""
-        tokens = self.row.tokens
-        for guess in self.guesses:
-            if self.right == len(tokens) or guess != tokens[self.right]:
+    def num_pending(self) -> int:
+        """Tokens that are still to be read; at least one, the last, for the logits after it."""
+        tokens = self.sequence.tokens
+        for token in self.drafted:
+            if self.num_read == len(tokens) or token != tokens[self.num_read]:
                 break
-            self.right += 1
-        self.guesses = []
-        return len(tokens) - min(self.right, len(tokens) - 1)
+            self.num_read += 1
+        self.drafted = []
+        return len(tokens) - min(self.num_read, len(tokens) - 1)
 
 
-class AssistantGuesser:
-    """Guesses by a model of its own; see `eddecode.guessers.Guesser`.
+class AssistantDrafter:
+    """Drafts with a model of its own; see `eddecode.engine.speculative.drafters.Drafter`.
 
     Args:
         runner, model: of that model alone.
-        width: V, the ids of the pair's vocabulary.
+        target: the engine's runner, and the (V,) vocabulary of the pair; None before `bind`.
     """
 
     name, is_base = "assistant", False
 
-    def __init__(self, runner: PairRunner, model: Any, width: int) -> None:
-        self.model, self._runner, self._width = model, runner, width
+    def __init__(
+        self, runner: PairRunner, model: Any, target: tuple[PairRunner, Tensor] | None = None
+    ) -> None:
+        self.model, self._runner, self._target = model, runner, target
         self._slots: list[Slot] = []
         self._window = runner.windows[0]
-        self._largest = int(model.get_input_embeddings().weight.shape[0]) - 1
+        self._largest_id = int(model.get_input_embeddings().weight.shape[0]) - 1
         self.token_bytes = kv_bytes_per_token(model) or 0
 
-    def fresh(self) -> AssistantGuesser:
-        """The same model with no slot occupied."""
-        return AssistantGuesser(self._runner.clone_empty(), self.model, self._width)
+    def bind(self, runner: PairRunner, vocabulary: Tensor) -> AssistantDrafter:
+        """See `Drafter.bind`; the copy has free slots."""
+        return type(self)(self._runner.clone_empty(), self.model, (runner, vocabulary))
 
     def trim(self) -> None:
-        """Drop all rows; they are read again."""
+        """Free all slots; the sequences are prefilled anew."""
         self._runner, self._slots = self._runner.clone_empty(), []
 
-    def share(self, engine: Engine) -> float:
-        """It has to be tried."""
-        return 0.0
+    def cost(self, num_sequences: int) -> float:
+        """A pass of the assistant, and one more token in the passes of all models."""
+        assert self._target is not None
+        runner = self._target[0]
+        own = self._runner.num_parameters / runner.num_parameters
+        return own + verification_cost(runner.device, num_sequences) + OVERHEAD
 
-    def room(self, rows: Sequence[Row]) -> int:
+    def room(self, sequences: Sequence[SequenceState]) -> int:
         """What is left of its context window."""
-        return ENDLESS if self._window is None else self._window - max(map(_length, rows)) + 1
+        return UNLIMITED if self._window is None else self._window - max(map(_length, sequences)) + 1
 
-    def follow(self, rows: Sequence[Row]) -> None:
-        """Drop rows that left, and those that are far behind; read those that are not there."""
-        most, stay = min(BEHIND, *map(_length, rows)), set(rows)
+    def draft(self, sequences: Sequence[SequenceState]) -> Iterator[DraftTokens]:
+        """See `Drafter.draft`; each token takes a pass, over slots that may stand in another order."""
+        assert self._target is not None
+        device, vocabulary = self._target[0].device, self._target[1]
+        self._synchronize(sequences)
+        slots, mine = self._slots, [slot.sequence for slot in self._slots]
+        count = max(slot.num_pending() for slot in slots)
+        tokens = torch.tensor([[*s.request.prompts[0], *s.tokens][-count:] for s in mine])  # (n, count)
+        lengths = [_length(s) - count for s in mine]
+        batch, slot_of = single_model_batch(mine, device), {s: i for i, s in enumerate(mine)}
+        order = [slot_of[s] for s in sequences]
+        for i in itertools.count():
+            logits = self._runner.forward_model(0, tokens.clamp(max=self._largest_id), lengths)[:, -1]
+            for slot, read in zip(slots, tokens.tolist(), strict=True):
+                if i == 0:
+                    slot.num_read = len(slot.sequence.tokens)
+                else:
+                    slot.drafted += read
+            logits = _widened(logits, len(vocabulary)).to(device)
+            places = replace(batch, positions=next_positions(mine, i))
+            drafted = sample(places, [logits], vocabulary, self._runner.names).tokens
+            ids, levels = drafted.tolist(), confidence_levels(logits)
+            yield DraftTokens([ids[j] for j in order], [levels[j] for j in order])
+            tokens, lengths = drafted[:, None], [_length(s) + i for s in mine]
+
+    def _synchronize(self, sequences: Sequence[SequenceState]) -> None:
+        """Remove sequences that left or have much to read; prefill those that have no slot."""
+        most, current = min(MAX_PENDING, *map(_length, sequences)), set(sequences)
         for i in reversed(range(len(self._slots))):
-            if self._slots[i].row not in stay or self._slots[i].behind() > most:
+            if self._slots[i].sequence not in current or self._slots[i].num_pending() > most:
                 self._runner.remove(i)
                 self._slots[i] = self._slots[-1]
                 self._slots.pop()
-        self._runner.reserve(len(rows))
-        prefixes: dict[tuple[int, ...], PrefillResult] = {}
-        here = {slot.row for slot in self._slots}
-        for row in rows:
-            if row not in here:
-                text = tuple(min(token, self._largest) for token in (*row.request.ids[0], *row.tokens[:-1]))
-                if text not in prefixes:
-                    prefixes[text] = self._runner.prefill(0, [text])[0]
-                self._runner.add([prefixes[text]])
-                self._slots.append(Slot(row, len(row.tokens) - 1))
-
-    def guesses(self, engine: Engine, rows: Sequence[Row]) -> Iterator[Column]:
-        """See `Guesser.guesses`; each takes a pass of the model, whose slots may stand in another order."""
-        slots, own = self._slots, [slot.row for slot in self._slots]
-        count = max(slot.behind() for slot in slots)
-        read = torch.tensor([[*row.request.ids[0], *row.tokens][-count:] for row in own])  # (n, count)
-        before = [_length(row) - count for row in own]
-        draws, where = alone(own, engine.runner.device), {row: i for i, row in enumerate(own)}
-        for i in itertools.count():
-            logits = self._runner.forward_model(0, read.clamp(max=self._largest), before)[:, -1]
-            for slot, tokens in zip(slots, read.tolist(), strict=True):
-                if i == 0:
-                    slot.right = len(slot.row.tokens)
-                else:
-                    slot.guesses += tokens
-            logits = self._widened(logits).to(engine.runner.device)
-            read = self._draw(engine, replace(draws, places=places(own, i)), logits)[:, None]  # (n, 1)
-            said, sure = read[:, 0].tolist(), levels(logits)
-            yield Column([said[where[row]] for row in rows], [sure[where[row]] for row in rows])
-            before = [_length(row) + i for row in own]
-
-    def _widened(self, logits: Tensor) -> Tensor:
-        """Logits (n, W) as (n, V) or wider: ids that the model does not know are never its guess."""
-        missing = max(0, self._width - logits.shape[1])
-        return F.pad(logits, (0, missing), value=-math.inf) if missing else logits
-
-    @staticmethod
-    def _draw(engine: Engine, draws: Draws, logits: Tensor) -> Tensor:
-        try:
-            return engine.draw(draws, [logits]).tokens
-        except EngineError as error:
-            raise EngineError(str(error).replace("the base model", "the assistant model")) from error
+        self._runner.reserve(len(sequences))
+        prefilled: dict[tuple[int, ...], PrefillResult] = {}
+        present = {slot.sequence for slot in self._slots}
+        for sequence in sequences:
+            if sequence not in present:
+                ids = (*sequence.request.prompts[0], *sequence.tokens[:-1])
+                text = tuple(min(token, self._largest_id) for token in ids)
+                if text not in prefilled:
+                    prefilled[text] = self._runner.prefill(0, [text])[0]
+                self._runner.add([prefilled[text]])
+                self._slots.append(Slot(sequence, len(sequence.tokens) - 1))
 
 
-def _length(row: Row) -> int:
-    """Tokens of the text as the base model sees it."""
-    return len(row.request.ids[0]) + len(row.tokens)
+def _widened(logits: Tensor, width: int) -> Tensor:
+    """Logits (n, W) as (n, V) or wider: ids that the assistant does not know are never proposed."""
+    missing = max(0, width - logits.shape[1])
+    return F.pad(logits, (0, missing), value=-math.inf) if missing else logits
+
+
+def _length(sequence: SequenceState) -> int:
+    """Tokens of the text as the base model reads it."""
+    return len(sequence.request.prompts[0]) + len(sequence.tokens)
 
 
 @dataclass(frozen=True)
-class Alone:
-    """What a `PairRunner` asks of a group of models, for one model."""
+class SingleModel:
+    """What a `PairRunner` needs of a group of models, for one model."""
 
     models: tuple[Any]
     context_windows: tuple[int | None]

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast, get_args
 
-from eddecode.engine.speculative.speculator import Mode, Speculation
+from eddecode.engine.speculative.assistant import AssistantDrafter, SingleModel
+from eddecode.engine.speculative.speculator import AdaptiveSpeculator, Mode
 from eddecode.errors import PairError, ParamsError
 from eddecode.execution.pair_runner import PairRunner
 from eddecode.models.load_config import LoadConfig
@@ -15,20 +16,25 @@ from eddecode.models.tokenizer_compat import tokens_by_id
 
 if TYPE_CHECKING:
     from eddecode.models.ensemble import ModelGroup
-from eddecode.engine.speculative.assistant import SHOWN, Alone, AssistantGuesser
+
+MAX_SHOWN = 3  # ids that an error lists
 
 
-def speculation_for(pair: ModelGroup, wanted: Mode | str | Path | Any) -> Speculation | None:
-    """What a user asks for by a mode's name, or by an assistant (see `assistant_for`); None is none.
+def speculator_for(pair: ModelGroup, wanted: Mode | str | Path | Any) -> AdaptiveSpeculator | None:
+    """The speculator for a mode's name or an assistant model (see `assistant_for`); None for "off".
+
+    A speculator is returned as it is.
 
     Raises:
-        ParamsError: it is a name, but neither a mode's nor a checkpoint's.
+        ParamsError: it is a string, but neither a mode nor a checkpoint.
         PairError: see `assistant_for`.
     """
+    if isinstance(wanted, AdaptiveSpeculator):
+        return wanted
     if isinstance(wanted, str) and wanted in get_args(Mode):
-        return Speculation.of(cast(Mode, wanted))
+        return AdaptiveSpeculator.of(cast(Mode, wanted))
     try:
-        return Speculation([assistant_for(pair, wanted)])
+        return AdaptiveSpeculator([assistant_for(pair, wanted)])
     except PairError as error:
         if not isinstance(wanted, str) or Path(wanted).exists():
             raise
@@ -38,13 +44,13 @@ def speculation_for(pair: ModelGroup, wanted: Mode | str | Path | Any) -> Specul
         ) from error
 
 
-def assistant_for(pair: ModelGroup, source: str | Path | Any) -> AssistantGuesser:
-    """The guesser that a checkpoint or a model stands for.
+def assistant_for(pair: ModelGroup, source: str | Path | Any) -> AssistantDrafter:
+    """The drafter of a checkpoint or a model.
 
     Args:
-        pair: whose completions it is to guess.
-        source: a checkpoint's folder or hub id, which goes to the pair's device in the dtype that it was saved in; or
-            a transformers model.
+        pair: the models that verify what it drafts.
+        source: a checkpoint's folder or hub id, which is loaded to the pair's device in the dtype of its files; or a
+            transformers model.
 
     Raises:
         PairError: there is no such checkpoint, it is no causal language model, it does not fit into memory, or its
@@ -55,10 +61,10 @@ def assistant_for(pair: ModelGroup, source: str | Path | Any) -> AssistantGuesse
         load_config = LoadConfig.create(device=pair.device)
         loaded = load_group([CheckpointRef(source, "assistant")], load_config, MemoryRequirement())
         source, tokenizer = loaded.models[0], loaded.tokenizers[0]
-    itself = ModelPair.from_models(source, source)  # checks and reads the one model
+    itself = ModelPair.from_models(source, source)  # checks the one model, and reads its context window
     check_vocabulary(pair, source, tokenizer)
-    runner = PairRunner(Alone((source,), itself.context_windows[:1], itself.device))  # type: ignore[arg-type]
-    return AssistantGuesser(runner, source, len(pair.vocabulary))
+    runner = PairRunner(SingleModel((source,), itself.context_windows[:1], itself.device))  # type: ignore[arg-type]
+    return AssistantDrafter(runner, source)
 
 
 def check_vocabulary(pair: ModelGroup, model: Any, tokenizer: Any) -> None:
@@ -73,7 +79,7 @@ def check_vocabulary(pair: ModelGroup, model: Any, tokenizer: Any) -> None:
         if differing:
             shown = ", ".join(
                 f"id {i} is {ours.get(i)!r} in the pair and {theirs.get(i)!r} in the assistant"
-                for i in differing[:SHOWN]
+                for i in differing[:MAX_SHOWN]
             )
             raise PairError(
                 f"the assistant's vocabulary is not the pair's: {len(differing)} of {len(ids)} ids that may be sampled "

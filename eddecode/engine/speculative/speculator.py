@@ -1,234 +1,231 @@
-"""Speculation: guess several tokens, let each model read them in one pass, keep those that would have been drawn.
+"""AdaptiveSpeculator: who drafts in a step, and how many tokens.
 
-A token belongs to its logits and to the uniform of its position, so there is nothing to correct for: the guesses of a
-row are read, the tokens that follow from the logits are drawn just as without speculation, and the row goes on from
-the first place where the draw is not the guess. The tokens are the same ones, sampled or greedy, under any filters;
-this is stricter than speculative sampling (Leviathan et al., ICML 2023, arXiv 2211.17192), which keeps the
-distribution only. What it costs is some acceptance: two distributions that overlap by 1−ε agree on a shared uniform a
-little less often than that.
+The engine verifies a draft by sampling every position just as without one, and keeps what was sampled up to the first
+difference. So there is nothing to correct for, and the tokens are the same, sampled or greedy, under any filters. This
+is stricter than speculative sampling (Leviathan et al., ICML 2023, arXiv 2211.17192), which keeps the distribution
+only. Its price is some acceptance: two distributions that overlap by 1 − ε agree on a shared random number a little
+less often than that.
 
-Who guesses is in `eddecode.guessers` and `eddecode.assistant`; when it pays, and how far ahead, in `eddecode.gain`.
+The number of drafted tokens follows from the acceptance so far, without a clock. A draft goes on while the share of
+sequences that are likely to accept one more token exceeds the cost of that token, which the drafter estimates; as in
+transformers' dynamic speculation, a draft ends at a token that the drafter is not confident in. A drafter whose
+acceptance falls below its cost pauses, each time for twice as long.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
-from einops import rearrange
+from torch import Tensor
 
-from eddecode.engine.sequence import Draws, Row
-from eddecode.engine.speculative.cost_model import CAUTION, LONGEST, Account, Chances, Pace, Record
-from eddecode.engine.speculative.drafters import BaseGuesser, Column, Guesser, NgramGuesser, places
-
-if TYPE_CHECKING:
-    from eddecode.engine.engine import Engine
+from eddecode.engine.draft import Draft
+from eddecode.engine.sequence import SequenceState
+from eddecode.engine.speculative.drafters import BaseDrafter, Drafter, DraftTokens, NgramDrafter
+from eddecode.execution.pair_runner import PairRunner
 
 Mode = Literal["off", "auto", "base", "ngram"]
 
+LOOKAHEAD = 11  # drafted tokens of a step at most
+# The acceptance that is assumed at first, and the number of outcomes that this counts for.
+ASSUMED_ACCEPTANCE, ASSUMED_OUTCOMES = 0.8, 4
+MEMORY = 30  # outcomes that an acceptance rate is the mean of, roughly
+PAUSE = (64, 2048)  # steps: the first pause of a drafter, and the longest
+
+
+class AcceptanceRate:
+    """Moving average of outcomes in [0, 1]; of few outcomes it is their mean with the assumed value."""
+
+    def __init__(self, assumed: float = ASSUMED_ACCEPTANCE) -> None:
+        self.value, self._weight = assumed, ASSUMED_OUTCOMES
+
+    def add(self, outcome: float) -> None:
+        """Count an outcome."""
+        self._weight = min(self._weight + 1, MEMORY)
+        self.value += (outcome - self.value) / self._weight
+
 
 @dataclass
-class Draft:
-    """What a guesser said in one step.
+class DrafterStats:
+    """What is known of one drafter.
 
     Attributes:
-        guesser, account: who, and what is known of it at this batch size.
-        chances: the same of each row's kind of request.
-        columns: the guesses, place by place.
-        read: how many of them the models are to read.
-        expected: tokens that all rows together can expect of the step.
+        overall: share of its tokens that were right, per step.
+        by_level: the same by (kind of request, confidence level).
+        pause: steps that it still pauses for.
+        next_pause: length of its next pause.
     """
 
-    guesser: Guesser
-    account: Account
-    chances: list[Chances]
-    expected: float
-    columns: list[Column] = field(default_factory=list)
-    read: int = 0
+    overall: AcceptanceRate = field(default_factory=AcceptanceRate)
+    by_level: dict[Hashable, AcceptanceRate] = field(default_factory=dict)
+    pause: int = 0
+    next_pause: int = PAUSE[0]
 
-    @property
-    def followed(self) -> bool:
-        """Whether the step goes on from here: a pass of the base, once made, is not made again."""
-        return self.read > 0 or self.guesser.is_base
+    def is_paused(self) -> bool:
+        """Whether it pauses in this step; each call counts one step."""
+        self.pause = max(0, self.pause - 1)
+        return self.pause > 0
+
+    def rate(self, key: Hashable) -> AcceptanceRate:
+        """The acceptance of tokens with this key; until some were verified, that of all tokens."""
+        return self.by_level.setdefault(key, AcceptanceRate(self.overall.value))
+
+    def add_step(self, outcome: float, floor: float) -> None:
+        """Count the share of right tokens of one step; pause if the average falls below the floor."""
+        self.overall.add(outcome)
+        if outcome >= floor:
+            self.next_pause = PAUSE[0]
+        if self.overall.value < floor:
+            self.pause, self.next_pause = self.next_pause, min(2 * self.next_pause, PAUSE[1])
+            self.overall = AcceptanceRate()
 
 
-class Speculation:
-    """Takes the engine's steps, with guesses where they pay.
+@dataclass
+class SpeculationStats:
+    """Statistics that outlive the engines in which they were collected.
+
+    Attributes:
+        verified: drafted tokens that were verified, up to the first wrong one of each draft.
+        accepted: those of them that were right.
+        drafters: what is known of each drafter, by its name.
+    """
+
+    verified: int = 0
+    accepted: int = 0
+    drafters: dict[str, DrafterStats] = field(default_factory=dict)
+
+    def of(self, drafter: Drafter) -> DrafterStats:
+        """What is known of a drafter."""
+        return self.drafters.setdefault(drafter.name, DrafterStats())
+
+
+@dataclass(frozen=True)
+class _Proposal:
+    """A draft, and the sequences that it was made for, each with the length of its completion then."""
+
+    drafter: Drafter
+    tokens: list[DraftTokens]
+    num_verified: int
+    sequences: list[tuple[SequenceState, int]]
+
+
+class AdaptiveSpeculator:
+    """Proposes tokens by the first drafter that has something worth verifying; see `eddecode.engine.draft.Speculator`.
 
     Args:
-        guessers: who may be asked, in this order.
-        record: what is known of their costs and chances; kept from one engine to the next.
-        always: read this many tokens at every step, whether it pays or not; for tests and measurements.
+        drafters: in the order in which they are asked.
+        stats: statistics of earlier engines.
+        num_draft_tokens: draft this many tokens at every step, whether it pays or not; for tests and measurements.
     """
 
-    def __init__(self, guessers: Sequence[Guesser], record: Record | None = None, always: int = 0) -> None:
-        self.guessers = tuple(guessers)
-        self.record = record or Record()
-        self.always = always
+    lookahead = LOOKAHEAD
+
+    def __init__(
+        self,
+        drafters: Sequence[Drafter],
+        stats: SpeculationStats | None = None,
+        num_draft_tokens: int | None = None,
+    ) -> None:
+        self.drafters = tuple(drafters)
+        self.stats = stats or SpeculationStats()
+        self.num_draft_tokens = num_draft_tokens
+        self._proposals: list[_Proposal] = []  # of the step in progress
 
     @classmethod
-    def of(cls, mode: Mode) -> Speculation | None:
-        """By the guessers that a name stands for."""
-        guessers: dict[Mode, list[Guesser]] = {
-            "auto": [NgramGuesser(), BaseGuesser()],  # whoever asks for nothing goes first
-            "base": [BaseGuesser()],
-            "ngram": [NgramGuesser()],
+    def of(cls, mode: Mode) -> AdaptiveSpeculator | None:
+        """With the drafters that a mode's name stands for."""
+        drafters: dict[Mode, list[Drafter]] = {
+            "auto": [NgramDrafter(), BaseDrafter()],  # the one whose tokens cost nothing is asked first
+            "base": [BaseDrafter()],
+            "ngram": [NgramDrafter()],
         }
-        return None if mode == "off" else cls(guessers[mode])
+        return None if mode == "off" else cls(drafters[mode])
 
-    def fresh(self) -> Speculation:
-        """The same guessers for another engine, with what is known so far."""
-        return Speculation([guesser.fresh() for guesser in self.guessers], self.record, self.always)
+    def bind(self, runner: PairRunner, vocabulary: Tensor) -> AdaptiveSpeculator:
+        """The same drafters for an engine with this runner and vocabulary; statistics are shared."""
+        drafters = [drafter.bind(runner, vocabulary) for drafter in self.drafters]
+        return type(self)(drafters, self.stats, self.num_draft_tokens)
 
     @property
     def token_bytes(self) -> int:
-        """What the guessers keep of every token of a row."""
-        return sum(guesser.token_bytes for guesser in self.guessers)
+        """See `Speculator.token_bytes`."""
+        return sum(drafter.token_bytes for drafter in self.drafters)
+
+    def propose(self, sequences: Sequence[SequenceState], limit: int) -> Draft:
+        """See `Speculator.propose`."""
+        self._proposals = []
+        for drafter in self.drafters:
+            room = min(limit, drafter.room(sequences) - 1)
+            if room < 1 or (self.num_draft_tokens is None and not self._may_draft(drafter, len(sequences))):
+                continue
+            proposal = self._draft(drafter, sequences, room)
+            self._proposals.append(proposal)
+            kept = proposal.tokens[: proposal.num_verified]
+            known = [tokens.base_logits for tokens in proposal.tokens if tokens.base_logits is not None]
+            if kept or known:
+                return Draft([t.tokens for t in kept], torch.stack(known, dim=1) if known else None)
+        return Draft()
+
+    def _may_draft(self, drafter: Drafter, num_sequences: int) -> bool:
+        return drafter.cost(num_sequences) < 1 and not self.stats.of(drafter).is_paused()
+
+    def _draft(self, drafter: Drafter, sequences: Sequence[SequenceState], room: int) -> _Proposal:
+        """Tokens of a drafter, for as long as one more is worth its cost."""
+        most = min(room, self.num_draft_tokens or LOOKAHEAD)
+        cost = drafter.cost(len(sequences))
+        stats = self.stats.of(drafter)
+        accepted = [1.0] * len(sequences)  # the chance that all drafted tokens so far are right
+        proposed: list[DraftTokens] = []
+        num_verified = 0
+        for tokens in drafter.draft(sequences):
+            proposed.append(tokens)
+            if num_verified == most:  # of the base, whose logits after the last drafted token are needed
+                break
+            for i, (sequence, level) in enumerate(zip(sequences, tokens.levels, strict=True)):
+                is_needed = len(sequence.tokens) + len(proposed) < sequence.request.params.max_new_tokens
+                accepted[i] *= stats.rate(_key(sequence, level)).value if is_needed and level >= 0 else 0.0
+            if self.num_draft_tokens is None and sum(accepted) <= cost * len(sequences):
+                break
+            num_verified += 1
+            if num_verified == most and not drafter.is_base:
+                break
+        return _Proposal(drafter, proposed, num_verified, [(s, len(s.tokens)) for s in sequences])
+
+    def update(self) -> None:
+        """See `Speculator.update`: compare what was proposed, also what was not verified, with what was sampled."""
+        for proposal in self._proposals:
+            stats = self.stats.of(proposal.drafter)
+            total = 0
+            for i, (sequence, length) in enumerate(proposal.sequences):
+                for j, sampled in enumerate(sequence.tokens[length : length + len(proposal.tokens)]):
+                    drafted, level = proposal.tokens[j].tokens[i], proposal.tokens[j].levels[i]
+                    is_right = drafted == sampled
+                    if level >= 0:
+                        stats.rate(_key(sequence, level)).add(is_right)
+                    total += is_right
+                    if j < proposal.num_verified and not _ended_at(sequence, length + j):
+                        self.stats.verified += 1
+                        self.stats.accepted += is_right
+                    if not is_right:
+                        break
+            if proposal.tokens:
+                outcome = total / (len(proposal.tokens) * len(proposal.sequences))
+                stats.add_step(outcome, proposal.drafter.cost(len(proposal.sequences)))
+        self._proposals = []
 
     def trim(self) -> None:
-        """Give back memory that the guessers can do without."""
-        for guesser in self.guessers:
-            guesser.trim()
-
-    def step(self, engine: Engine) -> None:
-        """Give every row of the engine its next token or tokens."""
-        rows = list(engine.rows)
-        pace, before = self.record.pace(len(rows)), [len(row.tokens) for row in rows]
-        drafts = [] if pace.plain_due() and not self.always else self._ask(engine, rows, pace)
-        start = time.perf_counter()
-        if drafts and drafts[-1].followed:
-            self._leap(engine, rows, drafts[-1])
-            drafts[-1].account.verify.add(drafts[-1].read + 1, time.perf_counter() - start)
-        else:
-            engine.decode()
-            pace.add_plain(time.perf_counter() - start)
-        for draft in drafts:
-            _compare(draft, rows, before)
-        if not self.always:
-            _settle(pace, drafts, len(rows))
-
-    # Asking
-
-    def _ask(self, engine: Engine, rows: Sequence[Row], pace: Pace) -> list[Draft]:
-        """The drafts of those who were asked, up to the first that is followed."""
-        drafts: list[Draft] = []
-        for guesser in self.guessers:
-            account = self._account(engine, pace, guesser)
-            room = min(LONGEST, _room(engine), guesser.room(rows))
-            if room > 1 and (self.always or account.may_be_asked(pace.plain_seconds)):
-                params = [row.request.params for row in rows]
-                chances = [self.record.chances(guesser.name, p.alpha, p.temperature) for p in params]
-                drafts.append(Draft(guesser, account, chances, expected=len(rows)))
-                self._draft(engine, rows, pace, drafts[-1], room)
-                if drafts[-1].followed:
-                    break
-        return drafts
-
-    @staticmethod
-    def _account(engine: Engine, pace: Pace, guesser: Guesser) -> Account:
-        if guesser.name not in pace.accounts:
-            share = guesser.share(engine)
-            pace.accounts[guesser.name] = Account(share, saved=share if guesser.is_base else 0.0)
-        return pace.accounts[guesser.name]
-
-    def _draft(self, engine: Engine, rows: Sequence[Row], pace: Pace, draft: Draft, room: int) -> None:
-        """Guesses for as long as one more is worth its cost."""
-        account, plain, worth = draft.account, pace.plain_seconds, pace.worth(len(rows))
-        longest = min(room, self.always or account.verify.longest)
-        needed = [1.0] * len(
-            rows
-        )  # the chance that a row needs the next token: that all before it were right
-        draft.guesser.follow(rows)
-        start = time.perf_counter()
-        for column in draft.guesser.guesses(engine, rows):
-            draft.columns.append(column)
-            if len(draft.columns) == longest:
-                break
-            needed = [
-                chance * chances.of(level)
-                if len(row.tokens) + len(draft.columns) < row.request.params.max_new_tokens
-                else 0.0
-                for chance, chances, level, row in zip(
-                    needed, draft.chances, column.levels, rows, strict=True
-                )
-            ]
-            gain = sum(needed) * worth
-            reading = CAUTION * account.reading_more(plain)
-            go_on = self.always or gain > CAUTION * account.asking(1, plain) + reading
-            if go_on or (not draft.guesser.is_base and gain > reading):
-                draft.read, draft.expected = draft.read + 1, draft.expected + sum(needed)
-            if not go_on:
-                break
-        account.guess.add((time.perf_counter() - start) / max(1, len(draft.columns)))
-        plain_is_left = not (self.always or draft.guesser.is_base)
-        if plain_is_left and draft.expected * worth < CAUTION * account.reading(draft.read + 1, plain):
-            draft.read, draft.expected = 0, len(rows)
-
-    # Going on
-
-    def _leap(self, engine: Engine, rows: Sequence[Row], draft: Draft) -> None:
-        """Let the models read the draft, draw at every place, and give each row what follows from it."""
-        count, lengths = draft.read + 1, engine.lengths()
-        guesses = [column.tokens for column in draft.columns[: draft.read]]
-        read = torch.tensor([[row.tokens[-1] for row in rows], *guesses]).T.contiguous()  # (n, count)
-        known = [column.logits for column in draft.columns if column.logits is not None]
-        if known:  # the base has read them
-            others = [
-                engine.runner.forward_model(model, read, lengths[model]) for model in range(1, len(lengths))
-            ]
-            passes = [torch.stack(known, dim=1), *others]  # (n, count, V) each
-        else:
-            passes = engine.runner.forward(read, lengths)
-        ahead = [places(rows, i) for i in range(count)]
-        draws = Draws.at([place for row in zip(*ahead, strict=True) for place in row], engine.runner.device)
-        draw = engine.draw(draws, [rearrange(z, "n t v -> (n t) v") for z in passes])
-        tokens, logprobs = draw.tokens.tolist(), draw.logprobs.T.tolist()
-        for r, row in enumerate(rows):
-            for i in range(count):
-                token = tokens[r * count + i]
-                engine.append(row, token, logprobs[r * count + i])
-                if row.finish_reason is not None or i == draft.read:
-                    break
-                self.record.guessed += 1
-                if guesses[i][r] != token:
-                    break
-                self.record.right += 1
+        """See `Speculator.trim`."""
+        for drafter in self.drafters:
+            drafter.trim()
 
 
-def _room(engine: Engine) -> int:
-    """Tokens that every model can read before its window ends."""
-    left = [
-        window - max(lengths)
-        for window, lengths in zip(engine.windows, engine.lengths(), strict=True)
-        if window is not None
-    ]
-    return min(left, default=LONGEST)
+def _key(sequence: SequenceState, level: int) -> Hashable:
+    """Tokens of one α, temperature and confidence are about equally often right."""
+    params = sequence.request.params
+    return params.alpha, params.temperature, level
 
 
-def _compare(draft: Draft, rows: Sequence[Row], before: Sequence[int]) -> None:
-    """Learn from what was drawn since each row had `before` tokens, also of guesses that nobody read."""
-    for r, (row, chances) in enumerate(zip(rows, draft.chances, strict=True)):
-        for column, token in zip(draft.columns, row.tokens[before[r] :], strict=False):
-            right = column.tokens[r] == token
-            chances.add(column.levels[r], right)
-            if not right:
-                break
-
-
-def _settle(pace: Pace, drafts: Sequence[Draft], rows: int) -> None:
-    """Keep the books of a step: by what it should have taken and brought, since one step alone is mostly luck."""
-    plain = pace.plain_seconds
-    seconds, tokens = plain, float(rows)
-    asked = 0.0
-    for draft in drafts:
-        asking = draft.account.asking(len(draft.columns), plain)
-        if draft.followed:
-            seconds, tokens = draft.account.reading(draft.read + 1, plain), draft.expected
-            draft.account.settle((asking + seconds) / plain - tokens / rows)
-        else:
-            draft.account.settle(asking / plain)
-        asked += asking
-    pace.took(asked + seconds, tokens)
+def _ended_at(sequence: SequenceState, position: int) -> bool:
+    return sequence.finish_reason is not None and position == len(sequence.tokens) - 1

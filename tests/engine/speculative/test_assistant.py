@@ -13,10 +13,11 @@ import pytest
 import torch
 
 from eddecode import EddecodeError, Sampler, SamplingParams
-from eddecode.engine.sequence import Row
-from eddecode.engine.speculative.assistant import AssistantGuesser, Slot
+from eddecode.engine.draft import Draft
+from eddecode.engine.sequence import SequenceState
+from eddecode.engine.speculative.assistant import AssistantDrafter, Slot
 from eddecode.engine.speculative.factory import assistant_for
-from eddecode.engine.speculative.speculator import Speculation
+from eddecode.engine.speculative.speculator import AdaptiveSpeculator
 from eddecode.errors import PairError, ParamsError
 from eddecode.models.sizes import kv_bytes_per_token
 from helpers import decoding, tiny
@@ -37,8 +38,8 @@ def test_a_folder_or_a_model(tmp_path: Path, given: str) -> None:
     expected = Sampler(pair, aligned_template="chat").generate("hello", params)
     sampler = Sampler(pair, aligned_template="chat", speculation=assistant)
     assert decoding.tokens(sampler.generate("hello", params)) == decoding.tokens(expected)
-    assert sampler._speculation is not None
-    assert [guesser.name for guesser in sampler._speculation.guessers] == ["assistant"]
+    assert sampler.speculator is not None
+    assert [drafter.name for drafter in sampler.speculator.drafters] == ["assistant"]
 
 
 def test_a_name_that_is_nothing_is_refused() -> None:
@@ -76,43 +77,34 @@ def test_what_is_no_language_model_is_refused() -> None:
         Sampler(decoding.pair(), speculation=torch.nn.Linear(2, 2))
 
 
-class Watched(AssistantGuesser):
-    """Notes what is in each slot after every guess, and what ought to be."""
+class Checked(AssistantDrafter):
+    """Checks what is in each slot after every drafted token."""
 
     checked = 0
 
-    def guesses(self, engine: Any, rows: Any) -> Any:
-        for column in super().guesses(engine, rows):
-            assert {id(slot.row) for slot in self._slots} == {id(row) for row in rows}
+    def draft(self, sequences: Any) -> Any:
+        for tokens in super().draft(sequences):
+            assert {slot.sequence for slot in self._slots} == set(sequences)
             lengths = self._runner.model_runners[0].cache.lengths  # type: ignore[attr-defined]
             for slot, length in zip(self._slots, lengths, strict=True):
-                assert length == len(slot.row.request.ids[0]) + slot.right + len(slot.guesses)
-                assert slot.right == len(slot.row.tokens)
-            Watched.checked += 1
-            yield column
-
-    def fresh(self) -> Watched:
-        return Watched(self._runner.clone_empty(), self.model, self._width)
+                assert length == len(slot.sequence.request.prompts[0]) + slot.num_read + len(slot.drafted)
+                assert slot.num_read == len(slot.sequence.tokens)
+            Checked.checked += 1
+            yield tokens
 
 
-class Seldom(Speculation):
-    """Now and then a long row of plain steps, so that the assistant falls behind."""
+class Seldom(AdaptiveSpeculator):
+    """Now and then many plain steps in a row, so that the assistant has many tokens to read."""
 
     turn = 0
 
-    def step(self, engine: Any) -> None:
+    def propose(self, sequences: Any, limit: int) -> Draft:
         self.turn += 1
-        if self.turn % 30 < 19:
-            engine.decode()
-        else:
-            super().step(engine)
-
-    def fresh(self) -> Seldom:
-        return Seldom([guesser.fresh() for guesser in self.guessers], self.record, self.always)
+        return Draft() if self.turn % 30 < 19 else super().propose(sequences, limit)
 
 
-@pytest.mark.parametrize("kind", [Speculation, Seldom])
-def test_it_follows_rows_that_come_and_go(kind: type[Speculation]) -> None:
+@pytest.mark.parametrize("kind", [AdaptiveSpeculator, Seldom])
+def test_it_follows_rows_that_come_and_go(kind: type[AdaptiveSpeculator]) -> None:
     """The base as its own assistant, at α = 0, is right each time: also after it fell behind, and in any slot."""
     pair = decoding.pair()
     prompts = decoding.mixed_prompts(9)
@@ -120,12 +112,12 @@ def test_it_follows_rows_that_come_and_go(kind: type[Speculation]) -> None:
     expected = Sampler(pair, max_slots=3).generate(prompts, params)
     made = assistant_for(pair, pair.base)
     sampler = Sampler(pair, max_slots=3)
-    sampler._speculation = kind([Watched(made._runner, made.model, made._width)], always=4)
-    Watched.checked = 0
+    sampler.speculator = kind([Checked(made._runner, made.model)], num_draft_tokens=3)
+    Checked.checked = 0
     assert decoding.tokens(sampler.generate(prompts, params)) == decoding.tokens(expected)
-    record = sampler._speculation.record
-    assert Watched.checked > 20
-    assert record.right == record.guessed > 20
+    stats = sampler.speculator.stats
+    assert Checked.checked > 20
+    assert stats.accepted == stats.verified > 20
 
 
 def test_ids_that_only_the_pair_knows_are_never_guessed(tmp_path: Path) -> None:
@@ -134,7 +126,7 @@ def test_ids_that_only_the_pair_knows_are_never_guessed(tmp_path: Path) -> None:
     model = tiny.tiny_model("qwen2", 280, seed=5)
     made = assistant_for(decoding.pair(vocab=280), model)
     sampler = Sampler(pair, aligned_template="chat")
-    sampler._speculation = Speculation([AssistantGuesser(made._runner, model, 300)], always=3)
+    sampler.speculator = AdaptiveSpeculator([AssistantDrafter(made._runner, model)], num_draft_tokens=2)
     params = SamplingParams(alpha=0.5, max_new_tokens=40, n=3, seed=1, ignore_eos=True, temperature=2.0)
     expected = Sampler(pair, aligned_template="chat").generate("hello", params)
     assert max(max(c.token_ids) for c in expected) >= 280
@@ -145,25 +137,25 @@ def test_its_keys_and_values_count_in_the_budget() -> None:
     """Room for three rows of the pair alone is room for two with an assistant of the size of one of them."""
     pair = decoding.pair()
     prompts = [decoding.prompt(i, 10, 10) for i in range(4)]
-    params = SamplingParams(max_new_tokens=6, ignore_eos=True)
+    params = SamplingParams(max_new_tokens=30, ignore_eos=True)
     each = kv_bytes_per_token(pair.base)
     assert each is not None
     together = []
     for speculation in ("off", pair.base):
-        sampler = Sampler(pair, memory_budget=3 * 16 * 2 * each, speculation=speculation)
+        sampler = Sampler(pair, memory_budget=3 * 40 * 2 * each, speculation=speculation)
         engine, _ = sampler._submit(prompts, params)
         most = 0
         while engine.busy:
             engine.step()
-            most = max(most, len(engine.rows))
+            most = max(most, len(engine.scheduler.running))
         together.append(most)
     assert together == [3, 2]
 
 
 def test_rows_of_a_slot_are_found_again() -> None:
-    """How far a slot is behind: guesses that came true count, the last token is always read again."""
-    row = Row(request=None, tokens=[5, 6, 7, 8])  # type: ignore[arg-type]
-    assert Slot(row, right=4).behind() == 1
-    assert Slot(row, right=1, guesses=[6, 7, 9]).behind() == 1
-    assert Slot(row, right=1, guesses=[6, 7, 8, 3]).behind() == 1
-    assert Slot(row, right=1, guesses=[7, 7]).behind() == 3
+    """Tokens that are still to be read: accepted drafts are not, the last token always is."""
+    sequence = SequenceState(request=None, tokens=[5, 6, 7, 8])  # type: ignore[arg-type]
+    assert Slot(sequence, num_read=4).num_pending() == 1
+    assert Slot(sequence, num_read=1, drafted=[6, 7, 9]).num_pending() == 1
+    assert Slot(sequence, num_read=1, drafted=[6, 7, 8, 3]).num_pending() == 1
+    assert Slot(sequence, num_read=1, drafted=[7, 7]).num_pending() == 3

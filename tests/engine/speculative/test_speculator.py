@@ -1,4 +1,4 @@
-"""Speculation changes how fast tokens come, never which: against decoding one at a time, in every way to guess."""
+"""Speculative decoding gives the tokens of plain decoding, with every drafter."""
 
 from __future__ import annotations
 
@@ -10,11 +10,10 @@ import torch
 from scipy import stats
 
 from eddecode import ModelPair, Sampler, SamplingParams
-from eddecode.engine.engine import Engine
-from eddecode.engine.speculative.cost_model import Record
-from eddecode.engine.speculative.drafters import BaseGuesser, NgramGuesser, Repeats
+from eddecode.engine.draft import Draft
+from eddecode.engine.speculative.drafters import BaseDrafter, NgramDrafter, NgramIndex
 from eddecode.engine.speculative.factory import assistant_for
-from eddecode.engine.speculative.speculator import Speculation
+from eddecode.engine.speculative.speculator import AdaptiveSpeculator, SpeculationStats
 from eddecode.execution.lora_runner import LoraPairRunner
 from eddecode.execution.model_runner import UncachedModelRunner
 from eddecode.execution.pair_runner import PairRunner
@@ -25,37 +24,31 @@ FEW = 24  # ids, so that texts repeat themselves
 WAYS = [("base", 2), ("base", 5), ("ngram", 2), ("ngram", 4), ("twin", 2), ("twin", 6), ("stranger", 3)]
 
 
-class Turns(Speculation):
-    """Guesses at two steps of three only, so that plain steps and others follow one another."""
+class Turns(AdaptiveSpeculator):
+    """Drafts at two steps of three only, so that plain steps and others follow one another."""
 
     turn = 0
 
-    def step(self, engine: Engine) -> None:
+    def propose(self, sequences: Any, limit: int) -> Draft:
         self.turn += 1
-        if self.turn % 3 == 0:
-            engine.decode()
-        else:
-            super().step(engine)
-
-    def fresh(self) -> Turns:
-        return Turns([guesser.fresh() for guesser in self.guessers], self.record, self.always)
+        return Draft() if self.turn % 3 == 0 else super().propose(sequences, limit)
 
 
-def guessing(
-    sampler: Sampler, name: str, length: int, kind: type[Speculation] = Speculation
-) -> tuple[Sampler, Record]:
-    """The sampler, guessing at every step; and how often it was right.
+def drafting(
+    sampler: Sampler, name: str, length: int, kind: type[AdaptiveSpeculator] = AdaptiveSpeculator
+) -> tuple[Sampler, SpeculationStats]:
+    """The sampler, verifying `length` tokens at every step, all but the first drafted; and its statistics.
 
     "twin" is an assistant that is the base model, "stranger" one that has nothing to do with the pair.
     """
     if name in ("twin", "stranger"):
         width = len(sampler.pair.vocabulary)
         model = sampler.pair.models[0] if name == "twin" else tiny.tiny_model("qwen2", width, seed=77)
-        guesser: Any = assistant_for(sampler.pair, model)
+        drafter: Any = assistant_for(sampler.pair, model)
     else:
-        guesser = BaseGuesser() if name == "base" else NgramGuesser()
-    sampler._speculation = kind([guesser], always=length)
-    return sampler, sampler._speculation.record
+        drafter = BaseDrafter() if name == "base" else NgramDrafter()
+    sampler.speculator = kind([drafter], num_draft_tokens=length - 1)
+    return sampler, sampler.speculator.stats
 
 
 def mixed_params(count: int) -> list[SamplingParams]:
@@ -71,49 +64,49 @@ def mixed_params(count: int) -> list[SamplingParams]:
     return [kinds[i % len(kinds)].replace(seed=i, max_new_tokens=5 + 3 * (i % 7)) for i in range(count)]
 
 
-def check_the_same(plain: Sampler, guessing: Sampler, count: int = 12) -> None:
+def check_the_same(plain: Sampler, speculative: Sampler, count: int = 12) -> None:
     prompts = [decoding.prompt(i, 1 + (5 * i) % 29, 1 + (11 * i + 6) % 37, FEW) for i in range(count)]
     params = mixed_params(count)
-    expected, found = plain.generate(prompts, params), guessing.generate(prompts, params)
+    expected, found = plain.generate(prompts, params), speculative.generate(prompts, params)
     assert decoding.tokens(found) == decoding.tokens(expected)
     assert [c.finish_reason for c in found] == [c.finish_reason for c in expected]
     assert [c.implied_reward for c in found] == pytest.approx([c.implied_reward for c in expected], abs=1e-3)
 
 
-@pytest.mark.parametrize(("guesser", "length"), WAYS)
+@pytest.mark.parametrize(("drafter", "length"), WAYS)
 @pytest.mark.parametrize("arch", ["llama", "gemma2", "gpt2", "mistral"])
-def test_the_same_tokens_as_one_at_a_time(arch: str, guesser: str, length: int) -> None:
+def test_the_same_tokens_as_one_at_a_time(arch: str, drafter: str, length: int) -> None:
     pair = decoding.pair(arch, FEW)
-    sampler, record = guessing(Sampler(pair, max_slots=5), guesser, length)
+    sampler, counts = drafting(Sampler(pair, max_slots=5), drafter, length)
     check_the_same(Sampler(pair, max_slots=5), sampler)
-    assert record.guessed > 0
-    if guesser in ("base", "twin"):
-        assert 0 < record.right < record.guessed  # both outcomes were met
+    assert counts.verified > 0
+    if drafter in ("base", "twin"):
+        assert 0 < counts.accepted < counts.verified  # both outcomes were met
 
 
-@pytest.mark.parametrize("guesser", ["base", "ngram", "twin", "stranger"])
-def test_plain_steps_in_between_change_nothing(guesser: str) -> None:
+@pytest.mark.parametrize("drafter", ["base", "ngram", "twin", "stranger"])
+def test_plain_steps_in_between_change_nothing(drafter: str) -> None:
     """The uniform of a token is that of its position, whichever way the row came there."""
     pair = decoding.pair(vocab=FEW)
-    sampler, record = guessing(Sampler(pair, max_slots=4), guesser, 4, Turns)
+    sampler, counts = drafting(Sampler(pair, max_slots=4), drafter, 4, Turns)
     check_the_same(Sampler(pair, max_slots=4), sampler)
-    assert record.guessed > 0
+    assert counts.verified > 0
 
 
-@pytest.mark.parametrize("guesser", ["base", "ngram", "twin"])
-def test_models_that_are_recomputed_for_every_token(guesser: str) -> None:
+@pytest.mark.parametrize("drafter", ["base", "ngram", "twin"])
+def test_models_that_are_recomputed_for_every_token(drafter: str) -> None:
     pair = decoding.pair("gpt_neox", FEW)
-    sampler, record = guessing(Sampler(pair, max_slots=5), guesser, 3)
+    sampler, counts = drafting(Sampler(pair, max_slots=5), drafter, 3)
     sampler.runner.model_runners = [UncachedModelRunner(model) for model in pair.models]
-    if guesser == "twin":
-        runner = sampler._speculation.guessers[0]._runner  # type: ignore[union-attr, attr-defined]
+    if drafter == "twin":
+        runner = sampler.speculator.drafters[0]._runner  # type: ignore[union-attr, attr-defined]
         runner.model_runners = [UncachedModelRunner(pair.base)]
     check_the_same(Sampler(pair, max_slots=5), sampler)
-    assert record.guessed > 0
+    assert counts.verified > 0
 
 
-@pytest.mark.parametrize("guesser", ["base", "ngram", "stranger"])
-def test_two_models_on_one_backbone(guesser: str) -> None:
+@pytest.mark.parametrize("drafter", ["base", "ngram", "stranger"])
+def test_two_models_on_one_backbone(drafter: str) -> None:
     """A LoRA release: a pass over several tokens is made for each half of the rows on its own."""
     base, aligned = tiny.tiny_model(vocab=FEW), tiny.tiny_model(vocab=FEW)
     generator = torch.Generator().manual_seed(3)
@@ -128,24 +121,24 @@ def test_two_models_on_one_backbone(guesser: str) -> None:
     for name, (a, b) in factors.items():
         aligned.get_submodule(name).weight.data += b @ a
     pair = ModelPair.from_models(base, aligned)
-    sampler, record = guessing(Sampler(pair, max_slots=5), guesser, 4)
+    sampler, counts = drafting(Sampler(pair, max_slots=5), drafter, 4)
     sampler._runner = LoraPairRunner(pair, factors)
     assert sampler._runner.self_check() is None
     plain = Sampler(pair, max_slots=5)
     plain._runner = PairRunner(pair)
     check_the_same(plain, sampler)
-    assert record.guessed > 0
+    assert counts.verified > 0
 
 
 # Ends inside of a draft
 
 
-@pytest.mark.parametrize("guesser", ["base", "twin"])
-def test_stop_strings_end_a_completion_where_they_would_without(guesser: str) -> None:
+@pytest.mark.parametrize("drafter", ["base", "twin"])
+def test_stop_strings_end_a_completion_where_they_would_without(drafter: str) -> None:
     pair = decoding.spoken_pair()
     params = SamplingParams(alpha=0.2, max_new_tokens=40, stop=("e", "th"), min_new_tokens=4, n=6, seed=2)
     expected = Sampler(pair, aligned_template="chat").generate("hello there", params)
-    sampler, _ = guessing(Sampler(pair, aligned_template="chat"), guesser, 4)
+    sampler, _ = drafting(Sampler(pair, aligned_template="chat"), drafter, 4)
     found = sampler.generate("hello there", params)
     assert [(c.text, c.finish_reason, c.token_ids) for c in found] == [
         (c.text, c.finish_reason, c.token_ids) for c in expected
@@ -162,7 +155,7 @@ def test_a_completion_ends_inside_a_draft(end: str) -> None:
     tokens = Sampler(ModelPair.from_models(model, model)).generate(prompt, free)[0].token_ids
     for length in range(1, len(tokens)):
         pair = ModelPair.from_models(model, model)
-        sampler, record = guessing(Sampler(pair), "base", 6)
+        sampler, counts = drafting(Sampler(pair), "base", 6)
         params = free.replace(ignore_eos=False)
         if end == "eos":
             pair.eos_ids = (frozenset({tokens[length - 1]}),) * 2
@@ -173,36 +166,36 @@ def test_a_completion_ends_inside_a_draft(end: str) -> None:
         first = tokens.index(tokens[length - 1]) + 1 if end != "length" else length
         found = sampler.generate(prompt, params)[0]
         assert (found.token_ids, found.finish_reason) == (tokens[:first], end)
-        assert record.right == record.guessed  # nothing beyond the end counts as a wrong guess
+        assert counts.accepted == counts.verified  # nothing beyond the end counts as a wrong draft
 
 
 def test_a_base_that_is_the_target_is_always_right() -> None:
     model = tiny.tiny_model("llama")
-    for guesser in ("base", "twin"):
-        sampler, record = guessing(Sampler(ModelPair.from_models(model, model)), guesser, 4)
+    for drafter in ("base", "twin"):
+        sampler, counts = drafting(Sampler(ModelPair.from_models(model, model)), drafter, 4)
         prompts = [RenderedPrompt(ids, ids) for ids in (decoding.ids(i, 5 + i) for i in range(4))]
         sampler.generate(prompts, SamplingParams(alpha=1.5, max_new_tokens=20, ignore_eos=True))
-        assert record.right == record.guessed > 30
+        assert counts.accepted == counts.verified > 30
 
 
-@pytest.mark.parametrize("guesser", ["base", "ngram", "twin"])
-def test_guesses_stay_within_the_context_window(guesser: str) -> None:
-    """A prompt and completion that just fit: a guess beyond would ask for a position that GPT-2 does not have."""
+@pytest.mark.parametrize("drafter", ["base", "ngram", "twin"])
+def test_drafts_stay_within_the_context_window(drafter: str) -> None:
+    """A prompt and completion that just fit: a draft beyond would ask for a position that GPT-2 does not have."""
     pair = decoding.pair("gpt2")
     prompts = [RenderedPrompt(decoding.ids(1, 236), decoding.ids(2, 200)), decoding.prompt(4, 5, 9)]
     params = SamplingParams(alpha=0.1, temperature=0, max_new_tokens=20, ignore_eos=True)
-    sampler, _ = guessing(Sampler(pair), guesser, 6)
+    sampler, _ = drafting(Sampler(pair), drafter, 6)
     expected = Sampler(pair).generate(prompts, params)
     assert decoding.tokens(sampler.generate(prompts, params)) == decoding.tokens(expected)
 
 
 def test_a_row_with_little_left_does_not_hold_back_the_others() -> None:
     model = tiny.tiny_model("llama")
-    sampler, record = guessing(Sampler(ModelPair.from_models(model, model)), "base", 5)
+    sampler, counts = drafting(Sampler(ModelPair.from_models(model, model)), "base", 5)
     prompts = [RenderedPrompt(ids, ids) for ids in (decoding.ids(i, 6) for i in range(2))]
     params = [SamplingParams(max_new_tokens=n, ignore_eos=True) for n in (2, 21)]
     sampler.generate(prompts, params)
-    assert record.guessed == 16  # four steps of five tokens, of which the last one is drawn, not guessed
+    assert counts.verified == 16  # four steps of five tokens, of which the last one is not drafted
 
 
 # The distribution
@@ -224,7 +217,7 @@ def test_the_distribution_is_the_exact_one(params: SamplingParams) -> None:
     vocab, length, count = 7, 3, 2000
     base, aligned = tiny.tiny_pair_models("llama", vocab)
     prompt = RenderedPrompt([1, 2], [3])
-    sampler, record = guessing(Sampler(ModelPair.from_models(base, aligned), max_slots=250), "base", 3)
+    sampler, counts = drafting(Sampler(ModelPair.from_models(base, aligned), max_slots=250), "base", 3)
     params = params.replace(max_new_tokens=length, ignore_eos=True, n=count, seed=11)
     seen = Counter(tuple(c.token_ids) for c in sampler.generate(prompt, params))
     expected = exact(base, aligned, prompt, params, length)
@@ -237,7 +230,7 @@ def test_the_distribution_is_the_exact_one(params: SamplingParams) -> None:
         observed.append(rest[0])
     assert len(observed) > 5
     assert stats.chisquare(observed, list(kept.values())).pvalue > 1e-4
-    assert 0 < record.right < record.guessed
+    assert 0 < counts.accepted < counts.verified
 
 
 def exact(
@@ -263,25 +256,25 @@ def exact(
 
 
 def test_a_text_that_repeats_is_continued_as_before() -> None:
-    text = Repeats((1, 2, 3, 4))
-    assert text.found() == (0, 0)
-    text.read([9, 2, 3])
-    assert text.found() == (3, 2)  # behind the first "2, 3"
-    assert [text.guess(3, i) for i in range(6)] == [4, 9, 2, 3, 4, 9]
-    text.read([9, 2, 3, 4, 9, 2, 3])
-    assert text.found() == (7, 6)  # the latest place, and all that was the same before it
-    text.read([9, 2, 3, 4, 9, 2, 3, 8])
-    assert text.found() == (0, 0)
+    text = NgramIndex((1, 2, 3, 4))
+    assert text.find() == (0, 0)
+    text.update([9, 2, 3])
+    assert text.find() == (3, 2)  # behind the first "2, 3"
+    assert [text.token(3, i) for i in range(6)] == [4, 9, 2, 3, 4, 9]
+    text.update([9, 2, 3, 4, 9, 2, 3])
+    assert text.find() == (7, 6)  # the latest place, and all that was the same before it
+    text.update([9, 2, 3, 4, 9, 2, 3, 8])
+    assert text.find() == (0, 0)
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_what_is_found_is_the_latest_place_of_the_last_two(seed: int) -> None:
     ids = decoding.ids(seed, 60, vocab=4)
-    text = Repeats(ids[:3])
+    text = NgramIndex(ids[:3])
     for end in range(3, 60):
-        text.read(ids[3:end])
+        text.update(ids[3:end])
         places = [at for at in range(2, end) if ids[at - 2 : at] == ids[end - 2 : end]]
-        start, length = text.found()
+        start, length = text.find()
         assert start == max(places, default=0)
         length_by_hand = 0
         while (

@@ -1,0 +1,60 @@
+"""What the engine knows of speculative decoding: a draft, and the interface of whoever proposes it.
+
+A speculator proposes tokens, the engine verifies them; neither calls the other back. How tokens are proposed is in
+`eddecode.engine.speculative`, which the engine does not import.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from eddecode.engine.sequence import SequenceState
+
+
+@dataclass(frozen=True)
+class Draft:
+    """Tokens proposed to follow those of the running sequences.
+
+    Attributes:
+        tokens: k columns, each with one token id per sequence, in the order of the sequences; k may be 0.
+        base_logits: (n, k + 1, V) float32, the base model's logits after the last token of each sequence and after
+            each proposed token, if the base model has read the draft already; else None.
+    """
+
+    tokens: Sequence[Sequence[int]] = ()
+    base_logits: Tensor | None = None
+
+
+class Speculator(Protocol):
+    """Proposes tokens.
+
+    Attributes:
+        lookahead: tokens of each sequence that it proposes at most in one step.
+        token_bytes: bytes that it keeps for each token of a sequence, beside the keys and values of the models.
+    """
+
+    @property
+    def lookahead(self) -> int:
+        """See above."""
+        ...
+
+    @property
+    def token_bytes(self) -> int:
+        """See above."""
+        ...
+
+    def propose(self, sequences: Sequence[SequenceState], limit: int) -> Draft:
+        """A draft of at most `limit` tokens for each of the running sequences, which stand in the order of slots."""
+        ...
+
+    def update(self) -> None:
+        """Learn from the tokens that were sampled since the last `propose`."""
+        ...
+
+    def trim(self) -> None:
+        """Release memory that it can do without."""
+        ...
