@@ -112,7 +112,7 @@ def _decode(
                 entry = part[completion.prompt_index]
                 writer.take(entry.condition, entry.record, completion)
         except PromptRelatedError as error:
-            # The sampler counts the prompts of this call; a person knows the prompt of the file and the condition.
+            # `prompt_index` counts within this call; the message has the number in the prompt file instead.
             if error.prompt_index is not None:
                 entry = part[error.prompt_index]
                 error.prompt_name = f"prompt {entry.record.index} under condition {entry.condition.name}"
