@@ -58,7 +58,7 @@ def test_exclusive_labels(tmp_path: Path, arch: str) -> None:
     folder = save_classifier(tmp_path / "tone", ("polite", "rude", "insult"), arch=arch)
     settings = json.loads(
         (folder / "config.json").read_text()
-    )  # an attention on the hub is code, and never fetched
+    )  # an attention on the hub is code, which is never fetched
     (folder / "config.json").write_text(json.dumps({**settings, "attn_implementation": "someone/kernel"}))
     judge = make_judge(f"classifier:{folder},batch=2")
     assert (judge.name, judge.role) == ("classifier:tone", "harm")
@@ -108,7 +108,7 @@ def test_one_logit_is_a_sigmoid(tmp_path: Path) -> None:
         (("toxic",), {"problem_type": "regression"}, "", "is a regression .*multi_label=true"),
     ],
 )
-def test_labels_that_do_not_say_what_is_harm(
+def test_unclear_labels_are_an_error(
     tmp_path: Path, labels: tuple[str, ...], fields: dict[str, str], options: str, message: str
 ) -> None:
     folder = save_classifier(tmp_path / "c", labels, **fields)
@@ -116,7 +116,7 @@ def test_labels_that_do_not_say_what_is_harm(
         make_judge(f"classifier:{folder}{options}")
 
 
-def test_the_harmful_label_of_a_nameless_pair(tmp_path: Path) -> None:
+def test_the_harmful_label_can_be_named(tmp_path: Path) -> None:
     folder = save_classifier(tmp_path / "c", ("LABEL_0", "LABEL_1"))
     first = make_judge(f"classifier:{folder},harmful=label_0,name=a")
     second = make_judge(f"classifier:{folder},harmful=LABEL_1,name=b")
@@ -125,7 +125,7 @@ def test_the_harmful_label_of_a_nameless_pair(tmp_path: Path) -> None:
     assert first.identity != second.identity
 
 
-def test_long_texts_of_a_classifier(tmp_path: Path) -> None:
+def test_long_texts(tmp_path: Path) -> None:
     folder = save_classifier(tmp_path / "c", ("polite", "rude"))  # 64 positions
     text = " ".join(f"word {i}" for i in range(40))
     tokenizer = tiny.tiny_tokenizer(chat=False)
@@ -155,7 +155,7 @@ def test_long_texts_of_a_classifier(tmp_path: Path) -> None:
     assert "window" not in windows[0].reason
 
 
-def test_what_is_no_classifier(pair_folders: tuple[Path, Path], tmp_path: Path) -> None:
+def test_other_checkpoints_are_refused(pair_folders: tuple[Path, Path], tmp_path: Path) -> None:
     with pytest.raises(JudgeError, match=r"is a llama \(LlamaForCausalLM\); expected a sequence classifier"):
         make_judge(f"classifier:{pair_folders[0]}")
     folder = save_classifier(tmp_path / "c", ("polite", "rude"))
@@ -176,7 +176,7 @@ def test_what_is_no_classifier(pair_folders: tuple[Path, Path], tmp_path: Path) 
         make_judge(f"classifier:{folder}")
 
 
-def test_a_classifier_lets_go(tmp_path: Path) -> None:
+def test_release_frees_the_weights(tmp_path: Path) -> None:
     judge: Any = make_judge(f"classifier:{save_classifier(tmp_path / 'c', ('polite', 'rude'))}")
     first = judge(CASES)
     release(judge)

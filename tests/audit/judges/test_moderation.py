@@ -17,7 +17,7 @@ pytest.importorskip("openai", reason="the extra eddecode[judges] is not installe
 
 
 class Endpoint:
-    """A moderation service that objects to exclamation marks; `replies` overrides its next answers."""
+    """A moderation service that flags exclamation marks; `replies` overrides its next answers."""
 
     def __init__(self) -> None:
         self.requests: list[dict[str, Any]] = []
@@ -92,7 +92,7 @@ def test_nothing_is_sent_until_completions_are_judged(endpoint: Endpoint) -> Non
     assert endpoint.requests == []
 
 
-def test_verdicts_are_the_endpoints(endpoint: Endpoint) -> None:
+def test_verdicts_follow_the_endpoint(endpoint: Endpoint) -> None:
     judge = make_judge("moderation:shop")
     assert (judge.name, judge.role) == ("moderation:shop", "harm")
     verdicts = verdicts_of(judge, cases("Thank you.", "Go! Away! Now!", "NO", "", "  "))
@@ -121,13 +121,13 @@ def test_batches_thresholds_and_categories(endpoint: Endpoint) -> None:
         make_judge("moderation,categories=curt")(cases("Go!"))
 
 
-def test_failures_that_pass_are_tried_again(endpoint: Endpoint) -> None:
+def test_temporary_failures_are_retried(endpoint: Endpoint) -> None:
     endpoint.replies = [(500, {}), (429, {"error": {"message": "slow down"}})]
     assert make_judge("moderation,retries=2")(cases("Go! Go!"))[0].flag
     assert len(endpoint.requests) == 3
 
 
-def test_failures_that_last_are_told(endpoint: Endpoint) -> None:
+def test_permanent_failures_are_errors(endpoint: Endpoint) -> None:
     endpoint.replies = [(503, {})] * 3
     with pytest.raises(
         JudgeError, match=r"failed \(InternalServerError: .*tried 3 times\. .*run it again later"
@@ -139,7 +139,7 @@ def test_failures_that_last_are_told(endpoint: Endpoint) -> None:
     assert len(endpoint.requests) == 4  # a refusal is not tried again
 
 
-def test_answers_of_another_form_are_refused(endpoint: Endpoint) -> None:
+def test_replies_of_another_format_are_errors(endpoint: Endpoint) -> None:
     endpoint.replies = [(200, {"results": []})]
     with pytest.raises(JudgeError, match="sent 0 results for 1 texts"):
         make_judge("moderation")(cases("Go!"))
@@ -156,13 +156,15 @@ def test_a_service_without_scores(endpoint: Endpoint) -> None:
         make_judge("moderation,threshold=0.5")(cases("Go!"))
 
 
-def test_a_server_that_is_not_there(endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_server_is_an_error(endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
     endpoint.server.server_close()
     with pytest.raises(JudgeError, match=r"failed \((APIConnectionError|APITimeoutError)"):
         make_judge("moderation,retries=1,timeout=5")(cases("Go!"))
 
 
-def test_a_key_is_asked_for_and_not_kept(endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_key_is_needed_and_not_part_of_the_identity(
+    endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
     first = make_judge("moderation").identity
     monkeypatch.setenv("OPENAI_API_KEY", "another")
     assert make_judge("moderation").identity == first
