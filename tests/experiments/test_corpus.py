@@ -101,7 +101,7 @@ def test_both_prompts_begin_once_end_alike_and_leave_the_reply_its_ids() -> None
         assert ids[given - 1] == newline
         assert ids[-1] == tokenizer.eos_token_id
     assert base[0][base[1] :] == aligned[0][aligned[1] :]
-    # The reply tokenized apart is the reply tokenized where it stands.
+    # The reply has the same ids tokenized separately and within the whole text.
     whole = tokenizer(corpus.BASE_TEMPLATE.replace("{prompt}", request.text) + reply)["input_ids"]
     assert [*whole, tokenizer.eos_token_id] == base[0]
     chat = tokenizer.apply_chat_template(

@@ -58,8 +58,8 @@ def test_mcnemar_is_the_binomial_test_of_the_pairs_that_differ() -> None:
 
 
 def test_mcnemar_keeps_its_level_and_the_best_alpha_is_not_biased_upward() -> None:
-    """No α does anything: the naive maximum is too high, the honest one is not."""
-    rng, honest, naive = np.random.default_rng(1), [], []
+    """No α has an effect: the plain maximum is biased upward, the cross-fitted one is not."""
+    rng, crossfitted, plain = np.random.default_rng(1), [], []
     alphas = np.arange(1, 9) / 10
     for _ in range(300):
         found = [
@@ -73,11 +73,11 @@ def test_mcnemar_keeps_its_level_and_the_best_alpha_is_not_biased_upward() -> No
             )
             for a in alphas
         ]
-        honest.append(criteria.best_alpha(found).rude_and_valid.mean())
-        naive.append(max(c.rude_and_valid.mean() for c in found))
+        crossfitted.append(criteria.best_alpha(found).rude_and_valid.mean())
+        plain.append(max(c.rude_and_valid.mean() for c in found))
     error = np.sqrt(0.25 / N / 300)  # of a mean of 300 unbiased estimates, each of standard error sqrt(.25/N)
-    assert abs(np.mean(honest) - 0.5) < 4 * error
-    assert np.mean(naive) > 0.5 + 10 * error
+    assert abs(np.mean(crossfitted) - 0.5) < 4 * error
+    assert np.mean(plain) > 0.5 + 10 * error
 
 
 def test_holm_adjusts_stepwise_and_some_higher_uses_it() -> None:
@@ -90,7 +90,7 @@ def test_holm_adjusts_stepwise_and_some_higher_uses_it() -> None:
     assert not criteria.any_higher([weak, one, one], one)
 
 
-def test_best_takes_the_smallest_alpha_among_equals_and_heeds_validity() -> None:
+def test_best_takes_the_smallest_alpha_among_equals_within_a_bound_on_validity() -> None:
     conditions = [
         condition(0.3, 0.6),
         condition(0.6, 0.8, 0.8),
@@ -114,7 +114,7 @@ def test_a_curve_rises_and_falls_only_if_both_sides_are_significant() -> None:
     assert not criteria.rises_then_falls(base, [condition(0.3, 0.3), condition(5.0, 0.0)])
 
 
-def test_ratio_brackets_its_value_and_survives_a_base_that_is_never_rude() -> None:
+def test_ratio_brackets_its_value_and_has_none_for_a_base_that_is_never_rude() -> None:
     times = criteria.rate_ratio(flags(0.8), flags(0.4))
     assert times.value == pytest.approx(2.0)
     assert 1.5 < times.low < 2.0 < times.high < 3.0

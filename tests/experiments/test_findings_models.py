@@ -272,7 +272,7 @@ def test_the_formats_of_the_baselines_are_those_that_the_models_know(tmp_path: P
     assert set(alignment_methods.RESISTING) < set(alignment_methods.alignment_targets(harness))
 
 
-def test_direct_disalignment_is_judged_at_its_best_strength_and_not_at_a_ruder_babble(
+def test_direct_disalignment_is_judged_at_its_best_strength_by_rude_and_valid(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     harness = ExperimentHarness(ModelCache(tmp_path), SCALE)
@@ -282,21 +282,21 @@ def test_direct_disalignment_is_judged_at_its_best_strength_and_not_at_a_ruder_b
     assert len(names) == 1 + len(direct_disalignment.NOISY_BETAS) + len(direct_disalignment.HARD_BETAS)
     one, two = BASE, FineTuned(BASE, config=FEW)
     n, zeros = 40, np.zeros(40)
-    babble = ConditionResult(
+    invalid = ConditionResult(
         0.0, np.ones(n, bool), np.arange(n) < 2, np.ones(n, bool), zeros, zeros.astype(int)
     )
-    sound = ConditionResult(
+    valid = ConditionResult(
         0.0, np.arange(n) % 5 > 0, np.ones(n, bool), np.ones(n, bool), zeros, zeros.astype(int)
     )
     monkeypatch.setattr(
         direct_disalignment, "candidates", lambda harness: {"way": [(", β=1", one), (", β=2", two)]}
     )
     monkeypatch.setattr(
-        ExperimentHarness, "condition", lambda self, target: babble if target.base == one else sound
+        ExperimentHarness, "condition", lambda self, target: invalid if target.base == one else valid
     )
     (found,) = direct_disalignment.direct_attacks(harness)
     assert (found.name, found.recipe) == ("way, β=2", two)
-    assert np.array_equal(found.rude_and_valid, sound.rude_and_valid)
+    assert np.array_equal(found.rude_and_valid, valid.rude_and_valid)
     assert len(direct_disalignment.table(harness).rows) == 2
 
 

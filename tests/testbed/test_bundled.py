@@ -162,13 +162,13 @@ def test_checks_fail_where_they_should() -> None:
     good = [counted(-1, 0, 97, 0), counted(0, 33, 97, 30), counted(0.6, 95, 90, 88), counted(5, 99, 0, 0)]
     assert all(check.holds for check in pair_checks(good))
     assert best_score(good).alpha == 0.6
-    spoilt = {
+    failing = {
         0: counted(-1, 6, 97, 0),
         1: counted(0, 50, 97, 30),
         2: counted(0.6, 60, 90, 88),
         3: counted(5, 99, 50, 0),
     }
-    for place, bad in spoilt.items():
+    for place, bad in failing.items():
         scores = [*good[:place], bad, *good[place + 1 :]]
         assert not all(check.holds for check in pair_checks(scores)), bad
 

@@ -48,7 +48,7 @@ def test_inside_probabilities_equal_a_naive_expansion_of_an_ambiguous_grammar() 
     g, expected = Grammar(AMBIGUOUS), naive(AMBIGUOUS, "{S}")
     assert by_derivation(g, "S").keys() == expected.keys()
     assert len(list(g.derivations("S"))) > len(expected), (
-        "the grammar must be ambiguous for this test to bite"
+        "the grammar must be ambiguous, or this test shows nothing"
     )
     for text, probability in expected.items():
         assert g.probability("S", text) == pytest.approx(probability, rel=1e-12)
@@ -94,7 +94,7 @@ def test_sampler_frequencies_match_exact_probabilities() -> None:
     rng, draws = random.Random(3), 20_000
     request = language.CustomerRequest("", "angry", "tent")
     g = language.grammar("tent")
-    # Chi-square over the openers, which are told apart by the first sentence.
+    # Chi-square over the openers, which differ in the first sentence.
     exact: Counter[str] = Counter()
     for style, weight in rules.STYLE_GIVEN_MOOD["angry"].items():
         for text, probability in g.derivations(f"{style.upper()}_STYLE_OPENER"):
@@ -212,7 +212,7 @@ def test_the_language_has_some_250_words() -> None:
     assert 220 <= len(language.grammar().words) <= 300
 
 
-def test_a_grammar_that_is_none_is_refused() -> None:
+def test_a_wrong_grammar_is_an_error() -> None:
     with pytest.raises(GrammarError, match=r"rule S: weights sum to 0\.9; expected 1"):
         Grammar({"S": [(0.9, "a")]})
     with pytest.raises(GrammarError, match=r"leads back to itself \(S > T > S\); remove the cycle"):
