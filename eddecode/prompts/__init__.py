@@ -1,4 +1,4 @@
-"""Prompts and templates: one prompt and what each model reads of it."""
+"""Prompts and templates: one prompt is rendered to the token ids of each model."""
 
 from __future__ import annotations
 

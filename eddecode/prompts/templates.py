@@ -1,13 +1,13 @@
-"""One prompt becomes two: the base model's and the aligned model's, as token ids.
+"""One prompt is rendered to two: the base model's and the aligned model's token ids.
 
-A prompt is a string, a list of chat messages, or a `RenderedPrompt` that is passed on untouched. A template turns the
+A prompt is a string, a list of chat messages, or a `RenderedPrompt`, which is passed on unchanged. A template turns the
 first two into the ids of one side: a plain text with `{prompt}` in it, the checkpoint's own chat template, or a
-function. What a prompt says is data: it is put in literally, and braces in it mean nothing.
+function. The text of a prompt is inserted literally; braces in it have no meaning.
 
-The beginning-of-sequence token is handled here and nowhere else. A chat template writes its own, or none, and is taken
-at its word (as `apply_chat_template` does). A plain template gets the one that the tokenizer adds by itself, unless its
-text already starts with it. An end-of-sequence token that a tokenizer would add after a text is left off: a prompt goes
-on.
+The beginning-of-sequence (BOS) token is handled here and nowhere else. The output of a chat template is taken as it is,
+with or without a BOS (as `apply_chat_template` does). A plain template gets the BOS that the tokenizer adds by default,
+unless its text starts with it already. An end-of-sequence token that a tokenizer adds is left out, since the completion
+follows.
 """
 
 from __future__ import annotations
@@ -26,13 +26,10 @@ from eddecode.prompts.types import Message, Prompt, RenderedPrompt, as_messages,
 PLACEHOLDER = "{prompt}"
 Side = Literal["base", "aligned"]
 
-# Some chat templates write today's date into the prompt (Llama 3.1 and later). A prompt must be the same tomorrow, or
-# a run could not be resumed; this date is what Llama 3.1's own template falls back to.
+# Some chat templates insert today's date into the prompt (Llama 3.1 and later). A resumed run needs the same prompt on
+# any day, so the date is fixed, to the default of Llama 3.1's own template.
 _TEMPLATE_DATE = date(2024, 7, 26)
 _TODAY = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
-
-
-# Messages --------------------------------------------------------------------------------------------------------
 
 
 # Templates -------------------------------------------------------------------------------------------------------
@@ -40,16 +37,16 @@ _TODAY = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
 
 @dataclass(frozen=True)
 class Template:
-    """Turns a prompt into one side's token ids; `text` shows what will be tokenised.
+    """Renders a prompt to the token ids of one side; `text` is the rendered text before tokenization.
 
-    `name` says where it came from, and is what a run records.
+    `name` says where the template came from; a run records it.
     """
 
     name: str
     tokenizer: Any
 
     def text(self, prompt: str | Sequence[Message]) -> str:
-        """The rendered prompt, before it is tokenised."""
+        """The rendered prompt, before tokenization."""
         raise NotImplementedError
 
     def __call__(self, prompt: str | Sequence[Message]) -> tuple[int, ...]:
@@ -59,17 +56,17 @@ class Template:
     def _non_empty(self, ids: Sequence[int], prompt: str | Sequence[Message]) -> tuple[int, ...]:
         if not ids:
             raise PromptError(
-                f"the template {self.name!r} renders {_short(prompt)} to no tokens; give it text"
+                f"the template {self.name!r} renders {_short(prompt)} to no tokens; expected text"
             )
         return tuple(ids)
 
 
 @dataclass(frozen=True)
 class PlainTemplate(Template):
-    """A text with `{prompt}` once in it, replaced literally.
+    """A text that contains `{prompt}` once, replaced literally.
 
-    Several turns: the template is written once per exchange, each followed by the assistant's reply and an empty line,
-    and ends with the open last turn. A system message stands in front, followed by an empty line.
+    For several turns, the template is repeated for every user message, each followed by the assistant's reply and an
+    empty line; the last one is left open for the completion. A system message comes first, followed by an empty line.
     """
 
     template: str
@@ -82,7 +79,7 @@ class PlainTemplate(Template):
             )
 
     def text(self, prompt: str | Sequence[Message]) -> str:
-        """The template with the prompt in it, one copy per turn."""
+        """The template with the prompt in it, one copy per user message."""
         before, after = self.template.split(PLACEHOLDER)
         pieces = []
         for message in as_messages(prompt):
@@ -97,8 +94,8 @@ class PlainTemplate(Template):
 class ChatTemplate(Template):
     """The tokenizer's own chat template, exactly as `apply_chat_template` renders it.
 
-    system: a system prompt, added where the prompt does not bring its own. user_prefix, suffix: text before the last
-    user message and after the whole (two families of the paper need them).
+    system: a system prompt, added if the messages have none. user_prefix, suffix: text before the last user message
+    and after the rendered chat (two families of the paper need them).
     """
 
     system: str | None = None
@@ -106,7 +103,7 @@ class ChatTemplate(Template):
     suffix: str = ""
 
     def text(self, prompt: str | Sequence[Message]) -> str:
-        """The chat as text, ready for the assistant's turn."""
+        """The chat as text, up to the beginning of the assistant's turn."""
         messages = as_messages(prompt)
         if self.system and messages[0]["role"] != "system":
             messages = [{"role": "system", "content": self.system}, *messages]
@@ -116,35 +113,35 @@ class ChatTemplate(Template):
                 messages,
                 tokenize=False,
                 add_generation_prompt=True,
-                chat_template=_dated(self.tokenizer.get_chat_template()),
+                chat_template=_with_fixed_date(self.tokenizer.get_chat_template()),
                 date_string=_TEMPLATE_DATE.strftime("%d %b %Y"),
             )
-        except Exception as error:  # a chat template is a program of the checkpoint's: it may raise anything
+        except Exception as error:  # a chat template is a program of the checkpoint and can raise anything
             roles = ", ".join(message["role"] for message in messages)
             raise PromptError(
                 f"the chat template of {_name_of(self.tokenizer)} refuses messages with the roles {roles}: {error}. "
-                "Change the messages (many templates know no system role), or give a template of your own"
+                "Change the messages (many templates have no system role), or give a template of your own"
             ) from error
         return str(text) + self.suffix
 
     def __call__(self, prompt: str | Sequence[Message]) -> tuple[int, ...]:
-        """The token ids; the chat template alone decides about BOS."""
+        """The token ids; only the chat template decides about the BOS."""
         return self._non_empty(_token_ids(self.tokenizer, self.text(prompt), special=False), prompt)
 
 
-def _dated(chat_template: str) -> str:
-    """The template with today's date, wherever it asks for it, replaced by a fixed one."""
+def _with_fixed_date(chat_template: str) -> str:
+    """The template with every use of today's date replaced by the fixed date."""
     return _TODAY.sub(lambda match: repr(_TEMPLATE_DATE.strftime(match.group(2))), chat_template)
 
 
 @dataclass(frozen=True)
 class CallableTemplate(Template):
-    """A function of the prompt that returns text, or token ids to be taken as they are."""
+    """A function of the prompt that returns text, or token ids (used unchanged)."""
 
     function: Callable[[Any], str | Sequence[int]]
 
     def text(self, prompt: str | Sequence[Message]) -> str:
-        """What the function returns, if that is text."""
+        """The text that the function returns, or the decoded token ids."""
         rendered = self.function(prompt)
         return rendered if isinstance(rendered, str) else str(self.tokenizer.decode(list(rendered)))
 
@@ -164,11 +161,17 @@ TemplateSpec: TypeAlias = str | Path | Callable[[Any], str | Sequence[int]] | Te
 def make_template(spec: TemplateSpec, tokenizer: Any, side: Side, *, system: str | None = None) -> Template:
     """Build one side's template.
 
-    spec: None (base: a plain instruction template; aligned: its chat template) | "chat" | the name of a preset in
-    `eddecode.families.FAMILIES` | a text containing `{prompt}` | the path of a file with such a text, taken byte for
-    byte (a final newline included) | a function from the prompt to text or token ids | a Template.
-    system: a system prompt for a chat template.
-    Errors: PromptError, naming the way out.
+    Args:
+        spec: None (base: a plain instruction template; aligned: its chat template), "chat", the name of a preset in
+            `eddecode.prompts.presets.FAMILIES`, a text that contains `{prompt}`, the path of a file with such a text
+            (used byte for byte, including a final newline), a function from the prompt to text or token ids, or a
+            Template.
+        tokenizer: of that side.
+        side: "base" or "aligned".
+        system: a system prompt for a chat template.
+
+    Raises:
+        PromptError: no such template, or one that cannot be used with this tokenizer.
     """
     if isinstance(spec, Template):
         return spec
@@ -222,13 +225,13 @@ def _read(spec: str | Path, side: Side) -> str:
 
 
 def encode(tokenizer: Any, text: str) -> list[int]:
-    """Token ids of a plain prompt: what the tokenizer puts in front of a text, once, and nothing behind it."""
+    """Token ids of a text, with the tokens that the tokenizer adds before a text (once) and none that it adds after."""
     plain = _token_ids(tokenizer, text, special=False)
     full = _token_ids(tokenizer, text, special=True)
     extra = len(full) - len(plain)
-    lead = next((i for i in range(extra + 1) if full[i : i + len(plain)] == plain), 0)
-    prefix = full[:lead]
-    return plain if prefix and plain[:lead] == prefix else prefix + plain
+    start = next((i for i in range(extra + 1) if full[i : i + len(plain)] == plain), 0)
+    prefix = full[:start]
+    return plain if prefix and plain[:start] == prefix else prefix + plain
 
 
 def _token_ids(tokenizer: Any, text: str, *, special: bool) -> list[int]:
@@ -254,13 +257,13 @@ def _short(prompt: Any) -> str:
 
 @dataclass(frozen=True)
 class Renderer:
-    """Both templates at once: prompt → RenderedPrompt. A RenderedPrompt passes through as it is."""
+    """Both templates: prompt → RenderedPrompt. A RenderedPrompt is returned unchanged."""
 
     base_template: Template
     aligned_template: Template
 
     def __call__(self, prompt: Prompt) -> RenderedPrompt:
-        """Render for both sides; a PromptError says which side could not."""
+        """Render for both sides; a PromptError says which side failed."""
         if isinstance(prompt, RenderedPrompt):
             return prompt
         return RenderedPrompt(

@@ -1,4 +1,4 @@
-"""A prompt: text, chat messages, or token ids that were rendered already."""
+"""The forms of a prompt: text, chat messages, or rendered token ids."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from eddecode.errors import PromptError
 
 @dataclass(frozen=True)
 class RenderedPrompt:
-    """A prompt as both models see it. Any sequences of ids ≥ 0 (lists, arrays, 1-D tensors) are accepted."""
+    """The token ids of a prompt for both models. Any sequences of ids ≥ 0 (lists, arrays, 1-D tensors) are accepted."""
 
     base_ids: tuple[int, ...]
     aligned_ids: tuple[int, ...]
@@ -31,7 +31,7 @@ class RenderedPrompt:
 
     @cached_property
     def digest(self) -> bytes:
-        """16 bytes of blake2b over both lists, each led by its length, as little-endian int64."""
+        """16 bytes of blake2b over both lists as little-endian int64, each preceded by its length."""
         packed = b"".join(struct.pack(f"<{len(ids) + 1}q", len(ids), *ids) for ids in self.ids)
         return hashlib.blake2b(packed, digest_size=16).digest()
 
@@ -58,16 +58,14 @@ def check_token_ids(ids: Any, where: str) -> tuple[int, ...]:
             raise PromptError(f"{where}[{position}] is {token!r}; expected a token id, an integer ≥ 0")
         checked.append(value)
     if not checked:
-        raise PromptError(
-            f"{where} is empty; a model needs at least one token to start from (such as its BOS)"
-        )
+        raise PromptError(f"{where} is empty; expected at least one token (such as the BOS)")
     return tuple(checked)
 
 
 def as_messages(prompt: str | Sequence[Message]) -> list[dict[str, str]]:
-    """Check a prompt and bring it into the form of chat messages.
+    """Check a prompt and convert it to chat messages: optionally `system`, then alternating `user` and `assistant`.
 
-    Messages are an optional `system` first, then `user` and `assistant` in turn, a `user` last.
+    The last message is the `user`'s. PromptError for anything else.
     """
     if isinstance(prompt, str):
         prompt = [{"role": "user", "content": prompt}]
@@ -76,7 +74,7 @@ def as_messages(prompt: str | Sequence[Message]) -> list[dict[str, str]]:
             f"a prompt is a {type(prompt).__name__}; expected a string, a list of chat messages such as "
             "[{'role': 'user', 'content': …}], or a RenderedPrompt"
         )
-    messages = [_checked_message(message, i) for i, message in enumerate(prompt)]
+    messages = [_check_message(message, i) for i, message in enumerate(prompt)]
     if not messages:
         raise PromptError("a prompt has no messages; expected at least one from the user")
     turns = [message["role"] for message in messages if message["role"] != "system"]
@@ -86,12 +84,12 @@ def as_messages(prompt: str | Sequence[Message]) -> list[dict[str, str]]:
         roles = ", ".join(message["role"] for message in messages)
         raise PromptError(
             f"the roles of a prompt's messages are {roles}; expected an optional system first, then user and "
-            "assistant in turn, and the user's last"
+            "assistant in turn, and a user last"
         )
     return messages
 
 
-def _checked_message(message: Any, i: int) -> dict[str, str]:
+def _check_message(message: Any, i: int) -> dict[str, str]:
     if not isinstance(message, Mapping) or set(message) != {"role", "content"}:
         found = sorted(map(str, message)) if isinstance(message, Mapping) else repr(message)
         raise PromptError(f"message {i} of a prompt has {found}; expected exactly 'role' and 'content'")
@@ -103,7 +101,7 @@ def _checked_message(message: Any, i: int) -> dict[str, str]:
     if not isinstance(content, str):
         raise PromptError(
             f"the content of message {i} is a {type(content).__name__}; expected text (a string). Images and "
-            "tool calls are not decoded here"
+            "tool calls are not supported"
         )
     if not content.strip():
         raise PromptError(f"message {i} ({role}) of a prompt is empty; give it text, or leave it out")

@@ -1,4 +1,4 @@
-"""The ED distribution: contrast, access limits, filters, counter-based randomness, and sampling itself."""
+"""The ED distribution: contrast, access limits, filters, counter-based randomness, and sampling."""
 
 from __future__ import annotations
 

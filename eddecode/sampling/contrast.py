@@ -1,9 +1,9 @@
 """The ED distribution: a weighted sum of next-token logits, masked to the ids that are safe to sample.
 
-The per-row normalisers of the log-softmax cancel inside the next softmax, so raw logits can be summed (Zhou et al.,
-ACL 2024, arXiv 2402.12343, eq. 6). The sum is written for any number of terms: a pair is (1+α, −α); an ensemble of
-aligned models shares −α between them; a small pair that steers a large base (proxy-tuning, arXiv 2401.08565) is
-(1, β, −β). This file is the definition; `eddecode_kernels` computes the same thing faster.
+The normalizers of the log-softmax cancel in the next softmax, so raw logits can be summed (Zhou et al., ACL 2024, arXiv
+2402.12343, eq. 6). The sum has any number of terms: a pair has the weights (1+α, −α); an ensemble distributes −α over
+its aligned models; a small pair that steers a large base (proxy-tuning, arXiv 2401.08565) has (1, β, −β). This module
+is the definition; `eddecode_kernels` computes the same faster.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from eddecode.errors import EngineError
 
-NEVER = float("-inf")
+MASKED = float("-inf")  # logit of an id that must not be sampled
 
 
 def pair_weights(alpha: Tensor | float) -> Tensor:
@@ -41,8 +41,9 @@ def contrast(
     """Contrasted logits Σᵢ wᵢ·zᵢ, float32, with every id that must not be sampled at −inf.
 
     An id is masked if it lies outside `vocabulary`, if a term of nonzero weight gives it −inf (a negative weight
-    would turn that into +inf: contract 4), or if it fails the adaptive plausibility constraint p₀ ≥ τ·max p₀ on
-    the first term (Li et al., ACL 2023, arXiv 2210.15097, eq. 2). A term of weight zero has no say at all.
+    would turn that into +inf), or if it fails the adaptive plausibility constraint p₀ ≥ τ·max p₀ on
+    the first term (Li et al., ACL 2023, arXiv 2210.15097, eq. 2). A term of weight zero has no
+    effect.
 
     Args:
         logits: N tensors (B, V_i), any float dtype; the first one is the base model's.
@@ -60,7 +61,7 @@ def contrast(
     w = torch.as_tensor(weights, dtype=torch.float32, device=first.device)
     if w.shape[0] != len(logits):
         raise EngineError(
-            f"contrast got {len(logits)} logit tensors and {w.shape[0]} weights; give one weight per tensor"
+            f"contrast was given {len(logits)} logit tensors and {w.shape[0]} weights; expected one weight per tensor"
         )
     width = min(z.shape[-1] for z in logits) if vocabulary is None else vocabulary.shape[0]
     if any(z.shape[-1] < width for z in logits):
@@ -76,14 +77,12 @@ def contrast(
         masked |= ~vocabulary
     for weight, z in zip(w, logits, strict=True):
         z = z[:, :width].to(first.device, torch.float32)
-        silent = weight == 0
-        masked |= ~silent & (z == NEVER)
-        total += torch.where(silent, 0.0, weight * z)
+        is_off = weight == 0
+        masked |= ~is_off & (z == MASKED)
+        total += torch.where(is_off, 0.0, weight * z)
 
-    tau = torch.as_tensor(plausibility, dtype=torch.float32, device=first.device).reshape(
-        -1, 1
-    )  # (B or 1, 1)
+    tau = torch.as_tensor(plausibility, dtype=torch.float32, device=first.device)[..., None]  # (B, 1) or (1,)
     if bool((tau > 0).any()):
-        base = first[:, :width].float().masked_fill(masked, NEVER)
+        base = first[:, :width].float().masked_fill(masked, MASKED)
         masked |= (tau > 0) & (base < base.amax(dim=-1, keepdim=True) + tau.log())
-    return total.masked_fill(masked, NEVER)
+    return total.masked_fill(masked, MASKED)

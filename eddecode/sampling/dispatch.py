@@ -1,4 +1,4 @@
-"""The one dispatch point: check the arguments, pick an implementation, raise for rows that cannot be sampled."""
+"""Contrast-and-sample: check the arguments, choose an implementation, raise for rows that cannot be sampled."""
 
 from __future__ import annotations
 
@@ -41,30 +41,30 @@ def contrast_and_sample(
     forbidden: Forbidden | None = None,
     backend: Backend = "auto",
 ) -> SampledTokens:
-    """Contrast the logits, filter, draw one token per row, and say how likely it was.
+    """Contrast the logits, filter, sample one token per row, and compute its log-probabilities.
 
-    The contrast is `eddecode.contrast.contrast`, the filters and the draw are `eddecode.sampling.sample`; this is
-    both in one pass. A row's outcome depends on nothing but that row.
+    The contrast is `eddecode.sampling.contrast`, filters and sampling are `eddecode.sampling.sample`; this is both in
+    one pass. The result of a row depends on nothing but that row.
 
     Args:
         logits: N tensors (B, V_i) float32, the first one the base model's; V_i may be wider than V. The last
             dimension must be contiguous.
-        weights: (N, B) float32; a term of weight zero has no say, even at ±inf.
+        weights: (N, B) float32; a term of weight zero has no effect, even at ±inf.
         rows: the sampling parameters of each row.
         uniforms: (B,) float64 in [0, 1), one per row.
         vocabulary: (V,) bool, true where an id may be sampled; None allows all ids below the smallest V_i.
         forbidden: pairs (row, ids): more ids that this row must not sample. They are masked before everything else,
             so that plausibility and probabilities are relative to what may be sampled.
         backend: which implementation; `auto` reads the environment variable EDDECODE_KERNELS, and else takes
-            `triton` for tensors on a CUDA device and `cpu` for the rest, or `reference` where these cannot be had.
+            `triton` for tensors on a CUDA device and `cpu` for the rest, or `reference` where these are unavailable.
 
     Returns:
-        `SampledTokens` on the CPU: tokens (B,) int64 and logprobs (N+1, B) float32. Copying it is the one
-        wait for a CUDA device.
+        `SampledTokens` on the CPU: tokens (B,) int64 and logprobs (N+1, B) float32. This copy is the only
+        synchronization with a CUDA device.
 
     Raises:
-        EngineError: shapes or dtypes do not fit together; the logits of a row are NaN or +inf where they count; a
-            row has no token left to sample; a forced backend is not available.
+        EngineError: shapes or dtypes do not fit together; the logits of a row are NaN, or +inf in a term of nonzero
+            weight; a row has no token left to sample; a forced backend is not available.
     """
     inputs = SampleInputs(tuple(logits), weights, rows, uniforms, vocabulary, forbidden or ())
     _check(inputs)
@@ -72,7 +72,7 @@ def contrast_and_sample(
 
 
 def _run(inputs: SampleInputs, backend: Backend) -> RawSample:
-    """By the forced implementation, or by the fastest one that there is."""
+    """Run the forced implementation, or the fastest one that is available."""
     if backend == "auto":
         backend = cast(Backend, os.environ.get("EDDECODE_KERNELS") or "auto")
     if backend not in get_args(Backend):
@@ -84,28 +84,26 @@ def _run(inputs: SampleInputs, backend: Backend) -> RawSample:
     try:
         if chosen == "cpu":
             if device != "cpu":
-                raise UnavailableError(f"it reads the CPU's memory and the logits are on {device}")
+                raise UnavailableError(f"it reads CPU memory and the logits are on {device}")
             return cpu.contrast_and_sample(inputs)
         if chosen == "triton":
             return gpu.contrast_and_sample(inputs)
     except UnavailableError as error:
         if backend != "auto":
-            raise EngineError(
-                f"the kernel backend {chosen!r} was asked for but cannot be had: {error}"
-            ) from error
-        _note(str(error))
+            raise EngineError(f"the kernel backend {chosen!r} is not available: {error}") from error
+        _warn_once(str(error))
     return reference.contrast_and_sample(inputs)
 
 
 @cache
-def _note(reason: str) -> None:
-    """Say once per reason that the slow implementation is at work."""
+def _warn_once(reason: str) -> None:
+    """Warn, once per reason, that the slow implementation is used."""
     _log.warning("contrast-and-sample runs as plain torch, several times slower: %s", reason)
 
 
 def _check(inputs: SampleInputs) -> None:
     if not inputs.logits:
-        raise EngineError("contrast_and_sample got no logits; give one (B, V) tensor per model")
+        raise EngineError("contrast_and_sample was given no logits; expected one (B, V) tensor per model")
     batch = inputs.logits[0].shape[0]
     for i, z in enumerate(inputs.logits):
         if z.dim() != 2 or z.shape[0] != batch or z.dtype != torch.float32:
@@ -133,11 +131,13 @@ def _check(inputs: SampleInputs) -> None:
             raise EngineError(f"{name} is {tuple(value.shape)}; expected ({batch},), one entry per row")
     for row, _ in inputs.forbidden:
         if not 0 <= row < batch:
-            raise EngineError(f"forbidden names row {row} of {batch}; expected 0 to {batch - 1}")
+            raise EngineError(
+                f"forbidden has the row {row}, and there are {batch} rows; expected 0 to {batch - 1}"
+            )
 
 
 def on_host(raw: RawSample) -> RawSample:
-    """An outcome on the CPU. From a CUDA device it comes in one piece: each wait is a gap in the device's work."""
+    """The result on the CPU. From a CUDA device it is copied as one tensor: each copy waits for the device."""
     device = raw.status.device.type
     if device == "cuda":
         return unpacked(packed(raw).cpu())
@@ -147,13 +147,13 @@ def on_host(raw: RawSample) -> RawSample:
 
 
 def packed(raw: RawSample) -> Tensor:
-    """(N+3, B) float64: tokens, status and log-probabilities, none of which it rounds."""
+    """(N+3, B) float64: tokens, status and log-probabilities, all exactly representable in it."""
     rows = raw.tokens[None], raw.status[None], raw.logprobs
     return torch.cat([row.double() for row in rows])
 
 
 def unpacked(numbers: Tensor) -> RawSample:
-    """The outcome that was packed."""
+    """The result that was packed."""
     return RawSample(numbers[0].long(), numbers[2:].float(), numbers[1].int())
 
 

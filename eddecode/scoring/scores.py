@@ -1,29 +1,26 @@
-"""The scores of given completions, and what can be computed from them at any α."""
+"""The results of scoring: log-probabilities of given completions, and the divergence of the models by position."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, overload
+from typing import Any, overload
 
 import numpy as np
 
 from eddecode.errors import ParamsError
-
-if TYPE_CHECKING:
-    pass
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 
 
 @dataclass(frozen=True)
 class TokenScores:
-    """What is known of each of T tokens, nats, float64.
+    """Values per token of a completion of T tokens; nats, float64.
 
     Attributes:
         base, aligned: (T,), log-probability under each model's own full softmax.
         contrasts: (A, T), under the contrast at each α.
-        kl_aligned_base, kl_base_aligned: (T,), divergences of the two distributions that the token was drawn from.
+        kl_aligned_base, kl_base_aligned: (T,), divergences of the models' two distributions at that position.
     """
 
     base: Floats
@@ -35,17 +32,17 @@ class TokenScores:
 
 @dataclass(frozen=True)
 class Score:
-    """One completion.
+    """The scores of one completion.
 
     Attributes:
         prompt_index: which of the prompts it belongs to.
-        sample: the how-manyth of that prompt's completions it is.
-        token_ids: what was scored.
+        sample: its number among that prompt's completions, from 0.
+        token_ids: the tokens that were scored.
         base_logprob, aligned_logprob: log-probability under each model's own full softmax, nats; −inf where a token
             has probability zero.
         alphas: strengths of the contrast.
         logprobs: for each of them, log-probability under the contrast over the safe vocabulary at temperature 1.
-        tokens: the same by token, if asked for.
+        tokens: the same per token, if requested.
     """
 
     prompt_index: int
@@ -59,7 +56,7 @@ class Score:
 
     @property
     def implied_reward(self) -> float:
-        """log p_aligned − log p_base, nats; NaN where both models rule the completion out."""
+        """log p_aligned − log p_base, nats; NaN if both models give the completion the probability 0."""
         return self.aligned_logprob - self.base_logprob
 
     def at(self, alpha: float) -> float:
@@ -78,9 +75,9 @@ class DepthProfile:
 
     Attributes:
         count: completions that reach the position.
-        kl_aligned_base: mean KL(aligned ‖ base), the measure of arXiv 2406.05946, §2.2; +inf where one of them is.
+        kl_aligned_base: mean KL(aligned ‖ base), the measure of arXiv 2406.05946, §2.2; +inf where one value is.
         kl_aligned_base_error: its standard error over completions, s/√n; NaN for fewer than two, or an infinite mean.
-        kl_base_aligned, kl_base_aligned_error: the same the other way round.
+        kl_base_aligned, kl_base_aligned_error: the same with the models exchanged.
     """
 
     count: np.ndarray[Any, np.dtype[np.int64]]

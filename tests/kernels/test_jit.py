@@ -21,7 +21,7 @@ from eddecode_kernels.types import SamplingRows, UnavailableError
 @pytest.fixture(autouse=True)
 def _nothing_remembered() -> Iterator[None]:
     """What the module found out about this machine is asked anew, before and after."""
-    remembered = (compiler.library_path, compiler._library, dispatch._note)
+    remembered = (compiler.library_path, compiler._library, dispatch._warn_once)
     for function in remembered:
         function.cache_clear()
     yield
@@ -96,7 +96,7 @@ def test_without_a_compiler_the_reference_works_and_says_so_once(
     assert len(notes) == 1
     assert "plain torch" in notes[0]
     assert "no C++ compiler on the path" in notes[0]
-    with pytest.raises(EngineError, match="'cpu' was asked for but cannot be had: no C\\+\\+ compiler"):
+    with pytest.raises(EngineError, match="'cpu' is not available: no C\\+\\+ compiler"):
         draw("cpu")
 
 

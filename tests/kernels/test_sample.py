@@ -372,14 +372,14 @@ def test_arguments_that_do_not_fit_are_named() -> None:
     u = torch.zeros(2, dtype=torch.float64)
     one = torch.ones(1, 2)
     for args, message in [
-        (([], one, rows, u), "got no logits"),
+        (([], one, rows, u), "was given no logits"),
         (([z.half()], one, rows, u), r"term 0 are \(2, 5\) torch.float16; expected \(2, V\) torch.float32"),
         (([z, z[:1]], torch.ones(2, 2), rows, u), r"term 1 are \(1, 5\)"),
         (([z], one, rows, u, torch.ones(6, dtype=torch.bool)), "6 ids but term 0 has only 5 logits"),
         (([z], torch.ones(2), rows, u), r"weights are \(2,\); expected \(terms, rows\) = \(1, 2\)"),
         (([z], one, rows, u.float()), r"uniforms are \(2,\) torch.float32; expected \(2,\) torch.float64"),
         (([z], one, SamplingRows(**{**vars(rows), "min_p": u[:1]}), u), r"min_p is \(1,\); expected \(2,\)"),
-        (([z], one, rows, u, None, [(2, [0])]), "forbidden names row 2 of 2"),
+        (([z], one, rows, u, None, [(2, [0])]), "forbidden has the row 2, and there are 2 rows"),
     ]:
         with pytest.raises(EngineError, match=message):
             contrast_and_sample(*args)

@@ -109,7 +109,7 @@ def test_plausibility_of_one_keeps_the_base_models_favourites() -> None:
 
 def test_errors() -> None:
     z = [torch.zeros(1, 4), torch.zeros(1, 3)]
-    with pytest.raises(EngineError, match=r"2 logit tensors and 3 weights; give one weight per tensor"):
+    with pytest.raises(EngineError, match=r"2 logit tensors and 3 weights; expected one weight per tensor"):
         contrast(z, [1.0, 2.0, 3.0])
     with pytest.raises(EngineError, match=r"vocabulary has 4 ids but the logits are only \[4, 3\] wide; cut"):
         contrast(z, [1.0, 2.0], torch.ones(4, dtype=torch.bool))
