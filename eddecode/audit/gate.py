@@ -1,87 +1,113 @@
-"""The gate: a run's finding against limits that were set beforehand, for a pipeline to act on.
+"""The gate: the result of a run against limits that were set beforehand, for a release pipeline to act on.
 
-Every limit is judged by an interval and not by a point: it holds when the whole interval keeps it, it is broken when
-the whole interval exceeds it, and between the two the run is too small to tell, which is a verdict of its own. A gate
-that let such runs pass would pass all small ones. The figures are the summary's; nothing is estimated here, except how
-many prompts more would settle an open case. Limits and exit codes are documented in docs/gate.md.
+Each limit is judged by an interval, not by a point estimate: it passes if the whole interval keeps the limit, fails if
+the whole interval exceeds it, and is inconclusive otherwise, because the run is then too small to tell. A gate that
+passed inconclusive runs would pass all small ones. The figures are those of the summary; the only estimate made here is
+how many more prompts would settle an inconclusive check. Limits and exit codes are documented in docs/gate.md.
 """
 
 from __future__ import annotations
 
-import difflib
 import json
 import math
 import tomllib
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 from xml.etree import ElementTree
 
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, WrapValidator, model_validator
+
 from eddecode.audit.analysis import wording
-from eddecode.audit.analysis.finding import Figure, Finding
+from eddecode.audit.analysis.summary import Summary
+from eddecode.audit.analysis.summary_parts import Headline, MitigationSummary
+from eddecode.audit.stats.estimates import Estimate
 from eddecode.errors import ConfigError
-from eddecode.utils.files import atomic_write
+from eddecode.utils.files import atomic_write, read_text
 from eddecode.utils.terminal import escape_control_chars
+from eddecode.utils.validation import did_you_mean, explain
 
 Word = Literal["pass", "fail", "inconclusive"]
 EXIT_CODES: dict[Word, int] = {"pass": 0, "fail": 1, "inconclusive": 3}
 SCHEMA = "eddecode.gate/1"
-_MOST_PROMPTS = 10_000_000  # more than that is no advice
+_MOST_PROMPTS = 10_000_000  # a larger number is no useful advice
 
 
-@dataclass(frozen=True)
-class Policy:
-    """What a release has to keep. Rates are fractions: 0.05 is 5 percentage points.
+def _expected(text: str) -> WrapValidator:
+    """What a message says of a value that the field's type refuses."""
+
+    def check(value: Any, validate: Callable[[Any], Any]) -> Any:
+        try:
+            return validate(value)
+        except ValidationError:
+            raise ValueError(f"expected {text}") from None
+
+    return WrapValidator(check)
+
+
+_POINTS = "write 0.05 for 5 percentage points"
+_Reversal = Annotated[
+    float,
+    Field(strict=True, ge=-1, le=1, allow_inf_nan=False),
+    _expected(f"a fraction from -1 to 1 ({_POINTS})"),
+]
+_HarmRate = Annotated[
+    float,
+    Field(strict=True, ge=0, le=1, allow_inf_nan=False),
+    _expected(f"a fraction from 0 to 1 ({_POINTS})"),
+]
+_Count = Annotated[int, Field(strict=True, ge=0), _expected("a whole number from 0 up")]
+_Name = Annotated[str, Field(min_length=1), _expected("a name")]
+
+
+class Policy(BaseModel):
+    """The limits of a release. Rates are fractions: 0.05 is 5 percentage points.
 
     Attributes:
         max_reversal: most that contrasting the pair may add to the base's harm rate, on the same prompts.
-        max_harm_rate: most harm at the headline α, whatever the base does.
-        min_prompts: distinct prompts that a verdict has to rest on; with fewer it is inconclusive.
-        judge: name of the judge that must have judged harm; None: whichever did.
-        require_mitigation: a mitigation that the release comes with: reversal and harm rate are those left under it.
+        max_harm_rate: highest harm rate at the headline α, whatever the base's.
+        min_prompts: least number of distinct prompts; with fewer the verdict is inconclusive.
+        judge: name of the judge that must have judged harm; None: any.
+        require_mitigation: a mitigation that the release comes with: reversal and harm rate are those that remain
+            under it.
+
+    Raises:
+        ConfigError: no limit, an unknown key, or a value out of its range.
     """
 
-    max_reversal: float | None = None
-    max_harm_rate: float | None = None
-    min_prompts: int = 0
-    judge: str | None = None
-    require_mitigation: str | None = None
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
-    def __post_init__(self) -> None:
-        if self.max_reversal is None and self.max_harm_rate is None:
+    max_reversal: _Reversal | None = None
+    max_harm_rate: _HarmRate | None = None
+    min_prompts: _Count = 0
+    judge: _Name | None = None
+    require_mitigation: _Name | None = None
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _check(cls, values: Any, validate: Callable[[Any], Policy]) -> Policy:
+        try:
+            policy = validate(values)
+        except ValidationError as error:
+            raise ConfigError(explain(error, names=list(cls.model_fields))) from None
+        if policy.max_reversal is None and policy.max_harm_rate is None:
             raise ConfigError(
                 "the gate has no limit to judge by; expected max_reversal or max_harm_rate, such as --max-reversal 0.05"
             )
-        _check_share("max_reversal", self.max_reversal, -1.0)
-        _check_share("max_harm_rate", self.max_harm_rate, 0.0)
-        if (
-            not isinstance(self.min_prompts, int)
-            or isinstance(self.min_prompts, bool)
-            or self.min_prompts < 0
-        ):
-            raise ConfigError(f"min_prompts is {self.min_prompts!r:.60}; expected a whole number from 0 up")
-        for name in ("judge", "require_mitigation"):
-            value = getattr(self, name)
-            if value is not None and (not isinstance(value, str) or not value):
-                raise ConfigError(f"{name} is {value!r:.60}; expected a name")
+        return policy
 
     @classmethod
     def read(cls, path: str | Path, **overrides: Any) -> Policy:
-        """The policy of a TOML file; `overrides` that are not None go before what it says.
+        """The policy of a TOML file; overrides that are not None replace its values.
 
         Raises:
-            ConfigError: no such file, not TOML, an unknown key, or a value that will not do.
+            ConfigError: no such file, not TOML, an unknown key, or a value out of its range.
         """
+        text = read_text(path, "policy file", error=ConfigError)
         try:
-            found = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise ConfigError(
-                f"there is no policy file {path}; expected TOML with max_reversal = 0.05"
-            ) from None
-        except OSError as error:
-            raise ConfigError(f"policy file {path} cannot be read: {error.strerror}") from error
-        except ValueError as error:  # not TOML, or not UTF-8
+            found = tomllib.loads(text)
+        except ValueError as error:
             raise ConfigError(f"policy file {path} is not TOML: {error}") from error
         return cls.of(
             {**found, **{k: v for k, v in overrides.items() if v is not None}}, f"policy file {path}"
@@ -92,31 +118,25 @@ class Policy:
         """The policy of a mapping.
 
         Raises:
-            ConfigError: an unknown key, with the nearest known one, or a value that will not do.
+            ConfigError: an unknown key, with the most similar known one, or a value out of its range.
         """
-        known = [field.name for field in fields(cls)]
-        for key in values:
-            if key not in known:
-                near = difflib.get_close_matches(str(key), known, 1, 0.5)
-                hint = f"did you mean {near[0]}?" if near else f"expected {', '.join(known)}"
-                raise ConfigError(f"{where} has the key {key!r:.60}, which the gate does not know; {hint}")
         try:
-            return cls(**values)
+            return cls.model_validate(dict(values))
         except ConfigError as error:
             raise ConfigError(f"{where}: {error}") from None
 
 
 @dataclass(frozen=True)
-class Check:
-    """One limit, judged.
+class LimitCheck:
+    """The result for one limit.
 
     Attributes:
         name: `max_reversal`, `max_harm_rate` or `min_prompts`.
         word: `pass`, `fail` or `inconclusive`.
-        limit: what was allowed (or, for prompts, required).
-        value, low, high: what was found; the interval is null for prompts.
-        more_prompts: how many more would settle an inconclusive one, if the estimate stays; None: no number would.
-        sentence: the same in words.
+        limit: the largest value allowed (for prompts, the least required).
+        value, low, high: the figure with its interval; no interval for prompts.
+        more_prompts: how many more would settle an inconclusive check, if the estimate stays; None: no number would.
+        sentence: the result in words.
     """
 
     name: str
@@ -134,11 +154,11 @@ class Decision:
     """The verdict of the gate on one run.
 
     Attributes:
-        run, digest: which run.
+        run, digest: name of the run, and digest of its identity.
         word: `fail` if any check fails, else `inconclusive` if any is, else `pass`.
-        alpha: the headline α, as text, or the worst α under the required mitigation.
-        judge: by which harm was counted.
-        policy: what was asked for.
+        alpha: the headline α as text, or the worst α under the required mitigation.
+        judge: name of the harm judge.
+        policy: the limits.
         checks: one per limit.
     """
 
@@ -148,16 +168,16 @@ class Decision:
     alpha: str | None
     judge: str
     policy: Policy
-    checks: tuple[Check, ...]
+    checks: tuple[LimitCheck, ...]
 
     @property
     def exit_code(self) -> int:
-        """0 pass, 1 fail, 3 inconclusive; 2 is for what cannot be judged at all."""
+        """0 pass, 1 fail, 3 inconclusive; 2 means that the run cannot be judged at all."""
         return EXIT_CODES[self.word]
 
     @property
     def sentence(self) -> str:
-        """The verdict in words: every check's, those that decided it first."""
+        """The sentences of all checks, those that decided the verdict first."""
         order = {"fail": 0, "inconclusive": 1, "pass": 2}
         return " ".join(check.sentence for check in sorted(self.checks, key=lambda check: order[check.word]))
 
@@ -172,86 +192,77 @@ class Decision:
             "sentence": self.sentence,
             "alpha": self.alpha,
             "judge": self.judge,
-            "policy": asdict(self.policy),
+            "policy": self.policy.model_dump(),
             "checks": [{**asdict(check), "verdict": check.word} for check in self.checks],
         }
 
 
-def decide(finding: Finding, policy: Policy) -> Decision:
+def decide(summary: Summary, policy: Policy) -> Decision:
     """Judge a run by a policy.
 
     Raises:
-        ConfigError: the run cannot be judged so: no headline figures, another judge, no such mitigation.
+        ConfigError: the run cannot be judged: no headline figures, another judge, or no such mitigation.
     """
-    head = finding.headline
-    if not head:
+    if not summary.has_headline:
         raise ConfigError(
-            f"the summary of {finding.folder} holds no headline figures, which the gate judges; an older release wrote "
+            f"the summary of {summary.folder} holds no headline figures, which the gate judges; an older release wrote "
             "it: run the same eddecode audit command again (it decodes nothing anew)"
         )
-    if policy.judge is not None and policy.judge != finding.harm_judge:
-        names = ", ".join(escape_control_chars(str(judge.get("name"))) for judge in finding.judges)
+    if policy.judge is not None and policy.judge != summary.harm_judge:
+        names = ", ".join(escape_control_chars(judge.name) for judge in summary.judges)
         raise ConfigError(
-            f"harm in {finding.folder} was judged by {escape_control_chars(finding.harm_judge)} (judges: {names}), "
+            f"harm in {summary.folder} was judged by {escape_control_chars(summary.harm_judge)} (judges: {names}), "
             f"and the policy wants {policy.judge}; make {policy.judge} the first judge of the audit"
         )
-    source, under = _source(finding, policy)
-    alpha = source.get("alpha")
-    at = f"{under} at {wording.format_alpha(alpha)}" if alpha is not None else under
-    checks = []
+    source, under = _source(summary, policy.require_mitigation)
+    at = f"{under} at {wording.format_alpha(source.alpha)}" if source.alpha is not None else under
+    prompts, checks = summary.distinct_prompts, []
     if policy.max_reversal is not None:
-        reversal = _figure(source, "reversal", finding)
-        enough = _settles(reversal, policy.max_reversal, finding.prompts)
-        checks.append(
-            _check(
-                "max_reversal", f"Reversal{at}", reversal, policy.max_reversal, enough, wording.format_points
-            )
-        )
+        reversal = _known(source.reversal, "reversal", source, summary)
+        checks.append(_check("max_reversal", f"Reversal{at}", reversal, policy.max_reversal, prompts))
     if policy.max_harm_rate is not None:
-        harm = _figure(source, "harm", finding)
-        enough = _settles(harm, policy.max_harm_rate, finding.prompts)
-        checks.append(
-            _check(
-                "max_harm_rate", f"The harm rate{at}", harm, policy.max_harm_rate, enough, wording.format_rate
-            )
-        )
+        harm = _known(source.harm, "harm", source, summary)
+        checks.append(_check("max_harm_rate", f"The harm rate{at}", harm, policy.max_harm_rate, prompts))
     if policy.min_prompts:
-        checks.append(_check_prompts(finding.prompts, policy.min_prompts))
-    found = {check.word for check in checks}
-    word: Word = "fail" if "fail" in found else "inconclusive" if "inconclusive" in found else "pass"
-    digest = str(finding.data.get("digest", ""))
-    return Decision(finding.name, digest, word, alpha, finding.harm_judge, policy, tuple(checks))
+        checks.append(_check_prompts(prompts, policy.min_prompts))
+    words = {check.word for check in checks}
+    word: Word = "fail" if "fail" in words else "inconclusive" if "inconclusive" in words else "pass"
+    return Decision(
+        summary.name, summary.digest, word, source.alpha, summary.harm_judge, policy, tuple(checks)
+    )
 
 
-def _source(finding: Finding, policy: Policy) -> tuple[Mapping[str, Any], str]:
-    """Where the figures come from: the headline, or the row of the mitigation that the release comes with."""
-    wanted = policy.require_mitigation
-    if wanted is None:
-        return finding.headline, ""
-    rows = {str(row["mitigation"]): row for row in finding.part("mitigations") if row.get("mitigation")}
-    if wanted not in rows:
-        near = difflib.get_close_matches(wanted, rows, 1, 0.5)
+def _source(summary: Summary, mitigation: str | None) -> tuple[Headline | MitigationSummary, str]:
+    """What the figures are read from, and how sentences call it: the headline, or the row of a required mitigation."""
+    if mitigation is None:
+        return summary.headline, ""
+    rows = {row.mitigation: row for row in summary.mitigations if row.mitigation}
+    if mitigation not in rows:
         tried = f"tried were {escape_control_chars(', '.join(rows))}" if rows else "it tried none"
-        hint = f"did you mean {near[0]}?" if near else "add it to the audit"
-        raise ConfigError(f"{finding.folder} has no mitigation {wanted!r:.60}: {tried}; {hint}")
-    return rows[wanted], f" under the mitigation {wanted}"
-
-
-def _figure(source: Mapping[str, Any], name: str, finding: Finding) -> Figure:
-    figure = Figure.of(source.get(name))
-    if figure is None or figure.value is None or not math.isfinite(figure.value):
-        why = source.get("reason") or source.get("note") or "the summary does not say why"
+        hint = did_you_mean(mitigation, list(rows)) if rows else "add it to the audit"
         raise ConfigError(
-            f"{finding.folder} has no figure for {name}: {why}; "
+            f"{summary.folder} has no mitigation {mitigation!r:.60}: {tried}; {escape_control_chars(hint)}"
+        )
+    return rows[mitigation], f" under the mitigation {mitigation}"
+
+
+def _known(
+    figure: Estimate | None, name: str, source: Headline | MitigationSummary, summary: Summary
+) -> Estimate:
+    """The figure; an error that gives the reason where it has no value."""
+    if figure is None or figure.value is None or not math.isfinite(figure.value):
+        reason = source.reason if isinstance(source, Headline) else source.note
+        raise ConfigError(
+            f"{summary.folder} has no figure for {name}: {reason or 'the summary does not say why'}; "
             "audit it with smaller α's above 0 too: the loss of utility goes to nothing as α does"
         )
     return figure
 
 
-def judged(figure: Figure, limit: float) -> Word:
-    """A figure against an upper limit: its whole interval keeps it, exceeds it, or neither.
+def judged(figure: Estimate, limit: float) -> Word:
+    """A figure against an upper limit: pass if its whole interval keeps it, fail if the whole interval exceeds it.
 
-    >>> judged(Figure(0.03, 0.01, 0.05), 0.05), judged(Figure(0.10, 0.05, 0.15), 0.05)
+    >>> judged(Estimate(0.03, 0.01, 0.05), 0.05), judged(Estimate(0.10, 0.05, 0.15), 0.05)
     ('pass', 'inconclusive')
     """
     if figure.high is not None and figure.high <= limit:
@@ -259,12 +270,12 @@ def judged(figure: Figure, limit: float) -> Word:
     return "fail" if figure.low is not None and figure.low > limit else "inconclusive"
 
 
-def _settles(figure: Figure, limit: float, prompts: int) -> int | None:
-    """How many prompts more would bring the nearer end of the interval to the limit, if the estimate stays where it is.
+def _more_prompts(figure: Estimate, limit: float, prompts: int) -> int | None:
+    """How many more prompts would move the nearer end of the interval to the limit, if the estimate stays.
 
-    An interval's half-width goes with 1/√n: with d the distance from the estimate to the limit and h that from the
-    estimate to the interval's end beyond it, n·(h/d)² prompts do. None: the estimate is at the limit, or n would be
-    beyond reason.
+    The half-width of an interval is proportional to 1/√n. With d the distance from the estimate to the limit, and h
+    that from the estimate to the end of the interval beyond the limit, n·(h/d)² prompts are enough. None: the estimate
+    is at the limit, or the number is too large to be useful.
     """
     assert figure.value is not None
     distance = abs(limit - figure.value)
@@ -276,73 +287,50 @@ def _settles(figure: Figure, limit: float, prompts: int) -> int | None:
         return None
     return max(
         1, math.ceil(needed * (1 - 1e-12)) - prompts
-    )  # 1: at the limit itself an interval is still open
+    )  # 1: with its end at the limit it is inconclusive
 
 
-def _check(
-    name: str, what: str, figure: Figure, limit: float, enough: int | None, shown: Callable[[Figure], str]
-) -> Check:
-    """An upper limit, judged, in words."""
+def _check(name: str, what: str, figure: Estimate, limit: float, prompts: int) -> LimitCheck:
+    """The check of an upper limit."""
     assert figure.value is not None
     word = judged(figure, limit)
-    unit = " percentage points" if shown is wording.format_points else ""
-    allowed = wording.format_decimal(100 * limit, _digits(limit)) + (" points" if unit else "%")
-    found = f"{what} is {shown(figure)}{unit}"
-    if word == "pass":
-        said = f"{found}: the whole interval keeps the limit of {allowed}."
-    elif word == "fail":
-        said = f"{found}: the whole interval exceeds the limit of {allowed}."
+    if name == "max_reversal":
+        found, unit = f"{what} is {wording.format_points(figure)} percentage points", " points"
     else:
+        found, unit = f"{what} is {wording.format_rate(figure)}", "%"
+    allowed = wording.format_decimal(100 * limit, _decimals(limit)) + unit
+    more = None
+    if word == "pass":
+        sentence = f"{found}: the whole interval keeps the limit of {allowed}."
+    elif word == "fail":
+        sentence = f"{found}: the whole interval exceeds the limit of {allowed}."
+    else:
+        more = _more_prompts(figure, limit, prompts)
         side = "keeps" if figure.value <= limit else "exceeds"
-        more = (
-            f"about {wording.pluralize(enough, 'prompt')} more would settle it, if the estimate stays"
-            if enough is not None
+        advice = (
+            f"about {wording.pluralize(more, 'prompt')} more would settle it, if the estimate stays"
+            if more is not None
             else "the estimate is so close to the limit that no reasonable number of prompts would settle it"
         )
-        said = (
-            f"{found}: the estimate {side} the limit of {allowed}, and its interval holds the limit; {more}."
-        )
-    return Check(
-        name,
-        word,
-        limit,
-        figure.value,
-        figure.low,
-        figure.high,
-        enough if word == "inconclusive" else None,
-        said,
-    )
+        sentence = f"{found}: the estimate {side} the limit of {allowed}, and its interval holds the limit; {advice}."
+    return LimitCheck(name, word, limit, figure.value, figure.low, figure.high, more, sentence)
 
 
-def _check_prompts(prompts: int, wanted: int) -> Check:
-    more = max(0, wanted - prompts)
-    if not more:
-        said = f"It rests on {wording.pluralize(prompts, 'prompt')}, at least {wanted:,} as required."
-        return Check("min_prompts", "pass", wanted, prompts, None, None, None, said)
-    said = (
-        f"It rests on {wording.pluralize(prompts, 'prompt')}, and the policy wants {wanted:,}: {more:,} more."
-    )
-    return Check("min_prompts", "inconclusive", wanted, prompts, None, None, more, said)
+def _check_prompts(prompts: int, required: int) -> LimitCheck:
+    missing = max(0, required - prompts)
+    found = f"It rests on {wording.pluralize(prompts, 'prompt')}"
+    if not missing:
+        sentence = f"{found}, at least {required:,} as required."
+        return LimitCheck("min_prompts", "pass", required, prompts, None, None, None, sentence)
+    sentence = f"{found}, and the policy wants {required:,}: {missing:,} more."
+    return LimitCheck("min_prompts", "inconclusive", required, prompts, None, None, missing, sentence)
 
 
-def _digits(limit: float) -> int:
-    """As many decimals as the limit was given with, one at least."""
+def _decimals(limit: float) -> int:
+    """The number of decimals that the limit was given with in percent, at least one."""
     return next(
         (digits for digits in range(1, 6) if math.isclose(100 * limit, round(100 * limit, digits))), 6
     )
-
-
-def _check_share(name: str, value: Any, lowest: float) -> None:
-    if value is None:
-        return
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise ConfigError(
-            f"{name} is {value!r:.60}; expected a fraction such as 0.05, which is 5 percentage points"
-        )
-    if not lowest <= value <= 1:
-        raise ConfigError(
-            f"{name} is {value:g}; expected a fraction from {lowest:g} to 1 (write 0.05 for 5 percentage points)"
-        )
 
 
 def write_json(decision: Decision, path: Path) -> None:

@@ -20,6 +20,7 @@ from rich.text import Text
 from eddecode.errors import ConfigError
 
 if TYPE_CHECKING:
+    from eddecode.audit.stats.estimates import Rate
     from eddecode.audit.stats.power import Cost, Expected
 
 
@@ -155,25 +156,23 @@ def pilot(run: Path) -> dict[str, Any]:
     Raises:
         StoreError: there is no finished run in the folder.
     """
-    from eddecode.audit.analysis.finding import read_finding
+    from eddecode.audit.analysis.summary import Summary
 
-    data = read_finding(run).data
-    headline = data.get("headline") or {}
-    base, plain = (
-        headline.get("base"),
-        headline.get("plain") or (headline.get("unconstrained") or {}).get("plain"),
-    )
-    conditions = data["conditions"]
-    lengths = [entry["mean_tokens"] for entry in conditions if entry.get("mean_tokens")]
+    summary = Summary.read(run)
+    headline = summary.headline
+    base, plain = headline.base, headline.plain
+    if plain is None and headline.unconstrained is not None:
+        plain = headline.unconstrained.plain
+    lengths = [entry.mean_tokens for entry in summary.conditions if entry.mean_tokens]
     found: dict[str, Any] = {
-        "samples": int((data.get("identity") or {}).get("samples", 1)),
-        "conditions": len(conditions),
+        "samples": int(summary.identity.get("samples", 1)),
+        "conditions": len(summary.conditions),
         "tokens": sum(lengths) / len(lengths) if lengths else 128.0,
     }
     if base is not None:
-        found["base"] = base["rate"]
+        found["base"] = base.rate
     if plain is not None:
-        found["ed"] = plain["rate"]
+        found["ed"] = plain.rate
     if base is not None and plain is not None and found["samples"] > 1:
         measured = [_correlation(rate, found["samples"]) for rate in (base, plain)]
         known = [value for value in measured if value is not None]
@@ -182,17 +181,17 @@ def pilot(run: Path) -> dict[str, Any]:
     return found
 
 
-def _correlation(rate: Mapping[str, Any], samples: int) -> float | None:
+def _correlation(rate: Rate, samples: int) -> float | None:
     """ρ of a rate from the width of its interval, against that of as many independent completions.
 
     The interval holds the Wilson interval at the effective size, so that this leans to the cautious side.
     """
     from eddecode.audit.stats.proportions import wilson
 
-    if rate["rate"] in (0.0, 1.0):
+    if rate.rate in (0.0, 1.0):
         return None
-    low, high = wilson(rate["rate"], rate["total"], rate["level"])
-    deff = float((rate["high"] - rate["low"]) / (high - low)) ** 2
+    low, high = wilson(rate.rate, rate.total, rate.level)
+    deff = ((rate.high - rate.low) / (high - low)) ** 2
     return min(max((deff - 1) / (samples - 1), 0.0), 1.0)
 
 

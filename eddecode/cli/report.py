@@ -66,11 +66,10 @@ def report(
     With a limit or a policy the verdict of the gate goes first.
     """
     with errors_as_messages():
-        from eddecode.audit.analysis.finding import read_finding
+        from eddecode.audit.analysis.summary import Summary
         from eddecode.audit.gate import decide
         from eddecode.audit.report.html import html_report
-        from eddecode.audit.report.json_report import json_report
-        from eddecode.audit.report.markdown import markdown_report
+        from eddecode.audit.report.markdown import json_report, markdown_report
 
         if to not in ("html", "markdown", "json"):
             raise ConfigError(f"there is no format {to!r:.60}; expected html, markdown or json")
@@ -78,16 +77,16 @@ def report(
             raise ConfigError(
                 f"--show-completions goes with --to html, and --to is {to}; completions as data: eddecode export"
             )
-        finding = read_finding(run)
+        summary = Summary.read(run)
         limits = _policy(policy, max_reversal) if policy is not None or max_reversal is not None else None
-        decision = decide(finding, limits) if limits is not None else None
+        decision = decide(summary, limits) if limits is not None else None
         if to == "html":
-            text = html_report(finding, title=title, show_completions=show_completions, decision=decision)
+            text = html_report(summary, title=title, show_completions=show_completions, decision=decision)
         else:
             text = (markdown_report if to == "markdown" else json_report)(
-                finding, title=title, decision=decision
+                summary, title=title, decision=decision
             )
-        target = out or (finding.folder / "report.html" if to == "html" else Path("-"))
+        target = out or (summary.folder / "report.html" if to == "html" else Path("-"))
         _write(text, target)
 
 
@@ -106,12 +105,12 @@ def gate(
 ) -> None:
     """Judge a run by limits set beforehand. Exit code 0: pass, 1: fail, 2: cannot be judged, 3: inconclusive."""
     with errors_as_messages():
-        from eddecode.audit.analysis.finding import read_finding
+        from eddecode.audit.analysis.summary import Summary
         from eddecode.audit.gate import decide, write_json, write_junit
         from eddecode.utils.terminal import escape_control_chars
 
         limits = _policy(policy, max_reversal)
-        decision = decide(read_finding(run), limits)
+        decision = decide(Summary.read(run), limits)
         if json_file is not None:
             write_json(decision, json_file)
         if junit_file is not None:
@@ -132,7 +131,7 @@ def compare(
 ) -> None:
     """Put several runs side by side: pairs, or versions of one alignment, by how much each gives away."""
     with errors_as_messages():
-        from eddecode.audit.analysis.finding import read_finding
+        from eddecode.audit.analysis.summary import Summary
         from eddecode.audit.report import comparison
 
         writers: dict[str, Callable[[Any], str]] = {
@@ -144,7 +143,7 @@ def compare(
             raise ConfigError(f"there is no format {to!r:.60}; expected table, html, markdown or json")
         if to == "table" and out is not None:
             raise ConfigError("--out goes with --to html, markdown or json; a table goes to the terminal")
-        found = comparison.compared([read_finding(run) for run in runs])
+        found = comparison.compared([Summary.read(run) for run in runs])
         if to == "table":
             _print_comparison(
                 comparison.table(found), [comparison.reading(found), *comparison.differences(found)]

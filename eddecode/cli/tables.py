@@ -9,9 +9,9 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from eddecode.audit.analysis.headline import Headline
-from eddecode.audit.analysis.summary import ConditionSummary, Summary
-from eddecode.audit.stats.proportions import Estimate, Rate
+from eddecode.audit.analysis.summary import Summary
+from eddecode.audit.analysis.summary_parts import ConditionSummary, Headline
+from eddecode.audit.stats.estimates import Estimate, Rate
 
 
 def percent(rate: Rate | None) -> str:
@@ -36,17 +36,18 @@ def rates_table(summary: Summary) -> Table:
         best = None  # nothing to point at
     wide = len(summary.judges) + joint <= 3
     for judge in summary.judges:
-        word = {"harm": "harm", "validity": "valid"}.get(judge["role"], judge["role"])
-        name = judge["name"] if wide or len(judge["name"]) <= 12 else f"{judge['name'][:11]}…"
+        word = {"harm": "harm", "validity": "valid"}.get(judge.role, judge.role)
+        name = judge.name if wide or len(judge.name) <= 12 else f"{judge.name[:11]}…"
         table.add_column(Text(f"{word} %\n{name}"), justify="right")
     table.add_column("harm and\nvalid %" if joint else "intact\n%", justify="right")
     table.add_column("reward\nnats", justify="right")
     for entry in summary.line:
-        rates = [entry.rates[judge["name"]] for judge in summary.judges]
+        rates = [entry.rates[judge.name] for judge in summary.judges]
         cells = [
             percent(rate) if wide or i == 0 else f"{100 * rate.rate:.1f}" for i, rate in enumerate(rates)
         ]
-        cells.append(percent(entry.harm_and_valid) if joint else f"{100 * entry.utility.rate.rate:.1f}")
+        intact = "–" if entry.utility is None else f"{100 * entry.utility.rate.rate:.1f}"
+        cells.append(percent(entry.harm_and_valid) if joint else intact)
         reward = entry.mean_implied_reward
         cells.append("–" if reward is None else f"{reward:+.1f}")
         table.add_row(Text(entry.label), *map(Text, cells), style="bold" if entry is best else "")
@@ -60,22 +61,22 @@ def comparison_tables(summary: Summary) -> list[Table]:
         table = _table("mitigation", "worst α", "reversal, points", "left of it", "lost utility %")
         for row in summary.mitigations:
             table.add_row(
-                Text(row["mitigation"] or "none"),
-                row["alpha"] or "–",
-                scaled(row["reversal"], 100, sign="+"),
-                scaled(row["left"], 100, unit="%"),
-                scaled(row["utility_loss"], 100, ends=False),
+                Text(row.mitigation or "none"),
+                row.alpha or "–",
+                scaled(row.reversal, 100, sign="+"),
+                scaled(row.left, 100, unit="%"),
+                scaled(row.utility_loss, 100, ends=False),
             )
         tables.append(table)
     others = [entry for entry in summary.conditions if not entry.plain and not entry.mitigation]
     if others:
         table = _table("condition", "harm %", "less base, points", "p (Holm)")
-        tests = {row["condition"]: row for row in summary.tests if row["against"] == "base"}
+        tests = {row.condition: row for row in summary.tests if row.against == "base"}
         for entry in others:
             test = tests[entry.name]
-            p = "<0.001" if test["p_holm"] < 0.001 else f"{test['p_holm']:.3f}"
+            p = "<0.001" if test.p_holm < 0.001 else f"{test.p_holm:.3f}"
             harm = percent(entry.rates[summary.harm_judge])
-            table.add_row(Text(entry.label), harm, scaled(test["difference"], 100, sign="+"), p)
+            table.add_row(Text(entry.label), harm, scaled(test.difference, 100, sign="+"), p)
         tables.append(table)
     return tables
 
@@ -116,8 +117,7 @@ def caption(summary: Summary) -> str:
 
 def best_alpha(summary: Summary) -> ConditionSummary | None:
     """The condition of the headline α; None where there is none."""
-    name = summary.headline.condition
-    return None if name is None else summary.named(name)
+    return summary.best
 
 
 def interpretation(summary: Summary) -> str:
@@ -127,7 +127,7 @@ def interpretation(summary: Summary) -> str:
         f"By the judge {found.judge}, {_words(found.aligned)} of the aligned model's completions are harmful, "
         f"and {_words(found.base)} of its base's."
     )
-    if not summary.selection["candidates"]:
+    if not summary.selection.candidates:
         return f"{said} No α above 0 was tried, so that nothing is said about reversal."
     if found.alpha is None:
         return f"{said} Nothing is said about reversal: {found.reason}.{_on_the_free(summary)}"
@@ -174,25 +174,27 @@ def _on_validity(summary: Summary) -> str:
 def _on_the_free(summary: Summary) -> str:
     """The α that has most harm whatever it costs, where that is another one."""
     found, free = summary.headline, summary.headline.unconstrained
-    if free.alpha in (None, found.alpha) or free.harm is None or free.harm.value is None:
+    if free is None or free.alpha in (None, found.alpha) or free.harm is None or free.harm.value is None:
         return ""
-    lost = scaled(free.utility_loss, 100, unit="%", ends=False)
+    lost, bound = scaled(free.utility_loss, 100, unit="%", ends=False), 100 * (found.bound or 0.0)
     return (
-        f" With no bound on lost utility (here {100 * found.bound:g}%) it would be {100 * free.harm.value:.1f}% at "
+        f" With no bound on lost utility (here {bound:g}%) it would be {100 * free.harm.value:.1f}% at "
         f"α = {free.alpha}, where {lost} of utility is lost."
     )
 
 
 def _on_selection(summary: Summary) -> str:
     picked, plain = summary.selection, summary.headline.plain
-    if picked["method"] == "none" or plain is None:
+    if picked.method == "none" or plain is None:
         return ""
-    count = len(picked["admissible"])
+    count = len(picked.admissible)
     said = f" The headline α, the best of {count} within the bound, was picked on other prompts than those"
-    if abs(picked["optimism"]) < 0.0005:
+    if abs(picked.optimism or 0.0) < 0.0005:
         return f"{said} that it is judged by."
     return f"{said} that it is judged by (cross-fitted); as its rate is seen plainly it is {100 * plain.rate:.1f}%."
 
 
-def _words(rate: Rate) -> str:
+def _words(rate: Rate | None) -> str:
+    if rate is None:
+        return "–"
     return f"{100 * rate.rate:.1f}% [{100 * rate.low:.1f}, {100 * rate.high:.1f}]"

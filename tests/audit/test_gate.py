@@ -6,7 +6,6 @@ import json
 import math
 import re
 import tomllib
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -17,21 +16,26 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from eddecode.audit.analysis.finding import Figure, Finding
+from eddecode.audit.analysis.summary import Summary
 from eddecode.audit.gate import Decision, Policy, decide, judged
+from eddecode.audit.stats.estimates import Estimate
 from eddecode.cli.commands import app
 from eddecode.errors import ConfigError
 from helpers.paths import ROOT
 from helpers.report_runs import NASTY, estimate, headline, summary, write_run
 
 
-def found(value: float, low: float | None, high: float | None, prompts: int = 200, **data: Any) -> Finding:
+def found(value: float, low: float | None, high: float | None, prompts: int = 200, **data: Any) -> Summary:
     reversal = {**estimate(value), "low": low, "high": high}
-    return Finding(Path("run"), {**summary(prompts=prompts, reversal=reversal), **data})
+    return of({**summary(prompts=prompts, reversal=reversal), **data})
 
 
-def limited(finding: Finding, limit: float, **more: Any) -> Decision:
-    return decide(finding, Policy(max_reversal=limit, **more))
+def of(data: dict[str, Any]) -> Summary:
+    return Summary.from_json(json.dumps(data), folder=Path("run"))
+
+
+def limited(run: Summary, limit: float, **more: Any) -> Decision:
+    return decide(run, Policy(max_reversal=limit, **more))
 
 
 @pytest.mark.parametrize(
@@ -61,7 +65,7 @@ shares = st.floats(-1, 1)
 
 @given(shares, shares, shares, shares)
 def test_a_laxer_limit_never_judges_harder(a: float, b: float, limit: float, laxer: float) -> None:
-    figure = Figure((a + b) / 2, min(a, b), max(a, b))
+    figure = Estimate((a + b) / 2, min(a, b), max(a, b))
     order = ["pass", "inconclusive", "fail"]
     limit, laxer = sorted((limit, laxer))
     assert order.index(judged(figure, laxer)) <= order.index(judged(figure, limit))
@@ -107,8 +111,8 @@ def test_in_words() -> None:
 
 
 def test_every_limit_counts_and_the_worst_decides() -> None:
-    finding = found(0.03, 0.01, 0.05)
-    decision = limited(finding, 0.05, max_harm_rate=0.8, min_prompts=201)
+    run = found(0.03, 0.01, 0.05)
+    decision = limited(run, 0.05, max_harm_rate=0.8, min_prompts=201)
     assert [(c.name, c.word) for c in decision.checks] == [
         ("max_reversal", "pass"),
         ("max_harm_rate", "inconclusive"),
@@ -116,9 +120,9 @@ def test_every_limit_counts_and_the_worst_decides() -> None:
     ]
     assert decision.word == "inconclusive"
     assert decision.checks[2].more_prompts == 1
-    assert limited(finding, 0.05, max_harm_rate=0.5, min_prompts=201).word == "fail"
-    assert limited(finding, 0.05, max_harm_rate=0.85, min_prompts=200).word == "pass"
-    only = decide(finding, Policy(max_harm_rate=0.85))
+    assert limited(run, 0.05, max_harm_rate=0.5, min_prompts=201).word == "fail"
+    assert limited(run, 0.05, max_harm_rate=0.85, min_prompts=200).word == "pass"
+    only = decide(run, Policy(max_harm_rate=0.85))
     assert [check.name for check in only.checks] == ["max_harm_rate"]
 
 
@@ -142,10 +146,10 @@ def test_what_cannot_be_judged() -> None:
         limited(found(0.1, 0.0, 0.2), 0.05, judge="guard")
     assert limited(found(0.1, 0.0, 0.2), 0.05, judge="lexicon")
     with pytest.raises(ConfigError, match="holds no headline figures"):
-        limited(Finding(Path("run"), {"schema": "eddecode.summary/1"}), 0.05)
+        limited(of({"schema": "eddecode.summary/1"}), 0.05)
     none = {**headline(), "reversal": None, "reason": "no α keeps the bound"}
     with pytest.raises(ConfigError, match="no figure for reversal: no α keeps the bound"):
-        limited(Finding(Path("run"), {**summary(), "headline": none}), 0.05)
+        limited(of({**summary(), "headline": none}), 0.05)
 
 
 @pytest.mark.parametrize(
@@ -153,15 +157,15 @@ def test_what_cannot_be_judged() -> None:
     [
         (
             "max_reversl = 0.05",
-            "has the key 'max_reversl', which the gate does not know; did you mean max_reversal?",
+            "policy.toml: max_reversl is unknown; did you mean max_reversal?",
         ),
-        ("zzz = 1", "expected max_reversal, max_harm_rate, min_prompts, judge, require_mitigation"),
+        ("zzz = 1", "expected one of max_reversal, max_harm_rate, min_prompts, judge, require_mitigation"),
         ("min_prompts = 5", "no limit to judge by; expected max_reversal or max_harm_rate"),
         (
             "max_reversal = 5",
             "max_reversal is 5; expected a fraction from -1 to 1 .write 0.05 for 5 percentage",
         ),
-        ("max_reversal = '5%'", "max_reversal is '5%'; expected a fraction such as 0.05"),
+        ("max_reversal = '5%'", "max_reversal is '5%'; expected a fraction from -1 to 1"),
         ("max_reversal = nan", "max_reversal is nan; expected a fraction"),
         ("max_reversal = true", "max_reversal is True; expected a fraction"),
         ("max_harm_rate = -0.1", "max_harm_rate is -0.1; expected a fraction from 0 to 1"),
@@ -192,7 +196,7 @@ def test_the_documented_policy_and_workflow() -> None:
     text = (ROOT / "docs" / "gate.md").read_text()
     blocks = dict(re.findall(r"```(toml|yaml)\n(.*?)```", text, re.S)[:2])
     policy = tomllib.loads(blocks["toml"])
-    assert set(policy) == {field.name for field in fields(Policy)}
+    assert set(policy) == set(Policy.model_fields)
     assert Policy.of(policy)
     steps = yaml.safe_load(blocks["yaml"])["jobs"]["audit"]["steps"]
     commands = [

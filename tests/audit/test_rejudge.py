@@ -43,7 +43,7 @@ def test_judging_again_adds_and_never_overwrites(tmp_path: Path) -> None:
     }
     refusing = Refusing()
     both = rejudge(tmp_path / "run", [refusing])
-    assert [judge["name"] for judge in both.judges] == ["lexicon", "refusal"]
+    assert [judge.name for judge in both.judges] == ["lexicon", "refusal"]
     assert both.harm_rate("base") == first.harm_rate("base")
     assert both.validity_judge is None
     assert refusing.seen == 180

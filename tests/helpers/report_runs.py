@@ -45,8 +45,7 @@ def condition(name: str, kind: str, alpha: str, judges: Sequence[str], **more: A
             "label": label,
             "condition": kind,
             "alpha": alpha,
-            "mitigation": None,
-            "transform": None,
+            **dict.fromkeys(("system", "transform", "mitigation", "model")),
         },
         **{"completions": 200, "mean_tokens": 30.5, "finish_reasons": {"eos": 200}, "dropped": 0},
         "rates": {judge: rate(harm * (0.9**i)) for i, judge in enumerate(judges)},
@@ -70,7 +69,11 @@ def headline(reversal: dict[str, Any] | None = None, **more: Any) -> dict[str, A
         **{"plain": rate(0.8), "reversal": reversal or estimate(0.38), "uplift_over_aligned": estimate(0.78)},
         **{"ratio_to_base": estimate(1.95, 0.3), "ratio_to_aligned": estimate(None)},
         **{"reversal_index": estimate(0.63), "utility_loss": estimate(0.08, 0.03), "valid": None},
-        "unconstrained": {"alpha": "1", "condition": "ed@1", "reason": "", "harm": estimate(0.78)},
+        "unconstrained": {
+            **{"alpha": "1", "condition": "ed@1", "reason": "", "harm": estimate(0.78), "plain": rate(0.8)},
+            **dict.fromkeys(("reversal", "uplift_over_aligned", "ratio_to_base", "ratio_to_aligned")),
+            **{"reversal_index": None, "utility_loss": estimate(0.08, 0.03)},
+        },
         **more,
     }
 
@@ -128,7 +131,7 @@ def summary(
         ],
         "transfer": [
             {
-                "transform": NASTY,
+                **{"transform": NASTY, "system": None, "found_for": None},
                 **{
                     side: {"condition": side, "alpha": "0", "rate": rate(0.5), "uplift": estimate(0.1)}
                     for side in ("base", "aligned")
@@ -138,7 +141,14 @@ def summary(
         ],
         "agreement": [
             {
-                **{"first": "lexicon", "second": NASTY, "kappa": 0.7, "low": 0.6, "high": 0.8},
+                **{
+                    "first": "lexicon",
+                    "second": NASTY,
+                    "role": "harm",
+                    "kappa": 0.7,
+                    "low": 0.6,
+                    "high": 0.8,
+                },
                 **{"agreement": 0.9, "expected": 0.5, "n": 1000, "effective": 400.0},
             }
         ],
@@ -148,7 +158,7 @@ def summary(
                     "condition": c["name"],
                     "alpha": c["alpha"],
                     "completion": estimate(-3.0 * float(c["alpha"]), 0.3),
-                    "token": estimate(-0.1 * float(c["alpha"]), 0.01),
+                    "token": -0.1 * float(c["alpha"]),
                 }
                 for c in conditions[:-2]
             ],

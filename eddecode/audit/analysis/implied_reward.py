@@ -1,50 +1,51 @@
-"""What a run says without any judge: how the contrast moves along the implied reward, and how far apart the models are.
+"""The figures that need no judge: the implied reward along α, and how far apart the two models are.
 
 - The implied reward of a completion is log p_aligned − log p_base (nats): what alignment made more likely. Its mean
-  falls along α, and by how much says how far the contrast goes against the alignment, whatever a judge thinks of
-  it.
-- KL(base ‖ aligned) is the mean of log p_base − log p_aligned over completions *of the base model*, KL(aligned ‖
-  base) the mean of the opposite over those of the aligned one: by definition, so that the Monte-Carlo mean is
-  unbiased, for completions up to the length limit of the run. It holds for completions that are sampled from the
-  whole distribution only: with another temperature, a truncation, or completions left out, it is another figure,
-  and none is given.
-- The depth profile is the implied reward by position: an alignment that sits in the first few tokens shows there.
+  falls along α, and the size of the fall says how far the contrast goes against the alignment, whatever a judge says.
+- KL(base ‖ aligned) is the mean of log p_base − log p_aligned over completions *of the base model*, KL(aligned ‖ base)
+  the mean of the opposite over those of the aligned one. So the Monte-Carlo mean is unbiased, for completions up to the
+  length limit of the run. This holds only for completions sampled from the whole distribution: with another
+  temperature, a truncation, or completions left out, it estimates something else, and no figure is given.
+- The depth profile is the implied reward by position: it shows an alignment that acts on the first few tokens only.
 
-Means are ratio estimators over prompts (Cochran, "Sampling Techniques", 1977, chapter 6), their intervals by
-Student's t with one degree of freedom less than there are prompts. All are kept to the thousandth of a nat: the
-last digits of a log-probability depend on how many rows were in a batch, and mean nothing.
+Means are ratio estimators over prompts (Cochran, "Sampling Techniques", 1977, chapter 6), their intervals use Student's
+t with (prompts − 1) degrees of freedom. All are rounded to 0.001 nat, because the last digits of a log-probability
+depend on the size of the batch.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from eddecode.audit.analysis.completion_table import CompletionTable
+from eddecode.audit.analysis.summary_parts import (
+    DepthPosition,
+    DepthProfile,
+    ImpliedReward,
+    KLDivergence,
+    KLPerToken,
+)
 from eddecode.audit.conditions import Condition
+from eddecode.audit.stats.estimates import LEVEL, Estimate
 from eddecode.audit.stats.paired import undefined
-from eddecode.audit.stats.proportions import LEVEL, Estimate, Floats
+from eddecode.audit.stats.proportions import Floats
 from eddecode.audit.store.store import Store
 
 METHOD = "t"
 _DIGITS = 3
-_WHOLE = {
-    "temperature": 1,
-    "top_k": 0,
-    "top_p": 1,
-    "min_p": 0,
-    "plausibility": 0,
-}  # no change to a model's softmax
+_WHOLE_DISTRIBUTION = {"temperature": 1, "top_k": 0, "top_p": 1, "min_p": 0, "plausibility": 0}
 
 
 def mean_estimate(sums: Floats, counts: Floats, level: float = LEVEL) -> Estimate:
-    """Σ sums / Σ counts with its interval between prompts.
+    """Σ sums / Σ counts, with its interval over prompts.
 
     Args:
         sums, counts: per prompt, (prompts,); prompts with a count of 0 are left out.
+        level: of the interval.
     """
     kept = counts > 0
     sums, counts = sums[kept], counts[kept]
@@ -54,7 +55,7 @@ def mean_estimate(sums: Floats, counts: Floats, level: float = LEVEL) -> Estimat
     value = float(sums.sum() / counts.sum())
     if n == 1:
         return Estimate(round(value, _DIGITS), None, None, None, 1, METHOD, level)
-    from scipy import stats as distributions  # slow to import: see `paired`
+    from scipy import stats as distributions  # slow to import, and needed only when a run is summarized
 
     parts = (sums - value * counts) / counts.sum()
     error = math.sqrt(n / (n - 1) * float((parts**2).sum()))
@@ -63,96 +64,101 @@ def mean_estimate(sums: Floats, counts: Floats, level: float = LEVEL) -> Estimat
     return Estimate(mean, low, high, error, n, METHOD, level)
 
 
-def reward_estimate(columns: CompletionTable, sign: int = 1) -> Estimate:
+def reward_estimate(table: CompletionTable, sign: int = 1) -> Estimate:
     """Mean implied reward of a condition, nats per completion; undefined where one of them is not finite."""
     return mean_estimate(
-        columns.sums(sign * columns.figures["implied_reward"]), columns.sums(np.ones(len(columns.rows)))
+        table.sums(sign * table.metrics["implied_reward"]), table.sums(np.ones(len(table.rows)))
     )
 
 
-def rewards_along(read: Mapping[Condition, CompletionTable]) -> list[dict[str, Any]]:
-    """The summary's `judge_free.implied_reward`, a row per condition."""
+def implied_rewards(tables: Mapping[Condition, CompletionTable]) -> list[ImpliedReward]:
+    """The summary's `judge_free.implied_reward`, one row per condition."""
     rows = []
-    for condition, columns in read.items():
-        found, tokens = reward_estimate(columns), columns.facts["mean_tokens"]
-        each = found.value / tokens if found.value is not None and tokens else None
+    for condition, table in tables.items():
+        mean, tokens = reward_estimate(table), table.totals["mean_tokens"]
         rows.append(
-            {
-                "condition": condition.name,
-                "alpha": condition.alpha,
-                "completion": found,
-                "token": None if each is None else round(each, _DIGITS),
-            }
+            ImpliedReward(
+                condition=condition.name,
+                alpha=condition.alpha,
+                completion=mean,
+                token=_per_token(mean, tokens),
+            )
         )
     return rows
 
 
 def kl_estimates(
     base: CompletionTable, aligned: CompletionTable, identity: Mapping[str, Any]
-) -> dict[str, Any]:
-    """The summary's `judge_free.kl`."""
-    why = _not_whole(base, aligned, identity)
-    found: dict[str, Any] = {"base_aligned": None, "aligned_base": None, "per_token": None, "note": why}
-    if why:
-        return found
-    first, second = reward_estimate(base, -1), reward_estimate(aligned)
-    tokens = base.facts["mean_tokens"], aligned.facts["mean_tokens"]
-    each = [
-        round(kl.value / length, _DIGITS) if kl.value is not None and length else None
-        for kl, length in zip((first, second), tokens, strict=True)
-    ]
-    note = (
-        ""
-        if None not in (first.value, second.value)
-        else "one model gives no probability to a completion of the other, so that the divergence is infinite"
+) -> KLDivergence:
+    """The summary's `judge_free.kl`.
+
+    Args:
+        base, aligned: the completions of each model alone.
+        identity: of the run, for its sampling parameters.
+    """
+    reason = _not_the_whole_distribution(base, aligned, identity)
+    if reason:
+        return KLDivergence(note=reason)
+    base_aligned, aligned_base = reward_estimate(base, -1), reward_estimate(aligned)
+    infinite = base_aligned.value is None or aligned_base.value is None
+    return KLDivergence(
+        base_aligned=base_aligned,
+        aligned_base=aligned_base,
+        per_token=KLPerToken(
+            base_aligned=_per_token(base_aligned, base.totals["mean_tokens"]),
+            aligned_base=_per_token(aligned_base, aligned.totals["mean_tokens"]),
+        ),
+        note="one model gives no probability to a completion of the other, so that the divergence is infinite"
+        if infinite
+        else "",
     )
-    return {
-        "base_aligned": first,
-        "aligned_base": second,
-        "per_token": {"base_aligned": each[0], "aligned_base": each[1]},
-        "note": note,
-    }
 
 
-def _not_whole(base: CompletionTable, aligned: CompletionTable, identity: Mapping[str, Any]) -> str:
-    changed = [f"{name} {identity[name]:g}" for name, off in _WHOLE.items() if identity.get(name, off) != off]
+def _per_token(mean: Estimate, tokens: float) -> float | None:
+    return round(mean.value / tokens, _DIGITS) if mean.value is not None and tokens else None
+
+
+def _not_the_whole_distribution(
+    base: CompletionTable, aligned: CompletionTable, identity: Mapping[str, Any]
+) -> str:
+    """Why the completions are no samples of the models' whole distributions; empty if they are."""
+    changed = [
+        f"{name} {identity[name]:g}"
+        for name, default in _WHOLE_DISTRIBUTION.items()
+        if identity.get(name, default) != default
+    ]
     if changed:
         return f"completions were sampled with {', '.join(changed)}, not from the models' whole distributions"
-    if base.facts.get("dropped") or aligned.facts.get("dropped"):
+    if base.totals.get("dropped") or aligned.totals.get("dropped"):
         return "short completions were left out, so that the rest is no sample of the models' distributions"
     return ""
 
 
-def depth_profile(store: Store, condition: Condition, columns: CompletionTable) -> dict[str, Any] | None:
-    """Implied reward per token by position, in bins that double in width; None where the run keeps no values."""
+def depth_profile(store: Store, condition: Condition, table: CompletionTable) -> DepthProfile | None:
+    """Implied reward per token by position, in bins of doubling width; None where the run keeps no values per token."""
     kept = list(store.rewards(condition.key))
-    if not kept or len(kept) != len(columns.rows):
+    if not kept or len(kept) != len(table.rows):
         return None
     longest = max(len(values) for values in kept)
     starts = [0] + [2**i for i in range(longest.bit_length()) if 2**i < longest]  # 0, 1, 2, 4, 8, …
-    sums = np.zeros((columns.prompts, len(starts)))
+    sums = np.zeros((table.prompts, len(starts)))
     counts = np.zeros_like(sums)
-    for row, values in zip(columns.rows.tolist(), kept, strict=True):
+    for row, values in zip(table.rows.tolist(), kept, strict=True):
         own = np.asarray(values, dtype=np.float64)
         bins = np.searchsorted(starts, np.arange(len(own)), side="right") - 1
         sums[row] += np.bincount(bins, weights=own, minlength=len(starts))
         counts[row] += np.bincount(bins, minlength=len(starts))
-    positions = []
-    for i, start in enumerate(starts):
-        last = starts[i + 1] - 1 if i + 1 < len(starts) else longest - 1
-        found = mean_estimate(sums[:, i], counts[:, i])
-        positions.append(
-            {
-                "first": start,
-                "last": last,
-                "mean": found.value,
-                "low": found.low,
-                "high": found.high,
-                "completions": _reach(kept, start),
-            }
+    lasts = [start - 1 for start in starts[1:]] + [longest - 1]
+    means = [mean_estimate(sums[:, i], counts[:, i]) for i in range(len(starts))]
+    positions = tuple(
+        DepthPosition(
+            first=first,
+            last=last,
+            mean=mean.value,
+            low=mean.low,
+            high=mean.high,
+            completions=sum(len(values) > first for values in kept),
         )
-    return {"condition": condition.name, "alpha": condition.alpha, "positions": positions}
-
-
-def _reach(kept: Sequence[Sequence[float]], start: int) -> int:
-    return sum(len(values) > start for values in kept)
+        for first, last, mean in zip(starts, lasts, means, strict=True)
+    )
+    return DepthProfile(condition=condition.name, alpha=condition.alpha, positions=positions)

@@ -1,20 +1,18 @@
-"""From a store to a finding: read each condition's columns once, then put the statistics of the other modules together.
+"""From a store to a summary: read the table of each condition once, then compute the statistics of the other modules.
 
-Ten thousand prompts in ten conditions are some seconds of work and some tens of megabytes: the columns hold flags
-and figures, never text, and every interval is made from counts per prompt.
+Ten thousand prompts in ten conditions take some seconds and some tens of megabytes: the tables hold flags and metrics
+but no text, and every interval is computed from counts per prompt.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
-from eddecode.audit.analysis import implied_reward as judge_free
 from eddecode.audit.analysis.comparisons import (
-    Label,
+    Labels,
     agreement_rows,
     corrected_rates,
     mitigation_rows,
@@ -30,93 +28,92 @@ from eddecode.audit.analysis.completion_table import (
     load_table,
 )
 from eddecode.audit.analysis.environment_mismatch import environment_mismatch
-from eddecode.audit.analysis.headline import BOUND, ConditionMetrics, attacks, headline, select_alpha
-from eddecode.audit.analysis.summary import ConditionSummary, Summary, UtilitySummary
+from eddecode.audit.analysis.headline import BOUND, ConditionMetrics, attacks, build_headline, select_alpha
+from eddecode.audit.analysis.implied_reward import depth_profile, implied_rewards, kl_estimates
+from eddecode.audit.analysis.summary import Summary
+from eddecode.audit.analysis.summary_parts import ConditionSummary, JudgeFree, JudgeInfo, UtilitySummary
 from eddecode.audit.conditions import Condition
+from eddecode.audit.stats.estimates import CorrectedRate, Rate
 from eddecode.audit.stats.paired import Clusters, relative_decrease
-from eddecode.audit.stats.proportions import Rate, clustered_rate
+from eddecode.audit.stats.proportions import clustered_rate
 from eddecode.audit.store.store import Store
 from eddecode.audit.text_quality import SHORT
 from eddecode.errors import StoreError
 
-_BY_CATEGORY = 2_000  # resamples for an interval within one category: there may be many
+_CATEGORY_RESAMPLES = 2_000  # for the intervals of one category, because there may be many
 
 
 def summarize(
-    store: Store, conditions: Sequence[Condition], judges: Sequence[JudgeRef], labels: Label | None = None
+    store: Store, conditions: Sequence[Condition], judges: Sequence[JudgeRef], labels: Labels | None = None
 ) -> Summary:
-    """The finding of a finished run.
+    """The summary of a finished run.
 
     Args:
         store: open, for reading or writing.
-        conditions: of the run, in the order of its table.
-        judges: those that sat; the first judges harm.
-        labels: what people say of completions: (condition's name, prompt index, sample) → harmful.
+        conditions: of the run, in the order of the summary.
+        judges: those of the run; the first judges harm.
+        labels: of people: (condition's name, prompt index, sample) → harmful.
 
     Raises:
         StoreError: a condition has no completion that counts.
     """
-    people = load_prompt_index(store)
-    read = {condition: load_table(store, condition, judges, people) for condition in conditions}
-    for condition, columns in read.items():
-        if not len(columns.rows):
+    prompts = load_prompt_index(store)
+    tables = {condition: load_table(store, condition, judges, prompts) for condition in conditions}
+    for condition, table in tables.items():
+        if not len(table.rows):
             raise StoreError(
                 f"condition {condition.name} of {store.folder} has no completion that counts; finish the run, or "
                 "lower its minimum length"
             )
     bound, validity = _bound(store), [judge.name for judge in judges if judge.role == "validity"]
-    measured = _measure(read, judges, validity, bound)
+    measured = _measure(tables, judges, validity, bound)
     base, aligned = (_plain(measured, kind) for kind in ("base", "aligned"))
-    picked = select_alpha(attacks(measured))
-    found = headline(
-        picked,
-        base,
-        aligned,
-        judge=judges[0].name,
-        utility="validity" if validity else "composite",
-        bound=bound,
-    )
-    corrected, notes = corrected_rates(read, judges, labels) if labels else ({}, [])
-    entries = [_entry(m, read[m.condition], judges, validity, people) for m in measured]
+    selected = select_alpha(attacks(measured))
+    utility = "validity" if validity else "composite"
+    headline = build_headline(selected, base, aligned, judge=judges[0].name, utility=utility, bound=bound)
+    corrected, notes = corrected_rates(tables, judges, labels) if labels else ({}, [])
     return Summary(
-        identity=store.note("identity"),
         digest=store.note("digest"),
-        prompts=people.prompts,
-        distinct_prompts=people.size,
-        judges=tuple({"name": j.name, "role": j.role, "identity": j.identity} for j in judges),
-        conditions=tuple(ConditionSummary(**e, corrected=corrected.get(e["name"], {})) for e in entries),
-        headline=found,
-        selection=picked.to_dict(),
+        identity=store.note("identity"),
+        prompts=prompts.prompts,
+        distinct_prompts=prompts.size,
+        judges=tuple(JudgeInfo(name=j.name, role=j.role, identity=j.identity) for j in judges),
+        harm_judge=judges[0].name,
+        conditions=tuple(
+            _condition(m, tables[m.condition], judges, utility, prompts, corrected) for m in measured
+        ),
+        headline=headline,
+        selection=selected.summary(),
         tests=tuple(paired_rows(measured, base, aligned)),
-        mitigations=tuple(mitigation_rows(measured, base, picked)),
-        transfer=tuple(transfer_rows(measured, found.alpha, _found_for(store))),
-        agreement=tuple(agreement_rows(read, judges)),
-        judge_free=_judge_free(store, read, base.condition, aligned.condition),
-        notes=(*_notes(store, people, read, judges), *notes),
+        mitigations=tuple(mitigation_rows(measured, base, selected)),
+        transfer=tuple(transfer_rows(measured, headline.alpha, _found_for(store))),
+        agreement=tuple(agreement_rows(tables, judges)),
+        judge_free=_judge_free(store, tables, base.condition, aligned.condition),
+        notes=(*_notes(store, prompts, tables, judges), *notes),
         folder=store.folder,
     )
 
 
 def _measure(
-    read: Mapping[Condition, CompletionTable],
+    tables: Mapping[Condition, CompletionTable],
     judges: Sequence[JudgeRef],
     validity: Sequence[str],
     bound: float,
 ) -> list[ConditionMetrics]:
-    """Harm and utility of every condition by prompts."""
-    base = next(columns for condition, columns in read.items() if _is(condition, "base"))
-    harm, usual = judges[0].name, QualityThresholds.of(base)
+    """Harm and utility of every condition, per prompt."""
+    base = next(table for condition, table in tables.items() if _is(condition, "base"))
+    harm, thresholds = judges[0].name, QualityThresholds.of(base)
 
-    def intact(columns: CompletionTable) -> Clusters:
-        return columns.clusters(validity) if validity else columns.count(usual.holds(columns))
+    def intact(table: CompletionTable) -> Clusters:
+        return table.clusters(validity) if validity else table.count(thresholds.holds(table))
 
     reference, measured = intact(base), []
-    for condition, columns in read.items():
-        kept = intact(columns)
-        loss = None if columns is base else relative_decrease(kept, reference)
-        within = loss is None or (loss.value is not None and loss.value <= bound)
-        joint = columns.clusters([harm, *validity]) if validity else None
-        measured.append(ConditionMetrics(condition, columns.clusters([harm]), kept, joint, loss, within))
+    for condition, table in tables.items():
+        kept = intact(table)
+        loss = None if table is base else relative_decrease(kept, reference)
+        admissible = loss is None or (loss.value is not None and loss.value <= bound)
+        joint = table.clusters([harm, *validity]) if validity else None
+        measured.append(ConditionMetrics(condition, table.clusters([harm]), kept, joint, loss, admissible))
     return measured
 
 
@@ -129,68 +126,71 @@ def _plain(measured: Sequence[ConditionMetrics], kind: str) -> ConditionMetrics:
 
 
 def _bound(store: Store) -> float:
-    """The bound on lost utility that the run was last asked for."""
+    """The bound on lost utility of the last session that set one."""
     asked = [s["utility_loss"] for s in store.sessions() if s.get("utility_loss") is not None]
     return float(asked[-1]) if asked else BOUND
 
 
-def _entry(
+def _condition(
     m: ConditionMetrics,
-    columns: CompletionTable,
+    table: CompletionTable,
     judges: Sequence[JudgeRef],
-    validity: Sequence[str],
-    people: PromptIndex,
-) -> dict[str, Any]:
-    c, facts = m.condition, columns.facts
-    reward = facts["mean_implied_reward"]
-    return {
-        "name": c.name,
-        "label": c.label,
-        "condition": c.kind,
-        "alpha": c.alpha,
-        "system": c.system or None,
-        "transform": c.transform or None,
-        "mitigation": c.mitigation or None,
-        "model": c.model or None,
-        "completions": facts["completions"],
-        "dropped": facts.get("dropped", 0),
-        "rates": {judge.name: clustered_rate(columns.clusters([judge.name]).pairs()) for judge in judges},
-        "harm_and_valid": None if m.valid is None else clustered_rate(m.valid.pairs()),
-        "categories": _categories(m.harm, people),
-        "utility": _utility(m, columns, "validity" if validity else "composite"),
-        "mean_tokens": facts["mean_tokens"],
-        # Thousandths of a nat: a log-probability's last digits depend on how large the batch was, and mean nothing.
-        "mean_implied_reward": round(reward, 3) if reward is not None and math.isfinite(reward) else None,
-        "finish_reasons": facts["finish_reasons"],
-    }
+    utility: str,
+    prompts: PromptIndex,
+    corrected: Mapping[str, dict[str, CorrectedRate]],
+) -> ConditionSummary:
+    c, totals = m.condition, table.totals
+    reward = totals["mean_implied_reward"]
+    return ConditionSummary(
+        name=c.name,
+        label=c.label,
+        condition=c.kind,
+        alpha=c.alpha,
+        system=c.system or None,
+        transform=c.transform or None,
+        mitigation=c.mitigation or None,
+        model=c.model or None,
+        completions=totals["completions"],
+        dropped=totals.get("dropped", 0),
+        rates={judge.name: clustered_rate(table.clusters([judge.name]).pairs()) for judge in judges},
+        harm_and_valid=None if m.valid is None else clustered_rate(m.valid.pairs()),
+        categories=_categories(m.harm, prompts),
+        corrected=corrected.get(c.name, {}),
+        utility=_utility(m, table, utility),
+        mean_tokens=totals["mean_tokens"],
+        # Rounded to 0.001 nat: the last digits of a log-probability depend on the size of the batch.
+        mean_implied_reward=round(reward, 3) if reward is not None and math.isfinite(reward) else None,
+        finish_reasons=totals["finish_reasons"],
+    )
 
 
-def _categories(harm: Clusters, people: PromptIndex) -> dict[str, Rate]:
-    found = {}
-    for name, rows in people.categories.items():
+def _categories(harm: Clusters, prompts: PromptIndex) -> dict[str, Rate]:
+    rates = {}
+    for name, rows in prompts.categories.items():
         own = Clusters(harm.flagged[rows], harm.total[rows])
         if own.total.sum():
-            found[name] = clustered_rate(own.pairs(), resamples=_BY_CATEGORY)
-    return found
+            rates[name] = clustered_rate(own.pairs(), resamples=_CATEGORY_RESAMPLES)
+    return rates
 
 
-def _utility(m: ConditionMetrics, columns: CompletionTable, kind: str) -> UtilitySummary:
-    perplexity = columns.figures["perplexity"]
+def _utility(m: ConditionMetrics, table: CompletionTable, kind: str) -> UtilitySummary:
+    perplexity = table.metrics["perplexity"]
     kept = perplexity[np.isfinite(perplexity)]
-    means = {name: _short(columns.mean(name)) for name in ("distinct_1", "distinct_2", "repetition")}
     return UtilitySummary(
         kind=kind,
         rate=clustered_rate(m.intact.pairs()),
         loss=m.loss,
         within=m.is_admissible,
-        perplexity=_short(float(np.exp(np.log(kept).mean()))) if len(kept) else None,
-        too_short=_short(float((columns.figures["length"] < SHORT).mean())),
-        **means,
+        perplexity=_four_digits(float(np.exp(np.log(kept).mean()))) if len(kept) else None,
+        distinct_1=_four_digits(table.mean("distinct_1")),
+        distinct_2=_four_digits(table.mean("distinct_2")),
+        repetition=_four_digits(table.mean("repetition")),
+        too_short=_four_digits(float((table.metrics["length"] < SHORT).mean())),
     )
 
 
-def _short(value: float | None) -> float | None:
-    """Four digits, for the reason above."""
+def _four_digits(value: float | None) -> float | None:
+    """Four significant digits, for the reason above."""
     return None if value is None else float(f"{value:.4g}")
 
 
@@ -200,33 +200,36 @@ def _found_for(store: Store) -> dict[str, str]:
 
 
 def _judge_free(
-    store: Store, read: Mapping[Condition, CompletionTable], base: Condition, aligned: Condition
-) -> dict[str, Any]:
-    profiles = [judge_free.depth_profile(store, condition, columns) for condition, columns in read.items()]
-    return {
-        "implied_reward": judge_free.rewards_along(read),
-        "kl": judge_free.kl_estimates(read[base], read[aligned], store.note("identity") or {}),
-        "depth": [profile for profile in profiles if profile is not None],
-    }
+    store: Store, tables: Mapping[Condition, CompletionTable], base: Condition, aligned: Condition
+) -> JudgeFree:
+    profiles = [depth_profile(store, condition, table) for condition, table in tables.items()]
+    return JudgeFree(
+        implied_reward=tuple(implied_rewards(tables)),
+        kl=kl_estimates(tables[base], tables[aligned], store.note("identity") or {}),
+        depth=tuple(profile for profile in profiles if profile is not None),
+    )
 
 
 def _notes(
-    store: Store, people: PromptIndex, read: Mapping[Condition, CompletionTable], judges: Sequence[JudgeRef]
+    store: Store,
+    prompts: PromptIndex,
+    tables: Mapping[Condition, CompletionTable],
+    judges: Sequence[JudgeRef],
 ) -> list[str]:
     notes = []
-    if moved := environment_mismatch(store.decoded_in()):
-        notes.append(moved)
-    repeats = people.prompts - people.size
+    if mismatch := environment_mismatch(store.decoded_in()):
+        notes.append(mismatch)
+    repeats = prompts.prompts - prompts.size
     if repeats:
         notes.append(
-            f"{repeats} of {people.prompts} prompts repeat an earlier one; equal prompts give equal completions, so "
-            f"that the intervals count {people.size} prompts"
+            f"{repeats} of {prompts.prompts} prompts repeat an earlier one; equal prompts give equal completions, so "
+            f"that the intervals count {prompts.size} prompts"
         )
-    dropped = sum(columns.facts.get("dropped", 0) for columns in read.values())
+    dropped = sum(table.totals.get("dropped", 0) for table in tables.values())
     if dropped:
         notes.append(f"{dropped} completions were shorter than the run's minimum and count nowhere")
     for judge in judges:
-        missing = sum(int((columns.flags[judge.name] < 0).sum()) for columns in read.values())
+        missing = sum(int((table.flags[judge.name] < 0).sum()) for table in tables.values())
         if missing:
             notes.append(f"judge {judge.name} has not seen {missing} completions, which its rates leave out")
     return notes

@@ -1,158 +1,195 @@
-"""The finding of a run as data: what `audit` returns, what `summary.json` holds, what tables and pictures show.
+"""The result of a run: what `audit` returns, what `summary.json` holds, what tables, report and gate read.
 
-It depends on what is in the store and on nothing else (no clock, no order of arrival), so that a run that was
-killed and resumed ends in the same table as one that was left alone. The schema is versioned and documented in
-docs/statistics.md. How a summary is made from a store is in `summarise`.
+It depends on the content of the store and on nothing else (no clock, no order of arrival), so that a run that was
+interrupted and resumed ends with the same summary as one that was not. `summarize` computes it from a store;
+`Summary.write` and `Summary.read` write and read the file. Its schema is documented in docs/statistics.md.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from eddecode.audit.analysis.headline import Headline
+from pydantic import Field, ValidationError
+
+from eddecode.audit.analysis.summary_parts import (
+    ConditionSummary,
+    Headline,
+    JudgeAgreement,
+    JudgeFree,
+    JudgeInfo,
+    MitigationSummary,
+    PairedComparison,
+    Part,
+    SelectionSummary,
+    TransferSummary,
+)
 from eddecode.audit.conditions import alpha_text
-from eddecode.audit.stats.proportions import LEVEL, Estimate, Rate
+from eddecode.audit.stats.estimates import LEVEL, Rate
+from eddecode.audit.store.schema import FILE as STORE_FILE
+from eddecode.audit.store.schema import stored_digest
+from eddecode.errors import StoreError
 from eddecode.utils.files import atomic_write
-
-if TYPE_CHECKING:
-    pass
+from eddecode.utils.validation import explain
 
 FILE = "summary.json"
 SCHEMA = "eddecode.summary/2"
+_SCHEMA_1 = "eddecode.summary/1"
+_AGAIN = "run the same eddecode audit command again, which rewrites the summary and decodes nothing"
 
 
-@dataclass(frozen=True)
-class UtilitySummary:
-    """Whether the completions of one condition still are text.
-
-    Attributes:
-        kind: `validity` (a judge says so) or `composite` (they lie in the range of the base's own).
-        rate: of intact completions.
-        loss: 1 − rate/rate of base, on the same prompts; None for base itself.
-        within: whether the loss keeps the run's bound.
-        perplexity: geometric mean over completions of the perplexity per token under the base.
-        distinct_1, distinct_2, repetition: means over completions.
-        too_short: share of completions under 8 tokens of text.
-    """
-
-    kind: str
-    rate: Rate
-    loss: Estimate | None
-    within: bool
-    perplexity: float | None
-    distinct_1: float | None
-    distinct_2: float | None
-    repetition: float | None
-    too_short: float | None
-
-
-@dataclass(frozen=True)
-class ConditionSummary:
-    """What one condition came to.
+class Summary(Part):
+    """The result of one run.
 
     Attributes:
-        name, label: its key, and what people call it.
-        condition, alpha: which side of the contrast, and α as exact text.
-        system, transform, mitigation, model: what is changed about it; None: nothing.
-        completions, dropped: how many count, and how many were left out as too short.
-        rates: judge name → rate of flagged completions.
-        harm_and_valid: rate of completions that the harm judge and every judge of validity flag; None without one.
-        categories: category of the prompts → harm rate.
-        corrected: judge name → harm rate corrected by human labels, as data.
-        utility: whether it still is text.
-        mean_tokens: length of a completion, EOS included.
-        mean_implied_reward: log p_aligned − log p_base of a completion, nats, to the thousandth; None if not finite.
-        finish_reasons: reason → completions.
-    """
-
-    name: str
-    label: str
-    condition: str
-    alpha: str
-    system: str | None
-    transform: str | None
-    mitigation: str | None
-    model: str | None
-    completions: int
-    dropped: int
-    rates: dict[str, Rate]
-    harm_and_valid: Rate | None
-    categories: dict[str, Rate]
-    corrected: dict[str, dict[str, Any]]
-    utility: UtilitySummary
-    mean_tokens: float
-    mean_implied_reward: float | None
-    finish_reasons: dict[str, int]
-
-    @property
-    def plain(self) -> bool:
-        """Whether it is the pair itself, with nothing changed: the conditions of the curve."""
-        return not (self.system or self.transform or self.mitigation or self.model)
-
-
-@dataclass(frozen=True)
-class Summary:
-    """The finding of one run.
-
-    Attributes:
-        identity: what decides the run's completions and verdicts.
         digest: of the identity.
-        prompts, distinct_prompts: how many; the distinct ones are the clusters of the intervals.
-        judges: name, role and identity of each; the first judges harm.
+        identity: what decides the run's completions and verdicts.
+        prompts, distinct_prompts: number of each; the distinct ones are the clusters of the intervals.
+        level: confidence of the intervals.
+        judges: the first judges harm.
+        harm_judge: name of the judge that harm rates are by.
         conditions: one entry per condition: aligned, base, ED with α from low to high, then the others.
         headline: the figures that a decision rests on.
-        selection, tests, mitigations, transfer, agreement, judge_free: as docs/statistics.md says.
+        selection: how the headline α was selected.
+        tests: paired comparisons of the conditions with base and aligned.
+        mitigations, transfer, agreement: empty where the run has none.
+        judge_free: the figures that need no judge.
         notes: what a reader of the figures has to know.
-        folder: where the run is.
+        folder: of the run; not in the file.
     """
 
-    identity: dict[str, Any]
-    digest: str
-    prompts: int
-    distinct_prompts: int
-    judges: tuple[dict[str, str], ...]
-    conditions: tuple[ConditionSummary, ...]
-    headline: Headline
-    selection: dict[str, Any]
-    tests: tuple[dict[str, Any], ...]
-    mitigations: tuple[dict[str, Any], ...]
-    transfer: tuple[dict[str, Any], ...]
-    agreement: tuple[dict[str, Any], ...]
-    judge_free: dict[str, Any]
-    notes: tuple[str, ...]
-    folder: Path = field(default=Path())
+    digest: str = ""
+    identity: dict[str, Any] = Field(default_factory=dict)
+    prompts: int = 0
+    distinct_prompts: int = 0
+    level: float = LEVEL
+    judges: tuple[JudgeInfo, ...] = ()
+    harm_judge: str = ""
+    conditions: tuple[ConditionSummary, ...] = ()
+    headline: Headline = Headline()
+    selection: SelectionSummary = SelectionSummary()
+    tests: tuple[PairedComparison, ...] = ()
+    mitigations: tuple[MitigationSummary, ...] = ()
+    transfer: tuple[TransferSummary, ...] = ()
+    agreement: tuple[JudgeAgreement, ...] = ()
+    judge_free: JudgeFree = JudgeFree()
+    notes: tuple[str, ...] = ()
+    folder: Path = Field(default=Path(), exclude=True)
+
+    @classmethod
+    def read(cls, run: str | Path) -> Summary:
+        """The summary in a run's folder, or in a summary.json that was copied from one.
+
+        Raises:
+            StoreError: the run is not finished, the file is not a summary, or the store beside it is of another run.
+        """
+        path = Path(run)
+        folder, file = (path.parent, path) if path.is_file() else (path, path / FILE)
+        try:
+            text = file.read_bytes()
+        except FileNotFoundError:
+            state = (
+                "the run there is not finished: go on with the same eddecode audit command"
+                if (folder / STORE_FILE).is_file()
+                else "expected the --out folder of an audit"
+            )
+            raise StoreError(f"there is no {FILE} in {folder}; {state}") from None
+        except OSError as error:
+            raise StoreError(f"{file} cannot be read: {error.strerror}") from error
+        summary = cls.from_json(text, folder=folder, source=file)
+        stored = stored_digest(folder)
+        if stored is not None and summary.digest and stored != summary.digest:
+            raise StoreError(
+                f"{file} is of run {summary.digest}, and {folder / STORE_FILE} holds run {stored}; {_AGAIN}"
+            )
+        return summary
+
+    @classmethod
+    def from_json(cls, text: str | bytes, *, folder: Path = Path(), source: str | Path = FILE) -> Summary:
+        """The summary in the text of a summary.json.
+
+        Args:
+            text: the content of the file.
+            folder: of the run.
+            source: name of the file, for messages.
+
+        Raises:
+            StoreError: not JSON, another schema, or a field that is not what the schema says; the message names it.
+        """
+        try:
+            data = json.loads(text)
+        except ValueError as error:
+            raise StoreError(f"{source} is not JSON ({error}); {_AGAIN}") from error
+        schema = str(data.get("schema")) if isinstance(data, dict) else "none"
+        if schema not in (SCHEMA, _SCHEMA_1):
+            raise StoreError(
+                f"{source} has the schema {schema!r:.60}, and this eddecode reads {SCHEMA}; "
+                "use the release that wrote it, or run the audit again"
+            )
+        try:
+            return cls.model_validate(
+                {**(_upgraded(data) if schema == _SCHEMA_1 else data), "folder": folder}
+            )
+        except ValidationError as error:
+            first = explain(error, names=list(cls.model_fields)).splitlines()[0]
+            raise StoreError(f"{source} is damaged: {first}; {_AGAIN}") from None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The content of summary.json."""
+        return {"schema": SCHEMA, **self.model_dump(mode="json")}
+
+    def write(self) -> Path:
+        """Write summary.json into the run's folder, whole or not at all.
+
+        Raises:
+            StoreError: the folder cannot be written.
+        """
+        text = json.dumps(self.to_dict(), indent=2, ensure_ascii=True, allow_nan=False) + "\n"
+        return atomic_write(self.folder / FILE, text, hint="the completions are safe")
 
     @property
-    def harm_judge(self) -> str:
-        """Name of the judge that harm rates are by."""
-        return self.judges[0]["name"]
+    def name(self) -> str:
+        """The name of the run: that of its folder."""
+        return self.folder.resolve().name
 
     @property
     def validity_judge(self) -> str | None:
         """Name of the first judge of validity, if there is one."""
-        return next((judge["name"] for judge in self.judges if judge["role"] == "validity"), None)
+        return next((judge.name for judge in self.judges if judge.role == "validity"), None)
 
     @property
     def line(self) -> tuple[ConditionSummary, ...]:
         """The conditions of the pair itself: aligned, base, and ED along α."""
         return tuple(entry for entry in self.conditions if entry.plain)
 
+    @property
+    def has_headline(self) -> bool:
+        """Whether the summary has headline figures, or at least the reason why there are none."""
+        return self.headline != Headline()
+
+    @property
+    def best(self) -> ConditionSummary | None:
+        """The condition of the headline α; None where there is none."""
+        return self.find(self.headline.condition)
+
+    def find(self, name: str | None) -> ConditionSummary | None:
+        """The condition of that name, such as `ed@0.3+topk5`, or None."""
+        return next((entry for entry in self.conditions if entry.name == name), None)
+
     def named(self, name: str) -> ConditionSummary:
-        """The entry of that name, such as `ed@0.3+topk5`.
+        """The condition of that name.
 
         Raises:
             KeyError: the run has no such condition.
         """
-        for entry in self.conditions:
-            if entry.name == name:
-                return entry
-        raise KeyError(f"no condition {name}; the run has {self._names()}")
+        entry = self.find(name)
+        if entry is None:
+            raise KeyError(f"no condition {name}; the run has {self._names()}")
+        return entry
 
     def condition(self, kind: str, alpha: str | float | None = None) -> ConditionSummary:
-        """The entry of `base`, of `aligned`, or of `ed` at an α, with nothing changed about it.
+        """The condition `base`, `aligned`, or `ed` at an α, with nothing changed about it.
 
         Raises:
             KeyError: the run has no such condition.
@@ -170,51 +207,28 @@ class Summary:
         """
         return self.condition(kind, alpha).rates[self.harm_judge]
 
-    def to_dict(self) -> dict[str, Any]:
-        """The content of summary.json."""
-        return {
-            "schema": SCHEMA,
-            "digest": self.digest,
-            "identity": self.identity,
-            "prompts": self.prompts,
-            "distinct_prompts": self.distinct_prompts,
-            "level": LEVEL,
-            "judges": list(self.judges),
-            "harm_judge": self.harm_judge,
-            "conditions": _plain(self.conditions),
-            "headline": _plain(self.headline),
-            "selection": _plain(self.selection),
-            "tests": _plain(self.tests),
-            "mitigations": _plain(self.mitigations),
-            "transfer": _plain(self.transfer),
-            "agreement": _plain(self.agreement),
-            "judge_free": _plain(self.judge_free),
-            "notes": list(self.notes),
-        }
-
-    def write(self) -> Path:
-        """Write summary.json into the run's folder, whole or not at all.
-
-        Raises:
-            StoreError: the folder cannot be written.
-        """
-        path = self.folder / FILE
-        text = json.dumps(self.to_dict(), indent=2, ensure_ascii=True, allow_nan=False) + "\n"
-        return atomic_write(path, text, hint="the completions are safe")
+    def harm(self, entry: ConditionSummary | None) -> Rate | None:
+        """The harm rate of an entry; None without the entry, or where the harm judge has no rate there."""
+        return None if entry is None else entry.rates.get(self.harm_judge)
 
     def _names(self) -> str:
         return ", ".join(entry.name for entry in self.conditions)
 
 
-def _plain(value: Any) -> Any:
-    """Dataclasses, tuples and mappings as JSON data; a field that begins with an underscore is not for files."""
-    if hasattr(value, "__dataclass_fields__"):
-        return {f.name: _plain(getattr(value, f.name)) for f in fields(value)}
-    if isinstance(value, dict):
-        return {key: _plain(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(entry) for entry in value]
-    return value
+def _upgraded(data: dict[str, Any]) -> dict[str, Any]:
+    """A summary of schema 1, whose conditions had no name and no label, as one of schema 2."""
+    conditions = data.get("conditions")
+    if not isinstance(conditions, list):
+        return data
+    return {**data, "conditions": [_upgraded_condition(entry) for entry in conditions]}
 
 
-__all__ = ["FILE", "SCHEMA", "ConditionSummary", "Summary", "UtilitySummary"]
+def _upgraded_condition(entry: Any) -> Any:
+    if not isinstance(entry, dict):
+        return entry
+    kind, alpha = entry.get("condition"), entry.get("alpha")
+    name, label = (f"ed@{alpha}", f"ED α={alpha}") if kind == "ed" else (kind, kind)
+    return {"name": name, "label": label, **entry}
+
+
+__all__ = ["FILE", "SCHEMA", "Summary"]

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup, escape
 
-from eddecode.audit.analysis.finding import Figure, Finding
+from eddecode.audit.analysis.summary import Summary
+from eddecode.audit.analysis.summary_parts import ConditionSummary
 from eddecode.audit.analysis.wording import format_alpha, format_decimal, format_percent
 from eddecode.audit.report.layout import Chart
+from eddecode.audit.stats.estimates import AnyEstimate, Estimate
 from eddecode.utils import plotting
 from eddecode.utils.plotting import INK, PALETTE, Interval, format_tick
 from eddecode.utils.terminal import escape_control_chars
@@ -37,7 +39,7 @@ class Point:
     """A position along the horizontal axis, and the figure there."""
 
     x: float
-    figure: Figure
+    figure: AnyEstimate
 
 
 @dataclass(frozen=True)
@@ -87,17 +89,17 @@ def _attributes(style: re.Match[str]) -> str:
 # Charts against α ---------------------------------------------------------------------------------------------------
 
 
-def harm_chart(finding: Finding) -> Chart | None:
+def harm_chart(summary: Summary) -> Chart | None:
     """Harm rate against α with its band; base, aligned and the headline α marked."""
-    harm = _along_alpha(finding, finding.harm)
+    harm = _along_alpha(summary, summary.harm)
     if not harm:
         return None
-    series = [Series(f"harm ({finding.harm_judge})", harm, HARM)]
-    valid = _along_alpha(finding, lambda entry: Figure.of(entry.get("harm_and_valid")))
+    series = [Series(f"harm ({summary.harm_judge})", harm, HARM)]
+    valid = _along_alpha(summary, lambda entry: entry.harm_and_valid)
     if valid:
         series.append(Series("harm and valid", valid, VALID))
     figures = [point.figure for one in series for point in one.points]
-    aligned = finding.harm(finding.condition("aligned"))
+    aligned = summary.harm(summary.find("aligned"))
     top = _top_of_rates([*figures, *([aligned] if aligned else [])])
     words = described(harm)
     if aligned and aligned.value is not None:
@@ -105,34 +107,34 @@ def harm_chart(finding: Finding) -> Chart | None:
     return Chart(
         "Harm rate against α",
         words,
-        partial(_draw_against_alpha, finding, series, (0.0, top), name_models=True),
+        partial(_draw_against_alpha, summary, series, (0.0, top), name_models=True),
     )
 
 
-def utility_chart(finding: Finding) -> Chart | None:
+def utility_chart(summary: Summary) -> Chart | None:
     """Utility lost against the base model, by α, with the bound; without it the rate of valid completions."""
-    loss = _along_alpha(finding, lambda entry: Figure.of(_part(entry, "utility").get("loss")))
+    loss = _along_alpha(summary, lambda entry: entry.utility.loss if entry.utility else None)
     if loss:
-        bound = finding.headline.get("bound")
-        base = [Point(0.0, Figure(0.0, 0.0, 0.0))]
+        bound = summary.headline.bound
+        base = [Point(0.0, Estimate(0.0, 0.0, 0.0))]
         points = sorted([*base, *(point for point in loss if point.x != 0)], key=lambda point: point.x)
         figures = [point.figure for point in points]
         highest = max((f.high if f.high is not None else f.value or 0) for f in figures)
         lowest = min((f.low if f.low is not None else f.value or 0) for f in figures)
         span = (min(lowest, 0.0), max(highest, 1.5 * (bound or 0), 0.05))
-        series = Series(f"utility lost ({finding.headline.get('utility') or 'against base'})", points, BASE)
-        draw = partial(_draw_against_alpha, finding, [series], span, bound=bound)
+        series = Series(f"utility lost ({summary.headline.utility or 'against base'})", points, BASE)
+        draw = partial(_draw_against_alpha, summary, [series], span, bound=bound)
         return Chart("Utility lost against α", described(points), draw)
-    judge = next((str(j.get("name")) for j in finding.judges if j.get("role") == "validity"), None)
-    valid = _along_alpha(finding, lambda entry: Figure.of(_part(entry, "rates").get(str(judge))))
+    judge = summary.validity_judge
+    valid = _along_alpha(summary, lambda entry: entry.rates.get(str(judge)))
     if not valid:
         return None
-    draw = partial(_draw_against_alpha, finding, [Series(f"valid ({judge})", valid, BASE)], (0.0, 1.0))
+    draw = partial(_draw_against_alpha, summary, [Series(f"valid ({judge})", valid, BASE)], (0.0, 1.0))
     return Chart("Valid completions against α", described(valid), draw)
 
 
 def _draw_against_alpha(
-    finding: Finding,
+    summary: Summary,
     series: Sequence[Series],
     span: tuple[float, float],
     bound: float | None = None,
@@ -140,7 +142,7 @@ def _draw_against_alpha(
 ) -> Drawing:
     """Lines with bands in percent against α, the headline α, and the bound on lost utility or the two models."""
     figure, (axes,) = plotting.new_figure(WIDTH, HEIGHT)
-    alphas = [float(entry["alpha"]) for entry in finding.line]
+    alphas = [float(entry.alpha) for entry in summary.line]
     low, high = 100 * span[0], 100 * span[1]
     margin = 0.06 * (high - low)
     axes.set_ylim(low - margin, high + margin)
@@ -151,13 +153,13 @@ def _draw_against_alpha(
         ys = [_interval(point.figure, span, 100) for point in one.points]
         xs = [point.x for point in one.points]
         plotting.draw_along_alpha(axes, xs, ys, one.style, _short(one.label), shift=0.04 * shift)
-    if finding.headline.get("alpha") is not None:
-        _mark_headline(axes, str(finding.headline["alpha"]))
+    if summary.headline.alpha is not None:
+        _mark_headline(axes, summary.headline.alpha)
     if bound is not None:
         axes.axhline(100 * bound, color=PALETTE["bad"], linewidth=1.2, linestyle=(0, (6, 3)))
         _note(axes, f"bound {format_percent(bound)}", (-0.5, 100 * bound), (0, 5), ha="center")
     if name_models:
-        _mark_models(axes, finding)
+        _mark_models(axes, summary)
     _legend(figure)
     return figure
 
@@ -179,14 +181,14 @@ def _mark_headline(axes: Axes, alpha: str) -> None:
     )
 
 
-def _mark_models(axes: Axes, finding: Finding) -> None:
+def _mark_models(axes: Axes, summary: Summary) -> None:
     """Base and aligned by name and rate, in the gap between α = −1 and 0, and a line across at the base's rate."""
     for kind, side in (("aligned", 1), ("base", -1)):
-        entry = finding.condition(kind)
-        figure = finding.harm(entry)
+        entry = summary.find(kind)
+        figure = summary.harm(entry)
         if entry is None or figure is None or figure.value is None:
             continue
-        alpha, rate = float(entry["alpha"]), 100 * figure.value
+        alpha, rate = float(entry.alpha), 100 * figure.value
         if kind == "base":
             axes.hlines(
                 rate, alpha, axes.get_xlim()[1], color=plotting.GRAY, linewidth=1, linestyle=(0, (5, 4))
@@ -207,25 +209,19 @@ def _note(axes: Axes, text: str, xy: tuple[float, float], offset: tuple[float, f
 # Other charts -------------------------------------------------------------------------------------------------------
 
 
-def depth_chart(finding: Finding) -> Chart | None:
+def depth_chart(summary: Summary) -> Chart | None:
     """Implied reward by position in the completion: of base, aligned and the headline α."""
-    wanted = {"aligned": ALIGNED, "base": BASE, str(finding.headline.get("condition")): HARM}
+    wanted = {"aligned": ALIGNED, "base": BASE, str(summary.headline.condition): HARM}
     series = []
-    for row in _rows(finding.group("judge_free").get("depth")):
-        name = str(row.get("condition"))
-        if name == "ed":  # by kind and α, where the summary does not give the name
-            name = f"ed@{row.get('alpha')}"
+    for row in summary.judge_free.depth:
         points = [
-            Point(
-                1 + (float(p["first"]) + float(p["last"])) / 2,
-                Figure(p.get("mean"), p.get("low"), p.get("high")),
-            )
-            for p in _rows(row.get("positions"))
-            if p.get("mean") is not None
+            Point(1 + (p.first + p.last) / 2, Estimate(p.mean, p.low, p.high))
+            for p in row.positions
+            if p.mean is not None
         ]
-        if points and name in wanted:
-            entry = finding.condition(name)
-            series.append(Series(str(entry["label"] if entry else name), points, wanted[name]))
+        if points and row.condition in wanted:
+            entry = summary.find(row.condition)
+            series.append(Series(entry.label if entry else row.condition, points, wanted[row.condition]))
     if not series:
         return None
     words = ". ".join(f"{one.label}: {described(one.points, 1, ' nats')}" for one in series)
@@ -257,7 +253,7 @@ def _draw_depth(series: Sequence[Series]) -> Drawing:
 
 
 def interval_cell(
-    figures: Sequence[Figure | None], low: float, high: float, zero: float | None, words: str
+    figures: Sequence[AnyEstimate | None], low: float, high: float, zero: float | None, words: str
 ) -> Chart:
     """A table cell with its row's figures on the scale of the whole column: a marker with its interval each.
 
@@ -315,7 +311,7 @@ def _short(label: str) -> str:
     return label if len(label) <= LONGEST_LABEL else f"{label[: LONGEST_LABEL - 1]}…"
 
 
-def _interval(figure: Figure, span: tuple[float, float], scale: float = 1) -> Interval:
+def _interval(figure: AnyEstimate, span: tuple[float, float], scale: float = 1) -> Interval:
     """The figure as numbers; where nothing bounds it on a side, its interval ends where the axis does."""
     low, high = (
         end if known is None else known for known, end in zip((figure.low, figure.high), span, strict=True)
@@ -323,26 +319,19 @@ def _interval(figure: Figure, span: tuple[float, float], scale: float = 1) -> In
     return scale * (figure.value or 0.0), scale * low, scale * high
 
 
-def _along_alpha(finding: Finding, figure_of: Callable[[Mapping[str, Any]], Figure | None]) -> list[Point]:
+def _along_alpha(
+    summary: Summary, figure_of: Callable[[ConditionSummary], AnyEstimate | None]
+) -> list[Point]:
     """One point per α, ascending; where ED was measured at 0 or −1 too, base and aligned stand for it."""
     found: dict[float, Point] = {}
-    for entry in finding.line:
+    for entry in summary.line:
         figure = figure_of(entry)
         if figure is not None and figure.value is not None:
-            found.setdefault(float(entry["alpha"]), Point(float(entry["alpha"]), figure))
+            found.setdefault(float(entry.alpha), Point(float(entry.alpha), figure))
     return [found[alpha] for alpha in sorted(found)]
 
 
-def _top_of_rates(figures: Sequence[Figure]) -> float:
+def _top_of_rates(figures: Sequence[AnyEstimate]) -> float:
     """Where an axis of rates ends: low rates get a finer scale."""
     highest = max(figure.high if figure.high is not None else figure.value or 0.0 for figure in figures)
     return next(top for top in (0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0) if highest <= top or top == 1.0)
-
-
-def _part(entry: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    value = entry.get(name)
-    return value if isinstance(value, Mapping) else {}
-
-
-def _rows(value: Any) -> list[Mapping[str, Any]]:
-    return [row for row in value if isinstance(row, Mapping)] if isinstance(value, list) else []

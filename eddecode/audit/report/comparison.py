@@ -1,14 +1,15 @@
 """Several runs side by side: pairs of different families, or versions of one alignment.
 
-The paper's uncomfortable finding is that the safer a model was made, the more its pair gives away; so the chart shows
-reversal against the strength of the alignment. Strength is KL(aligned ‖ base), in nats per completion: the mean implied
-reward of the aligned model's own completions is its estimate, where they were sampled from the whole distribution.
-Runs that differ in prompts, judge or sampling are still shown, and what differs is said: the figures do not compare.
+The paper finds that the reversal is larger, the safer the aligned model was made. So the chart shows reversal against
+the strength of the alignment: KL(aligned ‖ base), in nats per completion, estimated by the mean implied reward of the
+aligned model's own completions where they were sampled from the whole distribution. Runs that differ in prompts, judge
+or sampling are still shown, and the report says what differs, because their figures are not comparable.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -16,11 +17,12 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from eddecode.audit.analysis import wording
-from eddecode.audit.analysis.finding import Figure, Finding
+from eddecode.audit.analysis.summary import Summary
 from eddecode.audit.report.charts import HEIGHT, WIDTH, Point
 from eddecode.audit.report.html import page
 from eddecode.audit.report.layout import Chart, Row, Section, Table
 from eddecode.audit.report.markdown import escaped, section_lines
+from eddecode.audit.stats.estimates import AnyEstimate, Estimate
 from eddecode.errors import ConfigError
 from eddecode.utils import plotting
 
@@ -48,108 +50,94 @@ class Compared:
     """One run in a comparison.
 
     Attributes:
-        name: how it is called in table and chart, unique.
-        finding: the run.
+        name: its name in table and chart, unique.
+        summary: of the run.
         strength: of the alignment, nats per completion; None where neither KL nor an implied reward is there.
-        reversal: at the headline α; None without one.
     """
 
     name: str
-    finding: Finding
-    strength: Figure | None
-    reversal: Figure | None
+    summary: Summary
+    strength: Estimate | None
+
+    @property
+    def reversal(self) -> Estimate | None:
+        """At the headline α; None without one."""
+        return self.summary.headline.reversal
 
 
-def compared(findings: Sequence[Finding]) -> list[Compared]:
-    """The runs with what a comparison needs of each, under names that tell them apart.
+def compared(summaries: Sequence[Summary]) -> list[Compared]:
+    """The runs with what a comparison needs of each, under names that distinguish them.
 
     Raises:
         ConfigError: fewer than two runs, or one of them twice.
     """
-    if len(findings) < 2:
-        raise ConfigError(f"{wording.pluralize(len(findings), 'run')} to compare; expected two or more")
-    folders = [finding.folder.resolve() for finding in findings]
+    if len(summaries) < 2:
+        raise ConfigError(f"{wording.pluralize(len(summaries), 'run')} to compare; expected two or more")
+    folders = [summary.folder.resolve() for summary in summaries]
     for i, folder in enumerate(folders):
         if folder in folders[:i]:
-            raise ConfigError(f"run {findings[i].folder} is named twice; expected each once")
-    names = [finding.name for finding in findings]
-    found = []
-    for finding, folder, name in zip(findings, folders, names, strict=True):
+            raise ConfigError(f"run {summaries[i].folder} is named twice; expected each once")
+    names = [summary.name for summary in summaries]
+    runs = []
+    for summary, folder, name in zip(summaries, folders, names, strict=True):
         unique = name if names.count(name) == 1 else f"{folder.parent.name}/{name}"
-        found.append(
-            Compared(unique, finding, strength(finding), Figure.of(finding.headline.get("reversal")))
-        )
-    return found
+        runs.append(Compared(unique, summary, strength(summary)))
+    return runs
 
 
-def strength(finding: Finding) -> Figure | None:
+def strength(summary: Summary) -> Estimate | None:
     """KL(aligned ‖ base), nats per completion: the summary's, or the implied reward of the aligned's completions."""
-    kl = finding.group("judge_free").get("kl") or {}
-    figure = Figure.of(kl.get("aligned_base"))
-    if figure is not None and figure.value is not None:
-        return figure
-    for row in finding.group("judge_free").get("implied_reward") or []:
-        if row.get("condition") == "aligned":
-            return Figure.of(row.get("completion"))
-    value = (finding.condition("aligned") or {}).get("mean_implied_reward")
-    return None if value is None else Figure(value, None, None)
+    kl = summary.judge_free.kl.aligned_base
+    if kl is not None and kl.value is not None:
+        return kl
+    for row in summary.judge_free.implied_reward:
+        if row.condition == "aligned":
+            return row.completion
+    aligned = summary.find("aligned")
+    value = None if aligned is None else aligned.mean_implied_reward
+    return None if value is None else Estimate(value)
 
 
 def differences(runs: Sequence[Compared]) -> list[str]:
-    """What the runs do not share, and comparing needs: one sentence each."""
-    said = []
+    """What the runs must share to be comparable and do not: one sentence each."""
+    found = []
     for name in _SAME:
-        values = {run.name: run.finding.identity.get(name) for run in runs}
+        values = {run.name: run.summary.identity.get(name) for run in runs}
         if len({json.dumps(value, sort_keys=True) for value in values.values()}) > 1:
-            shown = "; ".join(
-                f"{run}: {'default' if value is None else value}" for run, value in values.items()
-            )
-            said.append(f"The runs differ in {name.replace('_', ' ')} ({shown}).")
-    judges = {run.name: _judge(run.finding) for run in runs}
+            shown = "; ".join(f"{run}: {'default' if v is None else v}" for run, v in values.items())
+            found.append(f"The runs differ in {name.replace('_', ' ')} ({shown}).")
+    judges = {run.name: _judge(run.summary) for run in runs}
     if len(set(judges.values())) > 1:
         shown = "; ".join(f"{run}: {name}, {identity}" for run, (name, identity) in judges.items())
-        said.append(f"The runs differ in the judge of harm ({shown}).")
-    bounds = {run.name: run.finding.headline.get("bound") for run in runs}
+        found.append(f"The runs differ in the judge of harm ({shown}).")
+    bounds = {run.name: run.summary.headline.bound for run in runs}
     if len(set(bounds.values())) > 1:
-        said.append(
-            f"The runs differ in the bound on lost utility "
-            f"({'; '.join(f'{run}: {wording.format_percent(bound)}' for run, bound in bounds.items())})."
-        )
-    if said:
-        said.append("Their figures do not compare as they stand.")
-    return said
+        shown = "; ".join(f"{run}: {wording.format_percent(bound)}" for run, bound in bounds.items())
+        found.append(f"The runs differ in the bound on lost utility ({shown}).")
+    if found:
+        found.append("Their figures are not comparable as they stand.")
+    return found
 
 
 def table(runs: Sequence[Compared]) -> Table:
     """One row per run, weakest alignment first, as in the chart."""
     rows = []
     for run in by_strength(runs):
-        head = run.finding.headline
+        summary, head = run.summary, run.summary.headline
         cells = (
             run.name,
             wording.format_number(run.strength, 1),
-            wording.format_rate(
-                Figure.of(head.get("aligned")) or run.finding.harm(run.finding.condition("aligned"))
-            ),
-            wording.format_rate(
-                Figure.of(head.get("base")) or run.finding.harm(run.finding.condition("base"))
-            ),
-            wording.NONE if head.get("alpha") is None else str(head["alpha"]),
-            wording.format_rate(Figure.of(head.get("harm"))),
+            wording.format_rate(head.aligned or summary.harm(summary.find("aligned"))),
+            wording.format_rate(head.base or summary.harm(summary.find("base"))),
+            wording.NONE if head.alpha is None else head.alpha,
+            wording.format_rate(head.harm),
             wording.format_points(run.reversal),
-            wording.format_ratio(Figure.of(head.get("ratio_to_base"))),
-            f"{run.finding.prompts:,}",
+            wording.format_ratio(head.ratio_to_base),
+            f"{summary.distinct_prompts:,}",
         )
         rows.append(Row(cells, (run.reversal,)))
     heads = (
-        "run",
-        "strength, nats",
-        "aligned",
-        "base",
-        "α",
-        "harm at α",
-        "reversal, points",
-        "times base",
+        *("run", "strength, nats", "aligned", "base", "α", "harm at α", "reversal, points", "times base"),
         "prompts",
     )
     caption = "Harm rates of each run, and its reversal at the headline α, the weakest alignment first"
@@ -158,9 +146,7 @@ def table(runs: Sequence[Compared]) -> Table:
 
 def by_strength(runs: Sequence[Compared]) -> list[Compared]:
     """The runs from the weakest alignment to the strongest; those without a strength last."""
-    known = [run for run in runs if run.strength is not None and run.strength.value is not None]
-    known.sort(key=lambda run: run.strength.value if run.strength and run.strength.value is not None else 0.0)
-    return [*known, *(run for run in runs if run not in known)]
+    return sorted(runs, key=lambda run: math.inf if not _known(run.strength) else _value(run.strength))
 
 
 def chart(runs: Sequence[Compared]) -> Chart | None:
@@ -212,35 +198,36 @@ def section(runs: Sequence[Compared]) -> Section:
     """The comparison as a section, for page and Markdown."""
     drawn = chart(runs)
     names = "; ".join(f"{i} {run.name}" for i, (_, run) in enumerate(_placed(runs), start=1))
-    said = (
+    caption = (
         f"Reversal (percentage points over the base) against the {_STRENGTH}, with intervals. Runs: {names}."
     )
     return Section(
         "comparison",
         "Side by side",
-        charts=((drawn, said),) if drawn is not None else (),
+        charts=((drawn, caption),) if drawn is not None else (),
         tables=(table(runs),),
         points=tuple(differences(runs)),
     )
 
 
 def reading(runs: Sequence[Compared]) -> str:
-    """The comparison in a sentence: which run gives most away, and whether that goes with the alignment's strength."""
-    known = [run for run in by_strength(runs) if run.reversal is not None and run.reversal.value is not None]
+    """The comparison in words: which run has the largest reversal, and whether that goes with the strength."""
+    known = [run for run in by_strength(runs) if _known(run.reversal)]
     if not known:
         return "None of the runs has a figure for reversal."
     most = max(known, key=lambda run: _value(run.reversal))
-    said = f"{most.name} gives most away: {wording.format_points(most.reversal)} percentage points over its base."
-    ordered = [_value(point.figure) for point, _ in _placed(runs)]
+    points = wording.format_points(most.reversal)
+    text = f"{most.name} has the largest reversal: {points} percentage points over its base."
+    ordered = [_value(run.reversal) for run in known if _known(run.strength)]
     if len(ordered) >= 3:
         steps = [b - a for a, b in pairwise(ordered)]
         if all(step > 0 for step in steps):
-            said += " The stronger the alignment, the more is given away, run by run."
+            text += " The stronger the alignment, the larger the reversal, run by run."
         elif all(step < 0 for step in steps):
-            said += " The stronger the alignment, the less is given away, run by run."
+            text += " The stronger the alignment, the smaller the reversal, run by run."
         else:
-            said += " It does not simply go with the strength of the alignment."
-    return said
+            text += " The reversal does not simply follow the strength of the alignment."
+    return text
 
 
 def to_html(runs: Sequence[Compared]) -> str:
@@ -248,10 +235,10 @@ def to_html(runs: Sequence[Compared]) -> str:
     return page(
         "Audits side by side",
         wording.pluralize(len(runs), "run"),
-        "What each pair gives away",
+        "Reversal of each pair",
         [reading(runs)],
         [section(runs)],
-        level=runs[0].finding.level,
+        level=runs[0].summary.level,
         source=f"from the summaries of {wording.pluralize(len(runs), 'run')}",
     )
 
@@ -265,20 +252,20 @@ def to_markdown(runs: Sequence[Compared]) -> str:
 
 def to_json(runs: Sequence[Compared]) -> str:
     """The comparison as JSON, schema `eddecode.compare/1`: a list of runs with strength and headline."""
-    entries: list[dict[str, Any]] = [
+    entries = [
         {
             "run": run.name,
-            "digest": run.finding.data.get("digest"),
-            "identity": dict(run.finding.identity),
+            "digest": run.summary.digest,
+            "identity": run.summary.identity,
             "strength": None
             if run.strength is None
             else {"value": run.strength.value, "low": run.strength.low, "high": run.strength.high},
-            "headline": dict(run.finding.headline),
+            "headline": run.summary.headline.model_dump(mode="json"),
         }
         for run in by_strength(runs)
     ]
-    said = {"schema": SCHEMA, "reading": reading(runs), "differences": differences(runs), "runs": entries}
-    return json.dumps(said, indent=2, ensure_ascii=True) + "\n"
+    content = {"schema": SCHEMA, "reading": reading(runs), "differences": differences(runs), "runs": entries}
+    return json.dumps(content, indent=2, ensure_ascii=True) + "\n"
 
 
 def _placed(runs: Sequence[Compared]) -> list[tuple[Point, Compared]]:
@@ -290,16 +277,21 @@ def _placed(runs: Sequence[Compared]) -> list[tuple[Point, Compared]]:
     ]
 
 
-def _judge(finding: Finding) -> tuple[str, str]:
-    found = next((j for j in finding.judges if j.get("name") == finding.harm_judge), {})
-    return finding.harm_judge, str(found.get("identity", ""))
+def _judge(summary: Summary) -> tuple[str, str]:
+    """Name and identity of the harm judge."""
+    found = next((judge for judge in summary.judges if judge.name == summary.harm_judge), None)
+    return summary.harm_judge, "" if found is None else found.identity
 
 
-def _ends(figure: Figure | None, value: float, scale: float) -> tuple[float, float]:
-    """The interval of a figure; the value itself where nothing bounds it on a side, or nothing is known."""
+def _ends(figure: AnyEstimate | None, value: float, scale: float) -> tuple[float, float]:
+    """The interval of a figure; the value itself for an end that has no bound or is not known."""
     low, high = (None, None) if figure is None else (figure.low, figure.high)
     return value if low is None else scale * low, value if high is None else scale * high
 
 
-def _value(figure: Figure | None) -> float:
+def _known(figure: AnyEstimate | None) -> bool:
+    return figure is not None and figure.value is not None
+
+
+def _value(figure: AnyEstimate | None) -> float:
     return figure.value if figure is not None and figure.value is not None else 0.0

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from eddecode.audit.analysis.summary import Summary
-from eddecode.audit.stats.proportions import Rate
+from eddecode.audit.stats.estimates import Rate
 from eddecode.errors import StoreError
 from eddecode.utils import plotting
 from eddecode.utils.plotting import GRAY, PALETTE
@@ -29,7 +29,7 @@ def _series(summary: Summary) -> list[tuple[str, list[Rate]]]:
     harm, valid = summary.harm_judge, summary.validity_judge
     lines = [(f"harm ({harm})", [e.rates[harm] for e in entries])]
     if valid is None:
-        return [*lines, ("intact", [e.utility.rate for e in entries])]
+        return [*lines, ("intact", [e.utility.rate for e in entries if e.utility is not None])]
     both = [e.harm_and_valid for e in entries if e.harm_and_valid is not None]
     return [*lines, (f"valid ({valid})", [e.rates[valid] for e in entries]), ("harm and valid", both)]
 

@@ -1,151 +1,135 @@
-"""The sections that a finding rests on: judges and their agreement, paired tests, and what needs no judge."""
+"""The sections on the evidence: judges and their agreement, paired tests, and the figures without a judge."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
-
 from eddecode.audit.analysis import wording
-from eddecode.audit.analysis.finding import Figure, Finding
+from eddecode.audit.analysis.summary import Summary
+from eddecode.audit.analysis.summary_parts import ConditionSummary
 from eddecode.audit.report import charts
 from eddecode.audit.report.layout import Row, Section, Table
+from eddecode.audit.stats.estimates import Estimate
 
 
-def judges_section(finding: Finding) -> Section | None:
-    """What each judge says of the three conditions that matter, and how far the judges agree."""
-    if not finding.judges:
+def models_shown(summary: Summary) -> list[ConditionSummary]:
+    """The three conditions that matter most: aligned, base, and ED at the headline α; those that the run has."""
+    wanted = (summary.find("aligned"), summary.find("base"), summary.best)
+    return [entry for entry in wanted if entry is not None]
+
+
+def judges_section(summary: Summary) -> Section | None:
+    """The flags of each judge under the three conditions that matter, and how far the judges agree."""
+    if not summary.judges:
         return None
-    shown = [
-        entry for entry in (finding.condition("aligned"), finding.condition("base"), finding.best) if entry
-    ]
+    shown = models_shown(summary)
     rows = [
         Row(
             (
-                str(judge.get("name")),
-                str(judge.get("role")),
-                *(
-                    wording.format_rate(Figure.of((entry.get("rates") or {}).get(judge.get("name"))))
-                    for entry in shown
-                ),
+                judge.name,
+                judge.role,
+                *(wording.format_rate(entry.rates.get(judge.name)) for entry in shown),
             ),
-            strong=judge.get("name") == finding.harm_judge,
+            strong=judge.name == summary.harm_judge,
         )
-        for judge in finding.judges
+        for judge in summary.judges
     ]
-    rows += [
-        Row((f"{name}, corrected by human labels", "harm", *cells))
-        for name, cells in _corrections(shown).items()
-    ]
-    heads = ("judge", "role", *(str(entry["label"]) for entry in shown))
+    for name in sorted({name for entry in shown for name in entry.corrected}):
+        rates = (wording.format_rate(entry.corrected.get(name)) for entry in shown)
+        rows.append(Row((f"{name}, corrected by human labels", "harm", *rates)))
+    heads = ("judge", "role", *(entry.label for entry in shown))
     tables = [Table("Completions that each judge flags", heads, tuple(rows))]
-    agreement = _agreement(finding)
+    agreement = _agreement(summary)
     if agreement is not None:
         tables.append(agreement)
-    said = "A flag of a judge of harm is bad, one of a judge of validity good, one of a judge of refusal neither."
-    return Section("judges", "Judges", (said,), tables=tuple(tables))
+    text = "A flag of a harm judge is bad, of a validity judge good, of a refusal judge neither."
+    return Section("judges", "Judges", (text,), tables=tuple(tables))
 
 
-def _corrections(shown: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
-    names = {str(name) for entry in shown for name in entry.get("corrected") or {}}
-    return {
-        name: [wording.format_rate(Figure.of((entry.get("corrected") or {}).get(name))) for entry in shown]
-        for name in sorted(names)
-    }
-
-
-def _agreement(finding: Finding) -> Table | None:
+def _agreement(summary: Summary) -> Table | None:
     rows = []
-    for entry in finding.part("agreement"):
-        kappa = Figure(entry.get("kappa"), entry.get("low"), entry.get("high"))
+    for entry in summary.agreement:
+        kappa = Estimate(entry.kappa, entry.low, entry.high)
         cells = (
-            f"{entry.get('first')} and {entry.get('second')}",
+            f"{entry.first} and {entry.second}",
             wording.format_number(kappa),
-            wording.format_percent(entry.get("agreement")),
-            wording.format_percent(entry.get("expected")),
-            f"{entry.get('n', 0):,}",
+            wording.format_percent(entry.agreement),
+            wording.format_percent(entry.expected),
+            f"{entry.n:,}",
         )
         rows.append(Row(cells, (kappa,)))
     if not rows:
         return None
-    heads = ("judges", "Cohen's κ", "they agree on", "by chance alone", "completions")
-    return Table(
-        "Agreement: κ is 1 for full agreement, 0 for what chance gives", heads, tuple(rows), ("κ",), 0.0
-    )
+    heads = ("judges", "Cohen's κ", "agree on", "expected by chance", "completions")
+    caption = "Agreement: κ is 1 for full agreement, 0 for the agreement expected by chance"
+    return Table(caption, heads, tuple(rows), ("κ",), 0.0)
 
 
-def tests_section(finding: Finding) -> Section | None:
+def tests_section(summary: Summary) -> Section | None:
     """Paired tests: which conditions differ from base or aligned on the same prompts."""
     rows = []
-    for entry in finding.part("tests"):
-        condition = finding.condition(entry.get("condition"))
-        difference = Figure.of(entry.get("difference"))
+    for test in summary.tests:
         cells = (
-            f"{condition['label'] if condition else entry.get('condition')} against {entry.get('against')}",
-            wording.format_points(difference),
-            f"{entry.get('up', 0):,} / {entry.get('down', 0):,}",
-            _p_value(entry.get("p")),
-            _p_value(entry.get("p_holm")),
+            f"{_label(summary, test.condition)} against {test.against}",
+            wording.format_points(test.difference),
+            f"{test.up:,} / {test.down:,}",
+            _p_value(test.p),
+            _p_value(test.p_holm),
         )
-        rows.append(Row(cells, (difference,)))
+        rows.append(Row(cells, (test.difference,)))
     if not rows:
         return None
     heads = ("comparison", "difference, points", "prompts with more / less harm", "p", "p (Holm)")
-    table = Table(
-        "Paired on the same prompts; Holm's correction within each family of tests",
-        heads,
-        tuple(rows),
-        ("difference",),
-        0.0,
-    )
-    methods = sorted({str(entry.get("method", "")) for entry in finding.part("tests")} - {""})
-    said = f"Two-sided, by the prompts' own differences ({', '.join(methods)}; see docs/statistics.md)."
-    return Section("tests", "Paired tests", (said,) if methods else (), tables=(table,))
+    caption = "Paired on the same prompts; Holm's correction within each family of tests"
+    table = Table(caption, heads, tuple(rows), ("difference",), 0.0)
+    methods = sorted({test.method for test in summary.tests} - {""})
+    text = f"Two-sided, by the prompts' own differences ({', '.join(methods)}; see docs/statistics.md)."
+    return Section("tests", "Paired tests", (text,) if methods else (), tables=(table,))
 
 
-def judge_free_section(finding: Finding) -> Section | None:
+def judge_free_section(summary: Summary) -> Section | None:
     """Implied reward along α, KL between the models, and the depth profile."""
-    free = finding.group("judge_free")
     rows = []
-    for entry in free.get("implied_reward") or []:
-        condition = finding.condition(entry.get("condition"))
-        whole, token = Figure.of(entry.get("completion")), Figure.of(entry.get("token"))
-        label = str(condition["label"] if condition else entry.get("condition"))
-        rows.append(Row((label, wording.format_number(whole, 1), wording.format_number(token, 3)), (whole,)))
-    chart = charts.depth_chart(finding)
-    kl = free.get("kl") or {}
-    forward, back = Figure.of(kl.get("aligned_base")), Figure.of(kl.get("base_aligned"))
-    said = []
-    if forward is not None and forward.value is not None:
-        said.append(
-            f"How far the alignment moved the model, KL(aligned ‖ base): {wording.format_number(forward, 1)} nats "
-            f"a completion; the other way, KL(base ‖ aligned): {wording.format_number(back, 1)}."
-        )
-    elif kl.get("note"):
-        said.append(f"{kl['note']}")
-    if not rows and chart is None and not said:
+    for entry in summary.judge_free.implied_reward:
+        token = wording.format_decimal(entry.token, 3)
+        cells = (_label(summary, entry.condition), wording.format_number(entry.completion, 1), token)
+        rows.append(Row(cells, (entry.completion,)))
+    chart = charts.depth_chart(summary)
+    text = _divergence(summary)
+    if not rows and chart is None and not text:
         return None
-    heads = ("condition", "nats per completion", "nats per token")
-    tables = (
-        Table(
-            "Implied reward: log p_aligned − log p_base",
-            heads,
-            tuple(rows),
-            ("per completion",),
-            0.0,
-            percent=False,
-        ),
+    table = Table(
+        "Implied reward: log p_aligned − log p_base",
+        ("condition", "nats per completion", "nats per token"),
+        tuple(rows),
+        ("per completion",),
+        0.0,
+        percent=False,
     )
-    caption = "Where in the completion the alignment acts: above zero the aligned model favours a token more."
+    caption = "Implied reward by position: above zero the aligned model gives a token more probability than the base."
     return Section(
         "judge-free",
-        "What needs no judge",
-        tuple(said),
+        "Figures without a judge",
+        (text,) if text else (),
         ((chart, caption),) if chart is not None else (),
-        tables if rows else (),
+        (table,) if rows else (),
     )
 
 
-def _p_value(value: Any) -> str:
-    if not isinstance(value, int | float):
-        return wording.NONE
+def _divergence(summary: Summary) -> str:
+    """The two KL divergences, or why there are none."""
+    kl = summary.judge_free.kl
+    if kl.aligned_base is None or kl.aligned_base.value is None:
+        return kl.note
+    return (
+        f"Distance of the aligned model from the base, KL(aligned ‖ base): {wording.format_number(kl.aligned_base, 1)} "
+        f"nats per completion; the other way, KL(base ‖ aligned): {wording.format_number(kl.base_aligned, 1)}."
+    )
+
+
+def _label(summary: Summary, name: str) -> str:
+    """What people call a condition."""
+    entry = summary.find(name)
+    return name if entry is None else entry.label
+
+
+def _p_value(value: float) -> str:
     return "< 0.0001" if value < 0.0001 else f"{value:.4f}"

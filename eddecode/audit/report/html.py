@@ -19,10 +19,11 @@ from markupsafe import Markup, escape
 
 from eddecode import __version__
 from eddecode.audit.analysis import wording
-from eddecode.audit.analysis.finding import Finding, sampled_completions
+from eddecode.audit.analysis.summary import Summary
 from eddecode.audit.report.charts import inline_svg, interval_cell
 from eddecode.audit.report.layout import Row, Section, Table
 from eddecode.audit.report.sections import key_figures, sections
+from eddecode.audit.report.store_records import run_sessions, sampled_completions
 from eddecode.utils.plotting import format_tick
 from eddecode.utils.terminal import escape_control_chars
 
@@ -39,7 +40,7 @@ _DECISION_MOODS = {"pass": "good", "fail": "bad"}
 
 
 def html_report(
-    finding: Finding,
+    summary: Summary,
     *,
     title: str | None = None,
     show_completions: bool = False,
@@ -48,7 +49,7 @@ def html_report(
     """The report as a page.
 
     Args:
-        finding: the run.
+        summary: of the run.
         title: heading of the page, instead of the run's name.
         show_completions: append some completions, with their prompts and verdicts.
         decision: of the gate, put first if there is one.
@@ -56,24 +57,25 @@ def html_report(
     Raises:
         StoreError: completions are asked for, and the run has no store.
     """
-    samples, note = _samples(finding) if show_completions else ([], "")
-    verdict = [wording.verdict(finding)]
-    verdict_title, mood = wording.title(finding), _MOODS.get(wording.verdict_class(finding), "open")
+    samples, note = _samples(summary) if show_completions else ([], "")
+    sessions = run_sessions(summary)
+    verdict = [wording.verdict(summary)]
+    verdict_title, mood = wording.title(summary), _MOODS.get(wording.verdict_class(summary), "open")
     if decision is not None:
         verdict_title, mood = f"Gate: {decision.word}", _DECISION_MOODS.get(decision.word, "open")
         verdict = [decision.sentence, *verdict]
     return page(
-        title or f"Audit of {finding.name}",
-        f"{wording.pluralize(finding.prompts, 'prompt')}, {_when(finding)}",
+        title or f"Audit of {summary.name}",
+        f"{wording.pluralize(summary.distinct_prompts, 'prompt')}, {_when(sessions)}",
         verdict_title,
         verdict,
-        sections(finding),
+        sections(summary, sessions),
         mood=mood,
-        figures=key_figures(finding),
-        level=finding.level,
+        figures=key_figures(summary),
+        level=summary.level,
         samples=samples,
         samples_note=note,
-        source=f"from summary {finding.data.get('digest', '')}",
+        source=f"from summary {summary.digest}",
     )
 
 
@@ -174,18 +176,16 @@ def _swatch(style: int) -> Markup:
     return Markup('<span class="s{}" aria-hidden="true">{}</span>').format(style % 4, glyph)
 
 
-def _when(finding: Finding) -> str:
-    """The day of the last session, if the store is there to tell."""
-    return (
-        f"run of {str(finding.sessions[-1]['started'])[:10]}" if finding.sessions else "run without its store"
-    )
+def _when(sessions: Sequence[Mapping[str, Any]]) -> str:
+    """The day of the last session, if the store is there."""
+    return f"run of {str(sessions[-1]['started'])[:10]}" if sessions else "run without its store"
 
 
-def _samples(finding: Finding) -> tuple[list[dict[str, Any]], str]:
+def _samples(summary: Summary) -> tuple[list[dict[str, Any]], str]:
     """Completions to show, the conditions of a prompt together, and what they are; prompts as long as there is room."""
-    best = finding.headline.get("condition")
-    names = ["aligned", "base", *([str(best)] if best else [])]
-    rows = list(sampled_completions(finding, names, SHOWN_PROMPTS))
+    best = summary.headline.condition
+    names = ["aligned", "base", *([best] if best else [])]
+    rows = list(sampled_completions(summary, names, SHOWN_PROMPTS))
     rows.sort(key=lambda row: int(row["prompt_index"]))  # stable
     shown, room = [], ROOM
     for _, group in groupby(rows, key=lambda row: row["prompt_index"]):

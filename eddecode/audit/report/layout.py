@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from eddecode.audit.analysis.finding import Figure
+from eddecode.audit.stats.estimates import AnyEstimate
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing
@@ -41,7 +41,7 @@ class Row:
     """
 
     cells: tuple[str, ...]
-    figures: tuple[Figure | None, ...] = ()
+    figures: tuple[AnyEstimate | None, ...] = ()
     strong: bool = False
 
 

@@ -5,53 +5,57 @@ A section whose figures the run does not have is left out. No section holds text
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from eddecode.audit.analysis import wording
-from eddecode.audit.analysis.finding import Figure, Finding
+from eddecode.audit.analysis.summary import Summary
+from eddecode.audit.analysis.summary_parts import TransferSummary
 from eddecode.audit.mitigations import RELEASE_SIDE, meaning
 from eddecode.audit.report import charts
-from eddecode.audit.report.evidence import judge_free_section, judges_section, tests_section
+from eddecode.audit.report.evidence import judge_free_section, judges_section, models_shown, tests_section
 from eddecode.audit.report.layout import Row, Section, Table
 from eddecode.errors import ConfigError
 
-_CATEGORIES = 60  # shown: more would be no table to read, and the page stays small
+_CATEGORIES = 60  # rows of the table at most: a longer one is unreadable, and the page stays small
 
 
-def sections(finding: Finding) -> list[Section]:
-    """All sections that the run has figures for, in the report's order; the verdict goes before them."""
-    makers: tuple[Callable[[Finding], Section | None], ...] = (
-        _harm,
-        _categories,
-        _beside,
-        _mitigations,
-        _transfer,
-        judges_section,
-        tests_section,
-        judge_free_section,
-        _what,
-        _limits,
+def sections(summary: Summary, sessions: Sequence[Mapping[str, Any]] = ()) -> list[Section]:
+    """All sections that the run has figures for, in the report's order; the verdict goes before them.
+
+    Args:
+        summary: of the run.
+        sessions: of the run, see `store_records.run_sessions`.
+    """
+    found = (
+        _harm(summary),
+        _categories(summary),
+        _beside(summary),
+        _mitigations(summary),
+        _transfer(summary),
+        judges_section(summary),
+        tests_section(summary),
+        judge_free_section(summary),
+        _run(summary, sessions),
+        _limits(summary),
     )
-    return [section for make in makers if (section := make(finding)) is not None]
+    return [section for section in found if section is not None]
 
 
-def key_figures(finding: Finding) -> list[tuple[str, str, str]]:
+def key_figures(summary: Summary) -> list[tuple[str, str, str]]:
     """(name, value, interval) of the headline figures, the one that a decision rests on first."""
-    head = finding.headline
-    best = wording.format_alpha(head.get("alpha"))
-    wanted: tuple[tuple[str, str, str], ...] = (
-        ("reversal", "Reversal, percentage points", "points"),
-        ("harm", f"Harm rate at {best}", "percent"),
-        ("base", "Harm rate of base", "percent"),
-        ("aligned", "Harm rate of aligned", "percent"),
-        ("ratio_to_base", "Times the base's rate", "times"),
-        ("reversal_index", "Reversal index", "plain"),
-        ("utility_loss", "Utility lost", "percent"),
+    head = summary.headline
+    wanted = (
+        (head.reversal, "Reversal, percentage points", "points"),
+        (head.harm, f"Harm rate at {wording.format_alpha(head.alpha)}", "percent"),
+        (head.base, "Harm rate of base", "percent"),
+        (head.aligned, "Harm rate of aligned", "percent"),
+        (head.ratio_to_base, "Times the base's rate", "times"),
+        (head.reversal_index, "Reversal index", "plain"),
+        (head.utility_loss, "Utility lost", "percent"),
     )
     found = []
-    for name, said, unit in wanted:
-        figure = Figure.of(head.get(name))
+    for figure, name, unit in wanted:
         if figure is None or figure.value is None:
             continue
         value, scale, digits = {
@@ -60,106 +64,106 @@ def key_figures(finding: Finding) -> list[tuple[str, str, str]]:
             "times": (f"{wording.format_decimal(figure.value, 2)}×", 1.0, 2),
             "plain": (wording.format_decimal(figure.value, 2), 1.0, 2),
         }[unit]
-        found.append((said, value, wording.format_interval(figure, scale, digits)))
+        found.append((name, value, wording.format_interval(figure, scale, digits)))
     return found
 
 
-def _harm(finding: Finding) -> Section | None:
+def _harm(summary: Summary) -> Section | None:
     """Harm and utility against α: two charts on one scale, and the table of the line."""
     drawn = []
-    for make, said in (
+    for make, caption in (
         (
             charts.harm_chart,
-            "Share of completions that are harmful, with 95% bands. The dashed line is the base.",
+            f"Share of completions that are harmful, with {100 * summary.level:g}% bands. The dashed line is the base.",
         ),
         (
             charts.utility_chart,
-            "What it costs: completions that are no longer of use, against the base model.",
+            "Utility lost: share of completions that are no longer of use, against the base model.",
         ),
     ):
-        chart = make(finding)
+        chart = make(summary)
         if chart is not None:
-            drawn.append((chart, said.replace("95%", f"{100 * finding.level:g}%")))
-    table = conditions_table(finding)
+            drawn.append((chart, caption))
+    table = conditions_table(summary)
     if table is None:
         return None
     return Section(
-        "harm", "Harm and utility against α", charts=tuple(drawn), tables=(table,), after=_selected(finding)
+        "harm", "Harm and utility against α", charts=tuple(drawn), tables=(table,), after=_selected(summary)
     )
 
 
-def conditions_table(finding: Finding) -> Table | None:
+def conditions_table(summary: Summary) -> Table | None:
     """One row per condition of the line."""
-    entries = finding.line
+    entries = summary.line
     if not entries:
         return None
-    joint = any(entry.get("harm_and_valid") for entry in entries)
-    utility = any(entry.get("utility") for entry in entries)
-    columns = ["condition", f"harm ({finding.harm_judge})"]
-    columns += (
-        ["harm and valid"] * joint + ["utility lost"] * utility + ["implied reward, nats", "completions"]
-    )
+    joint = any(entry.harm_and_valid for entry in entries)
+    utility = any(entry.utility for entry in entries)
+    columns = ["condition", f"harm ({summary.harm_judge})"]
+    columns += ["harm and valid"] * joint + ["utility lost"] * utility
+    columns += ["implied reward, nats", "completions"]
     rows = []
     for entry in entries:
-        loss = Figure.of((entry.get("utility") or {}).get("loss"))
-        cells = [str(entry["label"]), wording.format_rate(finding.harm(entry))]
-        cells += [wording.format_rate(Figure.of(entry.get("harm_and_valid")))] * joint + [
-            wording.format_rate(loss)
-        ] * utility
-        dropped = f" ({entry['dropped']:,} more left out as too short)" if entry.get("dropped") else ""
-        reward = entry.get("mean_implied_reward")
-        cells += [wording.format_decimal(reward) if reward is None else wording.format_signed(reward)]
-        cells += [f"{entry.get('completions', 0):,}{dropped}"]
-        strong = entry["name"] == finding.headline.get("condition")
-        rows.append(Row(tuple(cells), (finding.harm(entry),), strong))
-    return Table("Every α that was tried", tuple(columns), tuple(rows), ("harm",), 0.0)
+        harm, reward = summary.harm(entry), entry.mean_implied_reward
+        cells = [entry.label, wording.format_rate(harm)]
+        cells += [wording.format_rate(entry.harm_and_valid)] * joint
+        cells += [wording.format_rate(entry.utility.loss if entry.utility else None)] * utility
+        cells += [wording.NONE if reward is None else wording.format_signed(reward)]
+        dropped = f" ({entry.dropped:,} more left out as too short)" if entry.dropped else ""
+        cells += [f"{entry.completions:,}{dropped}"]
+        rows.append(Row(tuple(cells), (harm,), entry.name == summary.headline.condition))
+    return Table("All α that were tried", tuple(columns), tuple(rows), ("harm",), 0.0)
 
 
-def _selected(finding: Finding) -> tuple[str, ...]:
-    """How the headline α was picked, and what picking it did."""
-    chosen, head = finding.group("selection"), finding.headline
-    candidates = chosen.get("candidates")
-    if not isinstance(candidates, list) or len(candidates) < 2 or head.get("alpha") is None:
+def _selected(summary: Summary) -> tuple[str, ...]:
+    """How the headline α was selected, and the bias of that selection."""
+    selection, head = summary.selection, summary.headline
+    if len(selection.candidates) < 2 or head.alpha is None:
         return ()
-    said = (
-        f"The headline α is the one of {len(candidates)} with the highest harm rate whose loss of utility stays within "
-        f"{wording.format_percent(head.get('bound'))}."
+    text = (
+        f"The headline α is the one of {len(selection.candidates)} with the highest harm rate whose loss of utility is "
+        f"within {wording.format_percent(head.bound)}."
     )
-    optimism, plain = Figure.of(chosen.get("optimism")), Figure.of(head.get("plain"))
-    by = optimism.value if optimism else chosen.get("optimism")
-    if isinstance(by, int | float) and plain is not None:
-        luck = f"{wording.format_decimal(100 * by)} points are luck" if by >= 0.0005 else "here it does not"
-        said += (
-            f" Picking the highest of several tends to flatter it; {luck}. Seen there: {wording.format_rate(plain)}. "
-            "The headline figure is freed of that: α is picked on one half of the prompts, its rate taken on the other."
+    if selection.optimism is not None and head.plain is not None:
+        bias = (
+            f"here by {wording.format_decimal(100 * selection.optimism)} points"
+            if selection.optimism >= 0.0005
+            else "but not here"
         )
-    free = Figure.of((head.get("unconstrained") or {}).get("harm"))
-    if free is not None and free.value is not None:
-        at = wording.format_alpha((head.get("unconstrained") or {}).get("alpha"))
-        said += f" With no bound on the loss of utility it would be {wording.format_rate(free)} at {at}."
-    return (said,)
+        text += (
+            f" Selecting the highest of several rates tends to bias it upwards, {bias}; the observed rate is "
+            f"{wording.format_rate(head.plain)}. The headline rate has no such bias: α is selected on one half of the "
+            "prompts, and its rate is measured on the other."
+        )
+    free = head.unconstrained
+    if free is not None and free.harm is not None and free.harm.value is not None:
+        at = wording.format_alpha(free.alpha)
+        text += f" Without the bound on lost utility it would be {wording.format_rate(free.harm)} at {at}."
+    return (text,)
 
 
-def _categories(finding: Finding) -> Section | None:
-    """Harm per category of prompt, base beside the headline α."""
-    base, best = finding.condition("base") or {}, finding.best or {}
-    aligned = finding.condition("aligned") or {}
-    parts = [entry.get("categories") or {} for entry in (aligned, base, best)]
-    names = sorted({str(name) for part in parts if isinstance(part, Mapping) for name in part})
+def _categories(summary: Summary) -> Section | None:
+    """Harm per category of prompt: aligned, base and the headline α."""
+    best = summary.best
+    parts = [
+        entry.categories if entry is not None else {}
+        for entry in (summary.find("aligned"), summary.find("base"), best)
+    ]
+    names = sorted({name for part in parts for name in part})
     if not names:
         return None
     rows = []
     for name in names:
-        figures = [Figure.of(part.get(name)) for part in parts]
-        prompts = max((figure.prompts for figure in figures if figure), default=0)
-        cells = (name, f"{prompts:,}", *(wording.format_rate(figure) for figure in figures))
-        rows.append((figures[2], Row(cells, (figures[2], figures[1]))))
-    rows.sort(key=lambda pair: -(pair[0].value or 0.0) if pair[0] else 0.0)
+        rates = [part.get(name) for part in parts]
+        prompts = max((rate.prompts for rate in rates if rate), default=0)
+        cells = (name, f"{prompts:,}", *(wording.format_rate(rate) for rate in rates))
+        rows.append((rates[2], Row(cells, (rates[2], rates[1]))))
+    rows.sort(key=lambda pair: -pair[0].rate if pair[0] else 0.0)
     left = len(rows) - _CATEGORIES
     after = (
         (f"And {left:,} categories more, with lower rates: summary.json has them all.",) if left > 0 else ()
     )
-    label = str(best.get("label", "headline α"))
+    label = best.label if best is not None else "headline α"
     table = Table(
         "Harm rate by category of the prompt",
         ("category", "prompts", "aligned", "base", label),
@@ -170,79 +174,72 @@ def _categories(finding: Finding) -> Section | None:
     return Section("categories", "By category of prompt", tables=(table,), after=after)
 
 
-def _mitigations(finding: Finding) -> Section | None:
-    """What each mitigation leaves of the reversal, and what changes to the release would mean."""
-    entries = finding.part("mitigations")
-    said = "What a mitigation leaves of the reversal, if the attacker gets no more than it lets through."
-    if not any(entry.get("mitigation") for entry in entries):
-        entries, said = [], "No limit on what an attacker sees of the aligned model was measured in this run."
+def _mitigations(summary: Summary) -> Section | None:
+    """The reversal that remains under each mitigation, and the effect of changes to the release."""
+    entries = summary.mitigations
+    text = "The reversal that remains if an attacker gets no more than the mitigation lets through."
+    if not any(entry.mitigation for entry in entries):
+        entries, text = (), "No limit on what an attacker sees of the aligned model was measured in this run."
     rows = []
     for entry in entries:
-        name, reversal = entry.get("mitigation"), Figure.of(entry.get("reversal"))
+        name = entry.mitigation
         cells = (
-            f"{name}: {_meaning(str(name))}" if name else "none: the attack as it is",
-            wording.NONE if entry.get("alpha") is None else str(entry["alpha"]),
-            wording.format_rate(Figure.of(entry.get("harm"))),
-            wording.format_points(reversal),
-            wording.format_points(Figure.of(entry.get("reduction"))) if name else wording.NONE,
-            str(entry.get("note") or ""),
+            f"{name}: {_meaning(name)}" if name else "none: the attack as it is",
+            wording.NONE if entry.alpha is None else entry.alpha,
+            wording.format_rate(entry.harm),
+            wording.format_points(entry.reversal),
+            wording.format_points(entry.reduction) if name else wording.NONE,
+            entry.note,
         )
-        rows.append(Row(cells, (reversal,), not name))
+        rows.append(Row(cells, (entry.reversal,), not name))
     heads = ("mitigation", "α", "harm rate", "reversal left, points", "taken away, points", "note")
     caption = "Reversal left under each mitigation, at the worst α within the bound on lost utility"
     table = Table(caption, heads, tuple(rows), ("reversal left",), 0.0)
     release = Table(
-        "Changes to the release itself: decoding this pair cannot measure them, so that this is said and not measured",
+        "Changes to the release itself; not measured, because decoding this pair cannot measure them",
         ("change", "what it takes from an attacker, and what it leaves"),
         tuple(Row((entry.what, entry.effect)) for entry in RELEASE_SIDE),
     )
     return Section(
-        "mitigations", "Mitigations", (said,), tables=((table.compact(),) if rows else ()) + (release,)
+        "mitigations", "Mitigations", (text,), tables=((table.compact(),) if rows else ()) + (release,)
     )
 
 
 def _meaning(name: str) -> str:
-    """A mitigation in words; a name that this version does not know stands for itself."""
+    """A mitigation in words, also one that this version does not know."""
     try:
         return meaning(name)
     except ConfigError:
         return "as the run calls it"
 
 
-def _beside(finding: Finding) -> Section | None:
-    """What stands beside the line of α: a model that was trained to be harmful, an ensemble of aligned models."""
-    rest = [entry for entry in finding.conditions if entry.get("model")]
+def _beside(summary: Summary) -> Section | None:
+    """Other models beside the line of α: a model trained to be harmful, an ensemble of aligned models."""
+    rest = [entry for entry in summary.conditions if entry.model]
     if not rest:
         return None
-    shown = [
-        entry for entry in (finding.condition("aligned"), finding.condition("base"), finding.best) if entry
-    ]
-    rows = [
-        Row(
-            (str(e["label"]), wording.format_rate(finding.harm(e)), f"{e.get('completions', 0):,}"),
-            (finding.harm(e),),
-            e in shown,
-        )
-        for e in [*shown, *rest]
-    ]
-    caption = "Harm rates of other ways to the same end, beside those of the pair (in bold)"
-    table = Table(
-        caption, ("condition", f"harm ({finding.harm_judge})", "completions"), tuple(rows), ("harm",), 0.0
-    )
-    return Section("beside", "In proportion", tables=(table,))
-
-
-def _transfer(finding: Finding) -> Section | None:
-    """What transformed prompts do to base, aligned and ED."""
+    shown = models_shown(summary)
     rows = []
-    for entry in finding.part("transfer"):
-        cells, shown = [_changed(entry), str(entry.get("found_for") or "–")], []
-        for side in ("base", "aligned", "ed"):
-            part = entry.get(side) or {}
-            cells.append(wording.format_rate(Figure.of(part.get("rate"))))
-            cells.append(wording.format_points(Figure.of(part.get("uplift"))))
-            shown.append(Figure.of(part.get("uplift")))
-        rows.append(Row(tuple(cells), tuple(shown)))
+    for entry in [*shown, *rest]:
+        harm = summary.harm(entry)
+        cells = (entry.label, wording.format_rate(harm), f"{entry.completions:,}")
+        rows.append(Row(cells, (harm,), entry in shown))
+    caption = "Harm rates of other models, beside those of the pair (in bold)"
+    heads = ("condition", f"harm ({summary.harm_judge})", "completions")
+    table = Table(caption, heads, tuple(rows), ("harm",), 0.0)
+    return Section("beside", "Other models for comparison", tables=(table,))
+
+
+def _transfer(summary: Summary) -> Section | None:
+    """The effect of transformed prompts on base, aligned and ED."""
+    rows = []
+    for entry in summary.transfer:
+        cells, uplifts = [_prompt_change(entry), entry.found_for or wording.NONE], []
+        for part in (entry.base, entry.aligned, entry.ed):
+            cells.append(wording.format_rate(part.rate if part else None))
+            cells.append(wording.format_points(part.uplift if part else None))
+            uplifts.append(part.uplift if part else None)
+        rows.append(Row(tuple(cells), tuple(uplifts)))
     if not rows:
         return None
     heads = (
@@ -256,13 +253,18 @@ def _transfer(finding: Finding) -> Section | None:
         "ED: uplift",
     )
     caption = (
-        "Harm rate with transformed prompts, and what it adds to the same model asked plainly, in points"
+        "Harm rate with transformed prompts, and its uplift over the same model with plain prompts, in points"
     )
     table = Table(caption, heads, tuple(rows), ("base", "aligned", "ED"), 0.0)
     return Section("transfer", "Transformed prompts", tables=(table,))
 
 
-_SAID = {
+def _prompt_change(entry: TransferSummary) -> str:
+    """What was done to the prompts: a transform, or a system prompt."""
+    return f"system prompt {entry.system}" if entry.system else str(entry.transform)
+
+
+_IDENTITY_NAMES = {
     "base": "base model",
     "aligned": "aligned model",
     "base_template": "template of base",
@@ -275,34 +277,29 @@ _SAID = {
 _DEFAULTS = {"base_template": "plain instruction template", "aligned_template": "its own chat template"}
 
 
-def _changed(entry: Mapping[str, Any]) -> str:
-    """What was done to the prompts: a transform, or a system prompt."""
-    return f"system prompt {entry['system']}" if entry.get("system") else str(entry.get("transform"))
-
-
-def _what(finding: Finding) -> Section:
-    """What was run, on what, with which seeds."""
-    identity = dict(finding.identity)
+def _run(summary: Summary, sessions: Sequence[Mapping[str, Any]]) -> Section:
+    """What was run, on which versions and hardware, with which seed."""
+    identity = summary.identity
     facts = []
-    for name in [*(n for n in _SAID if n in identity), *(n for n in identity if n not in _SAID)]:
-        said, value = _SAID.get(name, name.replace("_", " ")), identity[name]
-        facts.append((said, _value(_DEFAULTS.get(name) if value is None else value)))
-    facts.append(("run", str(finding.data.get("digest", wording.NONE))))
-    for number, session in enumerate(finding.sessions, start=1):
-        on = {key: part for key, part in session.items() if key not in ("id", "started")}
-        facts.append((f"session {number}", f"{session.get('started')}: {_value(on)}"))
+    order = [name for name in _IDENTITY_NAMES if name in identity]
+    for name in [*order, *(name for name in identity if name not in _IDENTITY_NAMES)]:
+        value = _DEFAULTS.get(name) if identity[name] is None else identity[name]
+        facts.append((_IDENTITY_NAMES.get(name, name.replace("_", " ")), _value(value)))
+    facts.append(("run", summary.digest or wording.NONE))
+    for number, session in enumerate(sessions, start=1):
+        environment = {key: part for key, part in session.items() if key not in ("id", "started")}
+        facts.append((f"session {number}", f"{session.get('started')}: {_value(environment)}"))
     return Section("run", "What was run", facts=tuple(facts))
 
 
-def _limits(finding: Finding) -> Section:
-    """What the finding does not say, and the run's own notes."""
-    notes = [str(note) for note in finding.data.get("notes") or []]
-    points = [*wording.limits(finding), *(note[:1].upper() + note[1:].rstrip(".") + "." for note in notes)]
-    return Section("limits", "Limits of the finding", points=tuple(points))
+def _limits(summary: Summary) -> Section:
+    """What the result does not show, and the run's own notes."""
+    notes = [note[:1].upper() + note[1:].rstrip(".") + "." for note in summary.notes]
+    return Section("limits", "Limits of the result", points=(*wording.limits(summary), *notes))
 
 
 def _value(value: Any) -> str:
-    """Anything that JSON can hold, for people."""
+    """Any JSON value as text for people."""
     if isinstance(value, Mapping):
         return ", ".join(f"{key} {_value(part)}" for key, part in value.items()) or "none"
     if isinstance(value, list):

@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from eddecode.audit.stats.estimates import CorrectedRate
 from eddecode.audit.stats.proportions import effective_size, wilson
 from eddecode.errors import JudgeError
 
@@ -228,29 +229,6 @@ def _share(hits: Bools, groups: npt.NDArray[np.intp], level: float) -> Share:
     effective = effective_size([(int(hit), int(total)) for hit, total in pairs])
     value = float(hits.mean())
     return Share(value, *wilson(value, effective, level), int(hits.sum()), len(hits), effective)
-
-
-@dataclass(frozen=True)
-class CorrectedRate:
-    """A harm rate with the judge's errors taken out.
-
-    Attributes:
-        rate: Rogan and Gladen's estimate, within [0, 1].
-        low, high: Lang and Reiczigel's interval, within [0, 1].
-        level: its confidence.
-        apparent: the share that the judge flagged.
-        unclipped: the estimate before it was brought into [0, 1]; far outside, the judge's errors are not what they
-            were when it was measured.
-        note: what a reader must know; empty where there is nothing.
-    """
-
-    rate: float
-    low: float
-    high: float
-    level: float
-    apparent: float
-    unclipped: float
-    note: str = ""
 
 
 def rogan_gladen(apparent: float, sensitivity: float, specificity: float) -> float:

@@ -15,8 +15,9 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats as distributions
 
+from eddecode.audit.stats.estimates import Estimate
 from eddecode.audit.stats.paired import Clusters, abbott_index, difference, ratio
-from eddecode.audit.stats.proportions import Estimate, Floats, cluster_bootstrap, clustered_rate
+from eddecode.audit.stats.proportions import Floats, cluster_bootstrap, clustered_rate
 from eddecode.audit.stats.selection import select
 
 TRIALS, SAMPLES = 1000, 4

@@ -26,10 +26,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from eddecode.audit.stats.estimates import LEVEL, Estimate
 from eddecode.audit.stats.proportions import (
-    LEVEL,
     RESAMPLES,
-    Estimate,
     Floats,
     effective,
     resampled_sums,

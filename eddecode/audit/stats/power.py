@@ -23,8 +23,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import NormalDist
 
+from eddecode.audit.stats.estimates import LEVEL
 from eddecode.audit.stats.paired import square_and_add
-from eddecode.audit.stats.proportions import LEVEL, wilson
+from eddecode.audit.stats.proportions import wilson
 from eddecode.errors import ConfigError
 
 POWER = 0.8

@@ -20,65 +20,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
 from statistics import NormalDist
 
 import numpy as np
 import numpy.typing as npt
 
+from eddecode.audit.stats.estimates import LEVEL, Rate
+
 RESAMPLES = 10_000
 FEWEST = 2_000  # resamples when there are very many different prompts: a quantile is then known to 6% of the spread
-LEVEL = 0.95
 _DRAWS = 10_000_000  # (resamples × kinds of prompts) that are drawn for one interval, at most
 _CHUNK = 1_000_000  # of them at a time: bounds the memory
 _SEED = 20240811  # fixed: the same data must give the same table, on every rerun
 
 Floats = npt.NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Rate:
-    """A proportion with its interval.
-
-    Attributes:
-        flagged, total: completions.
-        prompts: distinct prompts, the clusters.
-        rate: flagged / total.
-        low, high: the interval's ends, in [0, 1].
-        level: its confidence, such as 0.95.
-        method: `wilson` or `cluster-bootstrap`.
-    """
-
-    flagged: int
-    total: int
-    prompts: int
-    rate: float
-    low: float
-    high: float
-    level: float
-    method: str
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A figure that is not a plain rate (a difference, a ratio, a mean), with its interval over prompts.
-
-    Attributes:
-        value: None where it is not defined, such as a ratio to a rate of 0.
-        low, high: the interval's ends; None: nothing bounds it on that side.
-        standard_error: to first order, between prompts; None where it cannot be had.
-        prompts: distinct prompts that it rests on.
-        method: how the interval was made.
-        level: its confidence.
-    """
-
-    value: float | None
-    low: float | None
-    high: float | None
-    standard_error: float | None
-    prompts: int
-    method: str
-    level: float = LEVEL
 
 
 def wilson(rate: float, n: float, level: float = LEVEL) -> tuple[float, float]:

@@ -9,8 +9,11 @@ the active one of its name.
 
 from __future__ import annotations
 
+import json
+import os
 import sqlite3
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 from eddecode.errors import StoreError
@@ -87,6 +90,43 @@ def check(folder: Path, database: sqlite3.Connection) -> None:
             f"{folder / FILE} is of {older} eddecode: it has schema version {version}, and this eddecode reads "
             f"{VERSION}. It was left as it is: use the release that wrote it, or start over with another --out"
         )
+
+
+def connect_read_only(folder: Path) -> sqlite3.Connection:
+    """Open the file of a run for reading; another process may be writing to it.
+
+    Raises:
+        StoreError: not a run, one of another version, or a file that cannot be read.
+    """
+    # Reading a file in WAL mode creates files beside it, which a folder without write access does not allow.
+    mode = "mode=ro" if os.access(folder, os.W_OK) else "mode=ro&immutable=1"
+    with explained(folder):
+        address = f"{(folder / FILE).resolve().as_uri()}?{mode}"
+        database = sqlite3.connect(address, uri=True, isolation_level=None)
+        check(folder, database)
+    return database
+
+
+def stored_digest(folder: Path) -> str | None:
+    """The digest of the run whose store is in the folder; None where there is no store, or the run has not begun.
+
+    Raises:
+        StoreError: as `connect_read_only`.
+    """
+    if not (folder / FILE).is_file():
+        return None
+    with closing(connect_read_only(folder)) as database, explained(folder):
+        row = database.execute("SELECT value FROM run WHERE name = 'digest'").fetchone()
+    return None if row is None else str(json.loads(row[0]))
+
+
+@contextmanager
+def explained(folder: Path) -> Iterator[None]:
+    """Raise SQLite's errors in the block as a StoreError that says what to do."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise explanation(folder, error) from error
 
 
 def explanation(folder: Path, error: sqlite3.Error) -> StoreError:

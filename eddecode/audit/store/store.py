@@ -10,7 +10,6 @@ statistics and exports in `queries`.
 from __future__ import annotations
 
 import hashlib
-import os
 import sqlite3
 from array import array
 from collections import defaultdict
@@ -26,7 +25,7 @@ from eddecode.audit.data.prompts import PromptRecord, as_json
 from eddecode.audit.judges.base import Judge, Role, Verdict, fingerprint
 from eddecode.audit.store.lock import lock_run
 from eddecode.audit.store.queries import StoreQueries
-from eddecode.audit.store.schema import FILE, check, explanation, prepare
+from eddecode.audit.store.schema import FILE, connect_read_only, explained, prepare
 from eddecode.audit.text_quality import measure
 from eddecode.errors import StoreError
 
@@ -122,13 +121,8 @@ class Store(StoreQueries):
         Raises:
             StoreError: there is no run in the folder, or its file is not one.
         """
-        path = _must_exist(folder)
-        # SQLite makes two files beside a WAL database even for reading; without write access it must not try.
-        mode = "mode=ro" if os.access(folder, os.W_OK) else "mode=ro&immutable=1"
-        with explained(Path(folder)):
-            database = sqlite3.connect(f"{path.resolve().as_uri()}?{mode}", uri=True, isolation_level=None)
-            check(Path(folder), database)
-        return cls(Path(folder), database, None)
+        _must_exist(folder)
+        return cls(Path(folder), connect_read_only(Path(folder)), None)
 
     def __enter__(self: _Self) -> _Self:
         return self
@@ -385,12 +379,3 @@ def _rewards(c: Completion) -> bytes | None:
 
 def _verdict_row(completion: int, judge: int, v: Verdict, keep_text: bool = True) -> tuple[Any, ...]:
     return (completion, judge, v.score, int(v.flag), v.label, v.reason if keep_text else "")
-
-
-@contextmanager
-def explained(folder: Path) -> Iterator[None]:
-    """Turn errors of SQLite into StoreErrors with a hint."""
-    try:
-        yield
-    except sqlite3.Error as error:
-        raise explanation(folder, error) from error

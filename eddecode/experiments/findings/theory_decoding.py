@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from eddecode.audit.stats.proportions import Rate, clustered_rate
+from eddecode.audit.stats.estimates import Rate
+from eddecode.audit.stats.proportions import clustered_rate
 from eddecode.experiments.findings import plots, theory_slots
 from eddecode.experiments.findings.criteria import Counts
 from eddecode.experiments.findings.experiment import Experiment, ExperimentResult, ResultTable

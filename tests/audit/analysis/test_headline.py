@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from eddecode.audit.analysis.comparisons import mitigation_rows, paired_rows, transfer_rows
-from eddecode.audit.analysis.headline import ConditionMetrics, attacks, headline, select_alpha
+from eddecode.audit.analysis.headline import ConditionMetrics, attacks, build_headline, select_alpha
 from eddecode.audit.conditions import ALIGNED, BASE, Condition
 from eddecode.audit.stats.coverage import SWEEPS, simulate_headline, worlds
 from eddecode.audit.stats.paired import Clusters, relative_decrease
@@ -41,7 +41,7 @@ def world(**eds: tuple[float, float]) -> list[ConditionMetrics]:
 
 
 def head(conditions: list[ConditionMetrics]) -> Any:
-    return headline(
+    return build_headline(
         select_alpha(attacks(conditions)),
         conditions[1],
         conditions[0],
@@ -151,15 +151,14 @@ def test_holm_within_a_family() -> None:
     conditions = world(a1=(0.5, 1), a2=(0.3, 1))
     conditions.append(measured(ed("1", mitigation="topk5"), 0.4))
     rows = {
-        (row["condition"], row["against"]): row
-        for row in paired_rows(conditions, conditions[1], conditions[0])
+        (row.condition, row.against): row for row in paired_rows(conditions, conditions[1], conditions[0])
     }
-    assert rows["ed@1", "base"]["p_holm"] == pytest.approx(2 * rows["ed@1", "base"]["p"])
-    assert rows["ed@2", "base"]["p"] == 1
-    assert rows["ed@1+topk5", "base"]["p_holm"] == rows["ed@1+topk5", "base"]["p"]
-    assert rows["aligned", "base"]["difference"].value == pytest.approx(-0.2)
+    assert rows["ed@1", "base"].p_holm == pytest.approx(2 * rows["ed@1", "base"].p)
+    assert rows["ed@2", "base"].p == 1
+    assert rows["ed@1+topk5", "base"].p_holm == rows["ed@1+topk5", "base"].p
+    assert rows["aligned", "base"].difference.value == pytest.approx(-0.2)
     assert ("base", "base") not in rows
-    assert rows["ed@1", "aligned"]["ratio"].value == pytest.approx(5)
+    assert rows["ed@1", "aligned"].ratio.value == pytest.approx(5)
 
 
 def test_what_a_mitigation_leaves() -> None:
@@ -167,16 +166,16 @@ def test_what_a_mitigation_leaves() -> None:
     conditions += [measured(ed(a, mitigation="topk5"), h) for a, h in (("1", 0.4), ("2", 0.35))]
     conditions.append(measured(ed("1", mitigation="round1"), 0.9, intact=0.2))
     rows = mitigation_rows(conditions, conditions[1], select_alpha(attacks(conditions)))
-    assert [row["mitigation"] for row in rows] == [None, "topk5", "round1"]
-    assert (rows[1]["condition"], rows[1]["alpha"]) == (
+    assert [row.mitigation for row in rows] == [None, "topk5", "round1"]
+    assert (rows[1].condition, rows[1].alpha) == (
         "ed@1+topk5",
         "1",
     )  # its own worst α, not the headline's
-    assert rows[1]["reversal"].value == pytest.approx(0.1)
-    assert rows[1]["reduction"].value == pytest.approx(0.3)
-    assert rows[1]["left"].value == pytest.approx(0.25)
-    assert rows[2]["harm"] is None
-    assert "keeps the bound" in rows[2]["note"]
+    assert rows[1].reversal.value == pytest.approx(0.1)
+    assert rows[1].reduction.value == pytest.approx(0.3)
+    assert rows[1].left.value == pytest.approx(0.25)
+    assert rows[2].harm is None
+    assert "keeps the bound" in rows[2].note
     assert mitigation_rows(conditions[:3], conditions[1], select_alpha(attacks(conditions))) == []
 
 
@@ -191,10 +190,10 @@ def test_the_transfer_table() -> None:
         conditions.append(measured(Condition(kind, alpha, transform="suffix"), harm))
     conditions.append(measured(Condition("base", "0", system="rude"), 0.6))
     first, second = transfer_rows(conditions, "2", {"suffix": "aligned", "other": "base"})
-    assert (first["transform"], first["system"], first["found_for"]) == ("suffix", None, "aligned")
-    assert second["found_for"] is None
-    assert first["aligned"]["uplift"].value == pytest.approx(0.4)
-    assert first["ed"]["alpha"] == "2"  # the headline's, though another has more
-    assert first["ed"]["uplift"].value == pytest.approx(0.05)
-    assert (second["system"], second["aligned"], second["ed"]) == ("rude", None, None)
-    assert math.isclose(second["base"]["rate"].rate, 0.6)
+    assert (first.transform, first.system, first.found_for) == ("suffix", None, "aligned")
+    assert second.found_for is None
+    assert first.aligned.uplift.value == pytest.approx(0.4)
+    assert first.ed.alpha == "2"  # the headline's, though another has more
+    assert first.ed.uplift.value == pytest.approx(0.05)
+    assert (second.system, second.aligned, second.ed) == ("rude", None, None)
+    assert math.isclose(second.base.rate.rate, 0.6)

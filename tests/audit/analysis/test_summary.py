@@ -29,7 +29,8 @@ from eddecode.audit.judges import Verdict
 from eddecode.audit.judges.lexicon import LexiconJudge
 from eddecode.audit.stats.proportions import clustered_rate
 from eddecode.audit.store.store import Store
-from eddecode.cli.tables import beside_tables
+from eddecode.cli.tables import comparison_tables
+from eddecode.errors import StoreError
 from helpers.paths import ROOT
 from helpers.stub_sampler import StubSampler, uniform
 
@@ -90,7 +91,7 @@ def test_the_headline_is_on_the_same_prompts(run: tuple[Summary, list[dict[str, 
     found = summary.headline
     assert found.alpha == "1"  # the stub is ruder the higher α is, and no less intact
     base, ed = (statistics.mean(map(flagged, of(rows, name))) for name in ("base", "ed@1"))
-    assert summary.selection["picked"] == {"1": 1.0}  # a clear case: every half picks it
+    assert summary.selection.picked == {"1": 1.0}  # a clear case: every half picks it
     assert found.harm.value == pytest.approx(ed)
     assert found.reversal.value == pytest.approx(ed - base)
     assert found.reversal_index.value == pytest.approx((ed - base) / (1 - base))
@@ -150,8 +151,8 @@ def columns(
         rows=where,
         keys=np.zeros((n, 2), dtype=np.int64),
         flags={},
-        figures={name: np.array(values, dtype=float) for name, values in every.items()},
-        facts={"mean_tokens": 4.0, "dropped": 0},
+        metrics={name: np.array(values, dtype=float) for name, values in every.items()},
+        totals={"mean_tokens": 4.0, "dropped": 0},
         prompts=int(where.max()) + 1,
     )
 
@@ -189,12 +190,76 @@ def test_schema(run: tuple[Summary, list[dict[str, Any]]]) -> None:
     assert set(keys(data["agreement"])) <= named
 
 
+def test_what_is_written_is_read_back(run: tuple[Summary, list[dict[str, Any]]], tmp_path: Path) -> None:
+    """As the same type with the same content, and written again as the same bytes."""
+    summary = run[0]
+    text = (summary.folder / "summary.json").read_bytes()
+    again = Summary.read(summary.folder)
+    assert again == summary
+    assert again.mitigations[1].reversal == summary.mitigations[1].reversal
+    copy = tmp_path / "summary.json"
+    copy.write_bytes(text)
+    assert Summary.read(copy).write().read_bytes() == text
+    assert (
+        Summary.from_json(text.replace(b'"digest"', b'"later_key": 1, "digest"', 1)).digest == summary.digest
+    )
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (("prompts",), "many", r"prompts is 'many'; expected an integer"),
+        (
+            ("conditions", 1, "rates", "lexicon", "rate"),
+            "high",
+            r"conditions\[1\].rates.lexicon.rate is 'high'; expected",
+        ),
+        (("conditions", 0, "alpha"), "one", r"conditions\[0\].alpha is 'one'"),
+        (("headline", "reversal"), 0.3, r"headline.reversal is 0.3; expected"),
+        (("judges",), {}, r"judges is \{\}; expected a valid tuple"),
+        (("tests", 0, "difference"), None, r"tests\[0\].difference is None"),
+    ],
+)
+def test_a_damaged_summary_names_the_field(
+    run: tuple[Summary, list[dict[str, Any]]], path: tuple[Any, ...], value: Any, message: str
+) -> None:
+    data: Any = json.loads((run[0].folder / "summary.json").read_text())
+    part = data
+    for step in path[:-1]:
+        part = part[step]
+    part[path[-1]] = value
+    with pytest.raises(
+        StoreError, match=f"summary.json is damaged: {message}.*; run the same eddecode audit command"
+    ):
+        Summary.from_json(json.dumps(data))
+
+
+def test_a_summary_of_schema_1(run: tuple[Summary, list[dict[str, Any]]]) -> None:
+    """It had neither names nor headline; its conditions are found all the same."""
+    data = json.loads((run[0].folder / "summary.json").read_text())
+    kept = ("condition", "alpha", "completions", "rates", "harm_and_valid", "mean_tokens", "mean_implied_reward",
+            "finish_reasons")  # fmt: skip
+    old = {
+        key: data[key]
+        for key in ("digest", "identity", "prompts", "distinct_prompts", "judges", "harm_judge", "notes")
+    }
+    conditions = [{key: entry[key] for key in kept} for entry in data["conditions"][:4]]
+    text = json.dumps({"schema": "eddecode.summary/1", **old, "conditions": conditions})
+    found = Summary.from_json(text)
+    assert [(entry.name, entry.label) for entry in found.line] == [
+        *(("aligned", "aligned"), ("base", "base"), ("ed@0.3", "ED α=0.3"), ("ed@1", "ED α=1"))
+    ]
+    assert found.harm_rate("ed", "1") == run[0].harm_rate("ed", "1")
+    assert not found.has_headline
+    assert found.to_dict()["schema"] == "eddecode.summary/2"
+
+
 def test_agreement_is_of_judges_of_one_role(run: tuple[Summary, list[dict[str, Any]]]) -> None:
     summary, rows = run
     (found,) = summary.agreement
     same = statistics.mean(flagged(r) == bool(r["verdicts"]["other"]["flag"]) for r in rows)
-    assert (found["first"], found["second"], found["n"]) == ("lexicon", "other", len(rows))
-    assert found["agreement"] == pytest.approx(same)
+    assert (found.first, found.second, found.n) == ("lexicon", "other", len(rows))
+    assert found.agreement == pytest.approx(same)
 
 
 def test_human_labels_correct_the_rates(run: tuple[Summary, list[dict[str, Any]]]) -> None:
@@ -205,15 +270,15 @@ def test_human_labels_correct_the_rates(run: tuple[Summary, list[dict[str, Any]]
         again = summarize(store, store.conditions(), store.judges(), labels)
         bad = summarize(store, store.conditions(), store.judges(), dict.fromkeys(labels, True))
     for entry in again.conditions:
-        assert entry.corrected["lexicon"]["rate"] == pytest.approx(entry.rates["lexicon"].rate)
+        assert entry.corrected["lexicon"].rate == pytest.approx(entry.rates["lexicon"].rate)
         other = entry.corrected["other"]
-        assert other["low"] <= entry.rates["lexicon"].rate <= other["high"]
+        assert other.low <= entry.rates["lexicon"].rate <= other.high
     assert "no rate by lexicon is corrected" in bad.notes[0]
 
 
 def test_the_tables_beside_fit(run: tuple[Summary, list[dict[str, Any]]], tmp_path: Path) -> None:
     console = Console(width=80, record=True, file=(tmp_path / "table").open("w"))
-    for table in beside_tables(run[0]):
+    for table in comparison_tables(run[0]):
         console.print(table)
     text = console.export_text()
     assert "topk5" in text
@@ -226,7 +291,7 @@ def test_dropped_and_repeated_are_said(tmp_path: Path) -> None:
     assert sum(entry.dropped for entry in summary.conditions) > 0
     assert any("1 of 31 prompts repeat an earlier one" in note for note in summary.notes)
     assert any("were shorter than the run's minimum" in note for note in summary.notes)
-    assert "short completions were left out" in summary.judge_free["kl"]["note"]
+    assert "short completions were left out" in summary.judge_free.kl.note
 
 
 # Judge-free
@@ -253,7 +318,7 @@ def test_kl_is_unbiased_and_covered() -> None:
         reward = [np.log(q[x] / p[x]).sum(1) for x in (b, a)]
         rows = np.repeat(np.arange(60), 2)
         found = kl_estimates(columns(reward[0], rows), columns(reward[1], rows), {"temperature": 1.0})
-        seen.append((found["base_aligned"], found["aligned_base"]))
+        seen.append((found.base_aligned, found.aligned_base))
     for i, truth in enumerate(exact):
         values = np.array([pair[i].value for pair in seen])
         assert abs(values.mean() - truth) < 4 * values.std() / math.sqrt(300) + 5e-4
@@ -265,14 +330,14 @@ def test_kl_is_unbiased_and_covered() -> None:
 )
 def test_no_kl_of_another_distribution(changed: dict[str, float]) -> None:
     found = kl_estimates(columns([1.0, 2.0]), columns([1.0, 2.0]), changed)
-    assert found["base_aligned"] is None
-    assert f"sampled with {next(iter(changed))}" in found["note"]
+    assert found.base_aligned is None
+    assert f"sampled with {next(iter(changed))}" in found.note
 
 
 def test_an_infinite_divergence_is_not_a_number() -> None:
     found = kl_estimates(columns([-math.inf, 2.0]), columns([1.0, 2.0]), {})
-    assert found["base_aligned"].value is None
-    assert "infinite" in found["note"]
+    assert found.base_aligned.value is None
+    assert "infinite" in found.note
 
 
 def test_depth_profile_is_the_mean_by_position() -> None:
@@ -285,10 +350,10 @@ def test_depth_profile_is_the_mean_by_position() -> None:
     store: Any = Kept()
     found = depth_profile(store, BASE, columns([0.0, 0, 0], rows=[0, 1, 1]))
     assert found is not None
-    assert [(p["first"], p["last"], p["completions"]) for p in found["positions"]] == [
+    assert [(p.first, p.last, p.completions) for p in found.positions] == [
         *((0, 0, 3), (1, 1, 2), (2, 3, 1), (4, 4, 1))
     ]
-    assert [p["mean"] for p in found["positions"]] == pytest.approx([1, 1, 3.5, 5])
+    assert [p.mean for p in found.positions] == pytest.approx([1, 1, 3.5, 5])
     assert depth_profile(store, ALIGNED, columns([0.0, 0])) is None
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from eddecode.audit.analysis.finding import Finding, read_finding
+from eddecode.audit.analysis.summary import Summary
 from eddecode.audit.report import comparison as compare
 from eddecode.cli.commands import app
 from eddecode.errors import ConfigError
@@ -29,7 +29,7 @@ def folders(tmp_path: Path, given: dict[str, tuple[float, float]] = GIVEN) -> li
 
 @pytest.fixture
 def runs(tmp_path: Path) -> list[compare.Compared]:
-    return compare.compared([read_finding(folder) for folder in folders(tmp_path)])
+    return compare.compared([Summary.read(folder) for folder in folders(tmp_path)])
 
 
 def test_in_order_of_strength(runs: list[compare.Compared]) -> None:
@@ -44,15 +44,15 @@ def test_in_order_of_strength(runs: list[compare.Compared]) -> None:
 
 @pytest.mark.parametrize(
     ("reversals", "said"),
-    [((0.1, 0.2, 0.3), "the more is given away"), ((0.3, 0.2, 0.1), "the less is given away"),
-     ((0.1, 0.3, 0.2), "does not simply go with")],
+    [((0.1, 0.2, 0.3), "the larger the reversal"), ((0.3, 0.2, 0.1), "the smaller the reversal"),
+     ((0.1, 0.3, 0.2), "does not simply follow")],
 )  # fmt: skip
 def test_the_reading(tmp_path: Path, reversals: tuple[float, ...], said: str) -> None:
     given = {f"run{i}": (float(i), reversal) for i, reversal in enumerate(reversals)}
-    found = compare.compared([read_finding(folder) for folder in folders(tmp_path, given)])
+    found = compare.compared([Summary.read(folder) for folder in folders(tmp_path, given)])
     assert said in compare.reading(found)
     most = max(given, key=lambda name: given[name][1])
-    assert compare.reading(found).startswith(f"{most} gives most away: +30.0")
+    assert compare.reading(found).startswith(f"{most} has the largest reversal: +30.0")
 
 
 def test_the_chart_puts_runs_where_they_belong(runs: list[compare.Compared]) -> None:
@@ -67,24 +67,27 @@ def test_the_chart_puts_runs_where_they_belong(runs: list[compare.Compared]) -> 
     assert "strong: +55.0 [49.0, 61.0] points at 8.5 nats" in chart.description
 
 
+def of(data: dict[str, Any]) -> Summary:
+    return Summary.from_json(json.dumps(data))
+
+
 def test_strength_falls_back_to_the_implied_reward(tmp_path: Path) -> None:
     """KL(aligned ‖ base) is the mean implied reward of the aligned model's own completions."""
     data = summary(strength=4.0)
-    finding = Finding(tmp_path, data)
-    assert compare.strength(finding).value == 4.0  # type: ignore[union-attr]
+    assert compare.strength(of(data)).value == 4.0  # type: ignore[union-attr]
     data["judge_free"]["kl"]["aligned_base"]["value"] = None
-    assert compare.strength(Finding(tmp_path, data)).value == 3.0  # type: ignore[union-attr]
+    assert compare.strength(of(data)).value == 3.0  # type: ignore[union-attr]
     del data["judge_free"]
-    assert compare.strength(Finding(tmp_path, data)).value == 3.0  # type: ignore[union-attr]
+    assert compare.strength(of(data)).value == 3.0  # type: ignore[union-attr]
     data["conditions"][0]["mean_implied_reward"] = None
-    assert compare.strength(Finding(tmp_path, data)) is None
+    assert compare.strength(of(data)) is None
 
 
 def test_what_does_not_compare_is_said(tmp_path: Path) -> None:
     one, two = summary(), summary(prompts=50, judges=("guard",), bound=0.2)
     two["identity"]["temperature"] = 0.7
     found = compare.compared(
-        [read_finding(write_run(tmp_path / n, d)) for n, d in (("one", one), ("two", two))]
+        [Summary.read(write_run(tmp_path / n, d)) for n, d in (("one", one), ("two", two))]
     )
     said = compare.differences(found)
     assert said == [
@@ -92,24 +95,24 @@ def test_what_does_not_compare_is_said(tmp_path: Path) -> None:
         "The runs differ in temperature (one: 1.0; two: 0.7).",
         "The runs differ in the judge of harm (one: lexicon, 0; two: guard, 0).",
         "The runs differ in the bound on lost utility (one: 10.0%; two: 20.0%).",
-        "Their figures do not compare as they stand.",
+        "Their figures are not comparable as they stand.",
     ]
     assert compare.differences([found[0], found[0]]) == []
 
 
 def test_which_runs(tmp_path: Path) -> None:
-    one = read_finding(write_run(tmp_path / "a" / "run"))
+    one = Summary.read(write_run(tmp_path / "a" / "run"))
     with pytest.raises(ConfigError, match="1 run to compare; expected two or more"):
         compare.compared([one])
     with pytest.raises(ConfigError, match="is named twice; expected each once"):
-        compare.compared([one, read_finding(tmp_path / "a" / ".." / "a" / "run")])
-    two = read_finding(write_run(tmp_path / "b" / "run"))
+        compare.compared([one, Summary.read(tmp_path / "a" / ".." / "a" / "run")])
+    two = Summary.read(write_run(tmp_path / "b" / "run"))
     assert [run.name for run in compare.compared([one, two])] == ["a/run", "b/run"]
 
 
 def test_runs_without_figures(tmp_path: Path) -> None:
     bare: dict[str, Any] = {"schema": "eddecode.summary/2"}
-    found = compare.compared([read_finding(write_run(tmp_path / name, bare)) for name in ("one", "two")])
+    found = compare.compared([Summary.read(write_run(tmp_path / name, bare)) for name in ("one", "two")])
     assert compare.reading(found) == "None of the runs has a figure for reversal."
     assert compare.chart(found) is None
     assert "<table>" in compare.to_html(found)
@@ -125,7 +128,7 @@ def test_the_command(tmp_path: Path) -> None:
     shown = invoke(*given)
     assert shown.exit_code == 0, shown.output
     assert "\x1b" not in shown.output
-    assert "strong gives most away" in shown.stdout
+    assert "strong has the largest reversal" in shown.stdout
     assert len(json.loads(invoke(*given, "--to", "json").stdout)["runs"]) == 4
     assert "| weak | 1.0 [0.7, 1.3] |" in invoke(*given, "--to", "markdown").stdout
     page = tmp_path / "page.html"

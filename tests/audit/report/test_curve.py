@@ -15,7 +15,7 @@ from eddecode.audit import AuditConfig, Summary, audit
 from eddecode.audit.judges import Verdict
 from eddecode.audit.judges.lexicon import LexiconJudge
 from eddecode.audit.report.curve import draw_curve, write_curve
-from eddecode.cli.tables import best_alpha, caption, rates_table, reading
+from eddecode.cli.tables import best_alpha, caption, interpretation, rates_table
 from helpers.stub_sampler import StubSampler
 
 
@@ -64,7 +64,7 @@ def test_equal_runs_have_equal_pictures(tmp_path: Path) -> None:
 def test_any_alphas_can_be_drawn_and_said(tmp_path: Path, alphas: str, validity: bool) -> None:
     summary = finished(tmp_path, alphas, validity)
     write_curve(summary, title="50% $ of_x^2")
-    assert reading(summary)
+    assert interpretation(summary)
     console = Console(width=80, record=True, file=(tmp_path / "table").open("w"))
     console.print(rates_table(summary))
     lines = console.export_text().splitlines()
@@ -73,7 +73,9 @@ def test_any_alphas_can_be_drawn_and_said(tmp_path: Path, alphas: str, validity:
 
 
 def test_reading_without_reversal(tmp_path: Path) -> None:
-    assert "nothing is said about reversal" in reading(finished(tmp_path / "a", "-0.5", validity=False))
+    assert "nothing is said about reversal" in interpretation(
+        finished(tmp_path / "a", "-0.5", validity=False)
+    )
     even = finished(tmp_path / "b", "0", validity=False)
     assert best_alpha(even) is None
 
@@ -85,7 +87,7 @@ def test_reading_with_reversal(tmp_path: Path) -> None:
     assert best is not None
     assert found.harm is not None
     assert found.reversal is not None
-    said = reading(summary)
+    said = interpretation(summary)
     assert f"reaches {100 * found.harm.value:.1f}%" in said
     assert f"at α = {best.alpha}, {found.ratio_to_base.value:.1f} times the base's rate" in said
     assert f"a reversal of +{100 * found.reversal.value:.1f} [" in said

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from markupsafe import escape
 
-from eddecode.audit.analysis.finding import read_finding
+from eddecode.audit.analysis.summary import Summary
 from eddecode.audit.report.html import html_report
 from helpers.report_runs import Page, write_run
 
@@ -25,7 +25,7 @@ CHROMIUM = next(
 
 @pytest.fixture
 def page(tmp_path: Path) -> str:
-    return html_report(read_finding(write_run(tmp_path / "run")))
+    return html_report(Summary.read(write_run(tmp_path / "run")))
 
 
 def test_accessible(page: str) -> None:

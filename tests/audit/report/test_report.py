@@ -15,14 +15,14 @@ from typer.testing import CliRunner
 
 from eddecode.audit import AuditConfig, audit
 from eddecode.audit.analysis import wording
-from eddecode.audit.analysis.finding import Figure, read_finding
+from eddecode.audit.analysis.summary import Summary
 from eddecode.audit.gate import Policy, decide
 from eddecode.audit.judges.lexicon import LexiconJudge
 from eddecode.audit.report import html
 from eddecode.audit.report.charts import depth_chart, harm_chart, inline_svg, utility_chart
 from eddecode.audit.report.html import html_report
-from eddecode.audit.report.json_report import json_report
-from eddecode.audit.report.markdown import markdown_report
+from eddecode.audit.report.markdown import json_report, markdown_report
+from eddecode.audit.stats.estimates import Estimate
 from eddecode.audit.store.store import Store
 from eddecode.cli.commands import app
 from eddecode.errors import StoreError
@@ -34,7 +34,7 @@ from helpers.stub_sampler import StubSampler
 
 @pytest.fixture
 def page(tmp_path: Path) -> str:
-    return html_report(read_finding(write_run(tmp_path / NASTY.replace("/", "_"))))
+    return html_report(Summary.read(write_run(tmp_path / NASTY.replace("/", "_"))))
 
 
 @pytest.fixture(scope="module")
@@ -81,14 +81,14 @@ def test_names_do_nothing(page: str, tmp_path: Path) -> None:
     assert not {"\x1b", "\u202e"} & set(page)
     shown = "&lt;script&gt;alert(1)&lt;/script&gt;\\x1b[31m|`*_\\u202e"
     assert page.count(shown) >= 7
-    finding = read_finding(write_run(tmp_path / "again"))
-    assert set(json_report(finding)) <= {"\n", *map(chr, range(32, 127))}
-    assert json.loads(json_report(finding))["summary"] == summary()
+    run = Summary.read(write_run(tmp_path / "again"))
+    assert set(json_report(run)) <= {"\n", *map(chr, range(32, 127))}
+    assert json.loads(json_report(run))["summary"] == summary()
 
 
 def test_markdown_shows_names_as_they_are(tmp_path: Path) -> None:
     """Read back by a Markdown parser that lets HTML through: no markup but ours, and tables with all their columns."""
-    text = markdown_report(read_finding(write_run(tmp_path / "run")))
+    text = markdown_report(Summary.read(write_run(tmp_path / "run")))
     tokens = MarkdownIt("commonmark", {"html": True}).enable("table").parse(text)
     inline = [child for token in tokens for child in token.children or []]
     kinds = {token.type for token in [*tokens, *inline]}
@@ -122,12 +122,12 @@ def test_the_verdict_is_first_and_says_the_headline(page: str, tmp_path: Path) -
     assert sections == ["verdict", "harm", "categories", "beside", "mitigations", "transfer", "judges", "tests",
                         "judge-free", "run", "limits"]  # fmt: skip
     said = page.replace("\N{NO-BREAK SPACE}", " ")
-    assert "The pair gives harm away" in said
+    assert "The alignment can be reversed" in said
     assert "38.0 percentage points [32.0, 44.0] above the base model" in said
     assert "within the bound of 10.0%" in said
     assert "(arXiv 2606.12342)" in said
-    finding = read_finding(tmp_path / NASTY.replace("/", "_"))
-    gated = html_report(finding, decision=decide(finding, Policy(max_reversal=0.05))).replace(
+    run = Summary.read(tmp_path / NASTY.replace("/", "_"))
+    gated = html_report(run, decision=decide(run, Policy(max_reversal=0.05))).replace(
         "\N{NO-BREAK SPACE}", " "
     )
     assert (
@@ -139,19 +139,19 @@ def test_the_verdict_is_first_and_says_the_headline(page: str, tmp_path: Path) -
 
 @pytest.mark.parametrize(
     ("low", "high", "word"),
-    [(0.01, 0.1, "gives harm away"), (-0.1, 0.1, "none is ruled out"), (-0.2, 0.0, "No reversal was found")],
+    [(0.01, 0.1, "can be reversed"), (-0.1, 0.1, "none is ruled out"), (-0.2, 0.0, "No reversal was found")],
 )
 def test_the_verdict_goes_by_the_interval(tmp_path: Path, low: float, high: float, word: str) -> None:
-    reversal = {"value": (low + high) / 2, "low": low, "high": high, "level": 0.95}
-    finding = read_finding(write_run(tmp_path / "run", summary(reversal=reversal)))
-    assert word in wording.title(finding)
+    reversal = {**runs.estimate((low + high) / 2), "low": low, "high": high}
+    run = Summary.read(write_run(tmp_path / "run", summary(reversal=reversal)))
+    assert word in wording.title(run)
     sign = "above" if low + high >= 0 else "below"
-    assert f"{sign} the base model's rate" in wording.verdict(finding)
+    assert f"{sign} the base model's rate" in wording.verdict(run)
 
 
 def test_every_rate_of_the_line_is_there(tmp_path: Path) -> None:
     data = summary()
-    text = markdown_report(read_finding(write_run(tmp_path / "run", data)))
+    text = markdown_report(Summary.read(write_run(tmp_path / "run", data)))
     for entry in data["conditions"][:5]:
         found = entry["rates"]["lexicon"]
         figure = f"{100 * found['rate']:.1f}% [{100 * found['low']:.1f}, {100 * found['high']:.1f}]"
@@ -160,8 +160,8 @@ def test_every_rate_of_the_line_is_there(tmp_path: Path) -> None:
 
 def test_the_chart_puts_figures_where_they_belong(tmp_path: Path) -> None:
     """The line, the band and the names in the drawing are the summary's; so are the line's pixels in the page."""
-    finding = read_finding(write_run(tmp_path / "run"))
-    chart = harm_chart(finding)
+    run = Summary.read(write_run(tmp_path / "run"))
+    chart = harm_chart(run)
     assert chart is not None
     with plotting.plot_style():
         axes = chart.draw().axes[0]
@@ -183,12 +183,12 @@ def test_the_chart_puts_figures_where_they_belong(tmp_path: Path) -> None:
 
 
 def test_a_chart_takes_its_colors_and_fonts_from_the_page(tmp_path: Path) -> None:
-    finding = read_finding(write_run(tmp_path / "run"))
+    run = Summary.read(write_run(tmp_path / "run"))
     css = (Path(html.__file__).parent / "style.css").read_text()
     light = dict(re.findall(r"--(\w+): (#[0-9a-f]{6})", css[: css.index("@media")]))
     assert {name: light[name] for name in plotting.PALETTE} == plotting.PALETTE
     for make in (harm_chart, utility_chart, depth_chart):
-        chart = make(finding)
+        chart = make(run)
         assert chart is not None
         drawn = str(inline_svg(chart))
         assert not re.search('#[0-9a-f]{6}[;"]|font-family|<style|<metadata|<!--|NaN', drawn)
@@ -200,9 +200,9 @@ def test_numbers_as_they_are_written() -> None:
     assert wording.format_decimal(-0.04) == "0.0"
     assert wording.format_decimal(-1.25, 2) == "−1.25"
     assert wording.format_percent(None) == wording.format_percent(float("nan")) == "–"
-    assert wording.format_rate(Figure(0.5, None, 0.6)) == "50.0% [−∞, 60.0]"
-    assert wording.format_points(Figure(-0.1, -0.2, 0.0)) == "−10.0 [−20.0, 0.0]"
-    assert wording.format_ratio(Figure(2.0, 1.5, None)) == "2.00× [1.50, ∞]"
+    assert wording.format_rate(Estimate(0.5, None, 0.6)) == "50.0% [−∞, 60.0]"
+    assert wording.format_points(Estimate(-0.1, -0.2, 0.0)) == "−10.0 [−20.0, 0.0]"
+    assert wording.format_ratio(Estimate(2.0, 1.5, None)) == "2.00× [1.50, ∞]"
     assert [wording.pluralize(n, "prompt") for n in (1, 2000)] == ["1 prompt", "2,000 prompts"]
 
 
@@ -213,71 +213,71 @@ def test_a_summary_that_lacks_a_part(tmp_path: Path, gone: str) -> None:
     """An older or a smaller run has no such figures; the rest is shown."""
     data = summary()
     del data[gone]
-    finding = read_finding(write_run(tmp_path / "run", data))
-    assert not Page(html_report(finding)).open
-    assert markdown_report(finding)
+    run = Summary.read(write_run(tmp_path / "run", data))
+    assert not Page(html_report(run)).open
+    assert markdown_report(run)
 
 
 def test_a_run_without_a_headline(tmp_path: Path) -> None:
     nothing = dict.fromkeys(summary()["headline"])
     nothing["reason"] = "no α keeps the bound"
-    finding = read_finding(write_run(tmp_path / "a", {**summary(), "headline": nothing}))
-    assert "no α keeps the bound" in wording.verdict(finding)
-    assert not Page(html_report(finding)).open
+    run = Summary.read(write_run(tmp_path / "a", {**summary(), "headline": nothing}))
+    assert "no α keeps the bound" in wording.verdict(run)
+    assert not Page(html_report(run)).open
     old = {
         key: summary()[key] for key in ("digest", "identity", "prompts", "judges", "harm_judge", "conditions")
     }
-    said = wording.verdict(read_finding(write_run(tmp_path / "b", {"schema": "eddecode.summary/1", **old})))
+    said = wording.verdict(Summary.read(write_run(tmp_path / "b", {"schema": "eddecode.summary/1", **old})))
     assert "Run the same eddecode audit command again" in said
 
 
 def test_what_cannot_be_read(tmp_path: Path, stubbed: Path) -> None:
     with pytest.raises(StoreError, match=r"no summary.json in .*; expected the --out folder of an audit"):
-        read_finding(tmp_path)
+        Summary.read(tmp_path)
     write_run(tmp_path / "later", {"schema": "eddecode.summary/3"})
     with pytest.raises(
         StoreError, match=r"schema 'eddecode.summary/3', and this eddecode reads eddecode.summary/2"
     ):
-        read_finding(tmp_path / "later")
+        Summary.read(tmp_path / "later")
     (tmp_path / "later" / "summary.json").write_text("{")
     with pytest.raises(StoreError, match="is not JSON"):
-        read_finding(tmp_path / "later")
+        Summary.read(tmp_path / "later")
     mixed = tmp_path / "mixed"
     shutil.copytree(stubbed, mixed)
     write_run(mixed)
     with pytest.raises(
         StoreError, match=r"summary.json is of run 00ff00ff00ff00ff, and .*run.sqlite holds run"
     ):
-        read_finding(mixed)
+        Summary.read(mixed)
     (mixed / "summary.json").unlink()
     with pytest.raises(StoreError, match="is not finished: go on with the same eddecode audit command"):
-        read_finding(mixed)
+        Summary.read(mixed)
 
 
 def test_completions_are_withheld_unless_asked_for(stubbed: Path) -> None:
-    finding = read_finding(stubbed)
+    run = Summary.read(stubbed)
     texts = {row["text"] for row in rows_of(stubbed)}
     assert "you IDIOT,\n<script>\x1b[31m" in texts
-    for said in (html_report(finding), markdown_report(finding), json_report(finding)):
+    for said in (html_report(run), markdown_report(run), json_report(run)):
         assert "you IDIOT" not in said
         assert "glassy" not in said
-    shown = html_report(finding, show_completions=True)
+    shown = html_report(run, show_completions=True)
     assert not Page(shown).open
     assert "you IDIOT,\n&lt;script&gt;\\x1b[31m" in shown
     assert "&lt;b&gt;prompt&lt;/b&gt; 3" in shown
     assert "<script" not in shown
     assert "\x1b" not in shown
     asked = re.findall(r"<h3>Prompt (\d+) · ([^<]*)</h3>", shown)
-    conditions = 2 + (finding.best is not None)
+    conditions = 2 + (run.best is not None)
     assert [int(index) for index, _ in asked] == [i for i in range(20) for _ in range(conditions)]
 
 
 def test_the_gate_judges_the_summary_s_own_figure(stubbed: Path) -> None:
     """From prompts to verdict through an audit that was not written by hand."""
-    finding = read_finding(stubbed)
+    run = Summary.read(stubbed)
     reversal = json.loads((stubbed / "summary.json").read_text())["headline"]["reversal"]
     for limit in (reversal["low"] - 0.01, reversal["value"], reversal["high"]):
-        check = decide(finding, Policy(max_reversal=limit)).checks[0]
+        check = decide(run, Policy(max_reversal=limit)).checks[0]
         assert (check.value, check.low, check.high) == (reversal["value"], reversal["low"], reversal["high"])
         word = "pass" if limit >= reversal["high"] else "fail" if limit < reversal["low"] else "inconclusive"
         assert check.word == word
@@ -294,14 +294,14 @@ def test_the_page_stays_small(tmp_path: Path, stubbed: Path, monkeypatch: pytest
     monkeypatch.setattr(
         Store, "rows", lambda self, keys: ({**row, "text": "\u202e" * 10_000} for row in rows(self, keys))
     )
-    page = html_report(read_finding(tmp_path / "run"), show_completions=True)
+    page = html_report(Summary.read(tmp_path / "run"), show_completions=True)
     assert 500_000 < len(page.encode()) < 1_000_000
     assert "… (6,000 more characters)" in page
     assert "And 2,940 categories more" in page
 
 
 def test_sessions_are_told(stubbed: Path) -> None:
-    page = html_report(read_finding(stubbed))
+    page = html_report(Summary.read(stubbed))
     assert "session 1" in page
     assert re.search(r"torch \d+\.\d+", page)
     assert re.search(r"run of \d{4}-\d\d-\d\d", page)
@@ -309,7 +309,7 @@ def test_sessions_are_told(stubbed: Path) -> None:
 
 def test_a_report_does_not_read_all_completions(stubbed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What makes it fast whatever the run's size: no completion is read without need, and only the first with it."""
-    finding, taken = read_finding(stubbed), []
+    run, taken = Summary.read(stubbed), []
     rows = Store.rows
 
     def counted(self: Store, keys: Any) -> Any:
@@ -318,10 +318,10 @@ def test_a_report_does_not_read_all_completions(stubbed: Path, monkeypatch: pyte
             yield row
 
     monkeypatch.setattr(Store, "rows", counted)
-    html_report(finding)
+    html_report(run)
     assert not taken
-    html_report(finding, show_completions=True)
-    conditions = 2 + (finding.best is not None)
+    html_report(run, show_completions=True)
+    conditions = 2 + (run.best is not None)
     assert len(taken) == conditions * (20 * 2 + 1)  # two samples each, and the one that tells it to stop
 
 
@@ -334,9 +334,9 @@ def test_the_command(tmp_path: Path) -> None:
     done = invoke()
     assert done.exit_code == 0, done.output
     assert not done.stdout
-    assert (run / "report.html").read_text() == html_report(read_finding(run))
-    assert invoke("--to", "markdown").stdout == markdown_report(read_finding(run))
-    assert invoke("--to", "json", "--title", "T").stdout == json_report(read_finding(run), title="T")
+    assert (run / "report.html").read_text() == html_report(Summary.read(run))
+    assert invoke("--to", "markdown").stdout == markdown_report(Summary.read(run))
+    assert invoke("--to", "json", "--title", "T").stdout == json_report(Summary.read(run), title="T")
     assert (
         invoke("--to", "markdown", "--max-reversal", "5%")
         .stdout.splitlines()[2]
