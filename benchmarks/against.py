@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks.rounds import interleave, ratios, spread
+from benchmarks.measure import interleave, ratios, spread
 
 HERE = Path(__file__).parents[1]
 PAIRS = ("bundled:float32", "10M:bf16", "10M:float32", "130M:bf16", "130M:float32")

@@ -1,12 +1,12 @@
-"""The alternatives, written anew from their published descriptions, each as good as its approach allows.
+"""The alternatives, written anew from their published descriptions, each as good as its design allows.
 
-(a) The authors' way (README of ZHZisZZ/emulated-disalignment): one wrapper around both models that is itself a model
-for `generate`; it composes the two log-probability distributions with one fixed α, so a sweep decodes once per α.
-(b) What a user of today's transformers would write: `generate` of the base with a logits processor that keeps the
-second model and its cache. α belongs to the processor, so a sweep decodes once per α here too.
-(c) The floor: `generate` of the base alone. In a sweep it decodes all rows in one batch, for nothing tells them apart.
+(a) The authors' release (README of ZHZisZZ/emulated-disalignment): one wrapper around both models that is itself a
+model for `generate`; it composes the two log-probability distributions with one fixed α, so a sweep decodes once per α.
+(b) What a user of today's transformers would write: `generate` of the base model with a logits processor that holds
+the second model and its cache. α belongs to the processor, so here too a sweep decodes once per α.
+(c) The floor: `generate` of the base model alone. A sweep is one batch here, since its rows do not differ.
 
-All pad on the left, keep one DynamicCache per model, and ask each model for the last position's logits only.
+All pad on the left, keep one DynamicCache per model, and request the logits of the last position only.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from benchmarks.pairs import BenchPair
 from benchmarks.tasks import Work
 
-SCORING_ROWS = 8  # completions per forward pass when scoring: a batch that people choose by hand
+SCORING_ROWS = 8  # completions per forward pass when scoring: a usual batch size
 
 
 def pad_left(texts: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
@@ -45,8 +45,8 @@ def positions(mask: Tensor) -> Tensor:
     return (mask.cumsum(-1) - 1).clamp(min=0)
 
 
-class Follower:
-    """The second model, which reads its own prompts and then the tokens that `generate` chose."""
+class SecondModel:
+    """The second model of a pair: it reads its own prompts, and then the tokens that `generate` chose."""
 
     def __init__(self, model: Any, texts: Sequence[Sequence[int]]) -> None:
         self.model = model
@@ -100,7 +100,7 @@ class PairInsideGenerate(PreTrainedModel, GenerationMixin):  # type: ignore[misc
         super().__init__(copy.deepcopy(base.config))
         self.generation_config = copy.deepcopy(base.generation_config)
         self.base, self.alpha = base, alpha
-        self.follower = Follower(aligned, aligned_texts)
+        self.second = SecondModel(aligned, aligned_texts)
 
     def forward(
         self,
@@ -122,7 +122,7 @@ class PairInsideGenerate(PreTrainedModel, GenerationMixin):  # type: ignore[misc
             logits_to_keep=logits_to_keep,
         )
         base = result.logits[:, -1].float().log_softmax(-1)
-        aligned = self.follower.next_logits(input_ids[:, -1:]).float().log_softmax(-1)
+        aligned = self.second.next_logits(input_ids[:, -1:]).float().log_softmax(-1)
         composed = (1 + self.alpha) * base - self.alpha * aligned
         return CausalLMOutputWithPast(logits=composed[:, None], past_key_values=result.past_key_values)
 
@@ -132,14 +132,14 @@ class PairProcessor(LogitsProcessor):  # type: ignore[misc]
 
     def __init__(self, aligned: Any, alpha: float, aligned_texts: Sequence[Sequence[int]]) -> None:
         self.alpha = alpha
-        self.follower = Follower(aligned, aligned_texts)
+        self.second = SecondModel(aligned, aligned_texts)
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """(B, V) contrast; the normalisers cancel in the softmax to come, so logits do."""
-        return (1 + self.alpha) * scores - self.alpha * self.follower.next_logits(input_ids[:, -1:]).float()
+        return (1 + self.alpha) * scores - self.alpha * self.second.next_logits(input_ids[:, -1:]).float()
 
 
-class AuthorsWay:
+class AuthorsWrapper:
     """(a): see the module."""
 
     def __init__(self, pair: BenchPair) -> None:
@@ -170,7 +170,7 @@ class AuthorsWay:
         return scores
 
 
-class ProcessorWay:
+class ProcessorPair:
     """(b): see the module."""
 
     def __init__(self, pair: BenchPair) -> None:
@@ -199,7 +199,7 @@ class ProcessorWay:
         return scores
 
 
-class Floor:
+class BaseAlone:
     """(c): see the module."""
 
     def __init__(self, pair: BenchPair) -> None:
@@ -213,7 +213,7 @@ class Floor:
 
     @torch.inference_mode()
     def score(self, work: Work) -> list[list[float]]:
-        """The base alone, once: what one pass costs. It gives α = 0 wherever another α was asked for."""
+        """One pass of the base model; the scores are those of α = 0, whatever the α."""
         row: list[float] = []
         for batch in batches(work):
             row += chosen(completion_logits(self.pair.base, work, batch, 0), work, batch)

@@ -1,7 +1,6 @@
-"""Contrast-and-sample alone: `python -m benchmarks kernel`. The compiled kernel against eager torch and the reference.
+"""Contrast-and-sample alone: the compiled kernel against eager torch, and against the reference in float64.
 
-Eager is what a decode loop does today: three log-softmaxes, softmax and multinomial in float32, top-p by a sort.
-Every round runs each contender once; ratios are taken within a round, and the table gives their median and quartiles.
+Eager is a usual decode loop: three log-softmaxes, softmax and multinomial in float32, top-p by a sort.
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from benchmarks.measure import interleave, ratios, synchronize
 from eddecode.sampling.dispatch import contrast_and_sample
 from eddecode_kernels.types import SampledTokens, SamplingRows
 
@@ -54,10 +54,10 @@ def eager(
     return SampledTokens(tokens[:, 0], torch.stack([model.gather(-1, tokens)[:, 0] for model in models]))
 
 
-def problem(
+def make_inputs(
     batch: int, width: int, filters: dict[str, float], spread: float, device: str
 ) -> tuple[object, ...]:
-    """Logits of a pair that agrees for the most part; α = 0.5 everywhere; three ids masked."""
+    """Inputs of the kernel: logits of two models that mostly agree; α = 0.5 in all rows; three ids masked."""
     g = torch.Generator().manual_seed(0)
     base = torch.randn(batch, width, generator=g) * spread
     logits = [base.to(device), (base + torch.randn(batch, width, generator=g)).to(device)]
@@ -71,47 +71,33 @@ def problem(
     return logits, weights, SamplingRows(**columns), uniforms, vocabulary
 
 
-def seconds(work: Callable[[], object], device: str) -> float:
-    """Wall time of one call, to the end of what it started on the device."""
-    start = time.perf_counter()
-    work()
-    if device != "cpu":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
-
-
-def measure(
-    arguments: tuple[object, ...], rounds: int, device: str, reference: bool
-) -> dict[str, list[float]]:
-    """Seconds per contender and round; the order turns from round to round."""
+def measure(inputs: tuple[object, ...], rounds: int, device: str, reference: bool) -> dict[str, float]:
+    """Median milliseconds of each alternative, and eager ÷ kernel within the rounds: median and quartiles."""
     call: Callable[..., object] = contrast_and_sample
-    contenders: dict[str, Callable[[], object]] = {
-        "kernel": partial(call, *arguments, backend="cpu" if device == "cpu" else "triton"),
-        "eager": partial(eager, *arguments),  # type: ignore[arg-type]
+    runs: dict[str, Callable[[], object]] = {
+        "kernel": partial(call, *inputs, backend="cpu" if device == "cpu" else "triton"),
+        "eager": partial(eager, *inputs),  # type: ignore[arg-type]
     }
     if reference:
-        contenders["reference"] = partial(call, *arguments, backend="reference")
-    times: dict[str, list[float]] = {name: [] for name in contenders}
-    for work in contenders.values():
-        seconds(work, device)
-    for turn in range(rounds):
-        names = list(contenders)
-        for name in names[turn % len(names) :] + names[: turn % len(names)]:
-            times[name].append(seconds(contenders[name], device))
-    return times
+        runs["reference"] = partial(call, *inputs, backend="reference")
 
+    def seconds(name: str) -> float:
+        start = time.perf_counter()
+        runs[name]()
+        synchronize(device)
+        return time.perf_counter() - start
 
-def summary(times: dict[str, list[float]]) -> dict[str, float]:
-    """Medians in milliseconds, and the quartiles of eager ÷ kernel within the rounds."""
-    ratios = [e / k for e, k in zip(times["eager"], times["kernel"], strict=True)]
-    low, middle, high = statistics.quantiles(ratios, n=4)
-    medians = {f"{name}_ms": statistics.median(values) * 1e3 for name, values in times.items()}
+    for name in runs:
+        seconds(name)
+    found = interleave({name: partial(seconds, name) for name in runs}, rounds)
+    low, middle, high = statistics.quantiles(ratios(found["eager"], found["kernel"]), n=4)
+    medians = {f"{name}_ms": 1e3 * statistics.median(values) for name, values in found.items()}
     return medians | {"ratio": middle, "ratio_low": low, "ratio_high": high}
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Print a table, one row per batch, width and filter."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks kernel", description=__doc__)
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8, 64])
     parser.add_argument("--width", type=int, nargs="+", default=[32_000, 128_000])
     parser.add_argument("--filters", nargs="+", choices=FILTERS, default=["none", "top-p"])
@@ -132,8 +118,8 @@ def main(arguments: list[str] | None = None) -> None:
     table = []
     for batch, width in ((b, v) for v in options.width for b in options.batch):
         for name in options.filters:
-            inputs = problem(batch, width, FILTERS[name], options.spread, options.device)
-            row = summary(measure(inputs, options.rounds, options.device, options.reference))
+            inputs = make_inputs(batch, width, FILTERS[name], options.spread, options.device)
+            row = measure(inputs, options.rounds, options.device, options.reference)
             table.append({"batch": batch, "width": width, "filters": name, **row})
             print(
                 f"{batch:4} {width:8}  {name:12} {row['kernel_ms']:11.3f} {row['eager_ms']:10.2f} "

@@ -1,8 +1,9 @@
-"""How it is measured: contenders in turn, round after round, in one process, with the bandwidth of the moment.
+"""Interleaved measuring: every alternative runs once per round, and ratios are taken within a round.
 
-A shared machine drifts, by more than many gains are worth. So nothing is compared across rounds: in each round every
-contender runs once, in an order that rotates, and a ratio is taken within the round. The bandwidth that the roofline
-stands on is measured in each round too.
+The speed of a shared machine drifts by more than many gains are worth. So figures of different rounds are never
+compared with each other: in each round every alternative runs once, in an order that rotates, and a ratio is the
+quotient of two times of the same round. The memory bandwidth, which the roofline is computed from, is measured in each
+round too.
 """
 
 from __future__ import annotations
@@ -12,25 +13,98 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, TypeVar
 
-import torch
-from torch import Tensor
-
-from benchmarks.contenders import Contender, NotAvailable, do
-from benchmarks.tasks import Work
+if TYPE_CHECKING:
+    from torch import Tensor
 
 BUFFER_BYTES = {"cpu": 512 << 20, "cuda": 4 << 30}  # far more than any processor's last-level cache
 READS = 5
-PROBES = (2, 6)  # tokens of the two short runs an estimate is drawn from
+Result = TypeVar("Result")
+Clock = Callable[[], float]
+
+
+def timed(run: Callable[[], Result], clock: Clock | None = None) -> tuple[float, Result]:
+    """Seconds of one run, and its result. Garbage is collected before the run and not during it.
+
+    Args:
+        run: what is timed; it must return only when the device has finished.
+        clock: by default the wall clock (`time.perf_counter`).
+    """
+    clock = clock or time.perf_counter
+    with _no_garbage_collection():
+        start = clock()
+        result = run()
+        return clock() - start, result
+
+
+@contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+def interleave(
+    timers: Mapping[str, Callable[[], float]],
+    rounds: int,
+    first: int = 0,
+    before_round: Callable[[], object] | None = None,
+) -> dict[str, list[float]]:
+    """Seconds of each alternative, one entry per round.
+
+    Args:
+        timers: name → a function that runs the alternative once and returns its seconds.
+        rounds: how often each alternative runs.
+        first: number of the first round: the number decides which alternative of a round runs first.
+        before_round: called once at the start of each round.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in timers}
+    names = list(timers)
+    for number in range(first, first + rounds):
+        if before_round is not None:
+            before_round()
+        start = number % max(len(names), 1)
+        for name in names[start:] + names[:start]:
+            seconds[name].append(timers[name]())
+    return seconds
+
+
+def ratios(slower: Sequence[float], faster: Sequence[float]) -> list[float]:
+    """Per round, the seconds of one alternative over those of another."""
+    return [a / b for a, b in zip(slower, faster, strict=True)]
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """Median, smallest and largest value."""
+    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
+
+
+class TimeBudget:
+    """The time that a command may take, so that a long measurement can be taken in pieces.
+
+    Args:
+        seconds: begin nothing that would end later.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._end = time.perf_counter() + seconds
+
+    def allows(self, seconds: float) -> bool:
+        """Whether something that takes so long would end in time."""
+        return time.perf_counter() + seconds <= self._end
 
 
 class Bandwidth:
-    """Reads one large buffer over and over, with as many threads as torch uses for the models."""
+    """Reads one large buffer repeatedly, with as many threads as torch uses for the models."""
 
     def __init__(self, device: str) -> None:
-        kind = torch.device(device).type
-        self.buffer = torch.ones(BUFFER_BYTES[kind] // 4, device=device)
+        import torch
+
+        self.buffer = torch.ones(BUFFER_BYTES[torch.device(device).type] // 4, device=device)
         self._vector = torch.ones(4096, device=device)
 
     def measure(self) -> float:
@@ -40,130 +114,16 @@ class Bandwidth:
         return max(self.buffer.nbytes / self._seconds(read) for read in kernels for _ in range(READS))
 
     def _seconds(self, read: Callable[[], Tensor]) -> float:
-        self._wait()
+        synchronize(self.buffer.device.type)
         start = time.perf_counter()
         read()
-        self._wait()
+        synchronize(self.buffer.device.type)
         return time.perf_counter() - start
 
-    def _wait(self) -> None:
-        if self.buffer.is_cuda:
-            torch.cuda.synchronize(self.buffer.device)
 
+def synchronize(device: str) -> None:
+    """Wait until a GPU has finished; nothing on a CPU."""
+    if device.startswith("cuda"):
+        import torch
 
-@dataclass
-class Rounds:
-    """What the interleaved runs gave: entry i of every list is of round i.
-
-    Attributes:
-        seconds: per contender.
-        bandwidth: bytes per second.
-        results: per contender, what its last run gave (token ids, or scores).
-        missing: contender → why it did not run.
-    """
-
-    seconds: dict[str, list[float]] = field(default_factory=dict)
-    bandwidth: list[float] = field(default_factory=list)
-    results: dict[str, Sequence[Sequence[float]]] = field(default_factory=dict)
-    missing: dict[str, str] = field(default_factory=dict)
-
-
-def ratios(slower: Sequence[float], faster: Sequence[float]) -> list[float]:
-    """Per round, how many times as long the one took as the other."""
-    return [a / b for a, b in zip(slower, faster, strict=True)]
-
-
-def seconds_of(contender: Contender, work: Work) -> tuple[float, Sequence[Sequence[float]]]:
-    """Time one run; garbage of the run before is collected first, and none is collected meanwhile."""
-    with _no_collection():
-        start = time.perf_counter()
-        result = do(contender, work)  # a list of numbers: the device has finished when it is there
-        return time.perf_counter() - start, result
-
-
-@contextmanager
-def _no_collection() -> Iterator[None]:
-    gc.collect()
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()
-
-
-def estimate(contender: Contender, work: Work) -> float:
-    """Seconds that a run will take, by short runs that warm up as well.
-
-    Cost is taken to be linear in the tokens and in the α's; a growing cache makes it a little more than that.
-    """
-    do(contender, work.shorter(1, 1))
-    few, more = (seconds_of(contender, work.shorter(tokens, 1))[0] for tokens in PROBES)
-    per_token = max(more - few, 0.0) / (PROBES[1] - PROBES[0])
-    one_alpha = few + per_token * max(work.new_tokens - PROBES[0], 0)
-    if len(work.alphas) == 1:
-        return one_alpha
-    two = seconds_of(contender, work.shorter(PROBES[0], 2))[0]
-    return one_alpha * (1 + max(two / few - 1, 0.0) * (len(work.alphas) - 1))
-
-
-@dataclass
-class Prepared:
-    """Contenders that can do the work within the limit, and what a round of them is expected to take.
-
-    Attributes:
-        contenders: by name.
-        seconds: expected, per contender.
-        missing: contender → why it will not run.
-    """
-
-    contenders: dict[str, Contender]
-    seconds: dict[str, float]
-    missing: dict[str, str]
-
-
-def prepare(contenders: Mapping[str, Contender], work: Work, limit: float) -> Prepared:
-    """Warm up, estimate, and leave out what cannot do the work or would take longer than `limit` seconds a run."""
-    prepared = Prepared({}, {}, {})
-    for name, contender in contenders.items():
-        try:
-            expected = estimate(contender, work)
-        except NotAvailable as why:
-            prepared.missing[name] = f"not available: {why}"
-            continue
-        if expected > limit:
-            prepared.missing[name] = (
-                f"left out: about {expected:.0f} s a run, above the limit of {limit:.0f} s"
-            )
-            continue
-        prepared.contenders[name] = contender
-        prepared.seconds[name] = expected
-    return prepared
-
-
-def interleave(
-    prepared: Prepared,
-    work: Work,
-    repeats: int,
-    bandwidth: Bandwidth,
-    advance: Callable[[float], None] = lambda _: None,
-    first: int = 0,
-) -> Rounds:
-    """Run every contender once per round; `advance` is told the expected seconds of each finished run.
-
-    Rounds are counted from `first`: who goes first depends on the number.
-    """
-    rounds = Rounds(missing=dict(prepared.missing))
-    names = list(prepared.contenders)
-    for index in range(first, first + repeats):
-        rounds.bandwidth.append(bandwidth.measure())
-        turn = index % max(len(names), 1)
-        for name in names[turn:] + names[:turn]:
-            seconds, rounds.results[name] = seconds_of(prepared.contenders[name], work)
-            rounds.seconds.setdefault(name, []).append(seconds)
-            advance(prepared.seconds[name])
-    return rounds
-
-
-def spread(values: Sequence[float]) -> dict[str, float]:
-    """Median, least and largest."""
-    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
+        torch.cuda.synchronize(device)

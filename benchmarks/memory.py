@@ -1,14 +1,14 @@
-"""Peak memory of one contender, measured in a process of its own.
+"""Peak memory of one alternative, measured in a process of its own.
 
-In the process that times them all, contenders share the models and inherit each other's freed memory, so no figure
-taken there belongs to one of them. Here a fresh interpreter lets the contender do the task on a toy pair (libraries
-load code and make thread pools on first use), loads only the models that the contender runs, and only then starts to
-count: what the contender keeps for itself (packed weights, caches) and what it needs on the way are both in the
-figure, the interpreter and the libraries are not. One run is counted, the first one. On the CPU it is resident memory,
-so weights that were not touched before, and pages that the C library holds back, blur it by a few megabytes.
+In the process that times them all, alternatives share the models and inherit each other's freed memory, so no figure
+measured there belongs to one of them. Here a fresh interpreter runs the task on a toy pair (libraries load code and
+start threads on first use), loads only the models that the alternative runs, and only then starts to count. So the
+figure holds what the alternative keeps (packed weights, caches) and what it needs in between, and not the interpreter
+and the libraries. The first run is counted. On the CPU it is resident memory: weights that were not touched before, and
+pages that the C library keeps, make it uncertain by a few megabytes.
 
     python -m benchmarks memory                                   # eddecode's sweeps at 130M, a line for each
-    python -m benchmarks memory '{"contender": "eddecode", "task": "T1", "size": "10M", …}'        # one probe
+    python -m benchmarks memory '{"alternative": "eddecode", "task": "T1", "size": "10M", …}'      # one probe
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ GOAL = 1.1  # of weights and used cache
 class Probe:
     """What to measure; the fields are those of the command line.
 
-    `alphas`, `prompts`, `prompt_tokens` and `new_tokens` take the place of the task's own, where they are not 0.
+    `alphas`, `prompts`, `prompt_tokens` and `new_tokens` replace those of the task, where they are not 0.
     """
 
-    contender: str
+    alternative: str
     task: str
     size: str
     dtype: str
@@ -49,7 +49,7 @@ class Probe:
     new_tokens: int = 0
 
     def work(self, pair: Any) -> Any:
-        """The work on a pair (`benchmarks.tasks.Work`)."""
+        """The work on a pair."""
         from benchmarks.pairs import texts_of
         from benchmarks.tasks import TASKS
 
@@ -62,7 +62,7 @@ class Probe:
         return replace(work, new_tokens=self.new_tokens or work.new_tokens)
 
 
-# Beside T3: four batches of 64 rows, of prompts so long that the cache takes more than the weights.
+# Beside T3: four batches of 64 rows, with prompts so long that the cache takes more memory than the weights.
 LONG: dict[str, Any] = {"alphas": 16, "prompts": 16, "prompt_tokens": 256, "new_tokens": 32}
 
 
@@ -70,8 +70,8 @@ def measure(probe: Probe) -> dict[str, Any]:
     """Run a probe in a new process.
 
     Returns:
-        {"weights", "extra", "peak", "needed"}, bytes: the parameters of the models that it ran; what came on top of
-        them at the peak; their sum; and what the work has to hold at least. Or {"error": why there is no figure}.
+        {"weights", "extra", "peak", "needed"}, bytes: the parameters of the models that it ran; the peak on top of
+        them; their sum; and the minimum that the work has to hold. Or {"error": why there is no figure}.
     """
     command = [sys.executable, "-m", "benchmarks", "memory", json.dumps(asdict(probe))]
     try:
@@ -92,14 +92,15 @@ def measure(probe: Probe) -> dict[str, Any]:
 
 
 def run(probe: Probe) -> dict[str, Any]:
-    """The probe itself, in the process that it measures."""
-    from benchmarks.contenders import CONTENDERS, OURS, NotAvailable, do
+    """Run the probe in this process, which must be a fresh one."""
     from benchmarks.pairs import Shape, build
+    from benchmarks.registry import ALTERNATIVES, OURS, do
     from benchmarks.roofline import all_weights, bytes_to_hold
+    from benchmarks.tasks import NotAvailable
     from eddecode.sampler import MAX_SLOTS
 
     torch.set_num_threads(probe.threads)
-    entry = CONTENDERS[probe.contender]
+    entry = ALTERNATIVES[probe.alternative]
     toy = build(Shape(64, 96, 2, 4, 300), probe.dtype, probe.variant, probe.device)
     with contextlib.suppress(NotAvailable):
         do(entry.make(toy), replace(probe, prompts=0).work(toy).shorter(4))
@@ -114,13 +115,13 @@ def run(probe: Probe) -> dict[str, Any]:
         return {"error": f"not available: {why}"}
     extra = peak_bytes(probe.device) - before
     weights = sum(map(all_weights, models))
-    slots = MAX_SLOTS if probe.contender == OURS else None  # more rows than that wait for their turn
+    slots = MAX_SLOTS if probe.alternative == OURS else None  # more rows than that wait for a slot
     needed = bytes_to_hold(pair, work, entry.models, slots)
     return {"weights": weights, "extra": extra, "peak": weights + extra, "needed": needed}
 
 
 def start_counting(device: str) -> int:
-    """Forget the peak so far; returns the bytes in use now."""
+    """Reset the peak; returns the bytes in use now."""
     from eddecode.utils.memory import trim_heap
 
     gc.collect()
@@ -148,7 +149,7 @@ def _status(field: str) -> int:
 
 
 def table(size: str = "130M") -> None:
-    """Measure eddecode's sweeps, and print a line for each: megabytes at the peak, and what they are of the need."""
+    """Measure eddecode's sweeps, and print a line for each: megabytes at the peak, and their ratio to the minimum."""
     print(f"{'':34}{'weights':>9}{'needed':>9}{'peak':>9}   peak ÷ needed (goal: {GOAL})")
     sweeps: dict[str, dict[str, Any]] = {"T3": {}, "16 α's × 16 long prompts": LONG}
     for name, changes in sweeps.items():

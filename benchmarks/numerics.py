@@ -1,9 +1,9 @@
-"""`python -m benchmarks numerics`: what rounding does to the contrast, by α.
+"""Rounding errors of the contrast, by α: logits of the engine's float32 head against logits in bf16.
 
-A pair with bf16 weights is run once over completions that its own base model sampled. At every position three sets of
-logits come from the same hidden states: by a head in float64 (the truth), by the engine's head (float32), and rounded
-to bf16, which is what a bf16 model hands out by itself. A fourth set comes from the whole model in float64, with the
-same weights: how far the hidden states, which stay in bf16 in every engine, are off by themselves.
+A pair with bf16 weights runs once over completions that its own base model sampled. At every position three sets of
+logits are computed from the same hidden states: by a head in float64 (the true value), by the engine's head (float32),
+and rounded to bf16, as a bf16 model returns them. A fourth set comes from the whole model in float64 with the same
+weights. It shows the error of the hidden states themselves, which are bf16 in every engine.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 from transformers.utils import logging
 
 from benchmarks.pairs import BUNDLED, SIZES, build, bundled_present
+from benchmarks.tables import make_console, make_table
 from eddecode.execution.lm_head import Float32LMHead
 from eddecode.sampler import Sampler
 from eddecode.sampling.contrast import contrast, pair_weights
@@ -30,7 +30,7 @@ from eddecode.sampling.params import SamplingParams
 
 ALPHAS = (0.3, 1.0, 2.0)
 ROUNDINGS = ("float32 head", "bf16 logits")
-Logits = dict[str, Tensor]  # how they were made → (positions, V)
+Logits = dict[str, Tensor]  # how they were computed → (positions, V)
 Record = dict[str, Any]
 
 
@@ -45,12 +45,10 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    console, results = Console(), []
-    if not console.is_terminal:
-        console = Console(width=120)  # a file has room for the tables
+    console, results = make_console(), []
     for size in options.sizes:
         if size == BUNDLED and not bundled_present():
-            console.print("the bundled pair has not been built into this checkout: left out")
+            console.print("the bundled pair is not in this checkout: left out")
             continue
         records = measure(size, options.prompts, options.tokens)
         console.print(table(size, records))
@@ -61,13 +59,16 @@ def main(arguments: list[str] | None = None) -> None:
 
 def measure(size: str, prompts: int, tokens: int) -> list[Record]:
     """One record per α and way of rounding; every figure is over all positions of all completions."""
-    made = build(size, "bf16")
-    pair = made.model_pair()
+    bench_pair = build(size, "bf16")
+    pair = bench_pair.model_pair()
     done = Sampler(pair).generate(
-        list(made.prompts(prompts)), SamplingParams(max_new_tokens=tokens, seed=0, ignore_eos=True)
+        list(bench_pair.prompts(prompts)), SamplingParams(max_new_tokens=tokens, seed=0, ignore_eos=True)
     )
     sides = [
-        gather(model, [(p.ids[side], c.token_ids) for p, c in zip(made.prompts(prompts), done, strict=True)])
+        gather(
+            model,
+            [(p.ids[side], c.token_ids) for p, c in zip(bench_pair.prompts(prompts), done, strict=True)],
+        )
         for side, model in enumerate(pair.models)
     ]
     ids = torch.tensor([token for completion in done for token in completion.token_ids])
@@ -82,19 +83,19 @@ def measure(size: str, prompts: int, tokens: int) -> list[Record]:
 
 
 def gather(model: Any, texts: Sequence[tuple[Sequence[int], Sequence[int]]]) -> Logits:
-    """The logits before each token of the completions, made in each of the four ways."""
+    """The logits before each token of the completions, computed in each of the four ways."""
     exact = copy.deepcopy(model).double()
     parts: dict[str, list[Tensor]] = {}
     for prompt, completion in texts:
         ids = torch.tensor([[*prompt, *completion[:-1]]])
         wanted = torch.arange(len(prompt) - 1, ids.shape[1])[None]
         with torch.inference_mode():
-            with hidden_states(model) as seen, Float32LMHead(model).selecting(wanted):
+            with hidden_states(model) as hidden, Float32LMHead(model).selecting(wanted):
                 float32 = model(input_ids=ids, use_cache=False).logits[0]
             head = exact.get_output_embeddings()
             found = {
                 "float32 head": float32,
-                "float64 head": head(seen[0][0, wanted[0]].double()),
+                "float64 head": head(hidden[0][0, wanted[0]].double()),
                 "bf16 logits": model(input_ids=ids, use_cache=False).logits[0, wanted[0]],
                 "float64 model": exact(input_ids=ids, use_cache=False).logits[0, wanted[0]],
             }
@@ -105,11 +106,11 @@ def gather(model: Any, texts: Sequence[tuple[Sequence[int], Sequence[int]]]) -> 
 
 @contextmanager
 def hidden_states(model: Any) -> Iterator[list[Tensor]]:
-    """Within the block, what goes into the model's head is collected."""
-    seen: list[Tensor] = []
-    hook = model.get_output_embeddings().register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    """Within the block, the inputs of the model's head are collected."""
+    inputs: list[Tensor] = []
+    hook = model.get_output_embeddings().register_forward_pre_hook(lambda _, given: inputs.append(given[0]))
     try:
-        yield seen
+        yield inputs
     finally:
         hook.remove()
 
@@ -123,7 +124,7 @@ def combine(logits: Sequence[Tensor], alpha: float) -> Tensor:
 
 
 def compare(found: Tensor, truth: Tensor, ids: Tensor) -> Record:
-    """How far log-probabilities (positions, V) are off: of the sampled tokens, nats, and in total variation."""
+    """Errors of log-probabilities (positions, V): of the sampled tokens in nats, and in total variation."""
     nats = (found - truth).gather(-1, ids[:, None])[:, 0].abs()
     variation = 0.5 * (found.exp() - truth.exp()).abs().sum(-1)
     return {
@@ -137,19 +138,19 @@ def compare(found: Tensor, truth: Tensor, ids: Tensor) -> Record:
 
 
 def table(size: str, records: Sequence[Record]) -> Table:
-    """A pair's records as a table for people."""
-    made = Table(
-        title=f"{size}, bf16 weights, {records[0]['positions']} positions",
-        caption="error of the token's log-probability (nats); total variation; share of changed greedy tokens",
+    """The records of a pair as a table."""
+    title = f"{size}, bf16 weights, {records[0]['positions']} positions"
+    columns = ("logits", "against", "α", "nats, mean", "max", "TV, mean", "max", "greedy")
+    found = make_table(title, columns, text_columns=2)
+    found.caption = (
+        "error of the token's log-probability (nats); total variation; share of changed greedy tokens"
     )
-    for column in ("α", "logits", "against", "nats, mean", "max", "TV, mean", "max", "greedy"):
-        made.add_column(column, justify="left" if column in ("logits", "against") else "right")
     for r in records:
-        made.add_row(
-            f"{r['alpha']:g}",
+        found.add_row(
             r["logits"],
             r["against"],
+            f"{r['alpha']:g}",
             *(f"{r[key]:.2g}" for key in ("nats_mean", "nats_max", "tv_mean", "tv_max")),
             f"{r['favourite_changed']:.2%}",
         )
-    return made
+    return found

@@ -1,8 +1,9 @@
 """The pairs that are measured: random-weight Llamas on a ladder of sizes, and the pair that ships with the package.
 
-What a decode step costs does not depend on what the weights are, only on how many there are, so random ones serve;
-they are drawn wide enough that the next-token distributions are not flat. The aligned model is either a full
-checkpoint of its own, or the base plus a low-rank change of every linear layer, as a LoRA release is.
+The cost of a decode step depends on the number of weights and not on their values, so random ones will do; they are
+drawn wide enough that the next-token distributions are not flat. The aligned model is either a full checkpoint, or the
+base model plus a low-rank change of every linear layer, as a LoRA release is. Only public names of eddecode are used
+here, so that `against` can run this module with another version of it.
 """
 
 from __future__ import annotations
@@ -64,11 +65,11 @@ DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
 
 @dataclass
 class BenchPair:
-    """A pair in memory, with what a benchmark needs to know of it.
+    """A pair in memory, with what a benchmark needs to know about it.
 
     Attributes:
-        base, aligned: the two models. In the variant "lora" `aligned` has its change merged in, which is how the
-            alternatives run it; `aligned` is None where only the base was asked for.
+        base, aligned: the two models. In the variant "lora" the change is merged into `aligned`, which is how the
+            alternatives run it; `aligned` is None where only the base was requested.
         factors: in the variant "lora", module name → (A (r, in), B (out, r)) with aligned = base + B·A, for a runner
             that shares the backbone; else empty.
         texts: prompts that belong to the pair; empty for random weights.
@@ -87,7 +88,7 @@ class BenchPair:
         return ModelPair.from_models(self.base, self.aligned)
 
     def prompts(self, count: int) -> tuple[RenderedPrompt, ...]:
-        """`count` different prompts; each model sees another one, of another length, as with two templates."""
+        """`count` different prompts; the two models read prompts of different lengths, as with two templates."""
         if self.texts:
             return tuple(self.texts[i % len(self.texts)] for i in range(count))
         return random_prompts(count, self.base.config.vocab_size)
@@ -105,7 +106,7 @@ def random_prompts(count: int, vocabulary: int) -> tuple[RenderedPrompt, ...]:
 
 
 def texts_of(count: int, length: int, vocabulary: int) -> tuple[RenderedPrompt, ...]:
-    """Prompts of that many random ids, other ones for each model."""
+    """Prompts of so many random ids, different ones for each model."""
     generator = torch.Generator().manual_seed(3)
     ids = torch.randint(vocabulary, (count, 2, length), generator=generator).tolist()
     return tuple(RenderedPrompt(base, aligned) for base, aligned in ids)
@@ -114,14 +115,14 @@ def texts_of(count: int, length: int, vocabulary: int) -> tuple[RenderedPrompt, 
 def build(
     size: str | Shape, dtype: str, variant: str = "full", device: str = "cpu", *, base_only: bool = False
 ) -> BenchPair:
-    """Make a pair; the same arguments make the same weights.
+    """Build a pair; equal arguments give equal weights.
 
     Args:
         size: a name in SIZES, "bundled", or a shape.
         dtype: a name in DTYPES.
         variant: "full" (two checkpoints) or "lora" (a low-rank change).
         device: where the weights go.
-        base_only: leave the aligned model out, for measuring what the base alone needs.
+        base_only: leave the aligned model out, to measure the memory of the base alone.
     """
     if size == BUNDLED:
         return load_bundled(dtype, variant, device)
@@ -171,7 +172,7 @@ def load_bundled(dtype: str, variant: str, device: str) -> BenchPair:
 
     place = bundled_pair()
     if not bundled_present():
-        raise ConfigError(f"there is no bundled pair in {place.base.parent}; build it, or leave its size out")
+        raise ConfigError(f"there is no bundled pair in {place.base.parent}; build it, or leave out its size")
     if variant != "full":
         raise ConfigError("the bundled pair is two full checkpoints; use --pair full, or random-weight sizes")
     pair = ModelPair.load(place.base, place.aligned, dtype=DTYPES[dtype], device=device)
@@ -182,7 +183,7 @@ def load_bundled(dtype: str, variant: str, device: str) -> BenchPair:
 
 
 def bundled_present() -> bool:
-    """Whether the package's pair has been built into this checkout."""
+    """Whether the bundled pair is in this checkout."""
     from eddecode.lab import bundled_pair
 
     place = bundled_pair()

@@ -1,9 +1,9 @@
-"""What the memory bus must carry at least: bytes of weights and cache, each read once per step.
+"""The minimum that memory must deliver: bytes of weights and cache, each read once per step.
 
-The bound assumes that all rows of a task decode together and that weights are read once per decode step of the whole
-batch. A contender that decodes α after α reads them more often and falls below the bound by that factor. Small models
-can exceed it, where their weights stay in the processor's cache between steps; large batches cannot reach it where
-arithmetic is what they wait for.
+The bound assumes that all rows of a task decode together and that the weights are read once per decode step of the
+whole batch. An alternative that decodes α after α reads them more often and stays below the bound by that factor. Small
+models can exceed it, where their weights stay in the processor's cache between steps; large batches cannot reach it
+where arithmetic takes the time.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from benchmarks.tasks import Work
 
 
 def step_weights(model: Any) -> int:
-    """Bytes of the weights that one forward pass reads: all but an input embedding that is not the head as well."""
+    """Bytes of the weights that one forward pass reads: all but an input embedding that is not also the head."""
     embedding = model.get_input_embeddings().weight
     tied = model.get_output_embeddings().weight.data_ptr() == embedding.data_ptr()
     return all_weights(model) - (0 if tied else embedding.nbytes)
@@ -60,7 +60,7 @@ def bytes_to_hold(pair: BenchPair, work: Work, models: int, slots: int | None = 
 
 
 def _longest(work: Work, side: int, slots: int | None) -> list[int]:
-    """Positions of the rows that hold most, at their ends; the token drawn last is never read."""
+    """Positions of the longest rows, at their ends; the last token is never read."""
     rows = [len(prompt.ids[side]) + work.new_tokens - 1 for prompt in work.prompts] * len(work.alphas)
     return sorted(rows, reverse=True)[:slots]
 
@@ -91,7 +91,7 @@ def _passes(work: Work) -> int:
 
 
 def _positions(work: Work, side: int) -> int:
-    """Cached positions that the decode steps of all rows read: prompt and what was made so far, at every step."""
+    """Cached positions that the decode steps of all rows read: at every step the prompt and the tokens so far."""
     if work.scoring:
         return 0
     steps = work.new_tokens - 1

@@ -1,4 +1,4 @@
-"""The four tasks: what a safety team does with a pair, as fixed amounts of work that every contender does alike."""
+"""The four tasks: what a safety team does with a pair, as fixed amounts of work that every alternative does alike."""
 
 from __future__ import annotations
 
@@ -10,16 +10,21 @@ from benchmarks.pairs import BenchPair
 from eddecode import RenderedPrompt
 
 
+class NotAvailable(Exception):  # noqa: N818  # not an error: the results show it as the reason of a gap
+    """An alternative cannot do this work."""
+
+
 @dataclass(frozen=True)
 class Work:
     """One run of a task: every α on every prompt.
 
     Attributes:
-        prompts: one per row, or per completion if there are any.
+        prompts: one per row; where completions are given, one per completion.
         alphas: strengths of the contrast.
-        new_tokens: tokens per completion; nothing ends one earlier.
+        new_tokens: tokens per completion; no completion ends earlier.
         temperature: 0 is greedy.
-        completions: given ones to score, as many as prompts, or none: then completions are made.
+        completions: given completions to score, as many as prompts; empty where completions are generated.
+        seed: of sampling.
     """
 
     prompts: tuple[RenderedPrompt, ...]
@@ -31,12 +36,12 @@ class Work:
 
     @property
     def rows(self) -> int:
-        """Completions made or scored."""
+        """Number of completions, generated or scored."""
         return len(self.alphas) * len(self.prompts)
 
     @property
     def tokens(self) -> int:
-        """Tokens made, or scored."""
+        """Number of tokens, generated or scored."""
         return self.rows * self.new_tokens
 
     @property
@@ -53,7 +58,7 @@ class Work:
 
 @dataclass(frozen=True)
 class Task:
-    """A kind of work, for any pair; see `Work`."""
+    """A kind of work for any pair; for its fields see `Work`."""
 
     name: str
     title: str
@@ -61,7 +66,7 @@ class Task:
     alphas: tuple[float, ...]
     new_tokens: int
     temperature: float
-    samples: int = 0  # given completions per prompt; 0 makes completions instead
+    samples: int = 0  # given completions per prompt; 0: completions are generated
 
     def work(self, pair: BenchPair, *, quick: bool = False) -> Work:
         """The work on a pair; `quick` does an eighth of the tokens, and scores one completion per prompt."""

@@ -43,8 +43,8 @@ class Worker:
 
     def load(self, size: str, dtype: str) -> dict[str, Any]:
         """Build a pair and its sampler; the pair before is released."""
-        from benchmarks.contenders import Eddecode
         from benchmarks.pairs import build
+        from benchmarks.registry import Eddecode
 
         self._pair = self._alternative = None
         self._pair = build(size, dtype)
@@ -53,8 +53,8 @@ class Worker:
 
     def run(self, task: str, times: int, quick: bool) -> dict[str, Any]:
         """Run a task `times` times: seconds of one run (their mean), and a digest of the tokens."""
-        from benchmarks.contenders import do
-        from benchmarks.rounds import timed
+        from benchmarks.measure import timed
+        from benchmarks.registry import do
         from benchmarks.tasks import TASKS
 
         work = TASKS[task].work(self._pair, quick=quick)

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import growth, growth_picture
-from benchmarks.growth import Interrupted, Ours, Point, Steps
+from benchmarks import growth, plot
+from benchmarks.growth import EngineSteps, InterleavedProcessor, Point, Steps
 from benchmarks.pairs import BenchPair, build
 from eddecode.sampler import Sampler
 from helpers.benching import SHAPE
@@ -51,11 +51,11 @@ def test_a_step_of_each_in_turn(pair: BenchPair, monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(growth.time, "perf_counter", lambda: now[0])
     point = Point(rows=2, prompt=5, shape=SHAPE)
-    ours = Ours(Sampler(pair.model_pair()), point, steps=4)
+    ours = EngineSteps(Sampler(pair.model_pair()), point, steps=4)
     monkeypatch.setattr(ours.engine, "step", takes("ours", 5.0))
-    follow = Interrupted.__mro__[1].__call__
+    follow = InterleavedProcessor.__mro__[1].__call__
     monkeypatch.setattr(
-        Interrupted.__mro__[1], "__call__", lambda *args: (takes("(b)", 2.0)(), follow(*args))[1]
+        InterleavedProcessor.__mro__[1], "__call__", lambda *args: (takes("(b)", 2.0)(), follow(*args))[1]
     )
     found = growth.alternative_step(pair, point, 0.5, ours, steps=3)
     assert (
@@ -73,14 +73,14 @@ def test_the_first_steps_do_not_count() -> None:
     "point", [Point(rows=3, shape=SHAPE, prompt=6), Point(alphas=4, shape=SHAPE, prompt=6)]
 )
 def test_all_rows_are_in_place_before_a_step_is_timed(pair: BenchPair, point: Point) -> None:
-    ours = Ours(Sampler(pair.model_pair()), point, steps=3)
+    ours = EngineSteps(Sampler(pair.model_pair()), point, steps=3)
     for left in (2, 1, 0, 0):
         ours.turn()
         assert ours.left == left
         assert len(ours.engine.scheduler.running) == point.rows * point.alphas
     assert len(ours.steps.seconds) == 3
     with pytest.raises(RuntimeError, match="1 of 3 rows decode together"):
-        Ours(Sampler(pair.model_pair(), max_slots=1), Point(rows=3, shape=SHAPE, prompt=6), steps=3)
+        EngineSteps(Sampler(pair.model_pair(), max_slots=1), Point(rows=3, shape=SHAPE, prompt=6), steps=3)
 
 
 def test_parameters_are_those_of_the_model(pair: BenchPair) -> None:
@@ -116,7 +116,7 @@ def test_rounds_are_added_until_there_are_enough(
         "(b) logits processor",
     ):
         assert words in text
-    growth_picture.draw(json.loads(out.read_text()), tmp_path / "again.svg")
+    plot.draw_growth(json.loads(out.read_text()), tmp_path / "again.svg")
     assert (tmp_path / "again.svg").read_bytes() == drawn.read_bytes()
     with pytest.raises(SystemExit, match="was measured with"):
         growth.main([*arguments, "--dtype", "bf16"])

@@ -9,15 +9,16 @@ import pytest
 import torch
 
 from benchmarks import memory
-from benchmarks.compiled import CompiledFloor
-from benchmarks.contenders import CONTENDERS, OURS, SAMPLERS, USUAL, Eddecode, NotAvailable, do
+from benchmarks.alternatives import BaseAlone, ProcessorPair
+from benchmarks.compiled import CompiledBaseAlone, StaticBaseAlone, StaticProcessorPair
 from benchmarks.pairs import CHANGE, RANK, BenchPair, build
+from benchmarks.registry import ALTERNATIVES, DEFAULTS, OURS, SAMPLERS, Eddecode, do
 from benchmarks.roofline import bytes_to_hold, bytes_to_read, position_bytes
-from benchmarks.tasks import TASKS, Work
+from benchmarks.tasks import TASKS, NotAvailable, Work
 from helpers.benching import SHAPE, work_on
 
 pytestmark = pytest.mark.usefixtures("cheap_collection")
-PAIR_CONTENDERS = [OURS, "authors", "processor"]
+PAIR_ALTERNATIVES = [OURS, "authors", "processor"]
 
 
 @pytest.fixture(scope="module", params=["full", "lora"])
@@ -59,36 +60,48 @@ def naive_scores(pair: BenchPair, work: Work) -> list[list[float]]:
     return scores
 
 
-# The contenders -----------------------------------------------------------------------------------------------------
+# The alternatives -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", PAIR_CONTENDERS)
+@pytest.mark.parametrize("name", PAIR_ALTERNATIVES)
 def test_greedy_tokens_are_those_of_a_naive_recomputation(pair: BenchPair, name: str) -> None:
     work = work_on(pair, "T3", alphas=(0.0, 0.7, 2.0), temperature=0.0)
     assert len({len(prompt.base_ids) for prompt in work.prompts}) > 1  # padding is exercised
-    assert do(CONTENDERS[name].make(pair), work) == naive_greedy(pair, work)
+    assert do(ALTERNATIVES[name].make(pair), work) == naive_greedy(pair, work)
 
 
 def test_the_floor_is_the_base_alone(pair: BenchPair) -> None:
     work = work_on(pair, "T2", alphas=(0.5, 1.0), temperature=0.0)
     expected = naive_greedy(pair, replace(work, alphas=(0.0, 0.0)))
-    assert do(CONTENDERS["floor"].make(pair), work) == expected
+    assert do(ALTERNATIVES["floor"].make(pair), work) == expected
 
 
 def test_the_compiled_floor_gives_the_tokens_of_the_floor(pair: BenchPair) -> None:
     """Without the compiler: what is compiled is the step, and the rest is ours."""
     work = work_on(pair, "T2", temperature=0.0)
-    contender = CompiledFloor(pair, compile=lambda step: step)
-    assert do(contender, work) == do(CONTENDERS["floor"].make(pair), work)
+    alternative = CompiledBaseAlone(pair, compile=lambda step: step)
+    assert do(alternative, work) == do(ALTERNATIVES["floor"].make(pair), work)
     with pytest.raises(NotAvailable, match="a sweep would be compiled for every number of rows"):
-        do(contender, replace(work, alphas=(0.1, 0.2)))
+        do(alternative, replace(work, alphas=(0.1, 0.2)))
 
 
-@pytest.mark.parametrize("name", PAIR_CONTENDERS)
+def test_static_caches_give_the_tokens_of_growing_ones() -> None:
+    """Twice, with another number of tokens in between: the caches are emptied and kept by shape."""
+    pair = build(SHAPE, "float32")
+    static = StaticProcessorPair(pair)
+    for tokens in (8, 5, 8):
+        work = work_on(pair, "T2", temperature=0.0, alphas=(0.3, 1.0), new_tokens=tokens)
+        assert static.complete(work) == ProcessorPair(pair).complete(work)
+    assert len(static.caches) == 2
+    floor = work_on(pair, "T2", temperature=0.0, alphas=(0.3,))
+    assert StaticBaseAlone(pair).complete(floor) == BaseAlone(pair).complete(floor)
+
+
+@pytest.mark.parametrize("name", PAIR_ALTERNATIVES)
 def test_scores_are_those_of_a_naive_recomputation(pair: BenchPair, name: str) -> None:
     work = work_on(pair, "T4", alphas=(0.25, 2.0))
     try:
-        found = do(CONTENDERS[name].make(pair), work)
+        found = do(ALTERNATIVES[name].make(pair), work)
     except NotAvailable as why:
         pytest.skip(str(why))
     torch.testing.assert_close(
@@ -99,13 +112,13 @@ def test_scores_are_those_of_a_naive_recomputation(pair: BenchPair, name: str) -
     )
 
 
-@pytest.mark.parametrize("name", USUAL)
+@pytest.mark.parametrize("name", DEFAULTS)
 def test_sampling_makes_all_tokens_and_depends_on_the_seed(pair: BenchPair, name: str) -> None:
     work = work_on(pair, "T2")
-    contender = CONTENDERS[name].make(pair)
-    first = do(contender, work)
-    assert do(contender, work) == first
-    assert do(contender, replace(work, seed=1)) != first
+    alternative = ALTERNATIVES[name].make(pair)
+    first = do(alternative, work)
+    assert do(alternative, work) == first
+    assert do(alternative, replace(work, seed=1)) != first
 
 
 def test_work_that_was_not_all_done_is_refused(pair: BenchPair) -> None:
@@ -126,7 +139,7 @@ def test_a_sampler_can_be_plugged_in_per_variant(pair: BenchPair, monkeypatch: p
         return plain(given)
 
     monkeypatch.setitem(SAMPLERS, pair.variant, shared)
-    CONTENDERS[OURS].make(pair)
+    ALTERNATIVES[OURS].make(pair)
     assert seen == [pair.factors.keys()]
 
 

@@ -11,13 +11,16 @@ from typing import Any
 import pytest
 import torch
 
+import benchmarks.__main__ as benchmark_names
 from benchmarks import compare as command
-from benchmarks import memory, picture, report, store
-from benchmarks.contenders import CONTENDERS, OURS, USUAL, NotAvailable
-from benchmarks.measure import Prepared, Rounds, estimate, interleave, prepare, ratios
+from benchmarks import memory, plot, results
+from benchmarks.compare import Plan, estimate, one_round, prepare
+from benchmarks.measure import interleave, ratios
 from benchmarks.pairs import BenchPair, build
+from benchmarks.registry import ALTERNATIVES, DEFAULTS, OURS
+from benchmarks.results import Rounds
 from benchmarks.roofline import bytes_to_read
-from benchmarks.tasks import TASKS, Work
+from benchmarks.tasks import TASKS, NotAvailable, Work
 from helpers.benching import SHAPE, work_on
 
 pytestmark = pytest.mark.usefixtures("cheap_collection")
@@ -32,7 +35,7 @@ def pair(request: pytest.FixtureRequest) -> BenchPair:
 
 
 class Steady:
-    """A contender on a clock of its own: a fixed time, plus some per token and α."""
+    """An alternative on a clock of its own: a fixed time, plus some per token and α."""
 
     def __init__(self, clock: list[float], per_token: float, log: list[str], name: str) -> None:
         self.clock, self.per_token, self.log, self.name = clock, per_token, log, name
@@ -54,18 +57,18 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 
 def test_an_estimate_is_exact_where_cost_is_linear(pair: BenchPair, clock: list[float]) -> None:
-    contender = Steady(clock, 0.5, [], "it")
-    assert estimate(contender, TASKS["T1"].work(pair)) == pytest.approx(3 + 0.5 * 128)
-    assert estimate(contender, TASKS["T3"].work(pair)) == pytest.approx(8 * (3 + 0.5 * 64))
+    alternative = Steady(clock, 0.5, [], "it")
+    assert estimate(alternative, TASKS["T1"].work(pair)) == pytest.approx(3 + 0.5 * 128)
+    assert estimate(alternative, TASKS["T3"].work(pair)) == pytest.approx(8 * (3 + 0.5 * 64))
 
 
 def test_what_cannot_run_is_left_out_with_its_reason(pair: BenchPair, clock: list[float]) -> None:
-    contenders = {"fast": Steady(clock, 0.5, [], "fast"), "slow": Steady(clock, 5.0, [], "slow")}
-    prepared = prepare(contenders, TASKS["T1"].work(pair), limit=100)
-    assert list(prepared.contenders) == ["fast"]
+    alternatives = {"fast": Steady(clock, 0.5, [], "fast"), "slow": Steady(clock, 5.0, [], "slow")}
+    prepared = prepare(alternatives, TASKS["T1"].work(pair), limit=100)
+    assert list(prepared.alternatives) == ["fast"]
     assert prepared.missing == {"slow": "left out: about 643 s a run, above the limit of 100 s"}
-    scoring = prepare(contenders, TASKS["T4"].work(pair), limit=100)
-    assert scoring.missing == dict.fromkeys(contenders, "not available: it only writes")
+    scoring = prepare(alternatives, TASKS["T4"].work(pair), limit=100)
+    assert scoring.missing == dict.fromkeys(alternatives, "not available: it only writes")
 
 
 class SteadyBandwidth:
@@ -75,22 +78,44 @@ class SteadyBandwidth:
 
 def test_rounds_interleave_and_ratios_stay_within_a_round(pair: BenchPair, clock: list[float]) -> None:
     log: list[str] = []
-    contenders = {name: Steady(clock, 1.0, log, name) for name in ("x", "y", "z")}
-    work = work_on(pair, "T1")
-    told: list[float] = []
-    rounds = interleave(
-        Prepared(contenders, dict.fromkeys(contenders, 2.0), {}),
-        work,
-        3,
-        SteadyBandwidth(),
-        told.append,  # type: ignore[arg-type]
-    )
+    steady = {name: Steady(clock, 1.0, log, name) for name in ("x", "y", "z")}
+    work, told = work_on(pair, "T1"), []
+
+    def timer(name: str) -> float:
+        start = clock[0]
+        steady[name].complete(work)
+        return clock[0] - start
+
+    timers = {name: lambda name=name: timer(name) for name in steady}
+    seconds = interleave(timers, 3, before_round=lambda: told.append(len(log)))
     assert "".join(log) == "xyzyzxzxy"  # everyone once a round, and everyone first once
-    assert told == [2.0] * 9
-    assert rounds.bandwidth == [1e6] * 3
+    assert told == [0, 3, 6]
+    assert seconds == dict.fromkeys(steady, [3.0 + work.new_tokens] * 3)
     assert ratios([2.0, 20.0], [1.0, 10.0]) == [2.0, 2.0]  # the machine became ten times slower
-    interleave(Prepared(contenders, dict.fromkeys(contenders, 2.0), {}), work, 1, SteadyBandwidth(), first=1)  # type: ignore[arg-type]
+    rounds = one_round(Plan(steady), work, SteadyBandwidth(), 1)  # type: ignore[arg-type]
     assert "".join(log[9:]) == "yzx"
+    assert rounds.bandwidth == [1e6]
+    assert rounds.seconds == {name: [3.0 + work.new_tokens] for name in steady}
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_without_a_gpu_nothing_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
+    assert benchmark_names.main(["gpu"]) == 2
+    assert "no CUDA device here; nothing was measured" in capsys.readouterr().out
+
+
+def test_what_is_compiled_is_warmed_up_by_the_whole_work(pair: BenchPair, clock: list[float]) -> None:
+    steady = {"it": Steady(clock, 0.5, [], "it")}
+    plan = prepare(steady, TASKS["T1"].work(pair), limit=100, whole=True)
+    assert plan.first_seconds == {"it": 3 + 0.5 * 128}
+
+
+def test_every_benchmark_has_a_line_of_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert benchmark_names.main(["--help"]) == 0
+    printed = capsys.readouterr().out
+    assert all(f"    {name} " in printed for name in benchmark_names.BENCHMARKS)
+    assert benchmark_names.main(["speed"]) == 2
+    assert "there is no benchmark 'speed'; expected one of against, compare" in capsys.readouterr().err
 
 
 # Reporting ----------------------------------------------------------------------------------------------------------
@@ -99,10 +124,10 @@ def test_rounds_interleave_and_ratios_stay_within_a_round(pair: BenchPair, clock
 def a_record(pair: BenchPair, task: str = "T1") -> dict[str, Any]:
     work = work_on(pair, task)
     rounds = Rounds(bandwidth=[1e9, 2e9, 4e9])
-    for i, name in enumerate(USUAL):
+    for i, name in enumerate(DEFAULTS):
         rounds.seconds[name] = [1.0 + i, 2.0 + i, 4.0 + i]
         rounds.results[name] = [[1] * work.new_tokens] * work.rows
-    return report.record(pair, TASKS[task], work, rounds, {OURS: {"peak": 3_000_000, "needed": 2_000_000}})
+    return results.record(pair, TASKS[task], work, rounds, {OURS: {"peak": 3_000_000, "needed": 2_000_000}})
 
 
 def test_a_record_says_what_the_rounds_say(pair: BenchPair) -> None:
@@ -122,9 +147,9 @@ def test_a_record_says_what_the_rounds_say(pair: BenchPair) -> None:
 def test_agreement_counts_tokens_before_the_first_difference(pair: BenchPair) -> None:
     work = work_on(pair, "T2", temperature=0.0, prompts=pair.prompts(2), new_tokens=4)
     ours: Sequence[Sequence[int]] = [[1, 2, 3, 4], [5, 6, 7, 8]]
-    assert report.agreement(work, ours, [[1, 2, 0, 4], [5, 6, 7, 8]]) == 6 / 8
+    assert results.agreement(work, ours, [[1, 2, 0, 4], [5, 6, 7, 8]]) == 6 / 8
     scoring = work_on(pair, "T4")
-    assert report.agreement(scoring, [[-1.0, -2.0]], [[-1.5, -2.25]]) == 0.5
+    assert results.agreement(scoring, [[-1.0, -2.0]], [[-1.5, -2.25]]) == 0.5
 
 
 def test_the_command_writes_json_tables_and_a_picture(
@@ -141,7 +166,7 @@ def test_the_command_writes_json_tables_and_a_picture(
         (task, dtype) for dtype in ("float32", "bf16") for task in ("T1", "T4")
     ]
     first = saved["results"][0]
-    assert set(first["contenders"]) == set(USUAL)
+    assert set(first["contenders"]) == set(DEFAULTS)
     assert all(len(c["seconds"]) == 2 for c in first["contenders"].values())
     assert first["agreement"] == {"authors": 1.0, "processor": 1.0}
     assert saved["machine"]["torch"] == torch.__version__
@@ -167,11 +192,11 @@ def test_rounds_are_added_to_what_a_file_holds(
         "10M",
         "--dtypes",
         "float32",
-        "--contenders",
+        "--alternatives",
         "eddecode,floor",
         *threads,
     ]
-    arguments += ["--out", str(out), "--resume", "--budget", "0", "--repeats", "2", "--tasks", "T1,T2"]
+    arguments += ["--out", str(out), "--resume", "--budget", "0", "--rounds", "2", "--tasks", "T1,T2"]
 
     def rounds() -> dict[str, int]:
         return {r["task"]: len(r["bandwidths"]) for r in json.loads(out.read_text())["results"]}
@@ -198,10 +223,10 @@ def test_several_files_are_shown_as_one(
     paths = [tmp_path / name for name in ("one.json", "two.json")]
     first, second = a_record(pair, "T1"), a_record(pair, "T2")
     newer = {**first, "title": "measured again"}
-    machine = report.machine("cpu", 1)
-    store.write(paths[0], {"machine": machine, "results": [first]})
-    store.write(paths[1], {"machine": machine, "results": [second, newer]})
-    assert store.read(paths)["results"] == [newer, second]
+    machine = results.machine("cpu", 1)
+    results.write(paths[0], {"machine": machine, "results": [first]})
+    results.write(paths[1], {"machine": machine, "results": [second, newer]})
+    assert results.read(paths)["results"] == [newer, second]
     assert command.main(["--from", *map(str, paths), "--picture", str(tmp_path / "both.svg")]) == 0
     assert {"T1", "T2"} <= set(capsys.readouterr().out.split())
     (tmp_path / "no.json").write_text("[]", encoding="utf-8")
@@ -217,7 +242,7 @@ def test_unknown_names_are_refused_with_the_known_ones(capsys: pytest.CaptureFix
 
 def test_a_picture_draws_one_group_per_task_with_figures(pair: BenchPair, tmp_path: Path) -> None:
     records = [a_record(pair, "T1"), a_record(pair, "T2")]
-    picture.draw(records, tmp_path / "picture.svg")
+    plot.draw_ratios(records, tmp_path / "picture.svg")
     text = (tmp_path / "picture.svg").read_text(encoding="utf-8")
     assert all(word in text for word in ("T1", "T2", "(c) base model alone", f"{pair.variant} pair"))
 
@@ -233,15 +258,15 @@ def test_peak_memory_counts_what_was_freed_again() -> None:
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peak memory is measured on Linux")
-@pytest.mark.parametrize("name", USUAL)
-def test_a_probe_counts_the_models_that_the_contender_runs(
+@pytest.mark.parametrize("name", DEFAULTS)
+def test_a_probe_counts_the_models_that_the_alternative_runs(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(command.SIZES, "10M", SHAPE)
     threads = torch.get_num_threads()
     found = memory.run(memory.Probe(name, "T2", "10M", "float32", "full", "cpu", threads, quick=True))
     base = build(SHAPE, "float32", base_only=True).base
-    weights = sum(p.nbytes for p in base.parameters()) * CONTENDERS[name].models
+    weights = sum(p.nbytes for p in base.parameters()) * ALTERNATIVES[name].models
     assert found["weights"] == weights < found["needed"]
     assert found["peak"] == weights + found["extra"] >= weights
 
