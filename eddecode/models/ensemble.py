@@ -7,9 +7,7 @@ built from pairs, each checked as a `ModelPair` is, and can be used in the place
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias, TypedDict, Unpack
 
@@ -25,8 +23,6 @@ from eddecode.models.load_group import CheckpointRef, LoadedModels, MemoryRequir
 from eddecode.models.pair import ModelPair, check_ids
 from eddecode.models.tensor_bytes import model_digest
 from eddecode.prompts.types import RenderedPrompt
-
-_QUOTED_OR_SIDE = re.compile(r"'[^']*'|\b(base|aligned)\b")
 
 
 class LoadOptions(TypedDict, total=False):
@@ -62,7 +58,7 @@ class LogitMixture:
         found: dict[int, tuple[Any, Any, frozenset[int], int | None, Checkpoint | None]] = {}
         masks: list[Tensor] = []
         for pair, positions in pairs:
-            self._take_notes(pair.notes, [self.names[i] for i in positions])
+            self._add_notes(pair.notes_named((self.names[positions[0]], self.names[positions[1]])))
             masks.append(pair.vocabulary)
             for k, i in enumerate(positions):
                 tokenizer = (pair.base_tokenizer, pair.aligned_tokenizer)[k]
@@ -86,14 +82,9 @@ class LogitMixture:
         self._check_templates()
         self.notes.sort(key=lambda note: note.level != "warning")
 
-    def _take_notes(self, notes: Sequence[Diagnostic], names: Sequence[str]) -> None:
-        """Keep a pair's notes, with its two sides called as the group calls them."""
-        for note in notes:
-            named = replace(
-                note, component=_renamed(note.component, names), message=_renamed(note.message, names)
-            )
-            if named not in self.notes:
-                self.notes.append(named)
+    def _add_notes(self, notes: Sequence[Diagnostic]) -> None:
+        """Add notes, each once: several pairs may have the same model."""
+        self.notes += [note for note in dict.fromkeys(notes) if note not in self.notes]
 
     def _check_templates(self) -> None:
         """Models of one side get the same text: a note where their tokenizers have different chat templates."""
@@ -228,7 +219,7 @@ class Ensemble(LogitMixture):
         ]
         pairs, notes = _load_pairs(refs, [(0, i) for i in range(1, len(refs))], **options)
         group = cls(pairs)
-        group._take_notes(notes, ("base", "aligned"))
+        group._add_notes(notes)
         return group
 
     @classmethod
@@ -296,7 +287,7 @@ class Transfer(LogitMixture):
         ]
         (small, steered), notes = _load_pairs(refs, [(1, 2), (0, 2)], **options)
         group = cls(small, steered)
-        group._take_notes(notes, ("base", "aligned"))
+        group._add_notes(notes)
         return group
 
     @classmethod
@@ -338,13 +329,5 @@ def _load_pairs(
 
 def _pair(loaded: LoadedModels, positions: tuple[int, int], refs: Sequence[CheckpointRef]) -> ModelPair:
     """Two of the loaded models as a pair; errors use the group's names for them."""
-    try:
-        return ModelPair.from_loaded(loaded, positions, notes=[])
-    except PairError as error:
-        raise PairError(_renamed(str(error), [refs[i].side for i in positions])) from error
-
-
-def _renamed(text: str, names: Sequence[str]) -> str:
-    """A message about a pair with "base" and "aligned" replaced by what a group calls its two models."""
-    called = dict(zip(("base", "aligned"), names, strict=True))
-    return _QUOTED_OR_SIDE.sub(lambda found: called[found[1]] if found[1] else found[0], text)
+    names = refs[positions[0]].side, refs[positions[1]].side
+    return ModelPair.from_loaded(loaded, positions, notes=[], names=names)

@@ -8,6 +8,7 @@ worth knowing becomes a `Diagnostic` in `notes`.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from torch import Tensor
 from eddecode.errors import PairError, PromptError
 from eddecode.models.checkpoint import Checkpoint
 from eddecode.models.description import describe_model, describe_shared, dtype_name, logit_width
-from eddecode.models.diagnostics import Diagnostic, Level
+from eddecode.models.diagnostics import Diagnostic
 from eddecode.models.load_config import LoadConfig
 from eddecode.models.load_group import CheckpointRef, LoadedModels, MemoryRequirement, load_group
 from eddecode.models.loader import freeze, require_eager_for_softcap
@@ -53,8 +54,6 @@ class ModelPair:
         notes: what is worth knowing, warnings first.
     """
 
-    names = ("base", "aligned")
-
     def __init__(
         self,
         base: Any,
@@ -63,16 +62,23 @@ class ModelPair:
         *,
         checkpoints: tuple[Checkpoint, Checkpoint] | None = None,
         notes: list[Diagnostic] | None = None,
+        names: tuple[str, str] = ("base", "aligned"),
     ) -> None:
-        self.base, self.aligned = base, aligned
-        self.notes: list[Diagnostic] = list(notes or [])
-        self.base_tokenizer, self.aligned_tokenizer = self._fill_in_tokenizer(tokenizers)
+        """notes: on loading the two. names: what notes and errors call them."""
+        self.base, self.aligned, self.names = base, aligned, names
+        self._load_notes, self._own_tokenizers = list(notes or []), tokenizers
+        self.base_tokenizer, self.aligned_tokenizer = (
+            tokenizers[0] or tokenizers[1],
+            tokenizers[1] or tokenizers[0],
+        )
         self.checkpoints = checkpoints
         self._digests: tuple[str, str] | None = None
         self.eos_ids = (_eos_ids(base, self.base_tokenizer), _eos_ids(aligned, self.aligned_tokenizer))
         self.context_windows = (_context_window(base), _context_window(aligned))
         self.device: torch.device = input_device(base)
-        self._check()
+        self.vocabulary: Tensor
+        self.vocabulary, found = self._check(names)
+        self.notes = _warnings_first([*self._load_notes, *found])
 
     @property
     def models(self) -> tuple[Any, Any]:
@@ -154,7 +160,11 @@ class ModelPair:
 
     @classmethod
     def from_loaded(
-        cls, loaded: LoadedModels, at: tuple[int, int], notes: list[Diagnostic] | None = None
+        cls,
+        loaded: LoadedModels,
+        at: tuple[int, int],
+        notes: list[Diagnostic] | None = None,
+        names: tuple[str, str] = ("base", "aligned"),
     ) -> ModelPair:
         """A pair of the models at two positions of a loaded group; notes: instead of the group's."""
         i, j = at
@@ -164,6 +174,7 @@ class ModelPair:
             (loaded.tokenizers[i], loaded.tokenizers[j]),
             checkpoints=(loaded.checkpoints[i], loaded.checkpoints[j]),
             notes=loaded.notes if notes is None else notes,
+            names=names,
         )
 
     @classmethod
@@ -187,56 +198,69 @@ class ModelPair:
 
     # Checks ------------------------------------------------------------------------------------------------------
 
-    def _note(self, level: Level, component: str, message: str, hint: str) -> None:
-        self.notes.append(Diagnostic(level, component, message, hint))
+    def notes_named(self, names: tuple[str, str]) -> list[Diagnostic]:
+        """The notes with other names for the two models, such as a group of more than two gives them."""
+        components = dict(zip(self.names, names, strict=True))
+        loading = [
+            replace(note, component=components.get(note.component, note.component))
+            for note in self._load_notes
+        ]
+        return _warnings_first([*loading, *self._check(names)[1]])
 
-    def _fill_in_tokenizer(self, tokenizers: tuple[Any, Any]) -> tuple[Any, Any]:
-        base, aligned = tokenizers
-        if base is None and aligned is None:
-            self._note(
-                "warning",
-                "tokenizer",
-                "neither checkpoint has a tokenizer",
-                "Only RenderedPrompt works, completions have no text, and every id counts as a token",
-            )
-        for side, other, missing in (("base", "aligned", base), ("aligned", "base", aligned)):
-            if missing is None and not (base is None and aligned is None):
-                self._note(
-                    "warning",
-                    side,
-                    f"has no tokenizer; the {other} model's is used for both",
-                    "Check that it was trained with that one, or put its tokenizer files into its folder",
-                )
-        return base or aligned, aligned or base
-
-    def _check(self) -> None:
+    def _check(self, names: tuple[str, str]) -> tuple[Tensor, list[Diagnostic]]:
+        """(vocabulary, notes on the two models); PairError if they cannot be decoded against each other."""
+        notes = self._tokenizer_notes(names)
         widths = (logit_width(self.base), logit_width(self.aligned))
-        self.vocabulary: Tensor
-        self.vocabulary, notes = check_vocabularies(widths, self.base_tokenizer, self.aligned_tokenizer)
+        tokenizers = (self.base_tokenizer, self.aligned_tokenizer)
+        vocabulary, more = check_vocabularies(widths, tokenizers, names)
         table = tokens_by_id(self.tokenizer) if self.tokenizer else None
-        self.notes += notes + eos_notes(self.eos_ids, self.vocabulary, table)
+        notes += more + eos_notes(self.eos_ids, vocabulary, table, names)
         if self.aligned_tokenizer is not None and not getattr(self.aligned_tokenizer, "chat_template", None):
-            self._note(
-                "warning",
-                "aligned",
-                "its tokenizer has no chat template",
-                "Give the prompt format it was aligned with: aligned_template= or --aligned-template",
+            notes.append(
+                Diagnostic(
+                    "warning",
+                    names[1],
+                    "its tokenizer has no chat template",
+                    "Give the prompt format it was aligned with: aligned_template= or --aligned-template",
+                )
             )
         if self.context_windows[0] != self.context_windows[1]:
-            self._note(
-                "info",
-                "context",
-                f"base has {self.context_windows[0]} positions, aligned {self.context_windows[1]}",
-                "A request must fit into both",
+            message = (
+                f"{names[0]} has {self.context_windows[0]} positions, {names[1]} {self.context_windows[1]}"
             )
+            notes.append(Diagnostic("info", "context", message, "A request must fit into both"))
         if self.base.dtype != self.aligned.dtype:
-            self._note(
-                "warning",
-                "dtype",
-                f"base is in {dtype_name(self.base.dtype)}, aligned in {dtype_name(self.aligned.dtype)}",
-                "Their rounding differs, and α multiplies it; set dtype= to load both alike",
+            notes.append(
+                Diagnostic(
+                    "warning",
+                    "dtype",
+                    f"{names[0]} is in {dtype_name(self.base.dtype)}, {names[1]} in {dtype_name(self.aligned.dtype)}",
+                    "Their rounding differs, and α multiplies it; set dtype= to load both alike",
+                )
             )
-        self.notes.sort(key=lambda note: note.level != "warning")
+        return vocabulary, notes
+
+    def _tokenizer_notes(self, names: tuple[str, str]) -> list[Diagnostic]:
+        missing = [tokenizer is None for tokenizer in self._own_tokenizers]
+        if all(missing):
+            return [
+                Diagnostic(
+                    "warning",
+                    "tokenizer",
+                    "neither checkpoint has a tokenizer",
+                    "Only RenderedPrompt works, completions have no text, and every id counts as a token",
+                )
+            ]
+        return [
+            Diagnostic(
+                "warning",
+                name,
+                f"has no tokenizer; the {other} model's is used for both",
+                "Check that it was trained with that one, or put its tokenizer files into its folder",
+            )
+            for name, other, is_missing in zip(names, reversed(names), missing, strict=True)
+            if is_missing
+        ]
 
     def check_prompt(self, prompt: RenderedPrompt) -> None:
         """PromptError for an id that a model has no embedding for; on a GPU such an id would end the process."""
@@ -303,6 +327,10 @@ class ModelPair:
             f"{name}={type(model).__name__}" for name, model in zip(self.names, self.models, strict=True)
         )
         return f"ModelPair({sides}, vocabulary={int(self.vocabulary.sum())}, notes={len(self.notes)})"
+
+
+def _warnings_first(notes: list[Diagnostic]) -> list[Diagnostic]:
+    return sorted(notes, key=lambda note: note.level != "warning")
 
 
 def check_ids(name: str, model: Any, ids: Sequence[int]) -> None:

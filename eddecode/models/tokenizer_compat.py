@@ -22,7 +22,7 @@ _PLACEHOLDER = re.compile(
     r"reserved|unused|placeholder|extra_id|control_\d|dummy|^\[?<?\|?pad\d*\|?>?\]?$", re.I
 )
 
-_SIDES = ("base", "aligned")
+Names = tuple[str, str]  # what notes and errors call the base and the aligned model
 
 
 def tokens_by_id(tokenizer: Any) -> dict[int, str]:
@@ -31,24 +31,22 @@ def tokens_by_id(tokenizer: Any) -> dict[int, str]:
 
 
 def check_vocabularies(
-    widths: tuple[int, int], base_tokenizer: Any, aligned_tokenizer: Any
+    widths: tuple[int, int], tokenizers: tuple[Any, Any], names: Names
 ) -> tuple[torch.Tensor, list[Diagnostic]]:
     """(sampleable ids as a bool tensor of shape (min width,), notes).
 
-    widths: the numbers of logits of base and aligned. A tokenizer may be None.
+    widths: the numbers of logits of the two models. A tokenizer may be None. names: of the models.
     PairError if an id stands for different tokens in the two tokenizers, or no id is known to both.
     """
-    tables = [
-        tokens_by_id(tokenizer) for tokenizer in (base_tokenizer, aligned_tokenizer) if tokenizer is not None
-    ]
-    notes = _width_notes(widths, tables)
+    tables = [tokens_by_id(tokenizer) for tokenizer in tokenizers if tokenizer is not None]
+    notes = _width_notes(widths, tables, names)
     width = min(widths)
     vocabulary = torch.ones(width, dtype=torch.bool)
     if not tables:
         return vocabulary, notes
     known = set.intersection(*(set(table) for table in tables))
-    if len(tables) == 2 and base_tokenizer is not aligned_tokenizer:
-        renamed, more = _compare(tables[0], tables[1])
+    if len(tables) == 2 and tokenizers[0] is not tokenizers[1]:
+        renamed, more = _compare(tables[0], tables[1], names)
         known -= renamed
         notes += more
     vocabulary[:] = False
@@ -61,25 +59,29 @@ def check_vocabularies(
     return vocabulary, notes
 
 
-def _compare(base: dict[int, str], aligned: dict[int, str]) -> tuple[set[int], list[Diagnostic]]:
+def _compare(
+    base: dict[int, str], aligned: dict[int, str], names: Names
+) -> tuple[set[int], list[Diagnostic]]:
     """(ids to mask because they were renamed, notes); PairError if the tokenizers disagree on any other id."""
     shared = base.keys() & aligned.keys()
     differing = sorted(i for i in shared if base[i] != aligned[i])
     renamed = [i for i in differing if any(_PLACEHOLDER.search(table[i]) for table in (base, aligned))]
     conflicts = sorted(set(differing) - set(renamed))
     if conflicts:
-        raise PairError(_conflict_message(conflicts, len(shared), base, aligned))
+        raise PairError(
+            _conflict_message(len(conflicts), len(shared), _examples(conflicts, base, aligned, names))
+        )
     notes = []
     if renamed:
         notes.append(
             Diagnostic(
                 "warning",
                 "vocabulary",
-                f"{len(renamed)} reserved ids have two names: {_examples(renamed, base, aligned)}",
+                f"{len(renamed)} reserved ids have two names: {_examples(renamed, base, aligned, names)}",
                 "They are never sampled; if one of them ends a turn, completions need a stop string instead",
             )
         )
-    for side, own, other in (("base", base, aligned), ("aligned", aligned, base)):
+    for name, own, other in ((names[0], base, aligned), (names[1], aligned, base)):
         added = sorted(own.keys() - other.keys())
         if added:
             shown = ", ".join(f"{i} ({own[i]!r})" for i in added[:_MAX_EXAMPLES])
@@ -87,7 +89,7 @@ def _compare(base: dict[int, str], aligned: dict[int, str]) -> tuple[set[int], l
                 Diagnostic(
                     "info",
                     "vocabulary",
-                    f"{len(added)} tokens are known to the {side} tokenizer alone: {shown}"
+                    f"{len(added)} tokens are known to the {name} tokenizer alone: {shown}"
                     f"{', …' if len(added) > _MAX_EXAMPLES else ''}",
                     "They may occur in its prompt and are never sampled",
                 )
@@ -95,47 +97,44 @@ def _compare(base: dict[int, str], aligned: dict[int, str]) -> tuple[set[int], l
     return set(renamed), notes
 
 
-def _conflict_message(
-    conflicts: Sequence[int], shared: int, base: dict[int, str], aligned: dict[int, str]
-) -> str:
-    examples = _examples(conflicts, base, aligned)
-    if 2 * len(conflicts) > shared:
+def _conflict_message(conflicts: int, shared: int, examples: str) -> str:
+    if 2 * conflicts > shared:
         return (
-            f"the two tokenizers have different vocabularies: {len(conflicts)} of {shared} common ids disagree "
+            f"the two tokenizers have different vocabularies: {conflicts} of {shared} common ids disagree "
             f"({examples}). Emulated disalignment combines the logits of equal ids, so both models must share one "
-            "tokenizer; choose the base that this aligned model was trained from"
+            "tokenizer; choose the base that the aligned model was trained from"
         )
     return (
-        f"the tokenizers disagree on {len(conflicts)} of {shared} common ids: {examples}. The same id must mean the "
+        f"the tokenizers disagree on {conflicts} of {shared} common ids: {examples}. The same id must mean the "
         "same token in both models; check that both checkpoints contain the tokenizer that they were trained with"
     )
 
 
-def _examples(ids: Sequence[int], base: dict[int, str], aligned: dict[int, str]) -> str:
+def _examples(ids: Sequence[int], base: dict[int, str], aligned: dict[int, str], names: Names) -> str:
     shown = ", ".join(
-        f"id {i} is {base[i]!r} in base and {aligned[i]!r} in aligned" for i in ids[:_MAX_EXAMPLES]
+        f"id {i} is {base[i]!r} in {names[0]} and {aligned[i]!r} in {names[1]}" for i in ids[:_MAX_EXAMPLES]
     )
     return shown + (", …" if len(ids) > _MAX_EXAMPLES else "")
 
 
-def _width_notes(widths: tuple[int, int], tables: Sequence[dict[int, str]]) -> list[Diagnostic]:
+def _width_notes(widths: tuple[int, int], tables: Sequence[dict[int, str]], names: Names) -> list[Diagnostic]:
     notes = []
     if widths[0] != widths[1]:
         notes.append(
             Diagnostic(
                 "info",
                 "vocabulary",
-                f"base has {widths[0]} logits and aligned {widths[1]}",
+                f"{names[0]} has {widths[0]} logits and {names[1]} {widths[1]}",
                 f"Ids from {min(widths)} on are never sampled",
             )
         )
-    for side, width, table in zip(_SIDES, widths, (tables[0], tables[-1]) if tables else (), strict=False):
+    for name, width, table in zip(names, widths, (tables[0], tables[-1]) if tables else (), strict=False):
         rows = sum(i < width for i in table)
         if rows < width:
             notes.append(
                 Diagnostic(
                     "info",
-                    side,
+                    name,
                     f"{width - rows} of {width} logits belong to no token (padding, or gaps in the vocabulary)",
                     "They are never sampled",
                 )
@@ -145,7 +144,7 @@ def _width_notes(widths: tuple[int, int], tables: Sequence[dict[int, str]]) -> l
             notes.append(
                 Diagnostic(
                     "warning",
-                    side,
+                    name,
                     f"the tokenizer has {len(beyond)} ids beyond the model's {width} logits, such as "
                     f"{beyond[0]} ({table[beyond[0]]!r})",
                     "A prompt with such a token cannot be decoded; use the tokenizer of this checkpoint",
@@ -155,16 +154,19 @@ def _width_notes(widths: tuple[int, int], tables: Sequence[dict[int, str]]) -> l
 
 
 def eos_notes(
-    eos_ids: tuple[frozenset[int], ...], vocabulary: torch.Tensor, table: dict[int, str] | None
+    eos_ids: tuple[frozenset[int], ...],
+    vocabulary: torch.Tensor,
+    table: dict[int, str] | None,
+    names: Names,
 ) -> list[Diagnostic]:
     """Notes on end-of-sequence ids: none at all, two different sets, or one that cannot be sampled."""
     notes = []
-    for side, ids in zip(_SIDES, eos_ids, strict=True):
+    for name, ids in zip(names, eos_ids, strict=True):
         if not ids:
             notes.append(
                 Diagnostic(
                     "warning",
-                    side,
+                    name,
                     "no end-of-sequence id in generation_config, config or tokenizer",
                     "Its completions end only by stop strings or at max_new_tokens",
                 )
@@ -174,7 +176,7 @@ def eos_notes(
             notes.append(
                 Diagnostic(
                     "warning",
-                    side,
+                    name,
                     f"its end-of-sequence ids {_named(masked, table)} are not known to both models",
                     "They are never sampled, so a completion cannot end by them; set stop strings",
                 )
@@ -184,7 +186,8 @@ def eos_notes(
             Diagnostic(
                 "info",
                 "end of sequence",
-                f"base ends at {_named(sorted(eos_ids[0]), table)}, aligned at {_named(sorted(eos_ids[1]), table)}",
+                f"{names[0]} ends at {_named(sorted(eos_ids[0]), table)}, "
+                f"{names[1]} at {_named(sorted(eos_ids[1]), table)}",
                 "A completion ends at an EOS id of any model whose weight at α is not zero",
             )
         )
