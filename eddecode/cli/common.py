@@ -14,9 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich import box
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from eddecode.errors import EddecodeError
@@ -105,17 +103,6 @@ def print_files(out: Path) -> None:
 def stderr_console() -> Console:
     """The console for everything that is not data."""
     return Console(stderr=True, highlight=False)
-
-
-def make_table(first: str, *others: str, title: str | None = None) -> Table:
-    """An empty table: the first column aligned to the left, the others to the right; cells wrap at words."""
-    table = Table(
-        box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), title=title, title_justify="left"
-    )
-    table.add_column(first)
-    for heading in others:
-        table.add_column(heading, justify="right")
-    return table
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from eddecode.cli.common import make_table
+from eddecode.cli.table_style import make_table
 from eddecode.models.sizes import format_bytes
 from eddecode.utils.terminal import escape_control_chars
 

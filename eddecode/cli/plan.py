@@ -1,7 +1,7 @@
-"""`eddecode plan`: how large an audit has to be, before anything is decoded.
+"""`eddecode plan`: the size of an audit, before anything is decoded.
 
-It answers from expected rates, or from a run that is there (a pilot), what `eddecode.audit.power` computes: prompts
-for a width of the intervals, prompts for a decision at a limit, and the cost of decoding them.
+From expected rates, or from those of a finished run (a pilot), it computes with `eddecode.audit.stats.power`: the
+prompts for a width of the intervals, the prompts for a decision at a limit, and the cost of decoding them.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ if TYPE_CHECKING:
 def plan(
     run: Annotated[
         Path | None,
-        typer.Argument(help="A finished run to learn the rates from, such as a pilot.", show_default=False),
+        typer.Argument(help="A finished run to take the rates from, such as a pilot.", show_default=False),
     ] = None,
     base_rate: Annotated[
-        float | None, typer.Option(help="Expected harm rate of the base. Default: the run's, else 0.3.")
+        float | None, typer.Option(help="Expected harm rate of the base model. Default: the run's, else 0.3.")
     ] = None,
     ed_rate: Annotated[
         float | None,
@@ -40,34 +40,35 @@ def plan(
         int | None, typer.Option(help="Completions per prompt and condition. Default: the run's, else 1.")
     ] = None,
     correlation: Annotated[
-        float, typer.Option(help="Of the samples of one prompt, 0 to 1; the run's where it has several.")
+        float,
+        typer.Option(
+            help="Correlation of the samples of one prompt, 0 to 1; a run with several samples overrides it."
+        ),
     ] = 0.3,
-    width: Annotated[
-        float, typer.Option(help="Wanted width of the rates' 95% intervals, both ends together.")
-    ] = 0.1,
+    width: Annotated[float, typer.Option(help="Full width of the rates' 95% intervals.")] = 0.1,
     max_reversal: Annotated[
-        float, typer.Option(help="The limit of the gate: harm rate of ED less the base's.")
+        float, typer.Option(help="The limit of the gate: harm rate of ED minus the base's.")
     ] = 0.1,
-    power: Annotated[float, typer.Option(help="Wanted probability of a decision at that limit.")] = 0.8,
+    power: Annotated[float, typer.Option(help="Probability of a decision at that limit.")] = 0.8,
     conditions: Annotated[
-        int | None, typer.Option(help="Aligned, base, and each α. Default: the run's, else 7.")
+        int | None,
+        typer.Option(help="Number of conditions: aligned, base, and each α. Default: the run's, else 7."),
     ] = None,
     tokens: Annotated[
-        float | None, typer.Option(help="Tokens of a completion. Default: the run's, else 128.")
+        float | None, typer.Option(help="Mean tokens of a completion. Default: the run's, else 128.")
     ] = None,
     parameters: Annotated[
-        float | None, typer.Option(help="Of both models together, in billions, for the operations.")
+        float | None,
+        typer.Option(help="Parameters of both models together, in billions; adds the number of operations."),
     ] = None,
-    speed: Annotated[
-        float | None, typer.Option(help="Tokens per second that were measured, for the time.")
-    ] = None,
+    speed: Annotated[float | None, typer.Option(help="Measured tokens per second; adds the time.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
 ) -> None:
-    """How many prompts an audit needs: for intervals of a width, for a verdict at a limit; and what decoding costs."""
+    """Compute how many prompts an audit needs, for the width of its intervals and for a verdict; and the cost."""
     from eddecode.cli.common import errors_as_messages
 
     with errors_as_messages():
-        known = {} if run is None else pilot(run)
+        known = {} if run is None else rates_from_run(run)
         known |= {
             name: value
             for name, value in (
@@ -82,7 +83,7 @@ def plan(
         found = make_plan(
             {"correlation": correlation, **known}, width, max_reversal, power, parameters, speed
         )
-        typer.echo(json.dumps(found, indent=2)) if as_json else _show(found)
+        typer.echo(json.dumps(found, indent=2)) if as_json else _print_plan(found)
 
 
 def make_plan(
@@ -96,13 +97,14 @@ def make_plan(
     """The plan as data: `expected`, and for `width` and `decision` the prompts and what they cost.
 
     Args:
-        known: `base`, `ed`, `samples`, `correlation`, `shared`, `conditions`, `tokens`; what is missing is supposed.
-        width: wanted, of the rates' intervals.
+        known: `base`, `ed`, `samples`, `correlation`, `shared`, `conditions`, `tokens`; each has a default.
+        width: of the rates' intervals.
         limit, power: of the decision.
-        parameters: billions, both models together. speed: tokens per second.
+        parameters: of both models together, in billions.
+        speed: tokens per second.
 
     Raises:
-        ConfigError: a figure out of its range, or a plan beyond ten million prompts.
+        ConfigError: a number out of its range, or a plan of more than ten million prompts.
     """
     from eddecode.audit.stats.power import Expected, decision_power, prompts_for_decision, prompts_for_width
 
@@ -150,8 +152,8 @@ def _cost(
     return decode_cost(prompts, expected.samples, conditions, tokens, size, speed)
 
 
-def pilot(run: Path) -> dict[str, Any]:
-    """What a finished run tells a plan: rates, samples, the correlations, lengths.
+def rates_from_run(run: Path) -> dict[str, Any]:
+    """The numbers of a finished run that a plan needs: rates, samples, correlation, lengths.
 
     Raises:
         StoreError: there is no finished run in the folder.
@@ -182,9 +184,9 @@ def pilot(run: Path) -> dict[str, Any]:
 
 
 def _correlation(rate: Rate, samples: int) -> float | None:
-    """ρ of a rate from the width of its interval, against that of as many independent completions.
+    """Correlation of the samples, from the width of a rate's interval and that of as many independent completions.
 
-    The interval holds the Wilson interval at the effective size, so that this leans to the cautious side.
+    The interval contains the Wilson interval at the effective size, so the estimate is on the cautious side.
     """
     from eddecode.audit.stats.proportions import wilson
 
@@ -195,15 +197,15 @@ def _correlation(rate: Rate, samples: int) -> float | None:
     return min(max((deff - 1) / (samples - 1), 0.0), 1.0)
 
 
-def _show(found: Mapping[str, Any]) -> None:
+def _print_plan(found: Mapping[str, Any]) -> None:
     console = Console(highlight=False)
-    said, width, decision = found["expected"], found["width"], found["decision"]
+    expected, width, decision = found["expected"], found["width"], found["decision"]
     console.print(
         Text(
-            f"Expected: base {100 * said['base']:.1f}%, ED {100 * said['ed']:.1f}%, a reversal of "
-            f"{100 * said['reversal']:+.1f} points; {said['samples']} per prompt and condition, correlated by "
-            f"{said['correlation']:.2f} (together worth {said['samples'] / said['deff']:.1f}); {found['conditions']} "
-            "conditions."
+            f"Expected: base {100 * expected['base']:.1f}%, ED {100 * expected['ed']:.1f}%, a reversal of "
+            f"{100 * expected['reversal']:+.1f} points; {expected['samples']} samples per prompt and condition, with a "
+            f"correlation of {expected['correlation']:.2f} (as good as {expected['samples'] / expected['deff']:.1f} "
+            f"independent ones); {found['conditions']} conditions."
         )
     )
     console.print(
@@ -212,8 +214,8 @@ def _show(found: Mapping[str, Any]) -> None:
             "bold",
         )
     )
-    _show_cost(console, width["cost"], found["tokens"])
-    side = "under" if said["reversal"] < decision["limit"] else "over"
+    _print_cost(console, width["cost"], found["tokens"])
+    side = "under" if expected["reversal"] < decision["limit"] else "over"
     console.print(
         Text(
             f"\n{decision['prompts']:,} prompts: a verdict that the reversal is {side} "
@@ -221,14 +223,14 @@ def _show(found: Mapping[str, Any]) -> None:
             "bold",
         )
     )
-    _show_cost(console, decision["cost"], found["tokens"])
+    _print_cost(console, decision["cost"], found["tokens"])
 
 
-def _show_cost(console: Console, cost: Mapping[str, Any], tokens: float) -> None:
-    said = f"  {cost['completions']:,} completions, {cost['tokens']:,} tokens at {tokens:.0f} each"
+def _print_cost(console: Console, cost: Mapping[str, Any], tokens: float) -> None:
+    text = f"  {cost['completions']:,} completions, {cost['tokens']:,} tokens at {tokens:.0f} each"
     if cost["operations"] is not None:
-        said += f", {cost['operations']:.1e} operations"
+        text += f", {cost['operations']:.1e} operations"
     if cost["seconds"] is not None:
         seconds = cost["seconds"]
-        said += f", {seconds / 3600:.1f} hours" if seconds >= 3600 else f", {seconds / 60:.1f} minutes"
-    console.print(Text(said + "."))
+        text += f", {seconds / 3600:.1f} hours" if seconds >= 3600 else f", {seconds / 60:.1f} minutes"
+    console.print(Text(text + "."))

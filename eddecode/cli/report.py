@@ -1,7 +1,7 @@
-"""The commands that come after an audit: `report`, `gate`, `compare`.
+"""The commands for a finished run: `report`, `gate` and `compare`.
 
-They read a finished run and decode nothing, so that none of them imports torch. `gate` answers by its exit code, for a
-pipeline; its words go to standard output.
+They decode nothing, so none of them imports torch. The result of `gate` is its exit code, for a release pipeline; its
+sentence goes to standard output.
 """
 
 from __future__ import annotations
@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich import box
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from eddecode.cli.common import errors_as_messages
+from eddecode.cli.table_style import make_table
 from eddecode.errors import ConfigError
 from eddecode.utils.files import atomic_write
 
@@ -29,7 +28,9 @@ Run = Annotated[
 ]
 MaxReversal = Annotated[
     str | None,
-    typer.Option(help="Most that the pair may add to its base's harm rate: 0.05, or 5%.", show_default=False),
+    typer.Option(
+        help="Limit on what the pair adds to its base's harm rate: 0.05, or 5%.", show_default=False
+    ),
 ]
 PolicyFile = Annotated[
     Path | None, typer.Option(help="TOML file with the limits; see docs/gate.md.", show_default=False)
@@ -45,25 +46,29 @@ def register(app: typer.Typer) -> None:
 
 def report(
     run: Run,
-    to: Annotated[str, typer.Option(help="html, markdown (a section for a model card) or json.")] = "html",
+    to: Annotated[
+        str, typer.Option(help="Format: html, markdown (a section for a model card) or json.")
+    ] = "html",
     out: Annotated[
         Path | None,
         typer.Option(
-            help="File to write; - is standard output. Default: report.html in the run; others to standard output.",
+            help="File to write; - is standard output. Default: report.html in the run; others: standard output.",
             show_default=False,
         ),
     ] = None,
-    title: Annotated[str | None, typer.Option(help="Heading, instead of the run's name.")] = None,
+    title: Annotated[
+        str | None, typer.Option(help="Title of the report. Default: the name of the run.")
+    ] = None,
     show_completions: Annotated[
         bool,
-        typer.Option("--show-completions", help="Add some completions, as the models wrote them; html only."),
+        typer.Option("--show-completions", help="Include the text of some completions; html only."),
     ] = False,
     max_reversal: MaxReversal = None,
     policy: PolicyFile = None,
 ) -> None:
-    """Write a run's finding for people: one page, a section for a model card, or data.
+    """Write the result of a run as a page, as a section for a model card, or as data.
 
-    With a limit or a policy the verdict of the gate goes first.
+    With a limit or a policy, the verdict of the gate is at the top.
     """
     with errors_as_messages():
         from eddecode.audit.analysis.summary import Summary
@@ -75,7 +80,7 @@ def report(
             raise ConfigError(f"there is no format {to!r:.60}; expected html, markdown or json")
         if show_completions and to != "html":
             raise ConfigError(
-                f"--show-completions goes with --to html, and --to is {to}; completions as data: eddecode export"
+                f"--show-completions needs --to html, and --to is {to}; for completions as data use eddecode export"
             )
         summary = Summary.read(run)
         limits = _policy(policy, max_reversal) if policy is not None or max_reversal is not None else None
@@ -103,7 +108,7 @@ def gate(
         typer.Option("--junit", help="Write the verdict as JUnit XML to this file.", show_default=False),
     ] = None,
 ) -> None:
-    """Judge a run by limits set beforehand. Exit code 0: pass, 1: fail, 2: cannot be judged, 3: inconclusive."""
+    """Check a run against limits. Exit code 0: pass, 1: fail, 2: cannot be checked, 3: inconclusive."""
     with errors_as_messages():
         from eddecode.audit.analysis.summary import Summary
         from eddecode.audit.gate import decide, write_json, write_junit
@@ -115,10 +120,10 @@ def gate(
             write_json(decision, json_file)
         if junit_file is not None:
             write_junit(decision, junit_file)
-        colour = {"pass": "green", "fail": "red"}.get(decision.word, "yellow")
+        color = {"pass": "green", "fail": "red"}.get(decision.word, "yellow")
         console = Console(highlight=False, soft_wrap=True)
-        said = escape_control_chars(decision.sentence)
-        console.print(Text(f"{decision.word.upper()}: ", style=f"bold {colour}") + Text(said))
+        sentence = Text(escape_control_chars(decision.sentence))
+        console.print(Text(f"{decision.word.upper()}: ", style=f"bold {color}") + sentence)
     raise typer.Exit(decision.exit_code)
 
 
@@ -126,10 +131,10 @@ def compare(
     runs: Annotated[
         list[Path], typer.Argument(help="Folders of two or more finished runs.", show_default=False)
     ],
-    to: Annotated[str, typer.Option(help="table, html, markdown or json.")] = "table",
+    to: Annotated[str, typer.Option(help="Format: table, html, markdown or json.")] = "table",
     out: Out = None,
 ) -> None:
-    """Put several runs side by side: pairs, or versions of one alignment, by how much each gives away."""
+    """Compare the reversal of several runs: of different pairs, or of versions of one alignment."""
     with errors_as_messages():
         from eddecode.audit.analysis.summary import Summary
         from eddecode.audit.report import comparison
@@ -142,7 +147,7 @@ def compare(
         if to != "table" and to not in writers:
             raise ConfigError(f"there is no format {to!r:.60}; expected table, html, markdown or json")
         if to == "table" and out is not None:
-            raise ConfigError("--out goes with --to html, markdown or json; a table goes to the terminal")
+            raise ConfigError("--out needs --to html, markdown or json; a table goes to the terminal")
         found = comparison.compared([Summary.read(run) for run in runs])
         if to == "table":
             _print_comparison(
@@ -153,20 +158,20 @@ def compare(
 
 
 def _policy(path: Path | None, max_reversal: str | None) -> Policy:
-    """The limits of a file and of the command line, which goes first."""
+    """The limits of a file, replaced by those of the command line."""
     from eddecode.audit.gate import Policy
 
-    limit = None if max_reversal is None else parse_share(max_reversal, "--max-reversal")
+    limit = None if max_reversal is None else parse_fraction(max_reversal, "--max-reversal")
     if path is None:
         return Policy(max_reversal=limit)
     return Policy.read(path, max_reversal=limit)
 
 
-def parse_share(text: str, option: str) -> float:
+def parse_fraction(text: str, option: str) -> float:
     """`0.05` or `5%` as a fraction.
 
     Raises:
-        ConfigError: not a number.
+        ConfigError: the text is not a number.
     """
     number = text.strip()
     try:
@@ -175,20 +180,20 @@ def parse_share(text: str, option: str) -> float:
         raise ConfigError(f"{option} is {text!r:.60}; expected a fraction such as 0.05, or 5%") from None
 
 
-def _print_comparison(table: ReportTable, said: list[str]) -> None:
-    """One block of lines per run: nine columns of intervals do not fit a terminal."""
+def _print_comparison(table: ReportTable, sentences: list[str]) -> None:
+    """The table transposed, one column per run: nine columns of intervals do not fit a terminal."""
     from eddecode.utils.terminal import escape_control_chars
 
     console = Console()
-    shown = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
-    shown.add_column(table.columns[0])
-    for row in table.rows:
-        shown.add_column(Text(escape_control_chars(row.cells[0])), overflow="fold")
-    for i, head in enumerate(table.columns[1:], start=1):
-        shown.add_row(head, *(Text(escape_control_chars(row.cells[i])) for row in table.rows))
+    columns = [[Text(escape_control_chars(cell)) for cell in row.cells] for row in table.rows]
+    shown = make_table(table.columns[0])
+    for cells in columns:
+        shown.add_column(cells[0], overflow="fold")
+    for i, heading in enumerate(table.columns[1:], start=1):
+        shown.add_row(heading, *(cells[i] for cells in columns))
     console.print(shown)
-    for line in said:
-        console.print(Text(escape_control_chars(line)))
+    for sentence in sentences:
+        console.print(Text(escape_control_chars(sentence)))
 
 
 def _write(text: str, target: Path) -> None:

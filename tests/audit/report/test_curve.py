@@ -15,7 +15,7 @@ from eddecode.audit import AuditConfig, Summary, audit
 from eddecode.audit.judges import Verdict
 from eddecode.audit.judges.lexicon import LexiconJudge
 from eddecode.audit.report.curve import draw_curve, write_curve
-from eddecode.cli.tables import best_alpha, caption, interpretation, rates_table
+from eddecode.cli.tables import caption, interpretation, rates_table
 from helpers.stub_sampler import StubSampler
 
 
@@ -73,17 +73,17 @@ def test_any_alphas_can_be_drawn_and_said(tmp_path: Path, alphas: str, validity:
 
 
 def test_reading_without_reversal(tmp_path: Path) -> None:
-    assert "nothing is said about reversal" in interpretation(
+    assert "nothing can be concluded about reversal" in interpretation(
         finished(tmp_path / "a", "-0.5", validity=False)
     )
     even = finished(tmp_path / "b", "0", validity=False)
-    assert best_alpha(even) is None
+    assert even.best is None
 
 
 def test_reading_with_reversal(tmp_path: Path) -> None:
     """The words say what the headline says, and the picked α is the ring in the picture."""
     summary = finished(tmp_path, "0.3,1", validity=False)
-    best, found = best_alpha(summary), summary.headline
+    best, found = summary.best, summary.headline
     assert best is not None
     assert found.harm is not None
     assert found.reversal is not None
