@@ -58,7 +58,16 @@ def show(console: Console, records: Sequence[Record]) -> None:
         mine = [r for r in records if (r["size"], r["dtype"], r["pair"]) == pair]
         rates = [r["bandwidth"]["median"] / 1e9 for r in mine]
         title = "{} {}, {} pair".format(*pair) + f"; read {min(rates):.1f}–{max(rates):.1f} GB/s"
-        columns = ("task", "alternative", "tok/s", "time ÷ eddecode", "roofline", "agrees", "peak MB", "first, s")
+        columns = (
+            "task",
+            "alternative",
+            "tok/s",
+            "time ÷ eddecode",
+            "roofline",
+            "agrees",
+            "peak MB",
+            "first, s",
+        )
         lines = [
             (r["task"], *_line(r, name)) for r in mine for name in ALTERNATIVES if name in r["contenders"]
         ]
