@@ -32,7 +32,7 @@ def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def on_a_tape(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No compiled layers, as on a GPU: a tape hears only what goes through torch. Small buckets, so that texts grow."""
+    """No compiled layers, as on a GPU: a tape records torch operations only. Small buckets, so that texts outgrow them."""
     from eddecode.execution import cuda_graph as graph
     from eddecode.execution import kv_cache as cache
     from eddecode_kernels import jit as compiler
@@ -40,6 +40,7 @@ def on_a_tape(monkeypatch: pytest.MonkeyPatch) -> None:
     from helpers.tape import Tape
 
     monkeypatch.setattr(compiler, "_library", lambda: UnavailableError("switched off"))
+    monkeypatch.setattr("eddecode_kernels.ops_cpu._functions", {})
     monkeypatch.setenv("EDDECODE_KERNELS", "reference")
     monkeypatch.setattr(cache, "LENGTH_STEP", 8)
     monkeypatch.setattr(graph, "READ", 8)

@@ -57,17 +57,17 @@ def collect_environment(
 def _products(dtype: str) -> dict[str, str]:
     """How weights are multiplied on this CPU, by their dtype: `compiled`, or by the `library`.
 
-    A choice by measurement, once per machine; see `eddecode_kernels.linear.pays`.
+    A choice by measurement, once per machine; see `eddecode_kernels.ops_cpu.is_faster_than_torch`.
     """
     import torch
 
     from eddecode.models.load_config import parse_dtype
-    from eddecode_kernels.linear import pays
+    from eddecode_kernels.ops_cpu import is_faster_than_torch
 
     wanted = parse_dtype(dtype)
     kinds = {name: getattr(torch, name) for name in _COMPILED}
     return {
-        name: "compiled" if pays(kind) else "library"
+        name: "compiled" if is_faster_than_torch(kind) else "library"
         for name, kind in kinds.items()
         if wanted in ("auto", kind)
     }

@@ -17,7 +17,7 @@ from transformers import AttentionInterface
 
 from eddecode.errors import UnsupportedLayersError
 from eddecode.execution.attention_mask import KeyRangeMask
-from eddecode_kernels.attention import attend, available
+from eddecode_kernels.ops_cpu import attend, attention_available
 
 NAME = "eddecode_slots"
 
@@ -64,7 +64,7 @@ def slot_attention(
     if unknown or dropout or not isinstance(attention_mask, KeyRangeMask):
         raise UnsupportedLayersError(f"attention with {', '.join(unknown) or 'a mask of its own'}")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    return attend(query, key, value, attention_mask.first, attention_mask.stop, scale, softcap or 0.0), None
+    return attend(query, key, value, attention_mask.start, attention_mask.end, scale, softcap or 0.0), None
 
 
 AttentionInterface.register(NAME, slot_attention)
@@ -85,4 +85,4 @@ def can_attend(model: Any) -> bool:
     """Whether all of a model's tensors are where the compiled attention can read them, in a dtype that it knows."""
     if any(hasattr(module, "_hf_hook") for module in model.modules()):
         return False  # layers on several devices: their masks are copied about, and would arrive empty
-    return available(model.dtype, model.device)
+    return attention_available(model.dtype, model.device)

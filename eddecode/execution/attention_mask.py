@@ -25,21 +25,18 @@ class KeyRangeMask(torch.Tensor):
     Models hand a 4-D mask on to their layers as it is, so this reaches the attention untouched.
 
     Attributes:
-        first, stop: (B, T) int64 contiguous; keys first ≤ position < stop are seen.
-        common, angles: kept by the compiled blocks of a pass, for those that follow.
+        start, end: (B, T) int64 contiguous; a query sees the keys start ≤ position < end.
     """
 
-    first: Tensor
-    stop: Tensor
-    common: Any = None
-    angles: Tensor | None = None
+    start: Tensor
+    end: Tensor
 
     @staticmethod
-    def of(first: Tensor, stop: Tensor) -> KeyRangeMask:
+    def of(start: Tensor, end: Tensor) -> KeyRangeMask:
         """The stand-in for ranges (B, T)."""
-        seen = torch.empty(1, 1, 1, 0).as_subclass(KeyRangeMask)
-        seen.first, seen.stop = first.contiguous(), stop.contiguous()
-        return seen
+        mask = torch.empty(1, 1, 1, 0).as_subclass(KeyRangeMask)
+        mask.start, mask.end = start.contiguous(), end.contiguous()
+        return mask
 
 
 @dataclass
@@ -61,7 +58,7 @@ class AttentionMaskBuilder:
 
         return self._each(positions, write)
 
-    def seen(self, positions: Tensor) -> KeyRangeMask | dict[str, KeyRangeMask]:
+    def key_ranges(self, positions: Tensor) -> KeyRangeMask | dict[str, KeyRangeMask]:
         """The same as ranges, for `eddecode.attention.slot_attention`."""
         return self._each(positions, KeyRangeMask.of)
 

@@ -24,7 +24,7 @@ from einops import rearrange
 from torch import Tensor
 
 from eddecode.errors import EngineError, UnsupportedLayersError
-from eddecode.execution.compiled.replace import CompiledLayers
+from eddecode.execution.compiled.replace import CompiledModules
 from eddecode.execution.cuda_graph_capture import CudaGraph, GraphCapture, GraphReplay
 from eddecode.execution.kv_cache import BatchedKVCache, WritePositions
 from eddecode.execution.model_runner import CachedModelRunner, PrefillResult
@@ -45,15 +45,15 @@ def bucket(needed: int, least: int = 1) -> int:
 class StaticKVCache(BatchedKVCache):
     """The buffers of a cache, written at places that the device is told, and the host does not know."""
 
-    def __init__(self, cache: BatchedKVCache, window: WritePositions) -> None:
+    def __init__(self, cache: BatchedKVCache, write: WritePositions) -> None:
         super().__init__()
-        self.layers, self._window = cache.layers, window
+        self.layers, self._write = cache.layers, write
 
-    def open(self, new: int, slots: slice = slice(None)) -> WritePositions:
-        """See `BatchedKVCache.open`; the places are always the same tensor."""
+    def prepare_write(self, new: int, slots: slice = slice(None)) -> WritePositions:
+        """See `BatchedKVCache.prepare_write`; the positions are always in the same tensor."""
         for layer in self.layers:
-            layer.window = self._window
-        return self._window
+            layer.write = self._write
+        return self._write
 
 
 class CapturedStep:
@@ -120,7 +120,7 @@ class GraphModelRunner(CachedModelRunner):
         model: Any,
         capture: GraphCapture = CudaGraph,
         *,
-        layers: CompiledLayers | None = None,
+        layers: CompiledModules | None = None,
         idle: list[GraphBuffers] | None = None,
     ) -> None:
         super().__init__(model, own_attention=True, layers=layers)

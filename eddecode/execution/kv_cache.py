@@ -1,9 +1,9 @@
 """BatchedKVCache: the keys and values of many rows, each with a length of its own.
 
 A slot is a row of the batch. Rows enter and leave while the others go on, so no two need have the same length: a
-forward pass writes every row at that row's own next positions and reads the filled part of the buffer, and whatever
-lies beyond a row's length is hidden from it by the mask. Nothing is ever erased, hence rolling back is only a smaller
-length. The occupied slots are always 0 … n−1, so that what a pass reads is a view, never a copy.
+forward pass writes every row at that row's own next positions and reads the filled part of the buffer, and what lies
+beyond a row's length is hidden from it by the mask. Nothing is ever erased, hence truncating is only a smaller length.
+The occupied slots are always 0 … n−1, so that what a pass reads is a view, never a copy.
 """
 
 from __future__ import annotations
@@ -19,30 +19,30 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 from eddecode.utils.device import copy_to_device
 from eddecode.utils.memory import free_bytes, has_lazy_allocation, pack_copies, zeros_lazy
-from eddecode_kernels.decoder_layer import KVPointers
+from eddecode_kernels.decoder_layer import DecoderLayerShape, KVPointers
 
 LENGTH_STEP = 64  # buffers grow by that many positions, or by an eighth: growing is rare and waste is small
 
 
 @dataclass
 class WritePositions:
-    """What one forward pass writes: `positions` (B, T) of the slots `slots`, all below `stop`.
+    """Where one forward pass writes: at `positions` (B, T) int64 of the slots `slots`, all of them below `end`.
 
-    `aligned_start` is set where all rows write at the same place, so that a slice does the work of a scatter.
+    `aligned_start` is set where all rows write at the same positions, so that a slice does the work of a scatter.
     """
 
     positions: Tensor
     slots: slice
-    stop: int
+    end: int
     aligned_start: int | None
-    _copies: dict[torch.device, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    _index: dict[torch.device, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     def index(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """(rows, positions) as index tensors on the device of a layer: (B, 1) and (B, T) int64."""
-        if device not in self._copies:
+        if device not in self._index:
             rows = torch.arange(self.slots.stop, device=device)[self.slots, None]
-            self._copies[device] = rows, copy_to_device(self.positions, device)
-        return self._copies[device]
+            self._index[device] = rows, copy_to_device(self.positions, device)
+        return self._index[device]
 
 
 class LayerKVCache(CacheLayerMixin):  # type: ignore[misc]  # transformers ships no types
@@ -52,12 +52,15 @@ class LayerKVCache(CacheLayerMixin):  # type: ignore[misc]  # transformers ships
 
     def __init__(self) -> None:
         super().__init__()
-        self.window: WritePositions | None = None
+        self.write: WritePositions | None = None  # of the pass in progress
         self.reserved = (0, 0)  # slots, positions
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Make room of the reserved size, shaped after the first states that come."""
-        self.keys, self.values = _room(key_states, *self.reserved), _room(value_states, *self.reserved)
+        """Allocate the reserved size, shaped after the first states that come."""
+        self.keys, self.values = (
+            _allocate(key_states, *self.reserved),
+            _allocate(value_states, *self.reserved),
+        )
         self.is_initialized = True
 
     def reserve(self, slots: int, capacity: int, used: tuple[int, int] = (0, 0)) -> None:
@@ -66,14 +69,14 @@ class LayerKVCache(CacheLayerMixin):  # type: ignore[misc]  # transformers ships
             return
         if self.is_initialized:  # both or none: a failed allocation leaves the layer as it was
             self.keys, self.values = (
-                self._moved(old, slots, capacity, used) for old in (self.keys, self.values)
+                self._reallocated(old, slots, capacity, used) for old in (self.keys, self.values)
             )
         self.reserved = (slots, capacity)
 
     @staticmethod
-    def _moved(old: Tensor, slots: int, capacity: int, used: tuple[int, int]) -> Tensor:
-        """A copy of what is in use: to copy room that was never written to would take memory for it."""
-        new = _room(old, slots, capacity)
+    def _reallocated(old: Tensor, slots: int, capacity: int, used: tuple[int, int]) -> Tensor:
+        """A larger or smaller buffer with what is in use: copying what was never written would take memory for it."""
+        new = _allocate(old, slots, capacity)
         rows, length = used
         new[:rows, :, :length] = old[:rows, :, :length]
         return new
@@ -81,38 +84,40 @@ class LayerKVCache(CacheLayerMixin):  # type: ignore[misc]  # transformers ships
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        """Write new states (B, heads, T, head_dim) at the window's positions; return all up to its end as views."""
+        """Write new states (B, heads, T, head_dim) at the pass's positions; return all up to its end as views."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        window = self._open_window()
-        for store, states in ((self.keys, key_states), (self.values, value_states)):
-            if window.aligned_start is not None:
-                store[window.slots, :, window.aligned_start : window.stop] = states
+        write = self._current_write()
+        for buffer, states in ((self.keys, key_states), (self.values, value_states)):
+            if write.aligned_start is not None:
+                buffer[write.slots, :, write.aligned_start : write.end] = states
             else:
-                store[*_between(window.index(store.device))] = rearrange(states, "b h t d -> b t h d")
-        return self.keys[window.slots, :, : window.stop], self.values[window.slots, :, : window.stop]
+                rows, positions = write.index(buffer.device)
+                # torch puts the indexed axes first: (B, T, heads, head_dim)
+                buffer[rows, :, positions] = rearrange(states, "b h t d -> b t h d")
+        return self.keys[write.slots, :, : write.end], self.values[write.slots, :, : write.end]
 
-    def room(self, heads: int, size: int, like: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values (rows, heads, capacity, size) from the window's first row on, for who writes by himself."""
+    def buffers(self, heads: int, head_dim: int, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values (rows, heads, capacity, head_dim) from the pass's first row on, for compiled layers."""
         if not self.is_initialized:
-            shape = like.new_empty(0, heads, 0, size)
+            shape = like.new_empty(0, heads, 0, head_dim)
             self.lazy_initialization(shape, shape)
-        slots = self._open_window().slots
+        slots = self._current_write().slots
         rows = slice(slots.start, None, slots.step)
         return self.keys[rows], self.values[rows]
 
-    def _open_window(self) -> WritePositions:
-        if self.window is None:
-            raise RuntimeError("a BatchedKVCache was written to outside of BatchedKVCache.open()")
-        return self.window
+    def _current_write(self) -> WritePositions:
+        if self.write is None:
+            raise RuntimeError("a BatchedKVCache was written to before BatchedKVCache.prepare_write()")
+        return self.write
 
     def get_seq_length(self) -> int:
         """Positions filled before this pass, over all rows; models ask, but positions are always passed to them."""
-        return 0 if self.window is None else self.window.stop - self.window.positions.shape[1]
+        return 0 if self.write is None else self.write.end - self.write.positions.shape[1]
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """(key length, offset) of this pass."""
-        return self._open_window().stop, 0
+        return self._current_write().end, 0
 
     def get_max_length(self) -> int:
         """No maximum: buffers grow."""
@@ -121,15 +126,9 @@ class LayerKVCache(CacheLayerMixin):  # type: ignore[misc]  # transformers ships
     get_max_cache_shape = get_max_length  # the name before transformers 5.20
 
 
-def _room(like: Tensor, slots: int, capacity: int) -> Tensor:
+def _allocate(like: Tensor, slots: int, capacity: int) -> Tensor:
     # Zeros, not empty: a NaN left in fresh memory would survive the mask (NaN + −inf is NaN).
     return zeros_lazy(like, slots, like.shape[1], capacity, like.shape[3])
-
-
-def _between(index: tuple[Tensor, Tensor]) -> tuple[Tensor, slice, Tensor]:
-    """Index (rows, all heads, positions): torch puts the indexed axes first, giving (B, T, heads, head_dim)."""
-    rows, positions = index
-    return rows, slice(None), positions
 
 
 class BatchedKVCache(Cache):  # type: ignore[misc]
@@ -139,35 +138,35 @@ class BatchedKVCache(Cache):  # type: ignore[misc]
         super().__init__(layer_class_to_replicate=LayerKVCache)
         self.lengths: list[int] = []
         self._reserved = (0, 0)
-        self._expected = 0  # positions, from before it is known where they will be
-        self._places: dict[Any, KVPointers] = {}
+        self._expected = 0  # positions to reserve once the first states show how large one is
+        self._pointers: dict[Any, KVPointers] = {}
 
     def reserve(self, slots: int, capacity: int) -> None:
         """Have room for that many slots and positions; never shrinks (see `trim`)."""
         self._resize(max(slots, self._reserved[0]), max(capacity, self._reserved[1]))
 
     def reserve_lazily(self, slots: int, positions: int) -> None:
-        """Have room for that many slots; and for the positions that they may come to have, if that takes no memory.
+        """Have room for that many slots, and for the positions that they may come to have if that takes no memory yet.
 
-        That is where large buffers take memory only as they are written. A buffer that grows is copied.
+        That is so where large buffers take memory only as they are written to. A buffer that grows later is copied.
         """
         made = [layer for layer in self.layers if layer.is_initialized]
-        stores = [store for layer in made for store in (layer.keys, layer.values)]
-        if stores:
-            self._reserve_lazily(slots, positions, stores)
+        buffers = [buffer for layer in made for buffer in (layer.keys, layer.values)]
+        if buffers:
+            self._reserve_like(buffers, slots, positions)
         else:
             self._expected = positions
             self.reserve(slots, 0)
 
-    def _reserve_lazily(self, slots: int, positions: int, like: Sequence[Tensor]) -> None:
+    def _reserve_like(self, buffers: Sequence[Tensor], slots: int, positions: int) -> None:
         """As `reserve_lazily`, with buffers like these (…, heads, positions, head_dim)."""
         before, capacity = self._reserved
         slots, grows = max(slots, before), slots > before
-        if (grows or positions > capacity) and all(has_lazy_allocation(t.device) for t in like):
-            if grows:  # all moves anyway, to buffers no longer than they have to be
+        if (grows or positions > capacity) and all(has_lazy_allocation(t.device) for t in buffers):
+            if grows:  # all buffers move anyway, to ones no longer than they have to be
                 capacity = max(self.lengths, default=0)
-            needed = positions * sum(t.shape[-3] * t.shape[-1] * t.dtype.itemsize for t in like)
-            if slots * needed <= free_bytes(like[0].device):  # no more than could be filled
+            needed = positions * sum(t.shape[-3] * t.shape[-1] * t.dtype.itemsize for t in buffers)
+            if slots * needed <= free_bytes(buffers[0].device):  # no more than could be filled
                 capacity = max(capacity, positions)
         self._resize(slots, capacity)
 
@@ -183,13 +182,13 @@ class BatchedKVCache(Cache):  # type: ignore[misc]
 
     def _resize(self, slots: int, capacity: int) -> None:
         if (slots, capacity) != self._reserved:
-            self._places.clear()  # the buffers move
+            self._pointers.clear()  # the buffers move
             used = len(self.lengths), max(self.lengths, default=0)
             for layer in self.layers:
                 layer.reserve(slots, capacity, used)
             self._reserved = (slots, capacity)
 
-    def open(self, new: int, slots: slice = slice(None)) -> WritePositions:
+    def prepare_write(self, new: int, slots: slice = slice(None)) -> WritePositions:
         """Prepare a pass that writes `new` tokens to every occupied slot, or to some; returns where they go.
 
         The lengths stay as they are until `advance`: a pass that fails can be repeated.
@@ -197,15 +196,20 @@ class BatchedKVCache(Cache):  # type: ignore[misc]
         lengths = self.lengths[slots]
         starts = torch.tensor(lengths)[:, None]
         positions = starts if new == 1 else starts + torch.arange(new)
-        stop = max(lengths) + new
-        self._grow(len(self.lengths), stop)
+        end = max(lengths) + new
+        self._grow(len(self.lengths), end)
         same = min(lengths) == max(lengths)
         occupied = slice(slots.start or 0, len(self.lengths), slots.step or 1)
-        window = WritePositions(positions, occupied, stop, lengths[0] if same else None)
+        write = WritePositions(positions, occupied, end, lengths[0] if same else None)
         for layer in self.layers:
-            layer.window = window
-        self._window = window
-        return window
+            layer.write = write
+        self._write = write
+        return write
+
+    @property
+    def positions(self) -> Tensor:
+        """Where the pass in progress writes, (B, T) int64."""
+        return self._write.positions
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
@@ -213,30 +217,28 @@ class BatchedKVCache(Cache):  # type: ignore[misc]
         """See `LayerKVCache.update`; layers are made as the model's first pass reaches them."""
         return self._layer(layer_idx).update(key_states, value_states)
 
-    def places(self, layers: Sequence[int], heads: int, size: int, like: Tensor) -> KVPointers:
-        """Where layers keep the keys and values of the slots of the pass in progress, for compiled blocks."""
-        slots = self._window.slots
+    def pointers(self, layers: Sequence[int], shape: DecoderLayerShape, like: Tensor) -> KVPointers:
+        """Where compiled layers write the keys and values of the pass in progress.
+
+        Args:
+            layers: their indices.
+            shape: of the layers.
+            like: a tensor of the dtype and device that new buffers are to have.
+        """
+        slots = self._write.slots
         key = (tuple(layers), slots.start, slots.step)
-        if key not in self._places:
+        if key not in self._pointers:
             made = [self._layer(index) for index in layers]
-            self._places[key] = KVPointers([layer.room(heads, size, like) for layer in made])
-        return self._places[key]
-
-    @property
-    def positions(self) -> Tensor:
-        """Where the pass in progress writes, (B, T)."""
-        return self._window.positions
-
-    @property
-    def stop(self) -> int:
-        """All positions of the pass in progress are below this."""
-        return self._window.stop
+            self._pointers[key] = KVPointers(
+                [layer.buffers(shape.num_kv_heads, shape.head_dim, like) for layer in made]
+            )
+        return self._pointers[key]
 
     def _layer(self, layer_idx: int) -> LayerKVCache:
         while len(self.layers) <= layer_idx:
             layer = LayerKVCache()
             layer.reserve(*self._reserved)
-            layer.window = self._window
+            layer.write = self._write
             self.layers.append(layer)
         made: LayerKVCache = self.layers[layer_idx]
         return made
@@ -251,7 +253,7 @@ class BatchedKVCache(Cache):  # type: ignore[misc]
         """Occupy the next slot with states from elsewhere: per layer keys and values (heads, length, head_dim)."""
         slot, length = len(self.lengths), states[0][0].shape[1]
         if not self.layers:
-            self._reserve_lazily(slot + 1, self._expected, [state for pair in states for state in pair])
+            self._reserve_like([state for pair in states for state in pair], slot + 1, self._expected)
         self._grow(slot + 1, length)
         while len(self.layers) < len(states):
             layer = LayerKVCache()
@@ -265,9 +267,9 @@ class BatchedKVCache(Cache):  # type: ignore[misc]
         self.lengths.append(length)
 
     def export_prefix(self, slot: int, length: int) -> list[tuple[Tensor, Tensor]]:
-        """The first `length` positions of a slot, as `add` takes them."""
-        stores = [store for layer in self.layers for store in (layer.keys, layer.values)]
-        copies = pack_copies([store[slot, :, :length] for store in stores])
+        """A copy of the first `length` positions of a slot, as `add` takes them."""
+        buffers = [buffer for layer in self.layers for buffer in (layer.keys, layer.values)]
+        copies = pack_copies([buffer[slot, :, :length] for buffer in buffers])
         return list(zip(copies[::2], copies[1::2], strict=True))
 
     def remove(self, slot: int) -> None:

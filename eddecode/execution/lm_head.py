@@ -21,7 +21,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from eddecode.execution.patching import patched_forward
-from eddecode_kernels.linear import linear_for, pays
+from eddecode_kernels.ops_cpu import compiled_linear, is_faster_than_torch
 
 CONVERT_ROWS = 4096  # rows of the head that are converted at a time: the scratch stays within a CPU's cache
 
@@ -43,7 +43,7 @@ class Float32LMHead:
         self._compiled = (
             None
             if weight is None or not self.is_patchable
-            else linear_for(weight, self.linear.bias, torch.float32)
+            else compiled_linear(weight, self.linear.bias, torch.float32)
         )
 
     @contextmanager
@@ -66,7 +66,7 @@ class Float32LMHead:
     def project(self, hidden: Tensor) -> Tensor:
         """Hidden states (B, K, d) of any float dtype to logits (B, K, V) float32."""
         weight, bias = self.linear.weight, self.linear.bias
-        if self._compiled is not None and pays(weight.dtype):
+        if self._compiled is not None and is_faster_than_torch(weight.dtype):
             return self._compiled(hidden.to(weight.dtype))
         bias = None if bias is None else bias.float()
         if weight.dtype == torch.float32:

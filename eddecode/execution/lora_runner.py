@@ -18,7 +18,7 @@ from einops import rearrange, repeat
 from torch import Tensor
 
 from eddecode.execution.compiled.lora import LoraDelta, LoraRows
-from eddecode.execution.compiled.replace import CompiledLayers
+from eddecode.execution.compiled.replace import CompiledModules
 from eddecode.execution.cuda_graph import GraphModelRunner
 from eddecode.execution.cuda_graph_capture import GraphCapture
 from eddecode.execution.model_runner import CachedModelRunner, PrefillResult
@@ -51,11 +51,11 @@ class PairView:
     @contextmanager
     def speaking(self) -> Iterator[None]:
         """Within the block all rows of a pass are this model's."""
-        self.rows.changed = slice(None) if self.role == ALIGNED else None
+        self.rows.active = slice(None) if self.role == ALIGNED else None
         try:
             yield
         finally:
-            self.rows.changed = None
+            self.rows.active = None
 
     def prefill(self, texts: Sequence[tuple[int, ...]]) -> list[PrefillResult]:
         """See `ModelRunner.prefill`."""
@@ -117,7 +117,7 @@ class LoraPairRunner(PairRunner):
         self._describe(pair)
         self._rows = LoraRows()
         changes = {name: LoraDelta(a, b, self._rows) for name, (a, b) in factors.items()}
-        layers = CompiledLayers(pair.base, changes)
+        layers = CompiledModules(pair.base, changes)
         self._backbone = (
             CachedModelRunner(pair.base, own_attention=own_attention, layers=layers)
             if capture is None
@@ -136,11 +136,11 @@ class LoraPairRunner(PairRunner):
         """See `PairRunner.forward`: one pass over the rows of both models."""
         for decoder, before in zip(self.model_runners, lengths, strict=True):
             decoder.truncate(before)
-        self._rows.changed = slice(ALIGNED, None, 2)
+        self._rows.active = slice(ALIGNED, None, 2)
         try:
             logits = self._backbone.forward(repeat(tokens, "n t -> (n roles) t", roles=2))
         finally:
-            self._rows.changed = None
+            self._rows.active = None
         base, aligned = rearrange(logits, "(n roles) t v -> roles n t v", roles=2).to(self.device)
         return [base, aligned]
 

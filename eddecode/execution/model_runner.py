@@ -18,7 +18,7 @@ from torch import Tensor
 
 from eddecode.execution.attention import attention_in, can_attend
 from eddecode.execution.attention_mask import AttentionMaskBuilder
-from eddecode.execution.compiled.replace import CompiledLayers
+from eddecode.execution.compiled.replace import CompiledModules
 from eddecode.execution.kv_cache import BatchedKVCache
 from eddecode.execution.lm_head import Float32LMHead
 from eddecode.models.sizes import PREFILL_CHUNK, input_device
@@ -92,11 +92,11 @@ class CachedModelRunner:
     """Decodes a model whose layers write keys and values to a cache and attend over a mask."""
 
     def __init__(
-        self, model: Any, *, own_attention: bool = False, layers: CompiledLayers | None = None
+        self, model: Any, *, own_attention: bool = False, layers: CompiledModules | None = None
     ) -> None:
         """own_attention: the model attends by itself, over masks, even where a compiled attention could serve."""
         self.model = model
-        self.layers = layers or CompiledLayers(
+        self.layers = layers or CompiledModules(
             model
         )  # a fresh decoder of the same model takes over its predecessor's
         self.cache = BatchedKVCache()
@@ -185,20 +185,20 @@ class CachedModelRunner:
     ) -> Any:
         """What `part`, the model or its body without the head, returns for (B, T) new tokens of slots of a cache."""
         attention: AbstractContextManager[None] = nullcontext()
-        if not (self.own_attention or self.layers.attend):
+        if not (self.own_attention or self.layers.handles_attention):
             attention = attention_in(self.masks.config)
         with self.layers.installed(), attention:
             return part(**self._inputs(cache, tokens, slots))
 
     def _inputs(self, cache: BatchedKVCache, tokens: Tensor, slots: slice) -> dict[str, Any]:
         """Open a pass, and say what a model takes for it."""
-        window = cache.open(tokens.shape[1], slots)
-        positions = copy_to_device(window.positions, self.device)
+        write = cache.prepare_write(tokens.shape[1], slots)
+        positions = copy_to_device(write.positions, self.device)
         mask: Any
         if self.own_attention:
-            mask = self.masks.build(positions, window.stop, self.model.dtype)
+            mask = self.masks.build(positions, write.end, self.model.dtype)
         else:
-            mask = self.masks.seen(positions)
+            mask = self.masks.key_ranges(positions)
         return {
             "input_ids": copy_to_device(tokens, self.device),
             "attention_mask": mask,

@@ -14,7 +14,7 @@ from eddecode_kernels.types import Forbidden, RawSample, SampleInputs
 
 
 class _Call(Structure):
-    """The struct `EddecodeCall` of native/contrast_sample.cpp, field for field."""
+    """The struct `EddecodeCall` of csrc/contrast_sample.cpp, field for field."""
 
     _fields_ = (
         *((name, c_int64) for name in ("terms", "rows", "width", "threads")),

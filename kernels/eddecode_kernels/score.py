@@ -46,7 +46,7 @@ class RowScores:
 
 
 class _Call(Structure):
-    """The struct `EddecodeScore` of native/score.cpp, field for field."""
+    """The struct `EddecodeScore` of csrc/score.cpp, field for field."""
 
     _fields_ = (
         *((name, c_int64) for name in ("rows", "width", "contrasts", "threads")),

@@ -9,12 +9,12 @@ import torch
 
 from eddecode import ModelPair, Sampler, SamplingParams
 from eddecode.lab import bundled_pair
-from eddecode_kernels.linear import pays
+from eddecode_kernels.ops_cpu import is_faster_than_torch
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_alone_in_a_batch_and_with_guesses(dtype: torch.dtype) -> None:
-    if not pays(dtype):
+    if not is_faster_than_torch(dtype):
         pytest.skip(
             "the compiled layers are not used on this machine: no compiler, or the library's are as fast"
         )

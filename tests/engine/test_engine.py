@@ -138,13 +138,13 @@ def test_buffers_are_as_long_as_they_will_have_to_be(monkeypatch: pytest.MonkeyP
     rows = made.submit([request(i, max_new_tokens=150) for i in range(12)])
     made.step()
     assert len(made.scheduler.running) == 12
-    grown, real = [], LayerKVCache._moved
+    grown, real = [], LayerKVCache._reallocated
 
     def counted(old: torch.Tensor, slots: int, capacity: int, used: tuple[int, int]) -> torch.Tensor:
         grown.append(capacity)
         return real(old, slots, capacity, used)
 
-    monkeypatch.setattr(LayerKVCache, "_moved", staticmethod(counted))
+    monkeypatch.setattr(LayerKVCache, "_reallocated", staticmethod(counted))
     run(made)
     assert not grown
     assert all(len(row.tokens) == 150 for row in rows)

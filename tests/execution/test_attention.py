@@ -9,11 +9,12 @@ from eddecode.errors import UnsupportedLayersError
 from eddecode.execution.attention import NAME, slot_attention
 from eddecode.execution.attention_mask import KeyRangeMask
 from eddecode.execution.model_runner import CachedModelRunner
-from eddecode_kernels.attention import attend, available
+from eddecode_kernels.ops_cpu import attend, attention_available
 from helpers import decoding, tiny
 
 pytestmark = pytest.mark.skipif(
-    not available(torch.float32, torch.device("cpu")), reason="no C++ compiler: models attend by themselves"
+    not attention_available(torch.float32, torch.device("cpu")),
+    reason="no C++ compiler: models attend by themselves",
 )
 # rows, heads, heads of keys, tokens, keys, size of a key, size of a value
 SHAPES = [

@@ -38,12 +38,12 @@ class Model:
     def write(self, new: int, kept: list[int]) -> None:
         """A pass over `new` tokens per row, of which `kept` count."""
         stamps = self.fresh(len(self.rows), new)
-        window = self.cache.open(new)
+        write = self.cache.prepare_write(new)
         for layer in range(LAYERS):
             keys, values = self.cache.update(*self.states(stamps, layer), layer)
-            assert keys.shape == (len(self.rows), HEADS, window.stop, KEY_DIM)
-            assert values.shape == (len(self.rows), HEADS, window.stop, VALUE_DIM)
-        assert window.positions.tolist() == [list(range(len(r), len(r) + new)) for r in self.rows]
+            assert keys.shape == (len(self.rows), HEADS, write.end, KEY_DIM)
+            assert values.shape == (len(self.rows), HEADS, write.end, VALUE_DIM)
+        assert write.positions.tolist() == [list(range(len(r), len(r) + new)) for r in self.rows]
         for row, more, count in zip(self.rows, stamps.tolist(), kept, strict=True):
             row.extend(more[:count])
         self.cache.advance(kept)
@@ -133,18 +133,18 @@ def test_growth_that_fails_half_way_loses_nothing(fail_at: int, monkeypatch: pyt
     model = Model()
     model.add(20)
     model.add(30)
-    real, calls = module._room, iter(range(100))
+    real, calls = module._allocate, iter(range(100))
 
     def short(*args: Any) -> torch.Tensor:
         if next(calls) == fail_at:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return real(*args)
 
-    monkeypatch.setattr(module, "_room", short)
+    monkeypatch.setattr(module, "_allocate", short)
     with pytest.raises(torch.OutOfMemoryError):
         model.cache.reserve(8, 500)
     model.check()
-    monkeypatch.setattr(module, "_room", real)
+    monkeypatch.setattr(module, "_allocate", real)
     model.write(1, [1, 1])
     model.check()
     model.cache.reserve(8, 500)
@@ -164,7 +164,7 @@ def test_fresh_memory_holds_no_nan() -> None:
 def test_writing_outside_of_a_pass_is_refused() -> None:
     cache = BatchedKVCache()
     cache.add([(torch.zeros(1, 2, 4), torch.zeros(1, 2, 4))])
-    with pytest.raises(RuntimeError, match=r"outside of BatchedKVCache\.open"):
+    with pytest.raises(RuntimeError, match=r"before BatchedKVCache\.prepare_write"):
         cache.layers[0].update(torch.zeros(1, 1, 1, 4), torch.zeros(1, 1, 1, 4))
 
 

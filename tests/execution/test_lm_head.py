@@ -40,7 +40,7 @@ def test_low_precision_costs_nothing_but_float32_accumulation(
 ) -> None:
     """|error| ≤ (d + 2)·2⁻²⁴·(Σ|hᵢwᵢ| + |b|): products of low-precision numbers are exact in float32."""
     monkeypatch.setattr(
-        module, "pays", lambda dtype: compiled
+        module, "is_faster_than_torch", lambda dtype: compiled
     )  # where there is no compiler, torch's product serves
     monkeypatch.setattr(module, "CONVERT_ROWS", 32)  # several blocks, the last one short
     linear = nn.Linear(48, width, bias=bias, dtype=dtype).requires_grad_(False)

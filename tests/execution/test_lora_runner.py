@@ -70,9 +70,9 @@ def test_the_backbone_is_read_once_for_both(tmp_path: Path, monkeypatch: pytest.
     sampler = Sampler(pair)
     sampler.generate(decoding.prompt(1, 4, 6), SamplingParams(max_new_tokens=2))
     passes: list[int] = []
-    opened = BatchedKVCache.open
+    opened = BatchedKVCache.prepare_write
     monkeypatch.setattr(
-        BatchedKVCache, "open", lambda self, *a: passes.append(len(self.lengths)) or opened(self, *a)
+        BatchedKVCache, "prepare_write", lambda self, *a: passes.append(len(self.lengths)) or opened(self, *a)
     )
     sampler.generate(decoding.prompt(1, 4, 6), SamplingParams(max_new_tokens=9, ignore_eos=True, n=3))
     # Each model reads its prompt; then rows of two each, the first one alone until it is known what a token takes.
@@ -90,13 +90,13 @@ def test_drafts_are_read_by_both_models_in_one_pass(tmp_path: Path, monkeypatch:
     made.num_draft_tokens = 2
     sampler.runner  # noqa: B018  # trials are over before anything counts
     passes: list[tuple[int, int]] = []
-    opened = BatchedKVCache.open
+    opened = BatchedKVCache.prepare_write
 
     def counted(self: BatchedKVCache, new: int, *slots: Any) -> Any:
         passes.append((len(self.lengths[slots[0]] if slots else self.lengths), new))
         return opened(self, new, *slots)
 
-    monkeypatch.setattr(BatchedKVCache, "open", counted)
+    monkeypatch.setattr(BatchedKVCache, "prepare_write", counted)
     assert decoding.tokens(sampler.generate(prompt, params)) == decoding.tokens(expected)
     assert (2, 3) in passes  # both rows of the prompt: the last token and two drafted ones
     assert (1, 3) not in passes

@@ -8,14 +8,14 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from eddecode_kernels.linear import linear_for
+from eddecode_kernels.ops_cpu import compiled_linear
 
 
 @dataclass
 class LoraRows:
-    """Which rows of the batch in progress take the change; None is none. Set before a pass, read by every layer."""
+    """Which rows of the batch in progress have the change; None is none. Set before a pass, read by every layer."""
 
-    changed: slice | None = None
+    active: slice | None = None
 
 
 @dataclass(frozen=True)
@@ -24,22 +24,23 @@ class LoraDelta:
 
     Attributes:
         a: (r, in) and b: (out, r), of the layer's dtype; a scaling factor is part of b.
-        rows: which rows take it.
+        rows: which rows have it.
     """
 
     a: Tensor
     b: Tensor
     rows: LoraRows
 
-    def on(self, forward: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-        """The layer with the change: x (n, T, in) to (n, T, out)."""
-        down = linear_for(self.a, None, self.a.dtype) or partial(nn.functional.linear, weight=self.a)
-        up = linear_for(self.b, None, self.b.dtype) or partial(nn.functional.linear, weight=self.b)
+    def wrap(self, forward: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+        """A linear layer's forward pass with the change added: x (n, T, in) to (n, T, out)."""
+        down = compiled_linear(self.a, None, self.a.dtype) or partial(nn.functional.linear, weight=self.a)
+        up = compiled_linear(self.b, None, self.b.dtype) or partial(nn.functional.linear, weight=self.b)
 
-        def changed(x: Tensor) -> Tensor:
+        def with_delta(x: Tensor) -> Tensor:
             y = forward(x)
-            if self.rows.changed is not None:
-                y[self.rows.changed] += up(down(x[self.rows.changed]))
+            active = self.rows.active
+            if active is not None:
+                y[active] += up(down(x[active]))
             return y
 
-        return changed
+        return with_delta

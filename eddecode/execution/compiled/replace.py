@@ -1,7 +1,7 @@
-"""The layers of a model, exchanged for compiled ones while the engine runs it.
+"""Which modules of a model are replaced by compiled ones while the engine runs it.
 
-A decode step on a CPU lasts as long as it takes to read the weights, and the library's matrix product reads them at
-half of what the memory gives (docs/performance.md). The weights themselves are not touched, moved or copied, and
+A decode step on a CPU lasts as long as it takes to read the weights, and on some processors torch's matrix product
+reads them at half of what the memory gives (docs/performance.md). The weights are not changed, moved or copied, and
 outside of the engine's own passes the model is as it was loaded.
 """
 
@@ -14,88 +14,90 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from eddecode.execution.compiled.decoder_layer import CompiledDecoderLayer, block_forward
-from eddecode.execution.compiled.decoder_stack import CompiledDecoderStack, stack_forward
+from eddecode.execution.compiled.backends import backend_for
+from eddecode.execution.compiled.decoder_layer import CompiledDecoderLayer, compile_decoder_layer
+from eddecode.execution.compiled.decoder_stack import CompiledDecoderStack, compile_decoder_stack
 from eddecode.execution.compiled.lora import LoraDelta
-from eddecode.execution.compiled.rms_norm import norm_forward
+from eddecode.execution.compiled.rms_norm import compile_rms_norm
 from eddecode.execution.patching import patched_forward
-from eddecode_kernels.linear import linear_for, pays
-from eddecode_kernels.silu import silu_for
+from eddecode_kernels.ops_cpu import compiled_linear, compiled_silu, is_faster_than_torch
 
 
-class CompiledLayers:
-    """The layers of one model that are exchanged while the engine runs it.
+class CompiledModules:
+    """The modules of one model that are replaced while the engine runs it.
 
-    Compiled ones, where there are any and where they pay: none on a GPU. And layers with a low-rank change, which some
-    rows of a batch take and others do not.
+    Whole decoder layers where a backend serves them; else, on a CPU, single operations. And linear layers with a
+    low-rank change, which some rows of a batch have and others do not.
+
+    Args:
+        model: a causal LM.
+        deltas: low-rank changes, by the names of linear layers.
+        whole_layers: replace whole decoder layers where that is possible, and not only their operations.
+
+    Attributes:
+        num_layers: how many whole decoder layers are replaced.
+        stack: the whole body as one call, or None.
+        has_backend: whether there is a backend for whole layers, whether or not it recognized any.
     """
 
     def __init__(
-        self, model: Any, changes: Mapping[str, LoraDelta] | None = None, *, blocks: bool = True
+        self, model: Any, deltas: Mapping[str, LoraDelta] | None = None, *, whole_layers: bool = True
     ) -> None:
-        """blocks: exchange whole blocks where that is possible, and not only their layers.
-
-        Attributes:
-            blocks: how many are exchanged.
-            stack: the whole body as one call, or None.
-        """
-        head = model.get_output_embeddings()
         self._forwards: dict[Any, Callable[..., Any]] = {}
-        within: tuple[str, ...] = ()  # names of what is inside exchanged blocks
-        found: dict[Any, CompiledDecoderLayer] = {}
-        for name, module in model.named_modules():
-            if name.startswith(within):
-                continue
-            if blocks and (block := _block_for(module, name, model, changes)) is not None:
-                self._forwards[module] = block
-                found[module] = block
-                within = (*within, f"{name}.")
-                continue
-            if module is head or hasattr(module, "_hf_hook"):
-                continue  # the head gives float32 (see `Float32LMHead`); hooked layers may not have their weights here
-            small = norm_forward(module) or _activation_for(module, model)
-            if small is not None:
-                self._forwards[module] = small
-            if type(module).forward is not nn.Linear.forward:
-                continue
-            forward = linear_for(module.weight, module.bias, module.weight.dtype)
-            if forward is not None and not pays(module.weight.dtype):
-                forward = None
-            if changes is not None and name in changes:
-                forward = changes[name].on(forward or partial(nn.Linear.forward, module))
-            if forward is not None:
-                self._forwards[module] = forward
-        self.blocks = len(found)
         self.stack: CompiledDecoderStack | None = None
-        body = model.base_model
-        if found and (stack := stack_forward(body, found)) is not None:
-            self._forwards[body] = stack
-            self.stack = stack
+        backend = backend_for(model.device, model.dtype) if whole_layers else None
+        self.has_backend = backend is not None
+        layers: dict[Any, CompiledDecoderLayer] = {}
+        if backend is not None:
+            for name, module in model.named_modules():
+                if hasattr(module, "self_attn"):
+                    compiled = compile_decoder_layer(module, name, backend, deltas)
+                    if compiled is not None:
+                        layers[module] = compiled
+        self._forwards.update(layers)
+        self.num_layers = len(layers)
+        self._replace_operations(model, deltas or {}, inside={m for layer in layers for m in layer.modules()})
+        if backend is not None and layers:
+            self.stack = compile_decoder_stack(model.base_model, layers, backend)
+        if self.stack is not None:
+            self._forwards[model.base_model] = self.stack
 
     def __len__(self) -> int:
         return len(self._forwards)
 
     @property
-    def attend(self) -> bool:
-        """Whether the exchanged ones do all the attention of a pass."""
+    def handles_attention(self) -> bool:
+        """Whether the replaced modules do all the attention of a pass."""
         return self.stack is not None
 
     def installed(self) -> AbstractContextManager[None]:
         """Within the block the compiled forward passes stand in for the modules' own."""
         return patched_forward(self._forwards)
 
+    def _replace_operations(self, model: Any, deltas: Mapping[str, LoraDelta], inside: set[Any]) -> None:
+        """Replace norms, activations and linear layers that are not inside of replaced decoder layers."""
+        head = model.get_output_embeddings()  # gives float32: see `Float32LMHead`
+        for name, module in model.named_modules():
+            # A module with accelerate's hook may not have its weights here.
+            if module in inside or module is head or hasattr(module, "_hf_hook"):
+                continue
+            forward = compile_rms_norm(module) or _compile_activation(module, model)
+            if type(module).forward is nn.Linear.forward:
+                forward = _compile_linear(module, deltas.get(name))
+            if forward is not None:
+                self._forwards[module] = forward
 
-def _block_for(
-    module: Any, name: str, model: Any, changes: Mapping[str, LoraDelta] | None
-) -> CompiledDecoderLayer | None:
-    """The compiled form of a decoder layer, where the product that it is built on pays."""
-    if not hasattr(module, "self_attn") or model.device.type != "cpu" or not pays(model.dtype):
-        return None
-    return block_forward(module, name, changes)
+
+def _compile_linear(module: nn.Linear, delta: LoraDelta | None) -> Callable[[Tensor], Tensor] | None:
+    """The compiled form of a linear layer where it is faster, and with its low-rank change where it has one."""
+    forward = compiled_linear(module.weight, module.bias, module.weight.dtype)
+    if forward is not None and not is_faster_than_torch(module.weight.dtype):
+        forward = None
+    return forward if delta is None else delta.wrap(forward or partial(nn.Linear.forward, module))
 
 
-def _activation_for(module: Any, model: Any) -> Callable[[Tensor], Tensor] | None:
-    """The compiled form of an activation, where the library's own makes a row depend on its batch."""
+def _compile_activation(module: Any, model: Any) -> Callable[[Tensor], Tensor] | None:
+    """The compiled form of an activation, where torch's own makes a row depend on its batch."""
     if type(module).__name__ not in ("SiLU", "SiLUActivation") or model.device.type != "cpu":
         return None
-    return silu_for(model.dtype)
+    return compiled_silu(model.dtype)

@@ -1,5 +1,5 @@
-// SiLU as a call of its own: the library's takes another path at the end of an array, so that a row's last bits would
-// depend on how many rows are with it.
+// SiLU as a call of its own: torch takes another path at the end of an array, so that a row's last bits would depend on
+// how many rows are in the batch.
 
 #include "activation.h"
 #include "tiles.h"

@@ -1,6 +1,6 @@
-// Attention of new tokens over the slots of a cache: each row has a length of its own, so each query knows the first and
-// the last key that it sees, and nothing else is read. No mask is built, no head is repeated, scores and weights stay in
-// float32. A query's sums are taken in an order that depends on what it sees alone: the same bits in any batch.
+// Attention of new tokens over the slots of a cache. Each row has a length of its own, so each query has a range of keys
+// that it sees, and nothing else is read. No mask is built, no head is repeated, scores and weights stay in float32. The
+// order of a query's sums depends on its own range alone: the same bits in any batch.
 
 #pragma once
 
@@ -14,15 +14,15 @@ namespace eddecode {
 struct Attention {
     const void *queries, *keys, *values;
     void* out;                                            // (rows, tokens, heads, value_size), contiguous
-    const int64_t *first, *stop;                          // (rows, tokens): keys first <= position < stop are seen
-    int64_t rows, tokens, heads, key_heads, key_size, value_size;
+    const int64_t *key_start, *key_end;                   // (rows, tokens): a query sees key_start <= position < key_end
+    int64_t rows, tokens, heads, kv_heads, key_size, value_size;
     int64_t query_row, query_head, query_token;           // strides in elements; the innermost ones are 1,
     int64_t key_row, key_head, value_row, value_head;     // and a key follows the one before it at once
     int64_t threads;
     float scale, softcap;                                 // softcap 0 is none
 };
 
-constexpr int TOGETHER = 4;  // queries of one head of keys that are answered together, so that keys are read once for all
+constexpr int TOGETHER = 4;  // queries of one head of keys that are computed together, so that keys are read once for all
 constexpr int WIDE = 4;      // vectors of a value's numbers that are summed at a time
 
 constexpr int64_t FETCHED = 64;  // keys of the next head that are fetched ahead; the hardware goes on by itself
@@ -36,7 +36,7 @@ struct Query {
 };
 
 // scores[m·pitch + position − first], for all positions that any of the queries sees. The values of these positions are
-// fetched meanwhile: they are read next, and lie elsewhere.
+// prefetched meanwhile: they are read next, and are elsewhere in memory.
 template <class D>
 void score(const typename D::T* keys, const typename D::T* packed, int64_t K, int M, int64_t first, int64_t stop,
            float* scores, int64_t pitch, const char* values, int64_t value_bytes) {
@@ -97,7 +97,7 @@ void gather(const T* values, int64_t size, int wide, int64_t last, const float* 
 }
 
 template <class D>
-void answer(const Attention& a, int64_t row, int64_t key_head, const Query* query, int M) {
+void attend_queries(const Attention& a, int64_t row, int64_t key_head, const Query* query, int M) {
     using T = typename D::T;
     const T* keys = (const T*)a.keys + row * a.key_row + key_head * a.key_head;
     const T* values = (const T*)a.values + row * a.value_row + key_head * a.value_head;
@@ -106,7 +106,7 @@ void answer(const Attention& a, int64_t row, int64_t key_head, const Query* quer
         first = std::min(first, query[m].first);
         stop = std::max(stop, query[m].stop);
     }
-    first = first / LANES * LANES;  // a position has its lane whatever else is seen: sums keep their order
+    first = first / LANES * LANES;  // a position always has the same lane: sums keep their order
     const int64_t span = stop - first, pitch = (span + LANES - 1) / LANES * LANES;
     static thread_local std::vector<float> scores;
     static thread_local std::vector<T> packed;
@@ -136,28 +136,28 @@ void answer(const Attention& a, int64_t row, int64_t key_head, const Query* quer
     }
 }
 
-// Every query of the pass by the threads of the team that calls this; they have all answered when it returns.
+// Every query of the pass, by the threads of the team that calls this; there is a barrier at the end.
 template <class D>
-void attend_together(const Attention& a) {
+void attend_in_team(const Attention& a) {
     using T = typename D::T;
-    const int64_t group = a.heads / a.key_heads, queries = group * a.tokens;
-    const int64_t parts = (queries + TOGETHER - 1) / TOGETHER, tasks = a.rows * a.key_heads * parts;
-    const int64_t share = std::max<int64_t>(1, std::min<int64_t>(a.key_heads * parts, tasks / 16));
+    const int64_t group = a.heads / a.kv_heads, queries = group * a.tokens;
+    const int64_t parts = (queries + TOGETHER - 1) / TOGETHER, tasks = a.rows * a.kv_heads * parts;
+    const int64_t share = std::max<int64_t>(1, std::min<int64_t>(a.kv_heads * parts, tasks / 16));
 #pragma omp for schedule(dynamic, share)
     for (int64_t task = 0; task < tasks; ++task) {
-        const int64_t part = task % parts, key_head = task / parts % a.key_heads, row = task / parts / a.key_heads;
+        const int64_t part = task % parts, key_head = task / parts % a.kv_heads, row = task / parts / a.kv_heads;
         Query query[TOGETHER];
         const int M = int(std::min<int64_t>(TOGETHER, queries - part * TOGETHER));
         for (int m = 0; m < M; ++m) {
             // Neighbours in `query` are heads of one group first, then tokens: they see nearly the same keys.
             const int64_t i = part * TOGETHER + m, token = i / group;
-            query[m] = {token, key_head * group + i % group, a.first[row * a.tokens + token],
-                        a.stop[row * a.tokens + token]};
+            query[m] = {token, key_head * group + i % group, a.key_start[row * a.tokens + token],
+                        a.key_end[row * a.tokens + token]};
         }
-        if (part == parts - 1 && key_head + 1 < a.key_heads)  // the next head's keys lie apart: ask for them in time
+        if (part == parts - 1 && key_head + 1 < a.kv_heads)  // the next head's keys lie apart: ask for them in time
             fetch((const T*)a.keys + row * a.key_row + (key_head + 1) * a.key_head + query[0].first * a.key_size,
                   std::min<int64_t>(query[M - 1].stop - query[0].first, FETCHED) * a.key_size * sizeof(T));
-        answer<D>(a, row, key_head, query, M);
+        attend_queries<D>(a, row, key_head, query, M);
     }
 }
 

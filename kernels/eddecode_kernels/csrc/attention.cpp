@@ -1,18 +1,18 @@
-// Attention as a call of its own: what models without a compiled block use (attend.h holds the sums).
+// Attention as a call of its own, for models whose decoder layers are not compiled whole.
 
 #include "attend.h"
 
 namespace eddecode {
 namespace {
 
-constexpr int64_t SMALL = 1 << 15;  // multiplications below which a second thread costs more than it brings
+constexpr int64_t SMALL = 1 << 15;  // multiplications below which a second thread costs more than it saves
 
 template <class D>
 void attend(const Attention& a) {
     int64_t work = 0;
-    for (int64_t i = 0; i < a.rows * a.tokens; ++i) work += (a.stop[i] - a.first[i]) * a.heads * a.key_size;
+    for (int64_t i = 0; i < a.rows * a.tokens; ++i) work += (a.key_end[i] - a.key_start[i]) * a.heads * a.key_size;
 #pragma omp parallel num_threads(a.threads) if (a.threads > 1 && work >= SMALL)
-    attend_together<D>(a);
+    attend_in_team<D>(a);
 }
 
 }  // namespace

@@ -1,4 +1,4 @@
-// Root-mean-square normalisation of a row: x / sqrt(mean x² + ε), times a weight.
+// Root-mean-square normalization of a row: x / sqrt(mean x² + ε), times a weight.
 #pragma once
 
 #include <cmath>
@@ -7,10 +7,10 @@
 
 namespace eddecode {
 
-// `from_one`: the weight counts from one and rounding comes last (Gemma); else the normalised row is rounded to the
-// weight's type before it is weighted (Llama). Sums have a fixed order, whatever else is in the batch.
+// `weight_offset_one`: multiply by 1 + weight and round last (Gemma); else the normalized row is rounded to the weight's
+// type before it is multiplied by the weight (Llama). Sums have a fixed order, whatever else is in the batch.
 template <class X, class T, class Y>
-void normalise(const X* x, const T* weight, Y* y, int64_t size, double epsilon, bool from_one) {
+void normalize(const X* x, const T* weight, Y* y, int64_t size, double epsilon, bool weight_offset_one) {
     F16 sums{};
     for (int64_t i = 0; i < size; i += LANES) {
         const F16 v = widen_part(x + i, size - i);
@@ -22,7 +22,7 @@ void normalise(const X* x, const T* weight, Y* y, int64_t size, double epsilon, 
     for (int64_t i = 0; i < size; i += LANES) {
         F16 v = widen_part(x + i, size - i) * scale;
         const F16 w = widen_part(weight + i, size - i);
-        if (from_one) {
+        if (weight_offset_one) {
             v *= 1.0f + w;
         } else {
             T rounded[LANES];

@@ -17,16 +17,17 @@ from transformers import (
     Qwen3Config,
 )
 
-from eddecode.execution.compiled.decoder_layer import block_forward
+from eddecode.execution.compiled.cpu_backend import CpuBackend
+from eddecode.execution.compiled.decoder_layer import compile_decoder_layer
 from eddecode.execution.compiled.lora import LoraDelta, LoraRows
-from eddecode.execution.compiled.replace import CompiledLayers
+from eddecode.execution.compiled.replace import CompiledModules
 from eddecode.execution.model_runner import CachedModelRunner
 from eddecode.execution.self_check import max_relative_error
-from eddecode_kernels.linear import linear_for
+from eddecode_kernels.ops_cpu import compiled_linear
 from helpers import tiny
 
 pytestmark = pytest.mark.skipif(
-    linear_for(torch.zeros(1, 1), None, torch.float32) is None,
+    compiled_linear(torch.zeros(1, 1), None, torch.float32) is None,
     reason="no C++ compiler: the library's layers are used",
 )
 SHAPE: dict[str, Any] = {**tiny._GROUPED, "vocab_size": 97, "initializer_range": 0.2, "pad_token_id": 0}
@@ -57,8 +58,9 @@ OTHERS = {
 
 @pytest.fixture(autouse=True)
 def _compiled_layers_pay(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("eddecode.execution.compiled.replace.pays", lambda dtype: True)
-    monkeypatch.setattr("eddecode.execution.lm_head.pays", lambda dtype: True)
+    monkeypatch.setattr("eddecode.execution.compiled.replace.is_faster_than_torch", lambda dtype: True)
+    monkeypatch.setattr(CpuBackend, "is_faster", lambda self, dtype: True)
+    monkeypatch.setattr("eddecode.execution.lm_head.is_faster_than_torch", lambda dtype: True)
 
 
 def model_of(config: Any, dtype: torch.dtype = torch.float32, seed: int = 0) -> Any:
@@ -73,7 +75,7 @@ def model_of(config: Any, dtype: torch.dtype = torch.float32, seed: int = 0) -> 
 @pytest.mark.parametrize("name", BLOCKS)
 def test_every_block_is_known_and_gives_what_the_model_gives(name: str) -> None:
     decoder = CachedModelRunner(model_of(BLOCKS[name]))
-    assert decoder.layers.blocks == BLOCKS[name].num_hidden_layers
+    assert decoder.layers.num_layers == BLOCKS[name].num_hidden_layers
     assert max_relative_error(decoder) < 1e-5
 
 
@@ -85,14 +87,14 @@ def test_in_bfloat16_it_is_as_near_to_float32_as_the_library_is(name: str) -> No
     truth = exact(input_ids=text).logits[0]
     library = (rounded(input_ids=text).logits[0].float() - truth).square().mean().sqrt()
     decoder = CachedModelRunner(rounded)
-    assert decoder.layers.blocks
+    assert decoder.layers.num_layers
     decoder.add(decoder.prefill([tuple(text[0, :1].tolist())])[0])
     ours = (decoder.forward(text[:, 1:])[0] - truth[1:]).square().mean().sqrt()
     assert ours < 1.3 * library  # fewer roundings, but one text is one draw
 
 
 def whole(model: Any) -> bool:
-    return CompiledLayers(model).attend
+    return CompiledModules(model).handles_attention
 
 
 def test_a_body_of_blocks_runs_as_one_call_unless_it_does_more_than_that() -> None:
@@ -109,15 +111,15 @@ def test_a_body_of_blocks_runs_as_one_call_unless_it_does_more_than_that() -> No
 
 @pytest.mark.parametrize("name", OTHERS)
 def test_what_is_not_such_a_block_stays_as_it_is(name: str) -> None:
-    layers = CompiledLayers(model_of(OTHERS[name]))
-    assert layers.blocks == 0
+    layers = CompiledModules(model_of(OTHERS[name]))
+    assert layers.num_layers == 0
 
 
 def test_a_hooked_or_quantised_part_is_not_bypassed() -> None:
     layer = model_of(BLOCKS["llama"]).model.layers[0]
-    assert block_forward(layer, "") is not None
+    assert compile_decoder_layer(layer, "", CpuBackend()) is not None
     handle = layer.mlp.up_proj.register_forward_hook(lambda *_: None)
-    assert block_forward(layer, "") is None
+    assert compile_decoder_layer(layer, "", CpuBackend()) is None
     handle.remove()
 
     class Quantised(torch.nn.Linear):
@@ -125,7 +127,7 @@ def test_a_hooked_or_quantised_part_is_not_bypassed() -> None:
             return super().forward(x.round())
 
     layer.mlp.up_proj = Quantised(32, 48, bias=False)
-    assert block_forward(layer, "") is None
+    assert compile_decoder_layer(layer, "", CpuBackend()) is None
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -134,7 +136,7 @@ def test_the_same_bits_alone_in_a_batch_and_several_tokens_at_once(name: str, dt
     generator = torch.Generator().manual_seed(3)
     texts = [torch.randint(97, (length,), generator=generator).tolist() for length in (9, 30, 17, 5, 23)]
     decoder = CachedModelRunner(model_of(BLOCKS[name], dtype))
-    assert decoder.layers.blocks
+    assert decoder.layers.num_layers
     together = decoder.clone_empty()
     for text in texts:
         together.add(decoder.prefill([tuple(text[:-3])])[0])
@@ -172,10 +174,10 @@ def test_a_low_rank_change_is_for_its_rows_alone(name: str, changed: slice | Non
             b = 0.2 * torch.randn(module.out_features, 3, generator=generator)
             module.weight.data += b @ a
             changes[f"model.{key}"] = LoraDelta(a, b, rows)
-    decoder = CachedModelRunner(base, layers=CompiledLayers(base, changes))
-    assert decoder.layers.blocks
+    decoder = CachedModelRunner(base, layers=CompiledModules(base, changes))
+    assert decoder.layers.num_layers
     text = torch.tensor([[5, 17, 3, 80, 41, 2]])
-    rows.changed = changed
+    rows.active = changed
     with_change = [False] * 4
     with_change[slice(0, 0) if changed is None else changed] = [True] * len(
         with_change[changed or slice(0, 0)]

@@ -9,16 +9,14 @@ import torch
 
 from eddecode import ModelPair, Sampler, SamplingParams
 from eddecode.execution.compiled.lora import LoraDelta, LoraRows
-from eddecode.execution.compiled.replace import CompiledLayers
-from eddecode_kernels import linear as compiled
-from eddecode_kernels.linear import linear_for
-from eddecode_kernels.rms_norm import rms_norm_for
-from eddecode_kernels.silu import silu_for
+from eddecode.execution.compiled.replace import CompiledModules
+from eddecode_kernels import ops_cpu as compiled
+from eddecode_kernels.ops_cpu import compiled_linear, compiled_rms_norm, compiled_silu
 from eddecode_kernels.types import UnavailableError
 from helpers import decoding, tiny
 
 needs_compiler = pytest.mark.skipif(
-    linear_for(torch.zeros(1, 1), None, torch.float32) is None,
+    compiled_linear(torch.zeros(1, 1), None, torch.float32) is None,
     reason="no C++ compiler: the library's product is used",
 )
 DTYPES = [(torch.float32, torch.float32), (torch.bfloat16, torch.float32), (torch.bfloat16, torch.bfloat16)]
@@ -36,7 +34,7 @@ def random(*shape: int, seed: int = 0) -> torch.Tensor:
 def test_against_float64(dtype: torch.dtype, out: torch.dtype, n: int, k: int) -> None:
     weight, bias, x = random(n, k).to(dtype), random(n, seed=1).to(dtype), random(9, k, seed=2).to(dtype)
     for b in (bias, None):
-        linear = linear_for(weight, b, out)
+        linear = compiled_linear(weight, b, out)
         assert linear is not None
         y = linear(x)
         expected = x.double() @ weight.double().T + (0 if b is None else b.double())
@@ -49,7 +47,7 @@ def test_against_float64(dtype: torch.dtype, out: torch.dtype, n: int, k: int) -
 @pytest.mark.parametrize(("dtype", "out"), DTYPES)
 def test_a_row_has_the_same_bits_in_any_batch(dtype: torch.dtype, out: torch.dtype) -> None:
     x = random(300, 77).to(dtype)
-    linear = linear_for(random(70, 77, seed=1).to(dtype), random(70, seed=2).to(dtype), out)
+    linear = compiled_linear(random(70, 77, seed=1).to(dtype), random(70, seed=2).to(dtype), out)
     assert linear is not None
     whole = linear(x)
     for rows in (1, 2, 3, 4, 5, 6, 7, 8, 16, 257):
@@ -64,11 +62,11 @@ def test_infinities_and_nan_come_through() -> None:
     x = torch.zeros(1, 20, dtype=torch.bfloat16)
     x[0, 3] = float("nan")
     for out in (torch.float32, torch.bfloat16):
-        linear = linear_for(weight, None, out)
+        linear = compiled_linear(weight, None, out)
         assert linear is not None
         assert linear(x).isnan().all()  # 0 · NaN is in every sum
     x[0, 3] = float("inf")
-    linear = linear_for(weight, None, torch.bfloat16)
+    linear = compiled_linear(weight, None, torch.bfloat16)
     assert linear is not None
     assert linear(x)[0, 3] == float("inf")
 
@@ -76,7 +74,7 @@ def test_infinities_and_nan_come_through() -> None:
 @needs_compiler
 def test_a_model_that_is_converted_underneath_is_an_error_not_garbage() -> None:
     layer = torch.nn.Linear(8, 8).requires_grad_(False)
-    linear = linear_for(layer.weight, layer.bias, torch.float32)
+    linear = compiled_linear(layer.weight, layer.bias, torch.float32)
     assert linear is not None
     with pytest.raises(ValueError, match=r"x is \(1, 8\) torch\.bfloat16 .* a model must not be converted"):
         linear(torch.zeros(1, 8, dtype=torch.bfloat16))
@@ -86,10 +84,10 @@ def test_a_model_that_is_converted_underneath_is_an_error_not_garbage() -> None:
 
 
 def test_it_is_in_place_only_while_the_engine_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("eddecode.execution.compiled.replace.pays", lambda dtype: True)
+    monkeypatch.setattr("eddecode.execution.compiled.replace.is_faster_than_torch", lambda dtype: True)
     model = tiny.tiny_model("llama")
     layer = model.model.layers[0].mlp.up_proj
-    layers = CompiledLayers(model, blocks=False)
+    layers = CompiledModules(model, whole_layers=False)
     with layers.installed():
         assert ("forward" in vars(layer)) == (len(layers) > 0)
     assert "forward" not in vars(layer)
@@ -101,14 +99,14 @@ def test_it_is_in_place_only_while_the_engine_runs(monkeypatch: pytest.MonkeyPat
 def test_a_change_is_for_its_rows_alone() -> None:
     rows, weight = LoraRows(), random(10, 6)
     a, b = random(2, 6, seed=1), random(10, 2, seed=2)
-    changed = LoraDelta(a, b, rows).on(lambda x: x @ weight.T)
+    changed = LoraDelta(a, b, rows).wrap(lambda x: x @ weight.T)
     x = random(4, 3, 6, seed=3)
     for which, expected in (
         (None, [False] * 4),
         (slice(None), [True] * 4),
         (slice(1, None, 2), [False, True, False, True]),
     ):
-        rows.changed = which
+        rows.active = which
         for row, with_change in enumerate(expected):
             w = weight + b @ a if with_change else weight
             torch.testing.assert_close(changed(x)[row], x[row] @ w.T, atol=1e-5, rtol=1e-5)
@@ -125,7 +123,7 @@ def test_without_a_compiler_the_tokens_are_the_same(arch: str, monkeypatch: pyte
         raise UnavailableError("no C++ compiler")
 
     monkeypatch.setattr(compiled, "library", none)
-    monkeypatch.setattr("eddecode_kernels.attention.library", none)
+    monkeypatch.setattr(compiled, "_functions", {})
     monkeypatch.setenv("EDDECODE_KERNELS", "reference")
     sampler = Sampler(ModelPair.from_models(*models))
     assert [decoder.own_attention for decoder in sampler.runner.model_runners] == [True, True]  # type: ignore[attr-defined]
@@ -137,25 +135,25 @@ def test_what_it_does_not_serve_it_leaves_to_the_library() -> None:
     for weight, dtype in itertools.product(
         (torch.zeros(4, 4, dtype=torch.float16), torch.zeros(4, 8)[:, ::2]), (torch.float32, torch.float16)
     ):
-        assert linear_for(weight, None, dtype) is None
+        assert compiled_linear(weight, None, dtype) is None
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("from_one", [False, True])
+@pytest.mark.parametrize("weight_offset_one", [False, True])
 @needs_compiler
-def test_normalisation_against_its_formula(dtype: torch.dtype, from_one: bool) -> None:
+def test_normalisation_against_its_formula(dtype: torch.dtype, weight_offset_one: bool) -> None:
     weight, x = random(37).to(dtype), random(5, 3, 37, seed=1).to(dtype)
-    norm = rms_norm_for(weight, 1e-5, from_one=from_one)
+    norm = compiled_rms_norm(weight, 1e-5, weight_offset_one=weight_offset_one)
     assert norm is not None
     normal = x.double() / (x.double().pow(2).mean(-1, keepdim=True) + 1e-5).sqrt()
-    expected = normal * (weight.double() + from_one)
+    expected = normal * (weight.double() + weight_offset_one)
     torch.testing.assert_close(norm(x).double(), expected, rtol=3 * torch.finfo(dtype).eps, atol=1e-6)
     assert torch.equal(norm(x)[2:3], norm(x[2:3]))
 
 
 @needs_compiler
 def test_silu_against_its_formula_and_with_the_same_bits_anywhere() -> None:
-    silu = silu_for(torch.float32)
+    silu = compiled_silu(torch.float32)
     assert silu is not None
     x = torch.cat([torch.linspace(-120, 120, 1001), torch.tensor([0.0, -0.0, torch.inf, -1e-30])])
     expected = x.double() * x.double().sigmoid()
@@ -168,12 +166,12 @@ def test_silu_against_its_formula_and_with_the_same_bits_anywhere() -> None:
 @needs_compiler
 @pytest.mark.parametrize("arch", ["llama", "gemma2", "qwen2"])
 def test_layers_of_a_known_form_are_exchanged(arch: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("eddecode.execution.compiled.replace.pays", lambda dtype: True)
+    monkeypatch.setattr("eddecode.execution.compiled.replace.is_faster_than_torch", lambda dtype: True)
     model = tiny.tiny_model(arch)
     norms = [module for module in model.modules() if type(module).__name__.endswith("RMSNorm")]
-    with CompiledLayers(model, blocks=False).installed():
+    with CompiledModules(model, whole_layers=False).installed():
         assert norms
         assert all("forward" in vars(norm) for norm in norms)
     norms[0].variance_epsilon = norms[0].eps = "no number"
-    with CompiledLayers(model).installed():
+    with CompiledModules(model).installed():
         assert "forward" not in vars(norms[0])  # not of a form that is known: left as it is
