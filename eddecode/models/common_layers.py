@@ -17,7 +17,7 @@ class CommonLayers:
 
     Attributes:
         layers, of: how many leading layers are identical, of how many.
-        parameters: of these layers and of the embedding.
+        parameters: of these layers and of the embeddings (of tokens, and of positions if learned).
         share: `parameters` as a fraction of the larger model's.
         layer_bytes: bytes of these layers' weights.
         cache_bytes_per_token: bytes that one token takes in these layers' keys and values; None if unknown.
@@ -32,15 +32,13 @@ class CommonLayers:
 
 
 def common_layers(base: Any, aligned: Any) -> CommonLayers | None:
-    """The identical leading layers of two models; None where the embedding or the first layer differs.
+    """The identical leading layers of two models; None where an embedding or the first layer differs.
 
-    Of the embedding, the rows that both models have are compared: one model may know more ids. Weights that are not in
-    memory (offloaded) or in a quantized type of their own count as different.
+    Of the token embedding, the rows that both models have are compared: one model may know more ids. Weights that are
+    not in memory (offloaded) or in a quantized type of their own count as different.
     """
     stack, other_stack = decoder_layers(base), decoder_layers(aligned)
-    embeddings = base.get_input_embeddings().weight, aligned.get_input_embeddings().weight
-    rows = min(len(weight) for weight in embeddings)
-    if stack is None or other_stack is None or not _is_identical(*(weight[:rows] for weight in embeddings)):
+    if stack is None or other_stack is None or not _embeddings_are_identical(base, aligned):
         return None
     equal = 0
     for ours, theirs in zip(stack, other_stack, strict=False):
@@ -50,7 +48,7 @@ def common_layers(base: Any, aligned: Any) -> CommonLayers | None:
     if not equal:
         return None
     layers = [tensor for layer in stack[:equal] for tensor in layer.parameters()]
-    parameters = embeddings[0].numel() + sum(tensor.numel() for tensor in layers)
+    parameters = sum(tensor.numel() for tensor in [*_embeddings(base).values(), *layers])
     largest = max(sum(p.numel() for p in model.parameters()) for model in (base, aligned))
     cached = kv_bytes_per_token(base)
     return CommonLayers(
@@ -61,6 +59,20 @@ def common_layers(base: Any, aligned: Any) -> CommonLayers | None:
         layer_bytes=sum(tensor.nbytes for tensor in layers),
         cache_bytes_per_token=None if cached is None else cached * equal // len(stack),
     )
+
+
+def _embeddings(model: Any) -> dict[str, Tensor]:
+    """The weights of the body's embeddings: of the tokens, and of the positions where a model has those."""
+    modules = model.base_model.named_modules()
+    return {name: module.weight for name, module in modules if isinstance(module, nn.Embedding)}
+
+
+def _embeddings_are_identical(base: Any, aligned: Any) -> bool:
+    ours, theirs = _embeddings(base), _embeddings(aligned)
+    if not ours or ours.keys() != theirs.keys():
+        return False
+    rows = {name: min(len(ours[name]), len(theirs[name])) for name in ours}
+    return all(_is_identical(ours[name][: rows[name]], theirs[name][: rows[name]]) for name in ours)
 
 
 def decoder_layers(model: Any) -> nn.ModuleList | None:

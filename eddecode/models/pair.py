@@ -248,7 +248,7 @@ class ModelPair:
                     "warning",
                     "tokenizer",
                     "neither checkpoint has a tokenizer",
-                    "Only RenderedPrompt works, completions have no text, and every id counts as a token",
+                    "Only RenderedPrompt works, completions have no text, and every id is taken to be a token",
                 )
             ]
         return [

@@ -23,7 +23,7 @@ _EXPECTED = {
     "greater_than": "a value above {gt}",
     "less_than_equal": "a value of at most {le}",
     "less_than": "a value below {lt}",
-    "string_too_short": "text of at least {min_length} character(s)",
+    "string_too_short": "text of length {min_length} or more",
     "string_type": "text",
     "bool_type": "true or false",
     "dict_type": "a table of names and values",

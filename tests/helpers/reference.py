@@ -1,7 +1,7 @@
-"""The oracle: what the engine must compute, written naively and without a line of eddecode.
+"""The oracle: what the engine must compute, implemented naively without any code of eddecode.
 
-Every token runs both models over the whole text, one row at a time, with no cache and no mask of ours; logits are taken
-to float64 at once; filters and draws are loops over sorted lists in numpy. It is slow, and short enough to be read.
+For every token both models process the whole text, one row at a time, without a cache; logits are converted to float64
+at once; filters and sampling are loops over sorted lists in numpy. It is slow, and short enough to verify by reading.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def next_logits(model: Any, ids: Sequence[int]) -> Floats:
 
 
 def softmax(z: Floats) -> Floats:
-    """Probabilities of (V,) logits; −inf has none."""
+    """Probabilities of (V,) logits; that of −inf is 0."""
     mass = np.exp(z - z.max())
     return mass / mass.sum()
 
@@ -58,7 +58,7 @@ def contrasted(
 
 
 def filtered(z: Floats, temperature: float, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0) -> Floats:
-    """(V,) probabilities after temperature, top-k, top-p on what top-k left, and min-p; ties at a boundary stay."""
+    """(V,) probabilities after temperature, top-k, top-p on what top-k kept, and min-p; ties at a boundary are kept."""
     p = softmax(z / temperature)
     if 0 < top_k < len(p):
         p = np.where(p >= sorted(p, reverse=True)[top_k - 1], p, 0.0)
@@ -87,7 +87,7 @@ def draw(p: Floats, u: float) -> int:
 
 @dataclass
 class Continuation:
-    """What the oracle generates: ids, and per token (base, aligned, contrast) log-probabilities."""
+    """The oracle's result: ids, and per token the log-probabilities (base, aligned, contrast)."""
 
     ids: list[int] = field(default_factory=list)
     logprobs: list[tuple[float, float, float]] = field(default_factory=list)
@@ -109,7 +109,7 @@ def generate(
     min_p: float = 0.0,
     plausibility: float = 0.0,
 ) -> Continuation:
-    """Continue two prompts with one stream of tokens; greedy where no uniforms are given."""
+    """Continue two prompts with one sequence of tokens; greedy if no uniforms are given."""
     done = Continuation()
     stream = None if uniforms is None else iter(uniforms)
     for _ in range(count):

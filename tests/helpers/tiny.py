@@ -1,9 +1,9 @@
-"""Tiny random models and tokenizers, made in milliseconds, for every room's tests.
+"""Tiny random models and tokenizers, made in milliseconds, for the tests of all packages.
 
-The models are real Hugging Face causal LMs of the architectures that the engine must serve, at a few thousand
-parameters each and with weights wide enough that their distributions are far from flat. The tokenizer is a
+The models are real Hugging Face causal LMs of the architectures that the engine supports, with a few thousand
+parameters each and weights large enough that their distributions are far from uniform. The tokenizer is a
 byte-level BPE written out by hand: six special tokens, the 256 bytes, then merges of frequent letters, so any text
-round-trips. Everything is a function of its arguments; the global random state is left alone.
+round-trips. Everything depends on its arguments only; the global random state is not changed.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ _SHAPE = {
 _GROUPED = {**_SHAPE, "num_key_value_heads": 2}
 _EXPERTS = {**_GROUPED, "num_experts_per_tok": 2}
 
-# The window is shorter than most tests' texts: a cache that forgets too much, or too little, is caught.
+# The window is shorter than most tests' texts, so a cache that drops too much or too little gives other tokens.
 WINDOW = 8
 
 ARCHITECTURES: dict[str, tuple[type[PreTrainedConfig], dict[str, Any]]] = {
@@ -72,7 +72,7 @@ ARCHITECTURES: dict[str, tuple[type[PreTrainedConfig], dict[str, Any]]] = {
             "head_dim": 8,
             "query_pre_attn_scalar": 8,
             "sliding_window": WINDOW,
-            "attn_logit_softcapping": 5.0,  # low enough to bend these small models' scores
+            "attn_logit_softcapping": 5.0,  # low enough to change these small models' scores
             "final_logit_softcapping": 10.0,
             "attn_implementation": "eager",  # an older transformers would leave the scores uncapped
         },
@@ -113,7 +113,7 @@ def tiny_model(
 
 
 def tiny_aligned(base: PreTrainedModel, seed: int = 1, amount: float = 0.2) -> PreTrainedModel:
-    """A copy of `base` whose every tensor moved by about `amount` of its own norm, as if tuned."""
+    """A copy of `base` with every tensor changed by about `amount` of its own norm, as if fine-tuned."""
     aligned = copy.deepcopy(base)
     generator = torch.Generator().manual_seed(seed)
     for tensor in aligned.parameters():
@@ -140,7 +140,7 @@ def tiny_tokenizer(
 ) -> PreTrainedTokenizerFast:
     """A byte-level BPE with `vocab` ids (at least 262), plus one special token per name in `extra`.
 
-    add_bos: whether `tokenizer(text)` puts <s> in front by itself (as Llama's does, and GPT-2's does not).
+    add_bos: whether `tokenizer(text)` adds <s> (as Llama's does, and GPT-2's does not).
     """
     bytes_ = sorted(pre_tokenizers.ByteLevel.alphabet())
     letters = "etaoinshrdlucmfwypvbgkj"

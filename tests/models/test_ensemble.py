@@ -80,7 +80,7 @@ def test_the_implied_reward_of_a_transfer_is_the_small_pairs() -> None:
     assert done.implied_reward == pytest.approx(sum(p[2] - p[1] for _, p in expected), abs=1e-3)
 
 
-def test_the_ends_of_the_line() -> None:
+def test_alpha_zero_and_minus_one() -> None:
     """α = 0 is the first model alone, and α = −1 the mean of the aligned models: with one of them, that one."""
     prompt = decoding.prompt(1, 6, 9)
     for group in (ensemble(), transfer()):
@@ -129,8 +129,8 @@ def test_a_completion_does_not_depend_on_its_batch() -> None:
         assert decoding.tokens(together) == decoding.tokens(alone)
 
 
-def test_weights_keep_the_base_whole() -> None:
-    """At every α an ensemble's factors sum to 1, as a pair's do; a transfer's too."""
+def test_weights_sum_to_one() -> None:
+    """At every α, for an ensemble as for a pair; for a transfer too."""
     for group in (ensemble(3), transfer()):
         for alpha in ALPHAS:
             assert sum(group.logit_weights(alpha)) == pytest.approx(1.0, abs=1e-12)
@@ -139,7 +139,7 @@ def test_weights_keep_the_base_whole() -> None:
 # What ends a completion, and what may be sampled -----------------------------------------------------------------
 
 
-def test_a_row_ends_where_any_model_with_a_say_would_end_it() -> None:
+def test_a_completion_ends_at_an_eos_of_any_model_with_nonzero_weight() -> None:
     large, (base, aligned) = tiny.tiny_model(seed=7), tiny.tiny_pair_models()
     for model, eos in ((large, 11), (base, 12), (aligned, 13)):
         model.generation_config.eos_token_id = eos
@@ -167,7 +167,7 @@ def test_only_ids_that_all_models_and_tokenizers_know_can_be_sampled() -> None:
     assert any(note.component == "aligned 2" and "5 of 305 logits" in note.message for note in group.notes)
 
 
-def test_tokenizers_that_disagree_are_named_as_the_group_names_them(tmp_path: Path) -> None:
+def test_errors_about_tokenizers_use_the_group_s_names(tmp_path: Path) -> None:
     base, first = tiny.save_pair(tmp_path / "a")
     second = tiny.save_model(
         tmp_path / "second", tiny.tiny_model(vocab=301), tiny.tiny_tokenizer(extra=("<|x|>",))
@@ -256,7 +256,7 @@ def test_different_chat_templates_are_noted(tmp_path: Path) -> None:
     assert group.aligned_tokenizer is first
 
 
-def test_what_makes_no_group_is_refused(tmp_path: Path) -> None:
+def test_invalid_groups_are_refused(tmp_path: Path) -> None:
     base, aligned = tiny.tiny_pair_models()
     with pytest.raises(PairError, match=r"an ensemble was given no aligned model; expected at least one"):
         Ensemble.from_models(base, [])

@@ -1,4 +1,4 @@
-"""Where weights go and in which form: spread over places, offloaded, in fewer bits."""
+"""LoadConfig: device maps, offloading and quantization."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from eddecode.errors import PairError
 from eddecode.models.load_config import quantization_config
 from helpers import decoding, tiny
 
-# Spread over places ----------------------------------------------------------------------------------------------
+# Device maps -----------------------------------------------------------------------------------------------------
 
 PARTS = (
     "model.embed_tokens",
@@ -42,7 +42,7 @@ MAPS: dict[str, Any] = {
     ],
     ids=[*MAPS, "gemma2", "qwen2_moe"],
 )
-def test_a_spread_pair_decodes_as_a_plain_one(tmp_path: Path, arch: str, device_map: Any) -> None:
+def test_a_pair_on_a_device_map_decodes_as_on_one_device(tmp_path: Path, arch: str, device_map: Any) -> None:
     pytest.importorskip("accelerate")
     folders = tiny.save_pair(tmp_path, arch)
     spread = ModelPair.load(*folders, device_map=device_map, offload_folder=tmp_path / "offload")
@@ -71,18 +71,18 @@ def test_models_offloaded_by_accelerate_decode_as_before(tmp_path: Path) -> None
         pair.digests()
 
 
-def test_a_device_map_for_one_model_alone_is_refused(pair_folders: tuple[Path, Path]) -> None:
+def test_a_device_map_for_only_one_model_is_refused(pair_folders: tuple[Path, Path]) -> None:
     pytest.importorskip("accelerate")
     with pytest.raises(PairError, match=r"device_map has the keys \['base'\]; .* every one of base, aligned"):
         ModelPair.load(*pair_folders, device_map={"base": "cpu"})
 
 
-# Fewer bits ------------------------------------------------------------------------------------------------------
+# Quantization ----------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def with_bitsandbytes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As if the library were installed."""
+    """Pretend that the library is installed."""
     # Not importlib's own: other packages would take it for installed too, and remember.
     monkeypatch.setattr("eddecode.models.load_config.has_package", lambda name: True)
 
@@ -99,7 +99,7 @@ def test_quantization_names_the_missing_library(
         ModelPair.load(*pair_folders, quantization="3bit")
 
 
-def test_what_bitsandbytes_is_asked_for() -> None:
+def test_the_configuration_of_bitsandbytes() -> None:
     four, eight = quantization_config("4bit", "auto"), quantization_config("8bit", torch.float16)
     assert (four.load_in_4bit, four.load_in_8bit, four.bnb_4bit_quant_type) == (True, False, "nf4")
     assert four.bnb_4bit_compute_dtype == torch.bfloat16
@@ -125,7 +125,7 @@ def test_the_loader_is_given_the_quantization(
 
 
 @pytest.mark.usefixtures("with_bitsandbytes")
-def test_an_adapter_is_not_merged_into_few_bits(tmp_path: Path) -> None:
+def test_an_adapter_is_not_merged_into_quantized_weights(tmp_path: Path) -> None:
     peft = pytest.importorskip("peft")
     base, _ = tiny.save_pair(tmp_path)
     config = peft.LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")

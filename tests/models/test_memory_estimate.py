@@ -1,4 +1,4 @@
-"""Memory: reckoned before loading, and refused with a way out."""
+"""Memory: estimated before loading; a pair that does not fit is refused with alternatives."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from helpers import tiny
 GIB = 1 << 30
 
 
-# What is needed --------------------------------------------------------------------------------------------------
+# Memory that is needed -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("arch", tiny.ARCHITECTURES)
@@ -40,8 +40,8 @@ def test_weights_are_those_of_the_loaded_models(tmp_path: Path, arch: str, dtype
 
 
 @pytest.mark.parametrize("arch", tiny.ARCHITECTURES)
-def test_a_tokens_cache_is_what_the_slots_keep(tmp_path: Path, arch: str) -> None:
-    """Sliding windows in full, since the slots keep every position."""
+def test_cache_bytes_per_token_are_those_of_the_slots(tmp_path: Path, arch: str) -> None:
+    """Sliding windows count in full, since the slots keep every position."""
     folders = tiny.save_pair(tmp_path, arch)
     runner = Sampler(ModelPair.load(*folders)).runner
     for model, cost in enumerate(estimate(*folders).models):
@@ -49,7 +49,7 @@ def test_a_tokens_cache_is_what_the_slots_keep(tmp_path: Path, arch: str) -> Non
         assert cost.cache_per_token == prefix.nbytes / prefix.length
 
 
-def test_latent_attention_is_asked_what_it_stores() -> None:
+def test_cache_bytes_of_latent_attention_are_those_of_a_real_cache() -> None:
     config = DeepseekV3Config(
         vocab_size=50, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
         num_key_value_heads=4, q_lora_rank=16, kv_lora_rank=12, qk_nope_head_dim=8, qk_rope_head_dim=4,
@@ -75,7 +75,7 @@ def test_an_adapter_counts_as_a_merged_copy(tmp_path: Path) -> None:
 
 
 def llama_7b(folder: Path, layers: int = 32) -> Path:
-    """A checkpoint of Llama-2-7B's shape in bfloat16 whose bytes are a hole in the disk: all headers, no weights."""
+    """A checkpoint of Llama-2-7B's shape in bfloat16 as a sparse file: headers without weights."""
     config = LlamaConfig(num_hidden_layers=layers, dtype="bfloat16")  # the defaults are this model's
     folder.mkdir()
     config.save_pretrained(folder)
@@ -121,15 +121,15 @@ def test_more_of_anything_needs_more(tmp_path: Path) -> None:
     assert estimate(*folders, slots=8, length=256).weights == estimate(*folders).weights
 
 
-def test_the_engine_reads_what_the_estimate_takes_it_to_read() -> None:
+def test_the_engine_has_the_limits_that_the_estimate_assumes() -> None:
     assert scheduler.PREFILL_TOKENS == room.PREFILL_TOKENS
     assert decoder.PREFILL_CHUNK == room.PREFILL_CHUNK
 
 
-# What there is ---------------------------------------------------------------------------------------------------
+# Memory that is free ---------------------------------------------------------------------------------------------
 
 
-def test_what_does_not_fit_is_refused_before_it_is_read(
+def test_a_pair_that_does_not_fit_is_refused_before_loading(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = llama_7b(tmp_path / "7b")
@@ -160,7 +160,7 @@ def fits(monkeypatch: pytest.MonkeyPatch, folder: Path, free: int, **load_config
     return check
 
 
-def test_the_ways_out_are_those_that_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_alternatives_that_fit_are_suggested(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = llama_7b(tmp_path / "7b")
     needs = lambda **changes: estimate(folder, folder, **changes).total  # noqa: E731
     with pytest.raises(PairError, match=r"dtype='bfloat16' \(\d\d\.\d GiB\); quantization='8bit'") as caught:
@@ -178,7 +178,7 @@ def test_the_ways_out_are_those_that_fit(tmp_path: Path, monkeypatch: pytest.Mon
     fits(monkeypatch, folder, 1, device_map="auto", offload_folder=tmp_path)()
 
 
-def test_as_many_slots_are_proposed_as_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_suggested_number_of_slots_fits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = llama_7b(tmp_path / "7b", layers=2)
     free = estimate(folder, folder, slots=13, length=512).total
     with pytest.raises(
@@ -190,7 +190,7 @@ def test_as_many_slots_are_proposed_as_fit(tmp_path: Path, monkeypatch: pytest.M
         fits(monkeypatch, folder, free)(slots=1, length=2048)
 
 
-def test_each_device_is_asked_for_what_goes_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_device_is_checked_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folders = tiny.save_pair(tmp_path)
     checkpoints = [
         room.open_checkpoint(folder, side) for folder, side in zip(folders, ("base", "aligned"), strict=True)
@@ -201,7 +201,7 @@ def test_each_device_is_asked_for_what_goes_there(tmp_path: Path, monkeypatch: p
         check_fits(checkpoints, [None, None], load_configs, 1, 64)
 
 
-def test_the_check_can_be_turned_off_and_lets_pass_what_fits(
+def test_the_check_accepts_what_fits_and_can_be_turned_off(
     pair_folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     needed = estimate(*pair_folders, dtype="float32", slots=4, length=100)

@@ -1,4 +1,4 @@
-"""ModelPair: what it loads, from where, and what it holds. Damage and refusals: test_pair_refusals.py."""
+"""ModelPair: loading from folders, the hub, adapters and memory. Errors: test_pair_refusals.py."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_loaded_models_compute_what_transformers_would(tmp_path: Path, arch: str
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", torch.bfloat16, "bf16"])
-def test_dtype_is_what_was_asked_for(pair_folders: tuple[Path, Path], dtype: str | torch.dtype) -> None:
+def test_dtype_is_the_requested_one(pair_folders: tuple[Path, Path], dtype: str | torch.dtype) -> None:
     pair = ModelPair.load(*pair_folders, dtype=dtype)
     expected = (
         dtype if isinstance(dtype, torch.dtype) else getattr(torch, {"bf16": "bfloat16"}.get(dtype, dtype))
@@ -63,7 +63,7 @@ def test_device_and_device_map(pair_folders: tuple[Path, Path]) -> None:
     assert torch.equal(logits(mapped.base), logits(placed.base))
 
 
-def test_a_flash_attention_wish_in_the_config_is_not_followed(tmp_path: Path) -> None:
+def test_flash_attention_in_the_config_is_replaced(tmp_path: Path) -> None:
     folders = tiny.save_pair(tmp_path)
     for folder in folders:
         rewrite(folder / "config.json", attn_implementation="flash_attention_2")
@@ -92,10 +92,10 @@ def test_loading_holds_no_tensor_twice(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("shard", [None, "20KB"])
-def test_a_hub_id_fetches_the_files_that_are_read_and_no_other(
+def test_a_hub_id_downloads_only_the_files_that_are_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shard: str | None
 ) -> None:
-    """A hub stood in for by a folder: what is asked for is copied, by the patterns and the revision given."""
+    """A folder in the place of the hub: the requested files are copied, by patterns and revision."""
     hub, cache = tmp_path / "hub", tmp_path / "cache"
     tiny.save_pair(hub / "v2", shard=shard)
     for junk in ("pytorch_model.bin", "consolidated.safetensors", "original/x.json", "model.py"):
@@ -147,7 +147,7 @@ def test_an_adapter_is_merged_into_a_copy(
     assert noted(pair, "an adapter (LORA), merged into a copy of the base in torch.float32")
 
 
-def test_an_adapter_moves_only_what_it_targets(pair_folders: tuple[Path, Path], tmp_path: Path) -> None:
+def test_an_adapter_changes_only_its_target_modules(pair_folders: tuple[Path, Path], tmp_path: Path) -> None:
     save_adapter(pair_folders[0], tmp_path)
     moved = ModelPair.load(pair_folders[0], tmp_path).describe(tensors=True)["tensors"]["moved"]
     assert {name.split(".")[-2] for name in moved} == {"q_proj", "up_proj"}
@@ -159,7 +159,7 @@ def test_an_adapter_of_another_base_is_noted(pair_folders: tuple[Path, Path], tm
     assert noted(ModelPair.load(pair_folders[0], tmp_path), "trained on 'someone/else' and is merged into")
 
 
-def test_an_adapter_with_added_tokens_widens_the_copy(tmp_path: Path) -> None:
+def test_an_adapter_with_added_tokens_resizes_the_embedding(tmp_path: Path) -> None:
     peft = pytest.importorskip("peft")
     base, _ = tiny.save_pair(tmp_path)
     model = AutoModelForCausalLM.from_pretrained(base)
@@ -175,7 +175,7 @@ def test_an_adapter_with_added_tokens_widens_the_copy(tmp_path: Path) -> None:
 # In memory -------------------------------------------------------------------------------------------------------
 
 
-def test_from_models_wants_causal_language_models() -> None:
+def test_from_models_refuses_other_kinds_of_models() -> None:
     model = tiny.tiny_model()
     with pytest.raises(
         PairError, match=r"the aligned model is a LlamaModel; expected a transformers causal language"
@@ -185,14 +185,14 @@ def test_from_models_wants_causal_language_models() -> None:
         ModelPair.from_models(torch.nn.Linear(1, 1), model)
 
 
-def test_from_models_freezes_what_it_is_given() -> None:
+def test_from_models_sets_eval_mode_without_gradients() -> None:
     models = [model.train().requires_grad_(True) for model in tiny.tiny_pair_models()]
     pair = ModelPair.from_models(*models)
     assert not any(model.training or p.requires_grad for model in pair.models for p in model.parameters())
     assert "LlamaForCausalLM" in repr(pair)
 
 
-def test_soft_capped_scores_are_not_left_to_an_attention_that_ignores_them(tmp_path: Path) -> None:
+def test_soft_capped_attention_is_set_to_eager(tmp_path: Path) -> None:
     folders = tiny.save_pair(tmp_path, "gemma2")
     in_memory = tiny.tiny_pair_models("gemma2")
     for model in in_memory:

@@ -1,4 +1,4 @@
-"""What ModelPair refuses, by message: damaged, incomplete and foreign checkpoints, and tokenizers that disagree."""
+"""Errors of ModelPair: damaged, incomplete and unsupported checkpoints, and tokenizers that disagree."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from helpers import tiny
 
 @pytest.fixture
 def folders(pair_folders: tuple[Path, Path], tmp_path: Path) -> tuple[Path, Path]:
-    """Copies of the two checkpoints that a test may spoil."""
+    """Copies of the two checkpoints that a test may damage."""
     return tuple(Path(shutil.copytree(f, tmp_path / f.name)) for f in pair_folders)  # type: ignore[return-value]
 
 
@@ -41,7 +41,7 @@ def rewrite(path: Path, **fields: Any) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
 
 
-# Nothing there ---------------------------------------------------------------------------------------------------
+# Missing files ---------------------------------------------------------------------------------------------------
 
 
 def test_neither_a_folder_nor_a_reachable_hub_id(folders: tuple[Path, Path], tmp_path: Path) -> None:
@@ -106,7 +106,7 @@ def test_a_file_without_a_header_is_named(folders: tuple[Path, Path], content: b
     refused(*folders, rf"{folders[0]}/model.safetensors is corrupt or truncated")
 
 
-def test_a_git_lfs_pointer_is_recognised(folders: tuple[Path, Path]) -> None:
+def test_a_git_lfs_pointer_is_recognized(folders: tuple[Path, Path]) -> None:
     (folders[0] / "model.safetensors").write_text(
         "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
     )
@@ -122,7 +122,7 @@ def test_a_truncated_shard_and_a_missing_one_are_named(tmp_path: Path) -> None:
     refused(*folders, rf"lacks the shard {shard.name} \(its index names \d+\)")
 
 
-def test_shards_of_two_saves_are_noticed(tmp_path: Path) -> None:
+def test_shards_of_two_saves_are_refused(tmp_path: Path) -> None:
     folders = tiny.save_pair(tmp_path, shard="20KB")
     first, second = sorted(folders[0].glob("model-*.safetensors"))[:2]
     shutil.copy(first, second)
@@ -154,7 +154,7 @@ def test_weights_of_another_shape(folders: tuple[Path, Path]) -> None:
     refused(*folders, r"the base checkpoint .* cannot be loaded: .*")
 
 
-def test_weights_without_a_place_are_noted(folders: tuple[Path, Path]) -> None:
+def test_unused_weights_are_noted(folders: tuple[Path, Path]) -> None:
     change_weights(folders[0], lambda tensors: tensors.update({"model.layers.7.extra": torch.zeros(2)}))
     notes = [str(note) for note in ModelPair.load(*folders).notes]
     assert any(
@@ -259,7 +259,7 @@ def test_at_most_five_examples_are_listed(folders: tuple[Path, Path]) -> None:
     assert str(caught.value).count(" in base and ") == 5
 
 
-def test_wholly_different_vocabularies_are_told_apart(folders: tuple[Path, Path]) -> None:
+def test_entirely_different_vocabularies_have_their_own_message(folders: tuple[Path, Path]) -> None:
     swap_tokens(folders[1], *((i, i + 145) for i in range(6, 151)))
     refused(
         *folders,
@@ -338,7 +338,7 @@ def test_an_adapter_that_lacks_weights(folders: tuple[Path, Path], adapter: Path
     refused(folders[0], adapter, r"cannot be merged .*missing adapter keys")
 
 
-def test_an_adapter_that_has_no_merge(folders: tuple[Path, Path], tmp_path: Path) -> None:
+def test_an_adapter_that_cannot_be_merged(folders: tuple[Path, Path], tmp_path: Path) -> None:
     peft = pytest.importorskip("peft")
     config = peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)
     peft.get_peft_model(tiny.tiny_model(), config).save_pretrained(tmp_path / "soft")

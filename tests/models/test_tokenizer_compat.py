@@ -1,4 +1,4 @@
-"""What two models share: ids that may be sampled, ids that end a text, and what is noted about both."""
+"""Vocabularies and EOS ids of two models: ids that may be sampled, ids that end a text, and notes."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_padding_and_added_tokens_are_masked_and_noted() -> None:
     assert noted(pair, "1 tokens are known to the aligned tokenizer alone: 300 ('<|tool|>')")
 
 
-def test_the_narrower_model_bounds_the_vocabulary() -> None:
+def test_the_vocabulary_is_as_wide_as_the_narrower_model() -> None:
     pair = ModelPair.from_models(
         tiny.tiny_model(vocab=300), tiny.tiny_model(vocab=310), *[tiny.tiny_tokenizer()] * 2
     )
@@ -36,7 +36,7 @@ def test_the_narrower_model_bounds_the_vocabulary() -> None:
     assert noted(pair, "base has 300 logits and aligned 310")
 
 
-def test_ids_without_a_token_are_holes() -> None:
+def test_ids_without_a_token_are_masked() -> None:
     class Holed:
         """A tokenizer that has lost one id."""
 
@@ -107,7 +107,7 @@ def test_context_windows_are_noted_where_they_differ() -> None:
 
 
 @pytest.mark.parametrize("arch", tiny.ARCHITECTURES)
-def test_every_architecture_tells_its_context_window(arch: str) -> None:
+def test_the_context_window_is_found_for_every_architecture(arch: str) -> None:
     assert ModelPair.from_models(*tiny.tiny_pair_models(arch)).context_windows == (256, 256)
 
 
@@ -144,7 +144,7 @@ def test_a_list_of_eos_ids_on_disk_is_read(tmp_path: Path) -> None:
     assert pair.eos_ids == (frozenset({2}), frozenset({2, 3}))
 
 
-def test_an_eos_that_one_model_does_not_know_is_noted() -> None:
+def test_an_eos_of_only_one_model_is_noted() -> None:
     base, aligned = tiny.tiny_model(vocab=300), tiny.tiny_model(vocab=301)
     aligned.generation_config.eos_token_id = 300
     pair = ModelPair.from_models(

@@ -1,4 +1,4 @@
-"""Tensors that are equal to the bit are held once, and nothing else is."""
+"""Tensors that are identical to the bit are held once, and no others."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ def blocks_of_their_own() -> Iterator[None]:
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads resident memory from Linux's /proc")
 @pytest.mark.usefixtures("blocks_of_their_own")
 @pytest.mark.parametrize("dtype", ["auto", "bfloat16"], ids=["mapped from the file", "converted"])
-def test_identical_tensors_give_their_memory_back(
+def test_memory_of_identical_tensors_is_freed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str
 ) -> None:
-    """Of weights that are mapped, a file's pages go with the last of its tensors; of converted ones, each by itself."""
+    """The pages of a mapped file are freed with its last tensor; converted tensors are freed one by one."""
     base = tiny.tiny_model(hidden_size=512, intermediate_size=2048, num_hidden_layers=6)
     aligned = tiny.tiny_aligned(base, amount=0.0)
     if dtype != "auto":
@@ -63,7 +63,7 @@ def test_identical_tensors_give_their_memory_back(
     assert described["memory"]["weights_bytes"] == apart_bytes - freed
 
 
-def test_load_shares_and_says_so(tmp_path: Path) -> None:
+def test_load_shares_identical_tensors_and_notes_it(tmp_path: Path) -> None:
     base = tiny.tiny_model()
     aligned = tiny.tiny_aligned(base)
     aligned.model.layers[0].load_state_dict(base.model.layers[0].state_dict())
@@ -79,13 +79,13 @@ def test_load_shares_and_says_so(tmp_path: Path) -> None:
     assert set(identical) == {name for name in ours if "layers.0." in name}
 
 
-def test_models_in_memory_are_left_as_they_are() -> None:
+def test_models_in_memory_are_not_shared() -> None:
     base = tiny.tiny_model()
     pair = ModelPair.from_models(base, tiny.tiny_aligned(base, amount=0.0))
     assert pair.describe()["memory"]["shared_bytes"] == 0
 
 
-def test_content_counts_and_not_the_name() -> None:
+def test_tensors_are_matched_by_content_and_not_by_name() -> None:
     base, other = tiny.tiny_model(), tiny.tiny_model(seed=9)
     other.model.layers[1].self_attn.q_proj.weight.data.copy_(base.model.layers[0].self_attn.o_proj.weight)
     share_identical([base, other])
@@ -93,7 +93,7 @@ def test_content_counts_and_not_the_name() -> None:
     assert there == base.model.layers[0].self_attn.o_proj.weight.data_ptr()
 
 
-def test_what_must_not_be_shared_is_not() -> None:
+def test_some_tensors_are_never_shared() -> None:
     """Trained, differing in one bit, of another dtype, or twice in one model; and a tied head stays tied."""
     base = tiny.tiny_model("gpt2")
     aligned = tiny.tiny_aligned(base, amount=0.0)

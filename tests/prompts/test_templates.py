@@ -42,7 +42,7 @@ def test_ids_of_any_kind_become_tuples_of_int(kind: type) -> None:
     assert prompt == RenderedPrompt((1, 2), (3,))
 
 
-def test_digest_is_blake2b_of_both_lists_and_tells_where_one_ends() -> None:
+def test_digest_is_blake2b_of_both_lists_with_their_lengths() -> None:
     packed = struct.pack("<5q", 2, 1, 2, 1, 3)
     assert RenderedPrompt([1, 2], [3]).digest == hashlib.blake2b(packed, digest_size=16).digest()
     assert RenderedPrompt([1, 2], [3]).digest != RenderedPrompt([1], [2, 3]).digest
@@ -70,18 +70,18 @@ def test_bad_ids_are_refused(ids: object, message: str) -> None:
 
 
 @given(st.text(min_size=1).filter(str.strip))
-def test_a_prompt_is_put_in_literally(prompt: str) -> None:
+def test_a_prompt_is_inserted_literally(prompt: str) -> None:
     assert make_template("Q {x} %s: {prompt}!", BARE, "base").text(prompt) == "Q {x} %s: " + prompt + "!"
 
 
 @pytest.mark.parametrize("prompt", ["{prompt}", "{0} {prompt} }{", r"\1 {prompt", "{{prompt}}"])
-def test_braces_in_a_prompt_mean_nothing(prompt: str) -> None:
+def test_braces_in_a_prompt_have_no_meaning(prompt: str) -> None:
     template = make_template("Customer: {prompt}\nAgent:\n", BARE, "base")
     assert BARE.decode(template(prompt)) == f"Customer: {prompt}\nAgent:\n"
 
 
 @pytest.mark.parametrize("text", ["{prompt} and {prompt}", "{prompt}{prompt}"])
-def test_the_placeholder_stands_exactly_once(text: str) -> None:
+def test_the_placeholder_must_occur_exactly_once(text: str) -> None:
     with pytest.raises(PromptError, match=r"contains \{prompt\} 2 times; expected it exactly once"):
         make_template(text, BARE, "base")
 
@@ -98,7 +98,7 @@ def test_one_user_message_is_the_same_as_a_string() -> None:
 
 
 @pytest.mark.parametrize("tokenizer", [LEADS, BARE])
-def test_bos_stands_once_whether_text_or_tokenizer_brings_it(tokenizer: object) -> None:
+def test_bos_occurs_once_whether_text_or_tokenizer_adds_it(tokenizer: object) -> None:
     ids = make_template("<s>Customer: {prompt}\nAgent:\n", tokenizer, "base")("Hi")
     assert ids[0] == tiny.BOS
     assert ids.count(tiny.BOS) == 1
@@ -110,7 +110,7 @@ def test_bos_is_added_only_by_a_tokenizer_that_does_so() -> None:
     assert make_template("{prompt}", BARE, "base")("Hi") == tuple(BARE("Hi").input_ids)
 
 
-def test_an_eos_that_a_tokenizer_appends_is_left_off() -> None:
+def test_an_eos_that_a_tokenizer_appends_is_removed() -> None:
     from tokenizers import processors
 
     tokenizer = tiny.tiny_tokenizer()
@@ -141,14 +141,14 @@ def test_a_chat_template_without_bos_gets_none() -> None:
     assert tiny.BOS not in make_template("chat", tokenizer, "aligned")("Hi")
 
 
-def test_a_system_prompt_is_added_where_the_prompt_brings_none() -> None:
+def test_a_system_prompt_is_added_if_the_messages_have_none() -> None:
     template = make_template("chat", BARE, "aligned", system="Be kind.")
     assert template.text("Hi") == "<s><|system|>Be kind.<|user|>Hi<|assistant|>"
     assert "Be kind." not in template.text(CHAT)
     assert "Be brief." in template.text(CHAT)
 
 
-def test_a_template_that_refuses_is_named_with_the_roles() -> None:
+def test_an_error_of_a_template_names_it_and_the_roles() -> None:
     tokenizer = tiny.tiny_tokenizer()
     tokenizer.chat_template = (
         "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}x"
@@ -158,13 +158,13 @@ def test_a_template_that_refuses_is_named_with_the_roles() -> None:
 
 
 @pytest.mark.parametrize("call", ["strftime_now('%d %b %Y')", "date_string"])
-def test_a_template_that_asks_for_the_date_renders_alike_every_day(call: str) -> None:
+def test_a_template_with_the_date_renders_the_same_every_day(call: str) -> None:
     tokenizer = tiny.tiny_tokenizer()
     tokenizer.chat_template = "{{ " + call + " }}: {{ messages[0]['content'] }}"
     assert make_template("chat", tokenizer, "aligned").text("Hi") == "26 Jul 2024: Hi"
 
 
-# Finding a template ----------------------------------------------------------------------------------------------
+# Choosing a template ---------------------------------------------------------------------------------------------
 
 
 def test_without_a_spec_base_gets_instructions_and_aligned_its_chat_template() -> None:
@@ -172,7 +172,7 @@ def test_without_a_spec_base_gets_instructions_and_aligned_its_chat_template() -
     assert make_template(None, BARE, "aligned").text("Hi") == "<s><|user|>Hi<|assistant|>"
 
 
-def test_no_chat_template_is_an_error_that_names_the_ways_out() -> None:
+def test_a_missing_chat_template_is_an_error_with_alternatives() -> None:
     plain = tiny.tiny_tokenizer(chat=False)
     for spec in (None, "chat", "mistral"):
         with pytest.raises(
@@ -181,20 +181,20 @@ def test_no_chat_template_is_an_error_that_names_the_ways_out() -> None:
             make_template(spec, plain, "aligned")
 
 
-def test_no_tokenizer_is_an_error_that_names_rendered_prompts() -> None:
+def test_a_missing_tokenizer_is_an_error_that_names_rendered_prompts() -> None:
     for spec in (None, "chat", "Q: {prompt}", "alpaca"):
         with pytest.raises(PromptError, match=r"needs a tokenizer.*RenderedPrompt\(base_ids=…"):
             make_template(spec, None, "aligned")
 
 
-def test_a_template_file_is_taken_byte_for_byte(tmp_path: Path) -> None:
+def test_a_template_file_is_used_byte_for_byte(tmp_path: Path) -> None:
     file = tmp_path / "t.txt"
     file.write_bytes("Frage: {prompt}\r\nAntwort: ä\n".encode())
     for spec in (file, str(file)):
         assert make_template(spec, BARE, "base").text("Hi") == "Frage: Hi\r\nAntwort: ä\n"
 
 
-def test_a_spec_that_is_nothing_says_what_it_could_have_been(tmp_path: Path) -> None:
+def test_an_unknown_spec_is_an_error_with_the_valid_forms(tmp_path: Path) -> None:
     with pytest.raises(
         PromptError, match=r"'lama-2' is not 'chat', not a preset \(llama-2, .*cannot be read as a file"
     ):
@@ -221,7 +221,7 @@ def test_a_system_prompt_for_a_plain_template_is_refused() -> None:
         make_template(None, BARE, "base", system="Be kind.")
 
 
-# Prompts that are none -------------------------------------------------------------------------------------------
+# Bad prompts -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -281,7 +281,7 @@ def test_renderer_says_which_side_failed() -> None:
 # The paper's families --------------------------------------------------------------------------------------------
 
 
-def test_the_families_carry_what_the_release_documents() -> None:
+def test_the_families_have_the_facts_of_the_release() -> None:
     facts = {
         name: (f.alpha, f.stop, f.strip, f.suppress_eos, f.base_model, f.aligned_model)
         for name, f in FAMILIES.items()
@@ -326,7 +326,7 @@ def test_a_family_makes_templates_for_both_sides_and_params(name: str) -> None:
     assert (params.temperature, params.max_new_tokens) == (0.7, 64)
 
 
-def test_the_manual_says_of_the_families_what_the_data_says() -> None:
+def test_the_manual_agrees_with_the_data_about_families() -> None:
     page = (ROOT / "docs" / "audit.md").read_text(encoding="utf-8")
     written = {" ": "space", "#": "`#`", "\n": "line break"}
     for name, f in FAMILIES.items():
@@ -343,7 +343,7 @@ def test_the_stop_strings_are_the_headings_of_the_base_template() -> None:
     assert "# Response:" in INSTRUCTION_TEMPLATE
 
 
-def test_llama_2_ends_its_chat_in_a_space_and_mistral_leads_the_user() -> None:
+def test_prefix_and_suffix_of_llama_2_and_mistral() -> None:
     assert make_template("llama-2", BARE, "aligned").text("Hi").endswith("<|assistant|> ")
     text = make_template("mistral", BARE, "aligned").text(CHAT)
     assert text.count(FAMILIES["mistral"].user_prefix) == 1

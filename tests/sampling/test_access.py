@@ -1,4 +1,4 @@
-"""Access limits: what is left of the aligned model's log-probabilities, and what the engine makes of it."""
+"""Access limits: the limited log-probabilities, and decoding with them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from helpers import decoding
 LOGITS = torch.tensor([2.0, -1.0, 0.5, 0.0, 1.0, -3.0])
 
 
-def test_top_k_tells_the_largest_and_spreads_the_rest_evenly() -> None:
+def test_top_k_discloses_the_largest_and_distributes_the_rest_evenly() -> None:
     full = LOGITS.log_softmax(-1)
     seen = Access(top_k=2).apply(LOGITS, 0)
     torch.testing.assert_close(seen[[0, 4]], full[[0, 4]])
@@ -20,7 +20,7 @@ def test_top_k_tells_the_largest_and_spreads_the_rest_evenly() -> None:
     torch.testing.assert_close(seen.exp().sum(), torch.tensor(1.0))
 
 
-def test_top_k_never_puts_an_untold_token_above_a_told_one() -> None:
+def test_an_undisclosed_token_is_never_above_a_disclosed_one() -> None:
     flat = torch.zeros(50) + torch.linspace(0, 1e-3, 50)
     for k in (1, 5, 49):
         for access in (Access(top_k=k), Access(top_k=k, decimals=1), Access(top_k=k, noise=3.0)):
@@ -51,12 +51,12 @@ def test_rounding_and_noise() -> None:
         ({"tokens": 1.5}, "access tokens is 1.5; expected an integer"),
     ],
 )
-def test_what_cannot_be_is_refused(fields: dict[str, float], message: str) -> None:
+def test_bad_limits_are_refused(fields: dict[str, float], message: str) -> None:
     with pytest.raises(EddecodeError, match=message):
         Access(**fields)  # type: ignore[arg-type]
 
 
-def test_a_model_that_answers_for_the_first_tokens_only_leaves_the_base_alone() -> None:
+def test_after_the_last_available_token_the_base_decodes_alone() -> None:
     sampler = Sampler(decoding.pair())
     prompt = decoding.prompt(3, 5, 8)
     greedy = SamplingParams(alpha=2.0, temperature=0, max_new_tokens=12, ignore_eos=True)
@@ -72,7 +72,7 @@ def test_a_model_that_answers_for_the_first_tokens_only_leaves_the_base_alone() 
         assert limited[m:] == rest
 
 
-def test_limits_change_the_contrast_but_not_what_a_token_cost_the_model() -> None:
+def test_limits_change_the_contrast_but_not_the_reported_logprobs() -> None:
     sampler = Sampler(decoding.pair())
     prompt = decoding.prompt(4, 5, 8)
     params = SamplingParams(alpha=1.0, temperature=0, max_new_tokens=10, ignore_eos=True, logprobs=True)
@@ -86,7 +86,7 @@ def test_limits_change_the_contrast_but_not_what_a_token_cost_the_model() -> Non
     assert [token.aligned for token in limited.logprobs] == pytest.approx(expected, abs=1e-4)
 
 
-def test_full_access_in_a_limit_is_full_access() -> None:
+def test_limits_that_limit_nothing_change_nothing() -> None:
     sampler = Sampler(decoding.pair())
     params = SamplingParams(alpha=0.5, max_new_tokens=10, seed=3)
     vocabulary = sampler.pair.vocabulary.numel()

@@ -56,7 +56,7 @@ def test_weights_of_a_pair() -> None:
     assert pair_weights(torch.tensor([0.0, -1.0])).tolist() == [[1.0, 0.0], [0.0, 1.0]]
 
 
-def test_floats_weigh_all_rows() -> None:
+def test_float_weights_apply_to_all_rows() -> None:
     z = [logits(0, 3, 9), logits(1, 3, 9)]
     per_row = contrast(z, torch.tensor([[2.0] * 3, [-1.0] * 3]))
     assert torch.equal(contrast(z, [2.0, -1.0]), per_row)
@@ -68,7 +68,7 @@ def test_low_precision_logits_are_lifted_before_they_are_summed() -> None:
 
 
 @pytest.mark.parametrize("bad", [math.inf, -math.inf, math.nan])
-def test_a_term_of_weight_zero_has_no_say(bad: float) -> None:
+def test_a_term_of_weight_zero_has_no_effect(bad: float) -> None:
     base, aligned = logits(0, 2, 6), logits(1, 2, 6)
     aligned[0, 2] = bad
     found = contrast([base, aligned], torch.tensor([[1.0, 1.0], [0.0, 0.5]]))
@@ -76,7 +76,7 @@ def test_a_term_of_weight_zero_has_no_say(bad: float) -> None:
 
 
 @pytest.mark.parametrize("weight", [2.0, -2.0, 1e-3])
-def test_minus_infinity_in_a_term_that_counts_masks_the_id(weight: float) -> None:
+def test_minus_infinity_in_a_term_of_nonzero_weight_masks_the_id(weight: float) -> None:
     base, aligned = logits(0, 1, 6), logits(1, 1, 6)
     aligned[0, 2] = -math.inf
     found = contrast([base, aligned], [1.0, weight])
@@ -89,15 +89,15 @@ def test_nan_and_plus_infinity_are_not_hidden() -> None:
     assert contrast([base, torch.zeros(1, 3)], [2.0, -1.0])[0, 1].isnan()
 
 
-def test_plausibility_looks_at_what_may_be_sampled() -> None:
-    """The maximum is that of the allowed ids: a masked favourite must not empty the rest."""
+def test_plausibility_is_relative_to_ids_that_may_be_sampled() -> None:
+    """The maximum is that of the allowed ids: a masked id of high probability must not exclude all others."""
     base = torch.tensor([[50.0, 1.0, 0.9, -30.0]])
     mask = torch.tensor([False, True, True, True])
     found = contrast([base, torch.zeros(1, 4)], [1.0, 0.0], mask, 0.5)
     assert found[0].isfinite().tolist() == [False, True, True, False]
 
 
-def test_plausibility_of_one_keeps_the_base_models_favourites() -> None:
+def test_plausibility_of_one_keeps_the_most_likely_tokens_of_the_base() -> None:
     base = torch.tensor([[1.0, 3.0, 3.0, 2.0]])
     assert contrast([base, logits(0, 1, 4)], [2.0, -1.0], None, 1.0)[0].isfinite().tolist() == [
         False,

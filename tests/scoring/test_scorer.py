@@ -80,7 +80,7 @@ def test_scores_are_those_of_a_naive_recomputation(arch: str) -> None:
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.7, -1.0])
-def test_generated_completions_score_as_generate_said(alpha: float) -> None:
+def test_scores_of_generated_completions_are_those_of_generate(alpha: float) -> None:
     subject = sampler("llama")
     params = SamplingParams(alpha=alpha, n=3, max_new_tokens=14, logprobs=True, seed=5)
     completions = subject.generate(mixed_prompts(5), params)
@@ -95,7 +95,7 @@ def test_generated_completions_score_as_generate_said(alpha: float) -> None:
         assert score.base_logprob == pytest.approx(completion.base_logprob, abs=1e-4)
 
 
-def test_alpha_zero_is_the_base_model_renormalised_over_the_safe_vocabulary() -> None:
+def test_alpha_zero_is_the_base_model_renormalized_over_the_safe_vocabulary() -> None:
     whole = pair()
     assert whole.vocabulary.all()
     text, given = ids(3, 9), prompt(1, 6, 11)
@@ -130,7 +130,7 @@ def test_batches_and_blocks_change_nothing() -> None:
     ]
 
 
-def test_every_prompt_and_every_completion_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_prompt_and_completion_is_processed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     subject, prompts = sampler(), [prompt(i, 9, 15) for i in range(3)]
     given = [[ids(10 * i + k, 8) for k in range(4)] for i in range(3)]
     subject.score(prompts, given)
@@ -150,8 +150,8 @@ def test_every_prompt_and_every_completion_is_read_once(monkeypatch: pytest.Monk
     assert read == [3 * (9 - 1) + 12 * 8, 3 * (15 - 1) + 12 * 8]
 
 
-def test_logits_of_long_texts_in_a_wide_vocabulary_are_never_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is held is measured: the tallest block of logits that is alive, beside the whole it is a part of."""
+def test_logits_of_a_long_text_are_computed_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measures the largest block of logits in memory, against the size of all logits."""
     wide = ModelPair.from_models(*tiny.tiny_pair_models("gemma2", vocab=20_000))
     subject = Sampler(wide)
     scorer = scoring.Scorer(subject.runner, wide.vocabulary, wide.logit_weights, logit_bytes=2 << 20)
@@ -193,7 +193,7 @@ def _memory_events(profile: Any) -> list[dict[str, Any]]:
     return [event for event in events if event.get("name") == "[memory]"]
 
 
-def test_models_without_a_cache_of_ours_are_scored_by_plain_passes() -> None:
+def test_models_without_a_batched_cache_are_scored_by_plain_passes() -> None:
     config = BloomConfig(vocab_size=tiny.VOCAB, hidden_size=32, n_layer=2, n_head=4, initializer_range=0.3)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -212,7 +212,7 @@ def test_models_without_a_cache_of_ours_are_scored_by_plain_passes() -> None:
             assert score.logprobs == pytest.approx(expected[2:], abs=2e-3)
 
 
-def test_a_head_that_cannot_be_taken_apart_is_noticed() -> None:
+def test_a_head_that_depends_on_the_body_is_detected() -> None:
     base, aligned = tiny.tiny_pair_models()
     plain = type(base).forward
 
@@ -282,7 +282,7 @@ def test_the_depth_profile_shows_where_the_models_differ() -> None:
 # Forms and refusals
 
 
-def test_completions_come_in_many_forms() -> None:
+def test_all_forms_of_completions() -> None:
     subject = Sampler(spoken_pair())
     tokenizer = subject.pair.tokenizer
     words = ["good day", "no", "the shop"]
@@ -341,15 +341,13 @@ REFUSALS: list[tuple[type[EddecodeError], str, dict[str, Any]]] = [
 
 
 @pytest.mark.parametrize(("kind", "message", "changed"), REFUSALS)
-def test_what_cannot_be_scored_is_refused(
-    kind: type[Exception], message: str, changed: dict[str, Any]
-) -> None:
+def test_bad_completions_are_refused(kind: type[Exception], message: str, changed: dict[str, Any]) -> None:
     call = {"prompts": [prompt(1, 4, 7), prompt(2, 4, 7)], "completions": [TEXTS[0], TEXTS[1]], **changed}
     with pytest.raises(kind, match=message):
         sampler().score(**call)
 
 
-def test_a_score_knows_its_alphas() -> None:
+def test_a_score_of_an_unknown_alpha_is_an_error() -> None:
     (score,) = sampler().score(prompt(1, 4, 7), TEXTS[0], [0.5])
     with pytest.raises(ParamsError, match=r"alpha=0.25 was not scored; expected one of \[0.5\]"):
         score.at(0.25)
