@@ -35,7 +35,7 @@ _MOST_PROMPTS = 10_000_000  # a larger number is no useful advice
 
 
 def _expected(text: str) -> WrapValidator:
-    """What a message says of a value that the field's type refuses."""
+    """The text of the error for a value that the field's type refuses."""
 
     def check(value: Any, validate: Callable[[Any], Any]) -> Any:
         try:
@@ -253,8 +253,8 @@ def _known(
     if figure is None or figure.value is None or not math.isfinite(figure.value):
         reason = source.reason if isinstance(source, Headline) else source.note
         raise ConfigError(
-            f"{summary.folder} has no figure for {name}: {reason or 'the summary does not say why'}; "
-            "audit it with smaller α's above 0 too: the loss of utility goes to nothing as α does"
+            f"{summary.folder} has no figure for {name}: {reason or 'the summary gives no reason'}; "
+            "audit it with smaller α's above 0 too: the loss of utility goes to 0 with α"
         )
     return figure
 
@@ -361,8 +361,8 @@ def write_junit(decision: Decision, path: Path) -> None:
         )
         if check.word != "pass":
             tag = "failure" if check.word == "fail" else "error"
-            said = escape_control_chars(check.sentence)
-            ElementTree.SubElement(case, tag, type=check.word, message=said).text = said
+            sentence = escape_control_chars(check.sentence)
+            ElementTree.SubElement(case, tag, type=check.word, message=sentence).text = sentence
         else:
             ElementTree.SubElement(case, "system-out").text = escape_control_chars(check.sentence)
     ElementTree.indent(suites)

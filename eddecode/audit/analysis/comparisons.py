@@ -204,7 +204,7 @@ def corrected_rates(
 ) -> tuple[dict[str, dict[str, CorrectedRate]], list[str]]:
     """(condition's name → harm judge → corrected rate, notes); a note says why a judge's errors cannot be measured.
 
-    A judge's errors are measured on the labelled completions of all conditions together.
+    A judge's errors are measured on the labeled completions of all conditions together.
     """
     corrected: dict[str, dict[str, CorrectedRate]] = {condition.name: {} for condition in tables}
     notes = []

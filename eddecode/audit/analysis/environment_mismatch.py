@@ -1,11 +1,11 @@
-"""Whether the sessions that decoded a run worked on different hardware or versions; read from the run's records."""
+"""A note for runs whose sessions used different hardware or versions, which can change the last digits of sums."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-_DIGITS = {  # what last digits depend on, as a note calls it
+_DIGITS = {  # field of a session that last digits depend on → its name in the note
     "eddecode": "eddecode",
     "torch": "torch",
     "transformers": "transformers",
@@ -17,7 +17,7 @@ _DIGITS = {  # what last digits depend on, as a note calls it
 
 
 def environment_mismatch(sessions: Sequence[Mapping[str, Any]]) -> str | None:
-    """A note if the sessions that decoded a run (`Store.decoded_in`) worked on different things, else None."""
+    """A note if the sessions that decoded a run (`Store.decoded_in`) differ in hardware or versions, else None."""
     parts = []
     for name, called in _DIGITS.items():
         values = list(dict.fromkeys(_shown(session[name]) for session in sessions if name in session))

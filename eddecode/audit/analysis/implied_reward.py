@@ -1,7 +1,7 @@
 """The figures that need no judge: the implied reward along α, and how far apart the two models are.
 
 - The implied reward of a completion is log p_aligned − log p_base (nats): what alignment made more likely. Its mean
-  falls along α, and the size of the fall says how far the contrast goes against the alignment, whatever a judge says.
+  falls along α; the size of the fall shows how far the contrast goes against the alignment, without any judge.
 - KL(base ‖ aligned) is the mean of log p_base − log p_aligned over completions *of the base model*, KL(aligned ‖ base)
   the mean of the opposite over those of the aligned one. So the Monte-Carlo mean is unbiased, for completions up to the
   length limit of the run. This holds only for completions sampled from the whole distribution: with another
@@ -23,11 +23,11 @@ import numpy as np
 
 from eddecode.audit.analysis.completion_table import CompletionTable
 from eddecode.audit.analysis.summary_parts import (
-    DepthPosition,
-    DepthProfile,
     ImpliedReward,
     KLDivergence,
     KLPerToken,
+    RewardPosition,
+    RewardProfile,
 )
 from eddecode.audit.conditions import Condition
 from eddecode.audit.stats.estimates import LEVEL, Estimate
@@ -134,7 +134,7 @@ def _not_the_whole_distribution(
     return ""
 
 
-def depth_profile(store: Store, condition: Condition, table: CompletionTable) -> DepthProfile | None:
+def depth_profile(store: Store, condition: Condition, table: CompletionTable) -> RewardProfile | None:
     """Implied reward per token by position, in bins of doubling width; None where the run keeps no values per token."""
     kept = list(store.rewards(condition.key))
     if not kept or len(kept) != len(table.rows):
@@ -151,7 +151,7 @@ def depth_profile(store: Store, condition: Condition, table: CompletionTable) ->
     lasts = [start - 1 for start in starts[1:]] + [longest - 1]
     means = [mean_estimate(sums[:, i], counts[:, i]) for i in range(len(starts))]
     positions = tuple(
-        DepthPosition(
+        RewardPosition(
             first=first,
             last=last,
             mean=mean.value,
@@ -161,4 +161,4 @@ def depth_profile(store: Store, condition: Condition, table: CompletionTable) ->
         )
         for first, last, mean in zip(starts, lasts, means, strict=True)
     )
-    return DepthProfile(condition=condition.name, alpha=condition.alpha, positions=positions)
+    return RewardProfile(condition=condition.name, alpha=condition.alpha, positions=positions)

@@ -308,7 +308,7 @@ class KLDivergence(Part):
     note: str = ""
 
 
-class DepthPosition(Part):
+class RewardPosition(Part):
     """Mean implied reward per token of the positions from `first` to `last` (from 0), nats."""
 
     first: int
@@ -319,12 +319,12 @@ class DepthPosition(Part):
     completions: int
 
 
-class DepthProfile(Part):
+class RewardProfile(Part):
     """Implied reward by position in the completion, of one condition."""
 
     condition: str
     alpha: str
-    positions: tuple[DepthPosition, ...]
+    positions: tuple[RewardPosition, ...]
 
 
 class JudgeFree(Part):
@@ -332,4 +332,4 @@ class JudgeFree(Part):
 
     implied_reward: tuple[ImpliedReward, ...] = ()
     kl: KLDivergence = KLDivergence()
-    depth: tuple[DepthProfile, ...] = ()
+    depth: tuple[RewardProfile, ...] = ()

@@ -1,9 +1,8 @@
 """The report as one page: self-contained, without a script, light and dark, on a phone and on paper.
 
-Every value on its way into the page passes `_shown`, which writes out what a terminal or a reader's eye could be
-fooled by (`escape_control_chars`), and then Jinja's autoescape; a content security policy in the page forbids scripts
-and connections as well, should both ever fail. Completions are shown only when asked for, and at most so many that
-the page stays small.
+Every value of the page passes `_shown`, which escapes control characters and direction marks (`escape_control_chars`),
+and then Jinja's autoescape; should both fail, a content security policy in the page forbids scripts and connections.
+Completions are shown only if they are asked for, and only so many that the page stays small.
 """
 
 from __future__ import annotations
@@ -32,8 +31,8 @@ if TYPE_CHECKING:
 
 SHOWN_PROMPTS = 20  # of each condition, with --show-completions
 SHOWN_CHARACTERS = 4000  # of one completion
-ROOM = 700_000  # bytes for all of them as written in the page, which stays below a megabyte
-_TOGETHER = re.compile(r"\[[−\d.,∞]+, [−\d.,∞]+\]|α = [−\d.]+|< 0\.\d+")  # what a line must not end within
+ROOM = 700_000  # bytes of all completions in the page, which stays below a megabyte
+_TOGETHER = re.compile(r"\[[−\d.,∞]+, [−\d.,∞]+\]|α = [−\d.]+|< 0\.\d+")  # no line break inside these
 _NO_TEXT = "(this run keeps no text of completions)"
 _MOODS = {"reversible": "bad", "no reversal": "good"}
 _DECISION_MOODS = {"pass": "good", "fail": "bad"}
@@ -52,7 +51,7 @@ def html_report(
         summary: of the run.
         title: heading of the page, instead of the run's name.
         show_completions: append some completions, with their prompts and verdicts.
-        decision: of the gate, put first if there is one.
+        decision: of the gate, written first if there is one.
 
     Raises:
         StoreError: completions are asked for, and the run has no store.
@@ -97,7 +96,7 @@ def page(
 
     Args:
         heading, kicker: the page's name, and the line above it.
-        verdict_title, verdict: what it comes to, in a line and in paragraphs.
+        verdict_title, verdict: the result, in a line and in paragraphs.
         parts: the sections.
         mood: `bad`, `good` or `open`, the colour of the verdict's edge.
         figures: see `sections.key_figures`.
@@ -154,13 +153,13 @@ def _shown(value: Any) -> Any:
 
 
 def _plot(table: Table, row: Row, number: int) -> Markup:
-    said = "; ".join(
+    description = "; ".join(
         f"{key}: {wording.format_number(figure)}"
         for key, figure in zip(table.keys, row.figures, strict=False)
         if figure
     )
     return inline_svg(
-        interval_cell(row.figures, *table.span, table.zero, said or "no figure"), number, "intervals"
+        interval_cell(row.figures, *table.span, table.zero, description or "no figure"), number, "intervals"
     )
 
 

@@ -1,6 +1,6 @@
 """What a report is made of before any markup: sections, tables, rows.
 
-Page and model card are both written from these, so that they cannot say different things.
+Page and model card are both written from these, so that they agree.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Row:
     Attributes:
         cells: one text per column.
         figures: drawn on the table's common scale, in the order of its keys.
-        strong: whether the row is the one to look at.
+        strong: whether the row is emphasized.
     """
 
     cells: tuple[str, ...]
@@ -50,12 +50,12 @@ class Table:
     """A table with a caption.
 
     Attributes:
-        caption: what it shows.
+        caption: of the table.
         columns: their heads.
         rows: see `Row`.
         keys: names of the plotted figures; empty: the table has no plot.
-        zero: where the plot has its line of reference, None: nowhere.
-        percent: whether the figures are shares, to be shown in percent.
+        zero: value of the plot's reference line; None: no line.
+        percent: whether the figures are shares, shown in percent.
     """
 
     caption: str
@@ -66,7 +66,7 @@ class Table:
     percent: bool = True
 
     def compact(self) -> Table:
-        """The same without columns that have nothing in any row."""
+        """The table without columns that are empty in all rows."""
         kept = [
             i for i, _ in enumerate(self.columns) if any(row.cells[i] for row in self.rows) or not self.rows
         ]

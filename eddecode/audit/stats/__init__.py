@@ -1,4 +1,7 @@
-"""Statistics of an audit: intervals, paired tests, agreement, selection. numpy and scipy only."""
+"""The statistics of an audit: intervals, paired tests, agreement, selection. They know counts, and no stores or models.
+
+Only `estimates`, the results as plain data, is free of numpy.
+"""
 
 from __future__ import annotations
 

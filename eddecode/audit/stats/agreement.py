@@ -1,15 +1,13 @@
-"""How far judges agree, and what a harm rate becomes once a judge's own errors are taken into account.
+"""The agreement of judges, and the harm rate corrected for a judge's own errors.
 
 - Cohen's κ (Educational and Psychological Measurement 20, 1960) between two judges, with the large-sample standard
-  error of Fleiss, Cohen and Everitt (Psychological Bulletin 72, 1969) in its linearised form, which also gives the
-  design effect of several completions per prompt. The interval is not ±1.96 of it: that has no width at κ = 1 and
-  covers badly where few completions are flagged. It is the central interval of κ when the four cells' probabilities
-  have Jeffreys' Dirichlet(½) prior, with the counts scaled to the effective number of completions.
+  error of Fleiss, Cohen and Everitt (Psychological Bulletin 72, 1969) in its linearized form, which also gives the
+  design effect of several completions per prompt. The interval is not ±1.96 standard errors, which has no width at
+  κ = 1 and covers badly where few completions are flagged. It is the central interval of κ when the probabilities of
+  the four cells have Jeffreys' Dirichlet(½) prior, with the counts scaled to the effective number of completions.
 - A judge's sensitivity and specificity against human labels, and the rate corrected by them: Rogan and Gladen (American
   Journal of Epidemiology 107, 1978), (apparent + Sp − 1)/(Se + Sp − 1), with the interval of Lang and Reiczigel
-  (Preventive Veterinary Medicine 113, 2014, equations 15–17), which takes in that Se and Sp are estimates.
-
-Everything is in terms of flags and of clusters (prompts): this module knows nothing of stores or of models.
+  (Preventive Veterinary Medicine 113, 2014, equations 15–17), which accounts for Se and Sp being estimates.
 """
 
 from __future__ import annotations
@@ -29,7 +27,7 @@ from eddecode.audit.stats.proportions import effective_size, wilson
 from eddecode.errors import JudgeError
 
 _DRAWS = 20_000
-_SEED = 20240811  # fixed: the same data must give the same table
+_SEED = 20240811  # fixed, so that the same data give the same table
 
 Bools = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float64]
@@ -43,12 +41,12 @@ class Kappa:
     """Agreement of two judges beyond chance.
 
     Attributes:
-        kappa: Cohen's κ; None where both judges say the same of every completion and there is nothing to agree on.
+        kappa: Cohen's κ; None where both judges give all completions one flag, so that κ is not defined.
         low, high: its interval; None with it.
-        standard_error: Fleiss, Cohen and Everitt's, with the design effect in it; 0 at κ = 1.
-        agreement, expected: share of completions on which they agree, and the share that chance would bring.
+        standard_error: of Fleiss, Cohen and Everitt, with the design effect; 0 at κ = 1.
+        agreement, expected: share of completions on which they agree, and the share expected by chance.
         both, first, second, neither: completions flagged by both, by one alone, by none.
-        n, effective: completions, and how many independent ones they are worth.
+        n, effective: completions, and the number of independent ones with the same information.
     """
 
     kappa: float | None
@@ -75,7 +73,7 @@ def cohen_kappa(
 
     Args:
         first, second: flags (n,), in the same order.
-        clusters: what each completion's prompt is, (n,); None: all are independent.
+        clusters: the prompt of each completion, (n,); None: all are independent.
         level: of the interval.
 
     Raises:
@@ -116,7 +114,7 @@ def agreement_table(
     clusters: Sequence[Hashable] | None = None,
     level: float = 0.95,
 ) -> dict[tuple[str, str], Kappa]:
-    """κ of every two judges, in the order they are given; each has a flag for every completion, in one order."""
+    """κ of every two judges, in the order given; each has a flag for every completion, in the same order."""
     return {
         (one, other): cohen_kappa(flags[one], flags[other], clusters, level)
         for one, other in itertools.combinations(flags, 2)
@@ -131,22 +129,24 @@ def _agreement(cells: Floats) -> tuple[Floats, Floats]:
 
 
 def _influence(a: Bools, b: Bools, shares: Floats, kappa: float, expected: float) -> Floats:
-    """What each completion adds to κ, to first order, (n,): their variance over n is Fleiss's 1969 variance."""
+    """The influence of each completion on κ, to first order, (n,); their variance over n is that of Fleiss 1969."""
     p_a, p_b = shares[0].sum(), shares[:, 0].sum()  # shares flagged by each
     agree = (a == b).astype(np.float64)
     chance = np.where(a, p_b, 1 - p_b) + np.where(b, p_a, 1 - p_a)  # (n,), mean 2·expected
     values: Floats = (agree - (1 - kappa) * chance) / (1 - expected)
-    centred: Floats = values - values.mean()
-    return centred
+    centered: Floats = values - values.mean()
+    return centered
 
 
 def _effective(influence: Floats, groups: npt.NDArray[np.intp]) -> tuple[float, float]:
-    """(how many independent completions they are worth, standard error of κ)."""
+    """(number of independent completions with the same information, standard error of κ)."""
     n, k = len(influence), int(groups.max()) + 1
     independent = float((influence**2).sum()) / n**2
     if k == n:
         return float(n), math.sqrt(independent)
-    if independent == 0:  # all agree: the design effect cannot be seen, and the most cautious value is taken
+    if (
+        independent == 0
+    ):  # all agree: the design effect cannot be estimated, and the most cautious value is taken
         return float(k), 0.0
     sums = np.bincount(groups, weights=influence, minlength=k)
     clustered = float((sums**2).sum()) / n**2 * k / (k - 1) if k > 1 else math.inf
@@ -171,7 +171,7 @@ class Share:
 
     Attributes:
         value: hits / total. low, high: the interval's ends.
-        hits, total: completions. effective: how many independent ones the total is worth.
+        hits, total: completions. effective: number of independent ones with the same information.
     """
 
     value: float
@@ -184,7 +184,7 @@ class Share:
 
 @dataclass(frozen=True)
 class JudgeQuality:
-    """A judge against human labels: its share of harmful completions flagged, and of harmless ones not flagged."""
+    """A judge against human labels: shares of harmful completions flagged, and of harmless ones not flagged."""
 
     sensitivity: Share
     specificity: Share
@@ -196,21 +196,21 @@ def judge_quality(
     clusters: Sequence[Hashable] | None = None,
     level: float = 0.95,
 ) -> JudgeQuality:
-    """Sensitivity and specificity from completions that were labelled by people.
+    """Sensitivity and specificity from completions with human labels.
 
-    Labelled completions must have been picked without looking at the judge's verdict: picking flagged ones only (or
-    mostly) makes the judge look more sensitive than it is.
+    The labeled completions must have been chosen without the judge's verdict: with mostly flagged ones the measured
+    sensitivity is too high.
 
     Args:
         judge, human: flags (n,) on the same completions.
         clusters: each completion's prompt, (n,); None: all are independent.
 
     Raises:
-        JudgeError: people found none harmful, or all: one of the two shares then has no ground.
+        JudgeError: no completion is labeled harmful, or none harmless, so that one of the two shares is not defined.
     """
-    said, truth = _flags(judge), _flags(human)
-    _same_length(len(said), len(truth), "human labels")
-    groups = _groups(clusters, len(said))
+    flags, truth = _flags(judge), _flags(human)
+    _same_length(len(flags), len(truth), "human labels")
+    groups = _groups(clusters, len(flags))
     for what, count in (("harmful", int(truth.sum())), ("harmless", int((~truth).sum()))):
         if count == 0:
             raise JudgeError(
@@ -219,7 +219,7 @@ def judge_quality(
                 "kinds are there"
             )
     return JudgeQuality(
-        _share(said[truth], groups[truth], level), _share(~said[~truth], groups[~truth], level)
+        _share(flags[truth], groups[truth], level), _share(~flags[~truth], groups[~truth], level)
     )
 
 
@@ -235,7 +235,7 @@ def rogan_gladen(apparent: float, sensitivity: float, specificity: float) -> flo
     """True rate from the rate that an imperfect judge finds; may leave [0, 1].
 
     Raises:
-        JudgeError: sensitivity + specificity ≤ 1: the judge is no better than a coin.
+        JudgeError: sensitivity + specificity ≤ 1: the judge is no better than chance.
 
     >>> round(rogan_gladen(0.3, 0.8, 0.9), 4)
     0.2857
@@ -245,8 +245,7 @@ def rogan_gladen(apparent: float, sensitivity: float, specificity: float) -> flo
         raise JudgeError(
             f"the judge's sensitivity ({sensitivity:.3f}) and specificity ({specificity:.3f}) add up to "
             f"{sensitivity + specificity:.3f}; expected more than 1. Such a judge flags harmless completions as "
-            "often as harmful ones, and no rate can be corrected by it: take another judge, or see whether its flag is "
-            "the wrong way round"
+            "often as harmful ones, and cannot correct a rate: use another judge, or check whether its flag is inverted"
         )
     return (apparent + specificity - 1) / youden
 
@@ -259,11 +258,11 @@ def corrected_rate(
     Lang and Reiczigel's interval for samples of effective sizes n, n_Se and n_Sp: the rate with z²/2 successes in z²
     trials added, Se and Sp with one success in two added, Rogan and Gladen's estimate of these, a shift of
     2z²·(P·Se(1−Se)/n_Se − (1−P)·Sp(1−Sp)/n_Sp), and ±z standard errors by the delta method. Where Se + Sp is not
-    clearly above 1 at this level, the data bound nothing and the interval is [0, 1].
+    clearly above 1 at this level, the data give no bounds and the interval is [0, 1].
 
     Args:
         clusters: (flagged, completions) per prompt, as `Store.clusters` gives them.
-        quality: from `judge_quality`; the labelled completions count as independent of those of the rate.
+        quality: from `judge_quality`; the labeled completions count as independent of those of the rate.
 
     Raises:
         JudgeError: no completion, or sensitivity + specificity ≤ 1.
@@ -283,7 +282,7 @@ def corrected_rate(
         interval = (0.0, 1.0)
         notes.append(
             f"with {se.total} harmful and {sp.total} harmless labels the judge is not clearly better than chance: the "
-            "interval says nothing; label more completions"
+            "interval is [0, 1]; label more completions"
         )
     if estimate != rate:
         side = (

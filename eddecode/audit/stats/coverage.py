@@ -1,10 +1,10 @@
-"""Do the intervals cover? `python -m eddecode.audit.coverage` simulates and prints the tables of the documentation.
+"""Coverage of the intervals by simulation; `python -m eddecode.audit.stats.coverage` prints the documented tables.
 
-Prompts differ in how often their completions are flagged: a prompt's own rate is drawn from a beta distribution with
+Prompts differ in how often their completions are flagged: the rate of a prompt is drawn from a beta distribution with
 mean p and intra-prompt correlation ρ, its completions from a binomial with that rate (the beta-binomial model). The
-first table sets the intervals of `stats` beside the percentile bootstrap that they widen; the second is about figures
-that compare conditions, which share prompts (one quantile of each prompt's beta distributions, in all conditions) and
-random numbers; the third about the headline, with an α to be picked first.
+first table compares the intervals of `proportions` with the percentile bootstrap that they widen. The second is about
+figures that compare conditions, which share prompts (one quantile of each prompt's beta distributions, in all
+conditions) and random numbers. The third is about the headline, with an α to be selected first.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ SWEEPS = {  # true harm rates of the α's of a sweep
 
 @dataclass(frozen=True)
 class Coverage:
-    """How often nominal 95% intervals held the true rate, and how wide they were on average (both in 0..1)."""
+    """Share of nominal 95% intervals that hold the true rate, and their mean width (both in 0..1)."""
 
     prompts: int
     rate: float
@@ -69,8 +69,8 @@ def worlds(
 ) -> Iterator[list[Clusters]]:
     """Simulated audits: conditions of the given true rates on the same prompts.
 
-    A prompt has one quantile in all conditions; half of the samples have the same uniform in all of them, as common
-    random numbers do for completions that go the same way, and the other half their own.
+    A prompt has one quantile in all conditions. Half of the samples have the same uniform in all conditions (as common
+    random numbers have while completions are equal), the other half have their own.
     """
     rng = np.random.default_rng(seed)
     size = 1 / correlation - 1 if correlation else 0.0
@@ -95,13 +95,13 @@ def _flagged(theta: Floats, common: Floats, alike: np.ndarray, rng: np.random.Ge
 
 
 def holds(found: Estimate, truth: float) -> bool:
-    """Whether an interval holds a value; an end that is not there bounds nothing."""
+    """Whether an interval holds a value; an end that is None is no bound."""
     return (found.low is None or found.low <= truth) and (found.high is None or truth <= found.high)
 
 
 @dataclass(frozen=True)
 class PairedCoverage:
-    """How often the 95% intervals of difference, ratio and reversal index held the truth."""
+    """Share of the 95% intervals of difference, ratio and reversal index that hold the true value."""
 
     base: float
     ed: float
@@ -115,7 +115,7 @@ class PairedCoverage:
 def simulate_paired(
     base: float, ed: float, prompts: int = 60, samples: int = SAMPLES, trials: int = TRIALS, seed: int = 0
 ) -> PairedCoverage:
-    """Coverage of what compares two conditions."""
+    """Coverage of the figures that compare two conditions."""
     truths = (ed - base, ed / base, (ed - base) / (1 - base))
     hits = np.zeros(3)
     for b, e in worlds((base, ed), prompts=prompts, samples=samples, trials=trials, seed=seed):
@@ -126,16 +126,17 @@ def simulate_paired(
 
 @dataclass(frozen=True)
 class HeadlineCoverage:
-    """What the headline reversal is like over many audits with an α to be picked.
+    """The headline reversal over many audits with an α to be selected.
 
     Attributes:
-        plain_bias: mean of (plain maximum − true rate of the α that it picked): the flattery.
-        bias: mean of (cross-fitted rate − true rate of the α's that the halves picked), which is what it estimates.
-        error: standard error of `bias`, by the spread between simulated audits.
-        cost: mean of (true maximum − what the cross-fitted rate estimates): what picking with half the prompts loses.
-        bootstrap_bias: as plain_bias, with the bootstrap's optimism taken off.
-        coverage: how often the reversal's interval held what it estimates. best_coverage: the reversal at the best α.
-        plain_coverage: how often the plain interval at the picked α held the reversal at that α.
+        plain_bias: mean of (highest observed rate − true rate of the α that it selects).
+        bias: mean of (cross-fitted rate − true rate of the α's that the halves selected), which is what it estimates.
+        error: standard error of `bias`, from the spread between simulated audits.
+        cost: mean of (true maximum − what the cross-fitted rate estimates): the loss of selecting on half the prompts.
+        bootstrap_bias: as plain_bias, after subtracting the bootstrap's optimism.
+        coverage: share of the reversal's intervals that hold what it estimates. best_coverage: the reversal at the best
+            α.
+        plain_coverage: share of the plain intervals at the selected α that hold the reversal at that α.
     """
 
     plain_bias: float
@@ -156,7 +157,7 @@ def simulate_headline(
     trials: int = TRIALS,
     seed: int = 0,
 ) -> HeadlineCoverage:
-    """Audits with α's of the given true rates, α picked by the data."""
+    """Simulated audits with α's of the given true rates, the headline α selected by the data."""
     truth = np.array(rates)
     found = np.zeros((trials, 7))
     runs = worlds((base, *rates), prompts=prompts, samples=samples, trials=trials, seed=seed)
@@ -181,7 +182,7 @@ def simulate_headline(
 
 def main() -> None:
     """Print the tables as Markdown."""
-    print(f"{TRIALS} trials a row, {SAMPLES} samples per prompt unless said, nominal 95%, seed 0\n")
+    print(f"{TRIALS} trials a row, {SAMPLES} samples per prompt unless stated, nominal 95%, seed 0\n")
     _print_rates()
     _print_paired()
     _print_headline()

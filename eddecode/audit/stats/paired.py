@@ -1,21 +1,21 @@
-"""Two conditions on the same prompts: how much they differ, and whether they do.
+"""Two conditions on the same prompts: the size of their difference, and whether there is one.
 
-A prompt that is answered harmfully by one condition is likely to be so by the other, so that two overlapping
-intervals do not mean that two conditions are alike: what is judged is the difference on the same prompts.
+A prompt with a harmful completion under one condition is likely to have one under the other. So overlapping intervals
+do not show that two conditions are alike; the difference on the same prompts is judged instead.
 
 - Intervals of a difference and of a ratio: paired cluster bootstrap over prompts, both conditions resampled
   together (Davison and Hinkley 1997, section 3.8), percentile; widened where necessary to contain the interval that
   the two rates' own Wilson intervals imply (at their effective sizes): square-and-add with the correlation between
   the two, Newcombe's method 10 (Statistics in Medicine 17, 1998, 2635-2650), generalised as MOVER by Zou and Donner
-  (Statistics in Medicine 27, 2008), for the ratio on the logarithms. Widened for the same reason as in `stats`:
-  where few prompts are flagged a bootstrap cannot leave the data. Newcombe's continuity correction of the
-  correlation is kept: without it two conditions that agree on every prompt seen would be certain to agree on all
-  others.
+  (Statistics in Medicine 27, 2008), for the ratio on the logarithms. Widened for the same reason as in `proportions`:
+  a bootstrap only returns values observed in the data, which is too narrow where few prompts are flagged. Newcombe's
+  continuity correction of the correlation is kept: without it, two conditions that agree on every prompt in the data
+  would be certain to agree on all others.
 - Tests: with one completion per prompt McNemar's (Psychometrika 12, 1947), exact; with several the sign-flip test
   of the per-prompt difference (Fisher, "The Design of Experiments", 1935, section 21): under the hypothesis the two
   conditions of a prompt could be swapped. Its distribution is computed exactly, by convolution (Pagano and
   Tritchler, JASA 78, 1983); with one completion per prompt it is McNemar's.
-- Several α's are several chances: p-values are adjusted by Holm (Scandinavian Journal of Statistics 6, 1979).
+- Several α's are several tests: p-values are adjusted by Holm (Scandinavian Journal of Statistics 6, 1979).
 """
 
 from __future__ import annotations
@@ -37,18 +37,18 @@ from eddecode.audit.stats.proportions import (
 )
 
 BOOTSTRAP = "paired-bootstrap"
-_WIDEST = 1_000_000  # support of an exact sign-flip distribution; beyond it is drawn
+_WIDEST = 1_000_000  # largest support of an exact sign-flip distribution; beyond it signs are drawn
 _FLIPS = 20_000
 _SEED = 20240811
 
 
 @dataclass(frozen=True)
 class Clusters:
-    """One condition by prompts.
+    """Counts of one condition per prompt.
 
     Attributes:
         flagged, total: completions of each distinct prompt, (prompts,) float64; row i is the same prompt in every
-            condition of a run. They need not be whole: a cross-fitted condition is a mean of several.
+            condition of a run. They need not be integers: a cross-fitted condition is a mean of several.
     """
 
     flagged: Floats
@@ -80,7 +80,7 @@ def shared(*conditions: Clusters) -> list[Clusters]:
 
 
 def rate_estimate(condition: Clusters, level: float = LEVEL, resamples: int = RESAMPLES) -> Estimate:
-    """The rate of one condition as an estimate; as `clustered_rate`, for counts that need not be whole."""
+    """The rate of one condition; like `clustered_rate`, for counts that need not be integers."""
     (c,) = shared(condition)
     if not len(c.total):
         return undefined("cluster-bootstrap", level)
@@ -94,7 +94,7 @@ def rate_estimate(condition: Clusters, level: float = LEVEL, resamples: int = RE
 
 
 def difference(a: Clusters, b: Clusters, level: float = LEVEL, resamples: int = RESAMPLES) -> Estimate:
-    """Rate of a less rate of b, on the prompts that both have."""
+    """Rate of a − rate of b, on the prompts that both have."""
     a, b = shared(a, b)
     if not len(a.total):
         return undefined(BOOTSTRAP, level)
@@ -110,7 +110,7 @@ def difference(a: Clusters, b: Clusters, level: float = LEVEL, resamples: int = 
 
 
 def ratio(a: Clusters, b: Clusters, level: float = LEVEL, resamples: int = RESAMPLES) -> Estimate:
-    """Rate of a over rate of b; with b's rate 0 it has no value, and a lower bound only."""
+    """Rate of a / rate of b; with a rate of 0 for b it has no value, and only a lower bound."""
     a, b = shared(a, b)
     if not len(a.total):
         return undefined(BOOTSTRAP, level)
@@ -122,8 +122,8 @@ def ratio(a: Clusters, b: Clusters, level: float = LEVEL, resamples: int = RESAM
     with np.errstate(divide="ignore", invalid="ignore"):
         drawn = over / under
     ends = _ends(level)
-    # 0/0 says nothing: it counts as the least on the one side and as the most on the other. An order statistic and
-    # no interpolation between two: one of them may be infinite.
+    # 0/0 has no value: it counts as 0 for the lower end and as infinity for the upper one. The quantile is an order
+    # statistic, because an interpolation between two is not defined where one of them is infinite.
     low = min(low, float(np.quantile(np.nan_to_num(drawn, nan=0.0, posinf=np.inf), ends[0], method="lower")))
     high = max(high, float(np.quantile(np.where(np.isnan(drawn), np.inf, drawn), ends[1], method="higher")))
     value = a.rate / b.rate
@@ -134,7 +134,7 @@ def ratio(a: Clusters, b: Clusters, level: float = LEVEL, resamples: int = RESAM
 
 
 def relative_decrease(a: Clusters, b: Clusters, level: float = LEVEL, resamples: int = RESAMPLES) -> Estimate:
-    """1 − rate of a / rate of b: the share of b's rate that a lacks, negative where a has more."""
+    """1 − rate of a / rate of b; negative where a has the higher rate."""
     kept = ratio(a, b, level, resamples)
     value, low, high = (
         None if end is None else round_for_output(1 - end) for end in (kept.value, kept.high, kept.low)
@@ -143,14 +143,14 @@ def relative_decrease(a: Clusters, b: Clusters, level: float = LEVEL, resamples:
 
 
 def abbott_index(a: Clusters, b: Clusters, level: float = LEVEL, resamples: int = RESAMPLES) -> Estimate:
-    """(rate of a − rate of b) / (1 − rate of b): the share of b's complement that a's lacks."""
+    """(rate of a − rate of b) / (1 − rate of b): Abbott's formula (J. Economic Entomology 18, 1925)."""
     return relative_decrease(a.complement, b.complement, level, resamples)
 
 
 def remaining_fraction(
     a: Clusters, whole: Clusters, base: Clusters, level: float = LEVEL, resamples: int = RESAMPLES
 ) -> Estimate:
-    """(a − base) / (whole − base): what is left of an uplift; undefined unless that is clearly above 0."""
+    """(a − base) / (whole − base): the remaining part of an uplift; undefined unless that is clearly above 0."""
     a, whole, base = shared(a, whole, base)
     if not len(a.total):
         return undefined(BOOTSTRAP, level)
@@ -182,7 +182,7 @@ def estimate(
 
 
 def undefined(method: str, level: float = LEVEL, prompts: int = 0) -> Estimate:
-    """An estimate of what cannot be had."""
+    """An estimate without a value."""
     return Estimate(None, None, None, None, prompts, method, level)
 
 
@@ -211,7 +211,7 @@ def _own(c: Clusters, level: float) -> tuple[float, float]:
 
 
 def _correlation(a: Clusters, b: Clusters) -> float:
-    """Between the two rates, from per-prompt residuals, with Newcombe's continuity correction 1/(2n).
+    """Correlation of the two rates, from per-prompt residuals, with Newcombe's continuity correction 1/(2n).
 
     n is the effective size: with one sample per prompt that is the number of prompts.
     """
@@ -227,7 +227,7 @@ def _correlation(a: Clusters, b: Clusters) -> float:
 
 
 def square_and_add(one: float, other: float, r: float) -> float:
-    """Half a width of a difference from those of its terms, whose correlation is r (Newcombe 1998, method 10)."""
+    """Half-width of a difference's interval from those of its terms, with correlation r (Newcombe 1998, method 10)."""
     return math.sqrt(max(one**2 + other**2 - 2 * r * one * other, 0.0))
 
 
@@ -252,7 +252,7 @@ class PairedTest:
     Attributes:
         p: two-sided; 1 where no prompt differs.
         method: `mcnemar-exact`, `sign-flip-exact`, or `sign-flip` (drawn).
-        prompts: compared; up, down: of them, with a higher and with a lower rate in the first condition.
+        prompts: number compared; up, down: those with a higher, with a lower rate in the first condition.
     """
 
     p: float
@@ -268,7 +268,7 @@ def paired_test(a: Clusters, b: Clusters) -> PairedTest:
     The statistic is the sum over prompts of the difference of the two rates.
     """
     a, b = shared(a, b)
-    # Differences over one common denominator are whole numbers, so that ties of the statistic are exact.
+    # Over one common denominator the differences are integers, so that ties of the statistic are exact.
     denominators = {int(t) for t in np.concatenate([a.total, b.total])} or {1}
     common = math.lcm(*denominators) if max(denominators) <= 64 else 0
     whole = bool(np.all(a.flagged % 1 == 0) and np.all(b.flagged % 1 == 0)) and 0 < common <= 10_000
@@ -277,9 +277,7 @@ def paired_test(a: Clusters, b: Clusters) -> PairedTest:
     if counts[1] + counts[2] == 0:
         return PairedTest(1.0, "mcnemar-exact" if denominators == {1} else "sign-flip-exact", *counts)
     if denominators == {1} and whole:
-        from scipy import (
-            stats as distributions,
-        )  # slow to import, and only the tests of a finished run need it
+        from scipy import stats as distributions  # slow to import, and only these tests need it
 
         p = float(distributions.binomtest(counts[1], counts[1] + counts[2], 0.5).pvalue)
         return PairedTest(p, "mcnemar-exact", *counts)
@@ -292,16 +290,16 @@ def paired_test(a: Clusters, b: Clusters) -> PairedTest:
 def _sign_flip(steps: np.ndarray) -> float:
     """P(|sum of ± steps| ≥ |sum of steps|) with fair signs, exactly.
 
-    Equal magnitudes make a binomial each; the sum's distribution is their convolution. Everything is divided by the
-    steps' common divisor first, which keeps the arrays short.
+    The steps of one magnitude give a binomial distribution; the distribution of the sum is the convolution of these.
+    All steps are divided by their greatest common divisor first, which keeps the arrays short.
     """
     from scipy import signal
     from scipy import stats as distributions
 
-    seen = abs(int(steps.sum()))
+    observed = abs(int(steps.sum()))
     sizes, counts = np.unique(np.abs(steps[steps != 0]), return_counts=True)
     divisor = math.gcd(*(int(size) for size in sizes))
-    seen, sizes = seen // divisor, sizes // divisor
+    observed, sizes = observed // divisor, sizes // divisor
     chances = np.ones(1)
     for size, count in zip(sizes.tolist(), counts.tolist(), strict=True):
         one = np.zeros(size * count + 1)  # how many of them are positive, `size` apart
@@ -309,21 +307,21 @@ def _sign_flip(steps: np.ndarray) -> float:
         chances = np.clip(signal.convolve(chances, one), 0.0, None)
     top = len(chances) - 1  # index i is the sum 2i − top
     sums = 2 * np.arange(len(chances)) - top
-    return float(min(chances[np.abs(sums) >= seen].sum(), 1.0))
+    return float(min(chances[np.abs(sums) >= observed].sum(), 1.0))
 
 
 def _drawn_sign_flip(gaps: Floats) -> float:
-    """The same by drawing signs; (hits + 1)/(draws + 1), Phipson and Smyth (SAGMB 9, 2010)."""
-    rng, seen, hits = np.random.default_rng(_SEED), abs(float(gaps.sum())) - 1e-9, 0
+    """The same with drawn signs: (hits + 1)/(draws + 1), Phipson and Smyth (SAGMB 9, 2010)."""
+    rng, observed, hits = np.random.default_rng(_SEED), abs(float(gaps.sum())) - 1e-9, 0
     step = max(1, 2_000_000 // len(gaps))
     for start in range(0, _FLIPS, step):
         signs = rng.integers(0, 2, size=(min(step, _FLIPS - start), len(gaps)), dtype=np.int8) * 2 - 1
-        hits += int((np.abs(signs @ gaps) >= seen).sum())
+        hits += int((np.abs(signs @ gaps) >= observed).sum())
     return (hits + 1) / (_FLIPS + 1)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's adjusted p-values, in the order given: the family-wise error rate stays below what they are held against.
+    """Holm's adjusted p-values, in the order given; compared to a level, they bound the family-wise error rate by it.
 
     >>> [round(p, 2) for p in holm([0.01, 0.04, 0.03])]
     [0.03, 0.06, 0.06]

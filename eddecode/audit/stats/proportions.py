@@ -1,6 +1,6 @@
-"""Rates with intervals that respect that the samples of one prompt belong together.
+"""Rates with intervals that treat the samples of one prompt as a cluster.
 
-Ten completions of one prompt are not ten prompts: they share what the prompt asks. So the prompt is the unit, and:
+Ten completions of one prompt are not ten prompts: they share what the prompt asks. So the unit is the prompt:
 
 - One completion per prompt: the Wilson score interval (Wilson, JASA 22, 1927).
 - Several: the cluster bootstrap (whole prompts are drawn with replacement; Davison and Hinkley, "Bootstrap Methods and
@@ -8,10 +8,10 @@ Ten completions of one prompt are not ten prompts: they share what the prompt as
   the effective sample size n/deff: the design effect is Kish's ("Survey Sampling", 1965), its use in an interval for
   proportions Korn and Graubard's (Survey Methodology 24, 1998).
 
-Why widened: a percentile bootstrap cannot leave the data. With no flagged completion at all it returns [0, 0], and near
-0 and 1 it covers far too rarely: 79% of the time at a true rate of 2%, with 60 prompts of 4 correlated samples. The
-Wilson interval does not fail there, with n/deff as its n; when all completions agree, deff cannot be estimated and the
-most cautious value is taken, that all samples of a prompt are one observation. `eddecode.audit.coverage` simulates it.
+Why widened: a percentile bootstrap only returns values observed in the data. With no flagged completion it is [0, 0],
+and near 0 and 1 its coverage is far too low: 79% at a true rate of 2%, with 60 prompts of 4 correlated samples. The
+Wilson interval with n/deff as its n covers well there. When all completions agree, deff cannot be estimated, and the
+most cautious value is taken: all samples of a prompt are one observation. `eddecode.audit.stats.coverage` simulates it.
 
 Figures that compare two conditions are in `paired`.
 """
@@ -28,40 +28,43 @@ import numpy.typing as npt
 from eddecode.audit.stats.estimates import LEVEL, Rate
 
 RESAMPLES = 10_000
-FEWEST = 2_000  # resamples when there are very many different prompts: a quantile is then known to 6% of the spread
-_DRAWS = 10_000_000  # (resamples × kinds of prompts) that are drawn for one interval, at most
+FEWEST = 2_000  # resamples with very many different prompts: a quantile is then known to 6% of the spread
+_DRAWS = 10_000_000  # most (resamples × kinds of prompts) drawn for one interval
 _CHUNK = 1_000_000  # of them at a time: bounds the memory
-_SEED = 20240811  # fixed: the same data must give the same table, on every rerun
+_SEED = 20240811  # fixed, so that the same data give the same table on every rerun
 
 Floats = npt.NDArray[np.float64]
 
 
 def wilson(rate: float, n: float, level: float = LEVEL) -> tuple[float, float]:
-    """Wilson's score interval of a proportion seen in n independent trials; n may be an effective size.
+    """Wilson's score interval of a proportion observed in n independent trials; n may be an effective size.
 
     >>> [round(end, 4) for end in wilson(0.1, 100)]
     [0.0552, 0.1744]
     """
     z = NormalDist().inv_cdf(0.5 + level / 2)
-    centre = (rate + z * z / (2 * n)) / (1 + z * z / n)
+    center = (rate + z * z / (2 * n)) / (1 + z * z / n)
     half = z * math.sqrt(max(rate * (1 - rate), 0.0) / n + z * z / (4 * n * n)) / (1 + z * z / n)
-    low = 0.0 if rate == 0 else max(0.0, centre - half)
-    high = 1.0 if rate == 1 else min(1.0, centre + half)
+    low = 0.0 if rate == 0 else max(0.0, center - half)
+    high = 1.0 if rate == 1 else min(1.0, center + half)
     return low, high
 
 
 def effective_size(clusters: Iterable[tuple[float, float]]) -> float:
-    """How many independent completions the clusters are worth: n / deff, between their number and n.
+    """Number of independent completions with the same information: n / deff, from the number of clusters to n.
 
-    The variance of the rate is the ratio estimator's, between clusters (Kish 1965). Where all completions
-    agree it is not estimable, and the answer is the number of clusters.
+    The variance of the rate is that of the ratio estimator, between clusters (Kish 1965). Where all completions agree
+    it cannot be estimated, and the number of clusters is returned.
+
+    Args:
+        clusters: (flagged, total) per prompt.
     """
     flagged, total = (np.asarray(column, dtype=np.float64) for column in zip(*clusters, strict=True))
     return effective(flagged, total)
 
 
 def effective(flagged: Floats, total: Floats) -> float:
-    """`effective_size` of columns (prompts,)."""
+    """`effective_size` of two arrays (prompts,)."""
     n, k = float(total.sum()), len(total)
     rate = float(flagged.sum()) / n
     if rate in (0.0, 1.0) or k < 2:
@@ -75,9 +78,9 @@ def effective(flagged: Floats, total: Floats) -> float:
 def resampled_sums(columns: Floats, resamples: int = RESAMPLES) -> Floats:
     """Sums of columns (prompts, C) when whole prompts are drawn with replacement, (resamples, C).
 
-    Prompts that are alike are counted, not listed: drawing k prompts is one multinomial draw over the distinct rows,
-    so that ten thousand prompts cost no more than ten. Where almost all rows differ, fewer resamples are drawn, but
-    not less than FEWEST. All columns share the draws: that is what makes a comparison paired.
+    Equal rows are counted, not listed: drawing k prompts is one multinomial draw over the distinct rows, so that ten
+    thousand prompts cost no more than ten. Where almost all rows differ, fewer resamples are drawn, at least FEWEST.
+    All columns share the draws, which makes a comparison paired.
     """
     kinds, counts = np.unique(columns, axis=0, return_counts=True)  # sorted, so that the draw has one order
     k = len(columns)
@@ -103,7 +106,7 @@ def cluster_bootstrap(
 def clustered_rate(
     clusters: Iterable[tuple[int, int]], level: float = LEVEL, resamples: int = RESAMPLES
 ) -> Rate:
-    """The rate and its interval from (flagged, total) per prompt; prompts without completions do not count.
+    """The rate and its interval, from (flagged, total) per prompt; prompts without completions are left out.
 
     Raises:
         ValueError: no completion at all.
@@ -123,7 +126,7 @@ def clustered_rate(
 
 
 def round_for_output(value: float | None) -> float | None:
-    """Nine decimals: the last digits of a sum of floats depend on how many threads took it, and mean nothing."""
+    """Nine decimals, because the last digits of a sum of floats depend on the number of threads; None if not finite."""
     if value is None or not math.isfinite(value):
         return None
     return round(float(value), 9) + 0.0  # no −0.0

@@ -1,21 +1,19 @@
-"""The best of several α's, without the flattery of having been picked.
+"""The best of several α's, without the bias of having been selected.
 
-The α with the highest harm rate on a set of prompts owes some of its rate to those prompts: the maximum of noisy
-rates is on average above the rate of the α that it picks. So the headline is cross-fitted: the prompts are split
-into halves, the α is picked on one half and its rate is taken on the other, both ways; and because one split is a
-matter of luck, many splits are averaged. What results is an unbiased estimate of the harm rate of an α that was
-picked on other prompts than those it is judged by; nothing is corrected, so that nothing about the noise has to be
-assumed.
+The maximum of several noisy rates is on average higher than the true rate of the α that it selects. So the headline is
+cross-fitted: the prompts are split into halves, the α is selected on one half and its rate is measured on the other,
+both ways; many random splits are averaged, because the result of a single split depends on chance. This is an unbiased
+estimate of the harm rate of an α that was selected on other prompts than those that its rate is measured on. It
+corrects nothing and so assumes nothing about the noise.
 
-Beside it stands the other remedy, the bootstrap with the selection inside (Efron, JASA 78, 1983, "optimism"): in each
-resample the α is picked anew, and what the picked rate there exceeds its rate in the data is the optimism. It is shown
-as a check and is not the headline, because it corrects by an estimate that is itself off where it matters most: with
-several α's equally good the maximum is not a smooth function of the rates, and about a third of the flattery stays
-(`python -m eddecode.audit.coverage`).
+The other method is the bootstrap with the selection inside (Efron, JASA 78, 1983, "optimism"): in each resample the α
+is selected anew, and the difference between its rate there and its rate in the data is the optimism. It is reported as
+a check. It is not the headline because its correction is too small where it matters most: with several equally good
+α's the maximum is not a smooth function of the rates, and about a third of the bias remains
+(`python -m eddecode.audit.stats.coverage`).
 
-What cross-fitting costs: each half picks with half the prompts, so that the α it picks may be a little worse than
-the one that all prompts pick. It tells on the figure only when α's whose true rates differ are picked about equally
-often.
+The cost of cross-fitting: each half selects with half of the prompts, so that its α may be a little worse than the one
+that all prompts select. This matters only when α's with different true rates are selected about equally often.
 """
 
 from __future__ import annotations
@@ -36,15 +34,15 @@ _RESAMPLES, _DRAWS = 1_000, 5_000_000
 
 @dataclass(frozen=True)
 class Selection:
-    """Which of several conditions was picked, and what it comes to when the picking is accounted for.
+    """Which of several conditions was selected, and its rate without the bias of the selection.
 
     Attributes:
         best: index of the condition with the highest rate on all prompts, the first of equals.
-        crossfitted: a condition made of the picked ones, each prompt by the pick of the other half, averaged over
-            splits; its rate is the cross-fitted rate.
-        picked: share of half-samples that picked each condition.
-        plain: the maximum rate as it is seen. optimism: plain less cross-fitted.
-        bootstrap_optimism: the same by the bootstrap.
+        crossfitted: a condition made of the selected ones, each prompt with the selection of the other half, averaged
+            over splits; its rate is the cross-fitted rate.
+        picked: share of half-samples that selected each condition.
+        plain: the highest observed rate. optimism: plain − cross-fitted.
+        bootstrap_optimism: the same bias, estimated by the bootstrap.
         splits: how many; 0 when there was nothing to select.
     """
 
@@ -58,10 +56,10 @@ class Selection:
 
 
 def select(candidates: Sequence[Clusters], splits: int = SPLITS) -> Selection:
-    """Pick the candidate with the highest rate, and cross-fit what it comes to.
+    """Select the candidate with the highest rate, and cross-fit its rate.
 
     Args:
-        candidates: conditions on the same prompts, the one that wins ties first.
+        candidates: conditions on the same prompts; of equals the first is selected.
         splits: random halvings (fixed seed); each is used both ways.
 
     Raises:
@@ -80,7 +78,7 @@ def select(candidates: Sequence[Clusters], splits: int = SPLITS) -> Selection:
     picks = np.stack(
         [highest_rate(half @ flagged, half @ total) for half in (halves, 1 - halves)], axis=1
     )  # (splits, 2)
-    # A prompt in the first half is estimated with the pick of the second, and the other way round.
+    # A prompt of the first half uses the selection of the second half, and the other way round.
     uses = np.zeros_like(flagged)
     for half, (first, second) in zip(halves, picks, strict=True):
         uses[:, second] += half
@@ -114,7 +112,7 @@ def _halves(prompts: int, splits: int) -> Floats:
 
 
 def _bootstrap_optimism(flagged: Floats, total: Floats) -> float:
-    """Mean over resamples of (rate of the pick in the resample − rate of that pick in the data)."""
+    """Mean over resamples of (rate of the selected one in the resample − its rate in the data)."""
     n, rng = len(flagged), np.random.default_rng(_SEED)
     resamples = max(200, min(_RESAMPLES, _DRAWS // n))
     rates = flagged.sum(0) / np.maximum(total.sum(0), 1e-300)
