@@ -46,7 +46,7 @@ class Sampler:
     """Samples completions from a pair of models.
 
     Args:
-        pair: the two models, or a group from `eddecode.mixture`.
+        pair: the two models, or an `Ensemble` or a `Transfer`.
         base_template: how the base model sees a prompt; None is a plain instruction template. "chat", a preset's
             name, a string with `{prompt}`, a file that holds one, or a callable; see `eddecode.prompts.make_template`.
         aligned_template: the same for the aligned model; None is its own chat template.

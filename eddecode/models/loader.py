@@ -249,25 +249,26 @@ def load_merged_adapter(
             f"{where} (peft_type {adapter.config.get('peft_type')}) cannot be merged into {base.source!r}: {error}. "
             "Check that it was trained on this base; for methods that cannot be merged, give a merged checkpoint"
         ) from error
-    named = adapter.config.get("base_model_name_or_path")
-    if named and Path(str(named)).name != Path(base.source).name:
-        notes.append(
-            Diagnostic(
-                "warning",
-                "aligned",
-                f"the adapter was trained on {named!r} and is merged into {base.source!r}",
-                "Check that both are the same checkpoint",
-            )
-        )
-    notes.append(
-        Diagnostic(
-            "info",
-            "aligned",
-            f"an adapter ({adapter.config.get('peft_type')}), merged into a copy of the base in {merged.dtype}",
-            "Nothing to do",
-        )
+    return freeze(merged), notes + _adapter_notes(adapter, base, merged.dtype)
+
+
+def _adapter_notes(adapter: Checkpoint, base: Checkpoint, dtype: Any) -> list[Diagnostic]:
+    merged = Diagnostic(
+        "info",
+        "aligned",
+        f"an adapter ({adapter.config.get('peft_type')}), merged into a copy of the base in {dtype}",
+        "Nothing to do",
     )
-    return freeze(merged), notes
+    trained_on = adapter.config.get("base_model_name_or_path")
+    if not trained_on or Path(str(trained_on)).name == Path(base.source).name:
+        return [merged]
+    other_base = Diagnostic(
+        "warning",
+        "aligned",
+        f"the adapter was trained on {trained_on!r} and is merged into {base.source!r}",
+        "Check that both are the same checkpoint",
+    )
+    return [other_base, merged]
 
 
 def _resize_for(adapter: Checkpoint, model: Any) -> None:

@@ -8,7 +8,7 @@ so that no second copy of a model's size is made.
 from __future__ import annotations
 
 import re
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -21,20 +21,34 @@ from eddecode.models.tensor_bytes import byte_view, chunks
 _LAYER = re.compile(r"^(.*?\.\d+)(?:\.|$)")
 
 
+@dataclass
+class _LayerChange:
+    """Sums over the tensors of one layer; changed, norm: squared norms of the difference and of the base."""
+
+    changed: float = 0.0
+    norm: float = 0.0
+    parameters: int = 0
+    is_identical: bool = True
+
+    def add(self, tensor: Tensor, is_identical: bool, changed: float, norm: float) -> None:
+        self.changed += changed
+        self.norm += norm
+        self.parameters += tensor.numel()
+        self.is_identical &= is_identical
+
+
 def compare_tensors(base: Any, aligned: Any) -> dict[str, Any]:
-    """Which tensors are equal to the bit, and how far the others moved. The schema is in `ModelPair.describe`."""
+    """Which tensors are identical to the bit, and how far the others moved; the schema is in `ModelPair.describe`."""
     ours, theirs = named_tensors(base), all_names(aligned)
-    also_theirs = named_tensors(aligned)
-    layers: dict[str, dict[str, Any]] = {}
+    layers: dict[str, _LayerChange] = {}
     result: dict[str, Any] = {
         "identical": [],
         "moved": {},
         "different_shape": [],
         "not_in_memory": [],
         "only_base": sorted(ours.keys() - theirs.keys()),
-        "only_aligned": sorted(also_theirs.keys() - all_names(base).keys()),
+        "only_aligned": sorted(named_tensors(aligned).keys() - all_names(base).keys()),
     }
-    identical_bytes = 0
     for name in [name for name in ours if name in theirs]:
         a, b = ours[name], theirs[name]
         if a.is_meta or b.is_meta:  # offloaded by a device_map
@@ -42,33 +56,29 @@ def compare_tensors(base: Any, aligned: Any) -> dict[str, Any]:
         elif a.shape != b.shape:
             result["different_shape"].append(name)
         else:
-            same, moved, size = _difference(a, b)
-            layer = layers.setdefault(layer_of(name), {"moved": 0.0, "size": 0.0, "n": 0, "identical": True})
-            layer["moved"] += moved
-            layer["size"] += size
-            layer["n"] += a.numel()
-            layer["identical"] &= same
-            if same:
+            is_identical, changed, norm = _difference(a, b)
+            layers.setdefault(layer_of(name), _LayerChange()).add(a, is_identical, changed, norm)
+            if is_identical:
                 result["identical"].append(name)
-                identical_bytes += a.nbytes
             else:
-                result["moved"][name] = _ratio(moved, size)
-    result["identical_bytes"] = identical_bytes
-    result["layers"] = [
-        {
-            "layer": name,
-            "parameters": layer["n"],
-            "identical": layer["identical"],
-            "relative_change": _ratio(layer["moved"], layer["size"]),
-        }
-        for name, layer in layers.items()
-    ]
-    result["relative_change"] = _ratio(
-        sum(layer["moved"] for layer in layers.values()), sum(layer["size"] for layer in layers.values())
-    )
+                result["moved"][name] = _ratio(changed, norm)
     common = common_layers(base, aligned)
-    result["trunk"] = None if common is None else asdict(common)
-    return result
+    return result | {
+        "identical_bytes": sum(ours[name].nbytes for name in result["identical"]),
+        "layers": [
+            {
+                "layer": name,
+                "parameters": layer.parameters,
+                "identical": layer.is_identical,
+                "relative_change": _ratio(layer.changed, layer.norm),
+            }
+            for name, layer in layers.items()
+        ],
+        "relative_change": _ratio(
+            sum(layer.changed for layer in layers.values()), sum(layer.norm for layer in layers.values())
+        ),
+        "trunk": None if common is None else asdict(common),
+    }
 
 
 def layer_of(name: str) -> str:
@@ -77,22 +87,22 @@ def layer_of(name: str) -> str:
     return match.group(1) if match else name.rpartition(".")[0] or name
 
 
-def _ratio(moved: float, size: float) -> float | None:
-    """√(moved / size) for two squared norms; None where a tensor of zeros moved (no relative size)."""
-    if moved == 0.0:
+def _ratio(changed: float, norm: float) -> float | None:
+    """√(changed / norm) for two squared norms; None where a tensor of zeros changed (no relative change)."""
+    if changed == 0.0:
         return 0.0
-    return (moved / size) ** 0.5 if size > 0.0 else None
+    return (changed / norm) ** 0.5 if norm > 0.0 else None
 
 
 def _difference(a: Tensor, b: Tensor) -> tuple[bool, float, float]:
-    """(equal to the bit, ‖b − a‖², ‖a‖²), in float64 chunk by chunk."""
-    same = a.dtype == b.dtype
-    moved = size = 0.0
+    """(identical to the bit, ‖b − a‖², ‖a‖²), in float64, chunk by chunk."""
+    is_identical = a.dtype == b.dtype
+    changed = norm = 0.0
     for x, y in zip(chunks(a), chunks(b), strict=True):
         y = y.to(x.device)
-        same = same and torch.equal(byte_view(x), byte_view(y))
+        is_identical = is_identical and torch.equal(byte_view(x), byte_view(y))
         wide = x.double()
-        size += float(wide.square().sum())
-        if not same:
-            moved += float((y.double() - wide).square().sum())
-    return same, moved, size
+        norm += float(wide.square().sum())
+        if not is_identical:
+            changed += float((y.double() - wide).square().sum())
+    return is_identical, changed, norm

@@ -62,7 +62,7 @@ def score_rows(
 ) -> RowScores:
     """Log-probabilities of one token per row under both models and under every contrast, and how far they diverge.
 
-    A contrast is `eddecode.contrast.contrast`: float32, −inf outside the vocabulary and where a term of nonzero weight
+    A contrast is `eddecode.sampling.contrast`: float32, −inf outside the vocabulary and where a term of nonzero weight
     is −inf; a token there has log-probability −inf. Sums are taken in float64. The environment variable
     EDDECODE_KERNELS=reference asks for the torch version.
 
