@@ -32,7 +32,7 @@ def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def on_a_tape(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No compiled layers, as on a GPU: a tape records torch operations only. Small buckets, so that texts outgrow them."""
+    """No compiled layers, as on a GPU: a tape records torch operations only. Small buckets: texts outgrow them."""
     from eddecode.execution import cuda_graph as graph
     from eddecode.execution import kv_cache as cache
     from eddecode_kernels import jit as compiler
