@@ -15,14 +15,14 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import statistics
-import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from benchmarks.measure import interleave, ratios, spread, timed
 from eddecode import ModelPair, RenderedPrompt, Sampler, SamplingParams
 from eddecode.engine.speculative.drafters import BaseDrafter, Drafter, NgramDrafter
 from eddecode.engine.speculative.factory import assistant_for, speculator_for
@@ -64,33 +64,33 @@ def gains(
     stats = speculator.stats
     samplers = {"off": Sampler(models), "on": Sampler(models, speculation=speculator)}
     prompts = [RenderedPrompt(ids, ids) for ids in (tuple(range(5 + i, 37 + i)) for i in range(rows))]
-    seconds: dict[str, list[float]] = {name: [] for name in samplers}
-    for _ in range(rounds + 1):
-        made = []
-        for name, sampler in samplers.items():
-            start = time.perf_counter()
-            made.append([c.token_ids for c in sampler.generate(prompts, params)])
-            seconds[name].append(time.perf_counter() - start)
-        if made[0] != made[1]:
-            raise SystemExit("speculation changed the tokens")
-    found = [off / on for off, on in zip(seconds["off"][1:], seconds["on"][1:], strict=True)]
-    per_token = statistics.median(seconds["off"]) / params.max_new_tokens
+    tokens: dict[str, list[list[int]]] = {}
+
+    def timer(name: str) -> float:
+        seconds, completions = timed(lambda: samplers[name].generate(prompts, params))
+        tokens[name] = [completion.token_ids for completion in completions]
+        return seconds
+
+    seconds = interleave({name: partial(timer, name) for name in samplers}, rounds + 1)
+    if tokens["off"] != tokens["on"]:
+        raise SystemExit("speculation changed the tokens")
+    first, *others = ratios(seconds["off"], seconds["on"])
+    gain = spread(others)
+    base = acceptance(samplers["off"], BaseDrafter(), prompts, params) if drafter == "base" else 0.0
     return {
         "change": change,
         "drafter": drafter,
         "rows": rows,
         "alpha": params.alpha,
         "temperature": params.temperature,
-        "first": seconds["off"][0] / seconds["on"][0],
-        "gain": statistics.median(found),
-        "least": min(found),
-        "most": max(found),
-        "plain_ms": 1e3 * per_token,
+        "first": first,
+        "gain": gain["median"],
+        "least": gain["min"],
+        "most": gain["max"],
+        "plain_ms": 1e3 * spread(seconds["off"])["median"] / params.max_new_tokens,
         "verified": stats.verified,
         "accepted": stats.accepted / max(1, stats.verified),
-        "acceptance": acceptance(samplers["off"], BaseDrafter(), prompts, params)
-        if drafter == "base"
-        else 0.0,
+        "acceptance": base,
     }
 
 
@@ -127,8 +127,11 @@ def bundled(count: int = 16) -> list[dict[str, float | str]]:
 
 
 def main(arguments: list[str] | None = None) -> None:
+    """Measure, print a line per distance or drafter, and write the figures if asked to."""
     options = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m benchmarks speculation",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     options.add_argument("--change", type=float, nargs="+", default=[0.004, 0.02])
     options.add_argument("--drafter", default="base", choices=["base", "ngram", "auto", "assistant"])

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 from eddecode.audit.analysis.summary import Summary
 from eddecode.audit.stats.estimates import Rate
-from eddecode.errors import StoreError
 from eddecode.utils import plotting
+from eddecode.utils.files import atomic_path
 from eddecode.utils.plotting import GRAY, PALETTE
 
 if TYPE_CHECKING:
@@ -63,11 +63,9 @@ def write_curve(summary: Summary, title: str | None = None) -> list[Path]:
     """
     paths = [summary.folder / name for name in FILES]
     figure = draw_curve(summary, title)
-    try:
-        for path in paths:
-            plotting.save(figure, path)
-    except OSError as error:
-        raise StoreError(f"the picture in {summary.folder} cannot be written ({error.strerror})") from error
+    for path in paths:
+        with atomic_path(path) as scratch:
+            plotting.save(figure, scratch)
     return paths
 
 
