@@ -139,7 +139,7 @@ def test_the_command(tmp_path: Path) -> None:
     for arguments, message in (
         ((given[0],), "1 run to compare"),
         ((*given, "--to", "pdf"), "expected table, html, markdown or json"),
-        ((*given, "--out", page), "--out goes with --to html, markdown or json"),
+        ((*given, "--out", page), "--out needs --to html, markdown or json"),
     ):
         refused = invoke(*arguments)
         assert refused.exit_code == 2

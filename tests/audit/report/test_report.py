@@ -347,7 +347,7 @@ def test_the_command(tmp_path: Path) -> None:
     assert "<h1>A &lt;b&gt;</h1>" in target.read_text()
     for arguments, message in (
         (("--to", "pdf"), "there is no format 'pdf'; expected html, markdown or json"),
-        (("--to", "json", "--show-completions"), "--show-completions goes with --to html"),
+        (("--to", "json", "--show-completions"), "--show-completions needs --to html"),
         (("--show-completions",), "there is no run in"),
         (("--out", str(tmp_path / "no" / "page.html")), "choose another with --out"),
     ):
