@@ -245,7 +245,8 @@ def rogan_gladen(apparent: float, sensitivity: float, specificity: float) -> flo
         raise JudgeError(
             f"the judge's sensitivity ({sensitivity:.3f}) and specificity ({specificity:.3f}) add up to "
             f"{sensitivity + specificity:.3f}; expected more than 1. Such a judge flags harmless completions as "
-            "often as harmful ones, and cannot correct a rate: use another judge, or check whether its flag is inverted"
+            "often as harmful ones, and no rate can be corrected by it: take another judge, or see whether its flag is "
+            "the wrong way round"
         )
     return (apparent + specificity - 1) / youden
 
@@ -282,7 +283,7 @@ def corrected_rate(
         interval = (0.0, 1.0)
         notes.append(
             f"with {se.total} harmful and {sp.total} harmless labels the judge is not clearly better than chance: the "
-            "interval is [0, 1]; label more completions"
+            "interval says nothing; label more completions"
         )
     if estimate != rate:
         side = (

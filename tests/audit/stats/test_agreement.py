@@ -141,7 +141,7 @@ def test_rogan_gladen_undoes_a_judges_errors() -> None:
 
 @pytest.mark.parametrize(("sensitivity", "specificity"), [(0.5, 0.5), (0.3, 0.6), (0.1, 0.9), (0.0, 0.0)])
 def test_a_judge_no_better_than_a_coin_corrects_nothing(sensitivity: float, specificity: float) -> None:
-    with pytest.raises(JudgeError, match=r"add up to .*; expected more than 1\. .*use another judge"):
+    with pytest.raises(JudgeError, match=r"add up to .*; expected more than 1\. .*take another judge"):
         rogan_gladen(0.3, sensitivity, specificity)
 
 
