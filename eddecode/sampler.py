@@ -1,8 +1,8 @@
-"""Sampler: what people call. Prompts and parameters in, completions out.
+"""Sampler: the public interface to decoding and scoring. Prompts and parameters in, completions out.
 
-It renders prompts for both models, turns every sample into a request, lets the engine decode them all together, and
-reads the tokens back as text. `generate` returns when all are done, `as_completed` yields each as it finishes, and
-`stream` yields the pieces as they come.
+It renders prompts for both models, makes a request of every sample, has the engine decode all of them together, and
+decodes the tokens to text. `generate` returns when all are finished, `as_completed` yields each as it finishes, and
+`stream` yields it token by token.
 """
 
 from __future__ import annotations
@@ -47,16 +47,16 @@ class Sampler:
 
     Args:
         pair: the two models, or an `Ensemble` or a `Transfer`.
-        base_template: how the base model sees a prompt; None is a plain instruction template. "chat", a preset's
+        base_template: how a prompt is rendered for the base model; None is a plain instruction template. "chat", a preset's
             name, a string with `{prompt}`, a file that holds one, or a callable; see `eddecode.prompts.make_template`.
         aligned_template: the same for the aligned model; None is its own chat template.
-        max_slots: completions that decode together at most.
-        speculation: who drafts tokens for speculative decoding; the tokens are the same as with "off". "base",
+        max_slots: most completions that are decoded together.
+        speculation: what drafts tokens for speculative decoding; the tokens are the same as with "off". "base",
             "ngram", "auto" for both; or a small model with the pair's vocabulary: a checkpoint's folder or hub id, or a
             transformers model. See `eddecode.engine.speculative`.
         memory_budget: bytes for keys and values; None takes half of what is free on the device when decoding starts.
-        cuda_graphs: on a GPU, capture the steps of the models instead of launching them from Python; a model that this
-            does not work for is decoded without, and a warning says so. See docs/gpu.md.
+        cuda_graphs: on a GPU, capture the models' steps as CUDA graphs. A model whose step cannot be captured is
+            decoded without, with a warning. See docs/gpu.md.
     """
 
     def __init__(
@@ -93,11 +93,11 @@ class Sampler:
         """The pair's runner, made on first use."""
         if self._runner is None:
             self._runner = runner_for(self.pair, CudaGraph if self.cuda_graphs else None)
-            trim_heap()  # its trials are over
+            trim_heap()  # of what its self-checks took
         return self._runner
 
     def render(self, prompt: Prompt) -> RenderedPrompt:
-        """A prompt as both models will see it."""
+        """A prompt, rendered for both models."""
         if isinstance(prompt, RenderedPrompt):
             return prompt
         if self._renderer is None:  # a pair without templates still serves prompts that are rendered already
@@ -127,7 +127,7 @@ class Sampler:
 
         Raises:
             PromptError, ParamsError, ContextError: before anything is decoded.
-            EngineError: the models gave logits that are not finite, or memory does not suffice for one row.
+            EngineError: logits are not finite, or there is not enough memory for one completion.
         """
         done = self.as_completed(prompts, params)
         if progress:
@@ -143,7 +143,7 @@ class Sampler:
         prompts: Prompt | Sequence[Prompt],
         params: SamplingParams | Sequence[SamplingParams] | None = None,
     ) -> Iterator[Completion]:
-        """The completions of `generate`, each as soon as it is done, in any order; errors come before the first."""
+        """The completions of `generate`, each as soon as it is finished, in any order; bad input raises at once."""
         return self._completions(self._submit(prompts, params)[0])
 
     def stream(
@@ -151,7 +151,7 @@ class Sampler:
         prompts: Prompt | Sequence[Prompt],
         params: SamplingParams | Sequence[SamplingParams] | None = None,
     ) -> Iterator[Piece]:
-        """The completions of `generate` token by token; pieces of different completions interleave."""
+        """The completions of `generate` token by token; tokens of different completions are interleaved."""
         return self._stream(*self._submit(prompts, params))
 
     def score(
@@ -165,7 +165,7 @@ class Sampler:
     ) -> Scores:
         """How likely given completions are under base, aligned, and the contrast at every α; see `eddecode.scoring`.
 
-        Each model reads everything once, for any number of α's. `scores.depth` says how far the models diverge at
+        Each model reads everything once, for any number of α's. `scores.depth` holds how far the models diverge at
         each position of the completions.
 
         Args:
@@ -184,12 +184,12 @@ class Sampler:
             ParamsError: an α is not finite, or it cannot be told which prompt a completion belongs to.
             PromptError: a completion has an id that cannot be sampled, or is text and there is no tokenizer.
             ContextError: a prompt with its completion is longer than a model reads.
-            EngineError: the models gave logits that are not finite, or memory does not suffice for one completion.
+            EngineError: logits are not finite, or there is not enough memory for one completion.
         """
         listed = _as_list(prompts)
         strengths = [alphas] if isinstance(alphas, int | float) else list(alphas)
         for alpha in strengths:
-            SamplingParams(alpha=alpha)  # says what is wrong with it
+            SamplingParams(alpha=alpha)  # raises if it is not finite
         given = normalize_completions(
             completions, len(listed), prompt_index, self.pair.tokenizer, self.pair.vocabulary
         )

@@ -1,6 +1,6 @@
-"""What the engine knows of speculative decoding: a draft, and the interface of whoever proposes it.
+"""The interface between the engine and speculative decoding: `Draft` and the protocol `Speculator`.
 
-A speculator proposes tokens, the engine verifies them; neither calls the other back. How tokens are proposed is in
+A speculator proposes tokens and the engine verifies them; neither calls the other back. The speculators are in
 `eddecode.engine.speculative`, which the engine does not import.
 """
 

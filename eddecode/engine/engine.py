@@ -1,7 +1,7 @@
 """Engine: the decode loop. Requests wait, take slots, are decoded together, stop, and free their slots.
 
-`Engine.step` is the algorithm. Who runs is decided in `eddecode.engine.scheduler`, what is sampled in
-`eddecode.engine.sequence`. Speculative decoding is part of the loop: drafted tokens are read by the models together
+`Engine.step` is the algorithm. `eddecode.engine.scheduler` decides which sequences run, and `eddecode.engine.sequence`
+samples their tokens. Speculative decoding is part of the loop: drafted tokens are read by the models together
 with the last sampled one, every position is sampled as without a draft, and a sequence keeps what was sampled up to the
 first position that differs from its draft. A token belongs to its logits and to the random number of its position, so
 a draft changes how many tokens a step gives, never which.
@@ -99,7 +99,7 @@ class Engine:
     # The parts of a step, in order
 
     def _prefill(self, admitted: Sequence[SequenceState]) -> None:
-        """Prefill the texts that no model has read yet, sample the first token after each, and fill the slots."""
+        """Prefill new texts, each once per model, sample the first token after each, and fill the slots."""
         scheduler, prefixes = self.scheduler, self.scheduler.prefixes
         texts = [sequence.input_ids() for sequence in admitted]
         for model in range(len(self.runner.names)):
@@ -127,7 +127,7 @@ class Engine:
             trim_heap()
 
     def _propose(self) -> Draft:
-        """Tokens that may follow, as many as every model's context window leaves room for."""
+        """A draft, if there is a speculator; at most as long as every model's context window has room for."""
         if self.speculator is None:
             return NO_DRAFT
         room = [
@@ -150,7 +150,7 @@ class Engine:
         return [rearrange(z, "n t v -> (n t) v") for z in logits]
 
     def _sampling_batch(self, draft: Draft) -> SamplingBatch:
-        """The sampling inputs of every position that `_forward` gives logits for."""
+        """The sampling inputs of every position that `_forward` returns logits for."""
         if not draft.tokens:
             return self._next_batch or SamplingBatch.next_tokens(self.scheduler.running, self.runner.device)
         # Beyond the end of a completion its last position stands in: what is sampled there is dropped.

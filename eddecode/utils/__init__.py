@@ -1,1 +1,1 @@
-"""Small helpers that know nothing of models or audits."""
+"""Small helpers that are independent of models and audits."""

@@ -1,7 +1,7 @@
-"""Small numbers on their way from the host to a device.
+"""Copies of small tensors from the host to a device.
 
-A copy from ordinary memory makes the host wait until the device has done all that was asked of it before. From pinned
-memory it need not wait: the copy takes its turn.
+A copy from ordinary memory makes the host wait until the device has finished all work that was queued before. A copy
+from pinned memory is queued like any other work, and the host goes on.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ def to_device(values: Sequence[Any], dtype: torch.dtype, device: torch.device) -
 
 
 def copy_to_device(values: Tensor, device: torch.device) -> Tensor:
-    """A small tensor on a device; from the CPU to a CUDA device without waiting for the device."""
+    """A small tensor on a device; a copy from the CPU to a CUDA device does not wait for the device."""
     if device.type == "cuda" and values.device.type == "cpu":
         return values.pin_memory().to(device, non_blocking=True)
     return values.to(device)

@@ -1,4 +1,4 @@
-"""How much memory there is, how to take it, and whether an error says that there was not enough."""
+"""How much memory is free, how to allocate it, and which errors mean that there was not enough."""
 
 from __future__ import annotations
 
@@ -14,58 +14,58 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-CACHE_MEMORY_FRACTION = (
-    0.5  # of the memory that is free now, for keys and values: activations and the user need some too
-)
-OWN_PAGES = 1 << 18  # bytes from which a buffer is worth pages of its own
+# The share of the free memory that keys and values may take. The rest is for activations, and for the user.
+CACHE_MEMORY_FRACTION = 0.5
+OWN_PAGES = 1 << 18  # bytes from which a buffer gets memory pages of its own
 
-# What could be had, not what lies idle: a checkpoint that was just read fills the page cache, and that gives way.
+# Its "MemAvailable" counts the page cache, which a checkpoint that was just read fills, as available.
 MEMINFO = Path("/proc/meminfo")
 
-# A container's limit is its control group's; one may stand at the process's own group or at any that this is in.
+# A container's limit is that of its control group. The process's own group or any of its parents may have one.
 OWN_GROUPS, CONTROL_GROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 _V1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", ("total_inactive_file", "total_active_file"))
 _V2 = ("memory.max", "memory.current", ("inactive_file", "active_file"))
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an allocation failed, on any device; torch has no one type for it on the CPU."""
+    """Whether an error means that an allocation failed, on any device. On the CPU torch has no error type for it."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
 
 
 def free_bytes(device: torch.device) -> int:
-    """Bytes that could be allocated on a device now; of the CPU's no more than control groups leave (a container)."""
+    """Bytes that could be allocated on a device now; on the CPU within the limits of its control groups (containers)."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    return min([_available(), *_left_by_groups()])
+    return min([_available(), *_free_in_groups()])
 
 
 def _available() -> int:
     try:
         fields = dict(line.split(":") for line in MEMINFO.read_text().splitlines())
         return int(fields["MemAvailable"].split()[0]) * 1024
-    except (OSError, ValueError, KeyError):  # not Linux
+    except (OSError, ValueError, KeyError):  # not Linux: a guess
         return 4 << 30
 
 
-def _left_by_groups() -> Iterator[int]:
-    """What each control group around this process leaves, where it has a limit (version 1 or 2)."""
+def _free_in_groups() -> Iterator[int]:
+    """Free bytes of each control group of this process that has a limit (version 1 or 2)."""
     for folder, (limit_file, used_file, cached) in _groups():
         try:
             limit, used = ((folder / name).read_text().strip() for name in (limit_file, used_file))
             stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
-            if limit != "max":  # what files have cached gives way when memory is needed
+            if limit != "max":  # the page cache of files is freed when memory is needed
                 yield max(0, int(limit) - int(used) + sum(int(stat[name]) for name in cached))
         except (OSError, ValueError, KeyError):
             continue
 
 
 def _groups() -> Iterator[tuple[Path, tuple[str, str, tuple[str, str]]]]:
-    """Folders of the memory groups that the process is in, from the outermost in, and the names of their files.
+    """The folders of the process's memory control groups, the outermost first, and the names of their files.
 
-    A container may see its own group as the root while its path is told from outside: folders need not be there.
+    A folder may be missing: in a container the root is often the container's own group, while /proc names its path
+    outside of the container.
     """
     try:
         lines = [line.split(":", 2) for line in OWN_GROUPS.read_text().splitlines()]
@@ -89,12 +89,12 @@ def has_lazy_allocation(device: torch.device) -> bool:
 def zeros_lazy(like: Tensor, *shape: int) -> Tensor:
     """Zeros of the dtype and on the device of a tensor.
 
-    On a CPU they take memory only where something is written, and a large one is on pages of its own: what is freed
-    goes back to the system at once, whereas the C library keeps what it has been given back, and a buffer that grows
-    would be held twice.
+    On a CPU a large tensor gets memory pages of its own. They take memory only where something is written, and go back
+    to the system when the tensor is freed. Memory that is freed to the C library stays with the process instead, so
+    that a buffer that grows would be counted twice.
 
     Raises:
-        MemoryError: the system has no room for it, on a CPU.
+        MemoryError: on a CPU, the system cannot provide so many bytes.
     """
     size = math.prod(shape) * like.dtype.itemsize
     if not has_lazy_allocation(like.device) or size < OWN_PAGES:
@@ -103,25 +103,25 @@ def zeros_lazy(like: Tensor, *shape: int) -> Tensor:
         pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     except (OSError, OverflowError) as error:
         raise MemoryError(f"no room for {size:,} bytes of keys or values: {error}") from error
-    with contextlib.suppress(OSError, AttributeError):  # where there are no huge ones
-        pages.madvise(mmap.MADV_NOHUGEPAGE)  # of which one number written would take two megabytes
-    return torch.frombuffer(pages, dtype=like.dtype).view(shape)  # holds on to the pages
+    with contextlib.suppress(OSError, AttributeError):  # a system without huge pages
+        pages.madvise(mmap.MADV_NOHUGEPAGE)  # a huge page takes two megabytes for the first number that is written
+    return torch.frombuffer(pages, dtype=like.dtype).view(shape)  # keeps a reference to the pages
 
 
 def pack_copies(parts: Sequence[Tensor]) -> list[Tensor]:
-    """Copies of tensors, contiguous, in one buffer of `zeros_lazy` for each device and dtype: what goes together."""
+    """Contiguous copies of tensors in one buffer of `zeros_lazy` per device and dtype, so that they are freed together."""
     copies: list[Tensor] = [torch.empty(0)] * len(parts)
     for kind in {(part.device, part.dtype) for part in parts}:
         members = [i for i, part in enumerate(parts) if (part.device, part.dtype) == kind]
         sizes = [parts[i].numel() for i in members]
         buffer = zeros_lazy(parts[members[0]], sum(sizes))
-        for i, room in zip(members, torch.split(buffer, sizes), strict=True):
-            copies[i] = room.view(parts[i].shape).copy_(parts[i])
+        for i, chunk in zip(members, torch.split(buffer, sizes), strict=True):
+            copies[i] = chunk.view(parts[i].shape).copy_(parts[i])
     return copies
 
 
 def release_memory() -> None:
-    """Return what nobody holds to the device."""
+    """Give unused memory back to the system and the devices."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
@@ -129,7 +129,7 @@ def release_memory() -> None:
 
 
 def trim_heap() -> None:
-    """Have the C library give back what was freed; it would keep what lies below anything still in use (glibc)."""
+    """Make the C library give freed memory back to the system; glibc keeps what lies below any block in use."""
     trim = getattr(_c_library(), "malloc_trim", None)
     if trim is not None:
         trim(0)
@@ -139,5 +139,5 @@ def trim_heap() -> None:
 def _c_library() -> ctypes.CDLL | None:
     try:
         return ctypes.CDLL(None)
-    except (OSError, TypeError):  # no way to look into the running program (Windows)
+    except (OSError, TypeError):  # Windows has no handle on the running program
         return None

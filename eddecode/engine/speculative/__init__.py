@@ -1,1 +1,1 @@
-"""Drafters that guess the next tokens, and the statistics that say when guessing pays."""
+"""Speculative decoding: the drafters, and the speculator that chooses one of them and the length of its draft."""

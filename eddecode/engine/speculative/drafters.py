@@ -107,7 +107,7 @@ class BaseDrafter:
         return share + (1 - share) * verification_cost(self._bound()[0].device, num_sequences) + OVERHEAD
 
     def room(self, sequences: Sequence[SequenceState]) -> int:
-        """The engine sees to the context windows of its models."""
+        """Unlimited: the engine checks the context windows of its models."""
         return UNLIMITED
 
     def draft(self, sequences: Sequence[SequenceState]) -> Iterator[DraftTokens]:
@@ -125,7 +125,7 @@ class BaseDrafter:
             yield DraftTokens(tokens.tolist(), confidence_levels(logits), logits)
 
     def trim(self) -> None:
-        """It keeps nothing."""
+        """It holds no memory."""
 
     def _bound(self) -> tuple[PairRunner, Tensor]:
         assert self._runner is not None  # `bind` comes first
@@ -170,7 +170,7 @@ class NgramDrafter:
             )
 
     def trim(self) -> None:
-        """What it keeps is small."""
+        """It holds little memory."""
 
 
 class NgramIndex:

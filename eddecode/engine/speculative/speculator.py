@@ -1,4 +1,4 @@
-"""AdaptiveSpeculator: who drafts in a step, and how many tokens.
+"""AdaptiveSpeculator: which drafter is used in a step, and how many tokens it drafts.
 
 The engine verifies a draft by sampling every position just as without one, and keeps what was sampled up to the first
 difference. So there is nothing to correct for, and the tokens are the same, sampled or greedy, under any filters. This
@@ -49,7 +49,7 @@ class AcceptanceRate:
 
 @dataclass
 class DrafterStats:
-    """What is known of one drafter.
+    """Statistics of one drafter.
 
     Attributes:
         overall: share of its tokens that were right, per step.
@@ -89,7 +89,7 @@ class SpeculationStats:
     Attributes:
         verified: drafted tokens that were verified, up to the first wrong one of each draft.
         accepted: those of them that were right.
-        drafters: what is known of each drafter, by its name.
+        drafters: statistics of each drafter, by its name.
     """
 
     verified: int = 0
@@ -97,7 +97,7 @@ class SpeculationStats:
     drafters: dict[str, DrafterStats] = field(default_factory=dict)
 
     def of(self, drafter: Drafter) -> DrafterStats:
-        """What is known of a drafter."""
+        """The statistics of a drafter."""
         return self.drafters.setdefault(drafter.name, DrafterStats())
 
 
@@ -115,7 +115,7 @@ class AdaptiveSpeculator:
     """Proposes tokens by the first drafter that has something worth verifying; see `eddecode.engine.draft.Speculator`.
 
     Args:
-        drafters: in the order in which they are asked.
+        drafters: in the order of preference.
         stats: statistics of earlier engines.
         num_draft_tokens: draft this many tokens at every step, whether it pays or not; for tests and measurements.
     """
@@ -137,7 +137,7 @@ class AdaptiveSpeculator:
     def of(cls, mode: Mode) -> AdaptiveSpeculator | None:
         """With the drafters that a mode's name stands for."""
         drafters: dict[Mode, list[Drafter]] = {
-            "auto": [NgramDrafter(), BaseDrafter()],  # the one whose tokens cost nothing is asked first
+            "auto": [NgramDrafter(), BaseDrafter()],  # the drafter without a forward pass first
             "base": [BaseDrafter()],
             "ngram": [NgramDrafter()],
         }
