@@ -2,7 +2,7 @@
 
 One root class, so that a caller can catch all of them with a single `except`. A message says what was found, what was
 expected, and what to do about it. Errors about one prompt, one row of a batch or one model carry these as fields, and
-the message is made from the fields when it is read. So a caller that knows a better name (the audit knows the prompt's
+the message is made from the fields when it is read. So a caller with a better name for the prompt (the audit uses its
 number in the file) sets a field instead of rewriting a text.
 """
 
@@ -63,8 +63,8 @@ class ContextError(PromptRelatedError):
 class EngineError(PromptRelatedError):
     """Decoding cannot go on: non-finite logits, an unsupported architecture, no memory for one row.
 
-    The sampling kernels know a row by its index in the batch and a model by its index in the group; the engine knows
-    both by name, see `named`.
+    The sampling kernels identify a row by its index in the batch and a model by its index in the group. The engine
+    replaces both by names, see `named`.
 
     Attributes:
         row: index of the row in the batch of the failed call, if it concerns one row.
@@ -119,7 +119,7 @@ class StoreError(EddecodeError):
 
 
 class ConfigError(EddecodeError):
-    """An audit was asked for something that it cannot do, or that contradicts an existing run."""
+    """An audit's configuration is invalid, or contradicts an existing run."""
 
 
 class UnsupportedLayersError(EngineError):

@@ -28,7 +28,7 @@ class Completion:
         base_logprob: log-probability of all its tokens under the base model, nats.
         aligned_logprob: the same under the aligned model. For more than two models (`eddecode.models.ensemble`) the
             two are the models' log-probabilities weighted as the contrast weighs them at α = 0 and at α = −1.
-        logprobs: per token, if `SamplingParams.logprobs` asked for them.
+        logprobs: per token, if `SamplingParams.logprobs` is true.
     """
 
     prompt_index: int

@@ -181,7 +181,7 @@ class Sampler:
             One `Score` per completion, in the order in which they were given.
 
         Raises:
-            ParamsError: an α is not finite, or it cannot be told which prompt a completion belongs to.
+            ParamsError: an α is not finite, or the prompt of a completion is not known.
             PromptError: a completion has an id that cannot be sampled, or is text and there is no tokenizer.
             ContextError: a prompt with its completion is longer than a model reads.
             EngineError: logits are not finite, or there is not enough memory for one completion.

@@ -28,14 +28,14 @@ _V2 = ("memory.max", "memory.current", ("inactive_file", "active_file"))
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error means that an allocation failed, on any device. On the CPU torch has no error type for it."""
+    """Whether an error means that an allocation failed, on any device; on the CPU torch has no type for it."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
 
 
 def free_bytes(device: torch.device) -> int:
-    """Bytes that could be allocated on a device now; on the CPU within the limits of its control groups (containers)."""
+    """Bytes that could be allocated on a device now; on a CPU within the limits of control groups (containers)."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     return min([_available(), *_free_in_groups()])
@@ -104,12 +104,14 @@ def zeros_lazy(like: Tensor, *shape: int) -> Tensor:
     except (OSError, OverflowError) as error:
         raise MemoryError(f"no room for {size:,} bytes of keys or values: {error}") from error
     with contextlib.suppress(OSError, AttributeError):  # a system without huge pages
-        pages.madvise(mmap.MADV_NOHUGEPAGE)  # a huge page takes two megabytes for the first number that is written
+        pages.madvise(
+            mmap.MADV_NOHUGEPAGE
+        )  # a huge page takes two megabytes for the first number that is written
     return torch.frombuffer(pages, dtype=like.dtype).view(shape)  # keeps a reference to the pages
 
 
 def pack_copies(parts: Sequence[Tensor]) -> list[Tensor]:
-    """Contiguous copies of tensors in one buffer of `zeros_lazy` per device and dtype, so that they are freed together."""
+    """Contiguous copies of tensors, in one buffer of `zeros_lazy` per device and dtype."""
     copies: list[Tensor] = [torch.empty(0)] * len(parts)
     for kind in {(part.device, part.dtype) for part in parts}:
         members = [i for i, part in enumerate(parts) if (part.device, part.dtype) == kind]

@@ -68,7 +68,7 @@ def assistant_for(pair: ModelGroup, source: str | Path | Any) -> AssistantDrafte
 
 
 def check_vocabulary(pair: ModelGroup, model: Any, tokenizer: Any) -> None:
-    """PairError if an id means one thing to the pair and another to the assistant, or if that cannot be told."""
+    """PairError if an id is another token for the assistant than for the pair, or if that is not known."""
     way_out = (
         "give a small model that was trained with the pair's tokenizer, as a rule one of the same family"
     )
