@@ -47,7 +47,7 @@ class Sampler:
 
     Args:
         pair: the two models, or an `Ensemble` or a `Transfer`.
-        base_template: how a prompt is rendered for the base model; None is a plain instruction template. "chat", a preset's
+        base_template: renders a prompt for the base model; None is a plain instruction template. "chat", a preset's
             name, a string with `{prompt}`, a file that holds one, or a callable; see `eddecode.prompts.make_template`.
         aligned_template: the same for the aligned model; None is its own chat template.
         max_slots: most completions that are decoded together.
