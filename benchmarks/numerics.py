@@ -23,7 +23,7 @@ from transformers.utils import logging
 
 from benchmarks.pairs import BUNDLED, SIZES, build, bundled_present
 from benchmarks.tables import make_console, make_table
-from eddecode.execution.lm_head import Float32LMHead
+from eddecode.execution.patching import Float32LMHead
 from eddecode.sampler import Sampler
 from eddecode.sampling.contrast import contrast, pair_weights
 from eddecode.sampling.params import SamplingParams

@@ -24,7 +24,7 @@ from eddecode.engine.speculative.factory import speculator_for
 from eddecode.errors import ParamsError, PromptError
 from eddecode.execution.cuda_graph_capture import CudaGraph
 from eddecode.execution.factory import runner_for
-from eddecode.execution.pair_runner import PairRunner
+from eddecode.execution.runner import PairRunner
 from eddecode.outputs import Completion, Piece, TokenLogprobs
 from eddecode.prompts.templates import Renderer, make_template
 from eddecode.prompts.types import Prompt, RenderedPrompt

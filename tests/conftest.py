@@ -31,8 +31,8 @@ def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def on_a_tape(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No compiled layers, as on a GPU: a tape records torch operations only. Small buckets: texts outgrow them."""
+def on_a_tape(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No compiled layers, as on a GPU: a tape records torch operations only. Buckets are small, so that texts grow."""
     from eddecode.execution import cuda_graph as graph
     from eddecode.execution import kv_cache as cache
     from eddecode_kernels import jit as compiler
@@ -40,12 +40,14 @@ def on_a_tape(monkeypatch: pytest.MonkeyPatch) -> None:
     from helpers.tape import Tape
 
     monkeypatch.setattr(compiler, "_library", lambda: UnavailableError("switched off"))
-    monkeypatch.setattr("eddecode_kernels.ops_cpu._functions", {})
+    compiler.function.cache_clear()
     monkeypatch.setenv("EDDECODE_KERNELS", "reference")
     monkeypatch.setattr(cache, "LENGTH_STEP", 8)
     monkeypatch.setattr(graph, "READ", 8)
     monkeypatch.setattr(graph, "ROOM", 16)
     Tape.recorded = Tape.played = 0
+    yield
+    compiler.function.cache_clear()
 
 
 @pytest.fixture(scope="module")

@@ -13,8 +13,8 @@ import torch
 from eddecode.engine import scheduler as scheduler_module
 from eddecode.engine import sequence as sequence_module
 from eddecode.errors import EngineError
-from eddecode.execution import model_runner as decoder_module
-from eddecode.execution.pair_runner import PairRunner
+from eddecode.execution import runner as decoder_module
+from eddecode.execution.factory import separate_pair_runner
 from eddecode.models.pair import ModelPair
 from eddecode.prompts.types import RenderedPrompt
 from eddecode.sampler import Sampler
@@ -249,7 +249,7 @@ def test_bf16_weights_cost_no_more_than_float32_logits(arch: str) -> None:
     models = [model.to(torch.bfloat16) for model in copy.deepcopy(pair(arch).models)]
     for model in models:
         model.get_output_embeddings().weight.data *= 2  # logits of a real model's size
-    runner = PairRunner(ModelPair.from_models(*models))
+    runner = separate_pair_runner(ModelPair.from_models(*models))
     seen: list[torch.Tensor] = []
     hooks = [
         m.get_output_embeddings().register_forward_pre_hook(lambda _, args: seen.append(args[0]))

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from eddecode.errors import ContextError, EngineError
-from eddecode.execution import model_runner as decoder_module
+from eddecode.execution import runner as decoder_module
 from eddecode.models.pair import ModelPair
 from eddecode.prompts.types import RenderedPrompt
 from eddecode.sampler import Sampler

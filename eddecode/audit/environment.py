@@ -57,12 +57,12 @@ def collect_environment(
 def _products(dtype: str) -> dict[str, str]:
     """How weights are multiplied on this CPU, by their dtype: `compiled`, or by the `library`.
 
-    A choice by measurement, once per machine; see `eddecode_kernels.ops_cpu.is_faster_than_torch`.
+    A choice by measurement, once per machine; see `eddecode_kernels.speed_check.is_faster_than_torch`.
     """
     import torch
 
     from eddecode.models.load_config import parse_dtype
-    from eddecode_kernels.ops_cpu import is_faster_than_torch
+    from eddecode_kernels.speed_check import is_faster_than_torch
 
     wanted = parse_dtype(dtype)
     kinds = {name: getattr(torch, name) for name in _COMPILED}

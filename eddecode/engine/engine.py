@@ -20,7 +20,7 @@ from eddecode.engine.draft import Draft, Speculator
 from eddecode.engine.scheduler import Scheduler
 from eddecode.engine.sequence import Request, SamplingBatch, SequenceState, sample
 from eddecode.errors import ContextError, EngineError
-from eddecode.execution.pair_runner import PairRunner
+from eddecode.execution.runner import PairRunner
 from eddecode.utils.memory import is_out_of_memory, release_memory, trim_heap
 from eddecode_kernels.types import SampledTokens
 

@@ -14,7 +14,7 @@ from eddecode.errors import EngineError
 from eddecode.sampling.dispatch import contrast_and_sample
 from eddecode.sampling.params import SamplingParams
 from eddecode.sampling.rng import uniforms
-from eddecode.utils.device import to_device
+from eddecode.utils.device import copy_to_device
 from eddecode_kernels.types import SampledTokens, SamplingRows
 
 Prompts = tuple[tuple[int, ...], ...]  # token ids of a prompt, per model
@@ -164,7 +164,9 @@ class SamplingBatch:
     def uniforms(self) -> Tensor:
         """(n,) float64."""
         values = [sequence.uniform(position) for sequence, position in self.positions]
-        return to_device(values, torch.float64, self.device)  # without waiting for the models' passes
+        uniforms = torch.tensor(values, dtype=torch.float64)
+        # Without waiting for the models' passes:
+        return uniforms if self.device.type == "cpu" else copy_to_device(uniforms, self.device)
 
     def forbidden(self) -> list[tuple[int, tuple[int, ...]]]:
         """(index, ids) of the tokens that must not be one of these ids."""

@@ -16,8 +16,8 @@ from torch import Tensor
 from transformers import AttentionInterface
 
 from eddecode.errors import UnsupportedLayersError
-from eddecode.execution.attention_mask import KeyRangeMask
-from eddecode_kernels.ops_cpu import attend, attention_available
+from eddecode.execution.kv_cache import KeyRangeMask
+from eddecode_kernels.layers_cpu import attend, attention_available
 
 NAME = "eddecode_slots"
 

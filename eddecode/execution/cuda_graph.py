@@ -27,7 +27,7 @@ from eddecode.errors import EngineError, UnsupportedLayersError
 from eddecode.execution.compiled.replace import CompiledModules
 from eddecode.execution.cuda_graph_capture import CudaGraph, GraphCapture, GraphReplay
 from eddecode.execution.kv_cache import BatchedKVCache, WritePositions
-from eddecode.execution.model_runner import CachedModelRunner, PrefillResult
+from eddecode.execution.runner import CachedModelRunner, PrefillResult
 from eddecode.utils.device import to_device
 from eddecode.utils.memory import free_bytes, is_out_of_memory
 
@@ -123,7 +123,7 @@ class GraphModelRunner(CachedModelRunner):
         layers: CompiledModules | None = None,
         idle: list[GraphBuffers] | None = None,
     ) -> None:
-        super().__init__(model, own_attention=True, layers=layers)
+        super().__init__(model, dense_mask=True, layers=layers)
         self.capture = capture
         self.idle = [] if idle is None else idle
         self.held = self.idle.pop().cleaned() if self.idle else GraphBuffers()

@@ -1,30 +1,47 @@
-"""Which runner decodes a pair: the fastest that agrees with plain forward passes."""
+"""Which runner executes a pair: the fastest that agrees with plain forward passes."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 from eddecode.execution.cuda_graph_capture import GraphCapture
-from eddecode.execution.model_runner_factory import warn_without_graphs
-from eddecode.execution.pair_runner import PairRunner
+from eddecode.execution.lora_runner import BASE, LoraPairRunner
+from eddecode.execution.model_runner_factory import model_runner_for, warn_without_graphs
+from eddecode.execution.runner import PairRunner
 
 if TYPE_CHECKING:
     from eddecode.models.ensemble import ModelGroup
-from eddecode.execution.lora_runner import BASE, LoraPairRunner
 
 
 def runner_for(pair: ModelGroup, capture: GraphCapture | None = None) -> PairRunner:
-    """The fastest runner of a pair that agrees with plain forward passes; `capture` as in `PairRunner`."""
+    """The fastest runner of a pair that agrees with plain forward passes.
+
+    Args:
+        pair: the models.
+        capture: how decode steps are captured as graphs (`eddecode.execution.cuda_graph`); None captures nothing.
+    """
     factors = getattr(pair, "factors", None)
     if factors and capture is not None:
         captured = LoraPairRunner(pair, factors, capture=capture)  # type: ignore[arg-type]
-        objection = captured.self_check()
-        if objection is None:
+        failure = captured.self_check()
+        if failure is None:
             return captured
-        warn_without_graphs("base and aligned", pair.models[BASE], objection)
+        warn_without_graphs("base and aligned", pair.models[BASE], failure)
     if factors:
-        for own_attention in (False, True):
-            shared = LoraPairRunner(pair, factors, own_attention=own_attention)  # type: ignore[arg-type]
+        for dense_mask in (False, True):
+            shared = LoraPairRunner(pair, factors, dense_mask=dense_mask)  # type: ignore[arg-type]
             if shared.self_check() is None:
                 return shared
-    return PairRunner(pair, capture)
+    return separate_pair_runner(pair, capture)
+
+
+def separate_pair_runner(pair: ModelGroup, capture: GraphCapture | None = None) -> PairRunner:
+    """A runner that executes each model by itself.
+
+    Each model is checked once on short texts: where decoding through the cache does not agree with a plain forward
+    pass, that model is recomputed from scratch for every token, and a warning tells so.
+    """
+    runners = [
+        model_runner_for(model, name, capture) for model, name in zip(pair.models, pair.names, strict=True)
+    ]
+    return PairRunner(pair, runners)

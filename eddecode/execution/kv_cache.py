@@ -8,18 +8,22 @@ The occupied slots are always 0 … n−1, so that what a pass reads is a view, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from functools import cached_property
+from typing import Any, TypeVar
 
 import torch
 from einops import rearrange
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
+from eddecode.errors import UnsupportedLayersError
 from eddecode.utils.device import copy_to_device
 from eddecode.utils.memory import free_bytes, has_lazy_allocation, pack_copies, zeros_lazy
-from eddecode_kernels.decoder_layer import DecoderLayerShape, KVPointers
+from eddecode_kernels.decoder_layer import DecoderLayerShape, ForwardContext, KVPointers
+
+T = TypeVar("T")
 
 LENGTH_STEP = 64  # buffers grow by that many positions, or by an eighth: growing is rare and waste is small
 
@@ -41,7 +45,10 @@ class WritePositions:
         """(rows, positions) as index tensors on the device of a layer: (B, 1) and (B, T) int64."""
         if device not in self._index:
             rows = torch.arange(self.slots.stop, device=device)[self.slots, None]
-            self._index[device] = rows, copy_to_device(self.positions, device)
+            positions = self.positions
+            if positions.device != device:
+                positions = copy_to_device(positions, device)
+            self._index[device] = rows, positions
         return self._index[device]
 
 
@@ -206,11 +213,6 @@ class BatchedKVCache(Cache):  # type: ignore[misc]
         self._write = write
         return write
 
-    @property
-    def positions(self) -> Tensor:
-        """Where the pass in progress writes, (B, T) int64."""
-        return self._write.positions
-
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
@@ -233,6 +235,20 @@ class BatchedKVCache(Cache):  # type: ignore[misc]
                 [layer.buffers(shape.num_kv_heads, shape.head_dim, like) for layer in made]
             )
         return self._pointers[key]
+
+    def forward_context(
+        self, mask: KeyRangeMask, angles: tuple[Tensor, Tensor], lora_rows: slice | None
+    ) -> ForwardContext:
+        """What compiled layers need to know of the pass in progress.
+
+        Args:
+            mask: of the kind of layer.
+            angles: cosines and sines, (B or 1, T, R).
+            lora_rows: which rows add the low-rank terms; None is none.
+        """
+        positions = self._write.positions.to(mask.start.device)
+        cos, sin = (each.expand(*positions.shape, each.shape[-1]) for each in angles)
+        return ForwardContext(cos, sin, positions, mask.start, mask.end, lora_rows)
 
     def _layer(self, layer_idx: int) -> LayerKVCache:
         while len(self.layers) <= layer_idx:
@@ -286,3 +302,83 @@ class BatchedKVCache(Cache):  # type: ignore[misc]
     def nbytes(self) -> int:
         """Bytes held by all buffers."""
         return sum(layer.keys.nbytes + layer.values.nbytes for layer in self.layers if layer.is_initialized)
+
+
+class KeyRangeMask(torch.Tensor):
+    """A stand-in for a mask: an empty 4-D tensor that carries which keys each query sees.
+
+    Models hand a 4-D mask on to their layers as it is, so this reaches the attention untouched.
+
+    Attributes:
+        start, end: (B, T) int64 contiguous; a query sees the keys start ≤ position < end.
+    """
+
+    start: Tensor
+    end: Tensor
+
+    @staticmethod
+    def of(start: Tensor, end: Tensor) -> KeyRangeMask:
+        """The stand-in for ranges (B, T)."""
+        mask = torch.empty(1, 1, 1, 0).as_subclass(KeyRangeMask)
+        mask.start, mask.end = start.contiguous(), end.contiguous()
+        return mask
+
+
+@dataclass
+class AttentionMaskBuilder:
+    """Masks for rows at their own positions, in the shape that a model's layers ask for.
+
+    Models that mix kinds of layers take one mask per kind (`config.layer_types`); the others take one.
+    """
+
+    config: Any
+
+    def build(self, positions: Tensor, stop: int, dtype: torch.dtype) -> Tensor | dict[str, Tensor]:
+        """Masks for queries at `positions` (B, T) over keys 0 … stop−1: (B, 1, T, stop), 0 or the dtype's minimum."""
+
+        def write(first: Tensor, after: Tensor) -> Tensor:
+            key = torch.arange(stop, device=positions.device)
+            visible = (key >= first[:, None, :, None]) & (key < after[:, None, :, None])
+            return torch.where(visible, 0.0, torch.finfo(dtype).min).to(dtype)
+
+        return self._each(positions, write)
+
+    def key_ranges(self, positions: Tensor) -> KeyRangeMask | dict[str, KeyRangeMask]:
+        """The same as ranges, for `eddecode.attention.slot_attention`."""
+        return self._each(positions, KeyRangeMask.of)
+
+    def _each(self, positions: Tensor, make: Callable[[Tensor, Tensor], T]) -> T | dict[str, T]:
+        stop = positions + 1
+        if self._mixed:
+            return {kind: make(self._first(kind, positions), stop) for kind in self._kinds}
+        return make(self._first(self._kinds[0], positions), stop)
+
+    @cached_property
+    def _mixed(self) -> bool:
+        return getattr(self.config, "layer_types", None) is not None
+
+    @cached_property
+    def _kinds(self) -> list[str]:
+        """The kinds of the model's layers; looking up what a configuration lacks takes long."""
+        config = self.config
+        if "local" in (getattr(config, "attention_layers", None) or ()):
+            # GPT-Neo windows its local layers by itself, from the end of the keys: wrong for the shorter rows.
+            raise UnsupportedLayersError("local attention with a window of the model's own")
+        if self._mixed:
+            return sorted(set(config.layer_types))
+        if getattr(config, "sliding_window", None) is not None:
+            return ["sliding_attention"]
+        if getattr(config, "attention_chunk_size", None) is not None:
+            return ["chunked_attention"]
+        return ["full_attention"]
+
+    def _first(self, kind: str, positions: Tensor) -> Tensor:
+        """The first key that each query sees in a layer of this kind, (B, T)."""
+        if kind == "full_attention":
+            return torch.zeros_like(positions)
+        if kind == "sliding_attention":
+            return (positions - int(self.config.sliding_window) + 1).clamp(min=0)
+        if kind == "chunked_attention":
+            size = int(self.config.attention_chunk_size)
+            return positions // size * size
+        raise UnsupportedLayersError(kind)

@@ -21,8 +21,8 @@ from eddecode.execution.compiled.lora import LoraDelta, LoraRows
 from eddecode.execution.compiled.replace import CompiledModules
 from eddecode.execution.cuda_graph import GraphModelRunner
 from eddecode.execution.cuda_graph_capture import GraphCapture
-from eddecode.execution.model_runner import CachedModelRunner, PrefillResult
-from eddecode.execution.pair_runner import PairRunner
+from eddecode.execution.model_runner_factory import model_runner_for
+from eddecode.execution.runner import CachedModelRunner, ModelRunner, PairRunner, PrefillResult
 from eddecode.execution.self_check import plain_logits, probe_inputs, relative_error, self_check
 from eddecode.models.lora import Factors
 
@@ -102,7 +102,7 @@ class LoraPairRunner(PairRunner):
     Args:
         pair: the two models, the aligned one with its change merged in: what the shared pass is checked against.
         factors: the change, by layer.
-        own_attention: see `CachedModelRunner`.
+        dense_mask: see `CachedModelRunner`.
         capture: see `PairRunner`.
     """
 
@@ -111,19 +111,27 @@ class LoraPairRunner(PairRunner):
         pair: ModelPair,
         factors: Factors,
         *,
-        own_attention: bool = False,
+        dense_mask: bool = False,
         capture: GraphCapture | None = None,
     ) -> None:
-        self._describe(pair)
         self._rows = LoraRows()
         changes = {name: LoraDelta(a, b, self._rows) for name, (a, b) in factors.items()}
         layers = CompiledModules(pair.base, changes)
         self._backbone = (
-            CachedModelRunner(pair.base, own_attention=own_attention, layers=layers)
+            CachedModelRunner(pair.base, dense_mask=dense_mask, layers=layers)
             if capture is None
             else GraphModelRunner(pair.base, capture, layers=layers)
         )
-        self.model_runners = [PairView(self._backbone, self._rows, role) for role in (BASE, ALIGNED)]
+        super().__init__(pair, [PairView(self._backbone, self._rows, role) for role in (BASE, ALIGNED)])
+        self._capture = capture
+
+    @cached_property
+    def separate_runners(self) -> list[ModelRunner]:
+        """See `PairRunner.separate_runners`: made when they are needed, as scoring does."""
+        return [
+            model_runner_for(model, name, self._capture)
+            for model, name in zip(self.models, self.names, strict=True)
+        ]
 
     def clone_empty(self) -> LoraPairRunner:
         """See `PairRunner.clone_empty`."""
@@ -147,11 +155,11 @@ class LoraPairRunner(PairRunner):
     @cached_property
     def num_parameters(self) -> int:
         """See `PairRunner.num_parameters`: both models are read as one."""
-        return sum(p.numel() for p in self._models[BASE].parameters())
+        return sum(p.numel() for p in self.models[BASE].parameters())
 
     def self_check(self) -> str | None:
         """What speaks against it: a pass fails, or either model comes out other than it is."""
-        return self_check(self._models[BASE], self._max_relative_error)
+        return self_check(self.models[BASE], self._max_relative_error)
 
     @torch.inference_mode()
     def _max_relative_error(self) -> float:
@@ -160,7 +168,7 @@ class LoraPairRunner(PairRunner):
         Both read the second token once more before the third: a step that was captured is then repeated.
         """
         runner = self.clone_empty()
-        texts, read = probe_inputs(self._models[BASE])
+        texts, read = probe_inputs(self.models[BASE])
         for text, length in zip(texts, read, strict=True):
             runner.add([runner.prefill(role, [tuple(text[:length])])[0] for role in (BASE, ALIGNED)])
         pieces = torch.tensor([text[length : length + 3] for text, length in zip(texts, read, strict=True)])
@@ -172,5 +180,5 @@ class LoraPairRunner(PairRunner):
         return max(
             relative_error(torch.stack([first, second], dim=1), plain_logits(model, texts, read))
             for firsts in (apart, again)
-            for model, first, second in zip(self._models, firsts, last, strict=True)
+            for model, first, second in zip(self.models, firsts, last, strict=True)
         )

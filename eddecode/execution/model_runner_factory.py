@@ -11,8 +11,9 @@ from typing import Any
 from eddecode.execution.compiled.replace import CompiledModules
 from eddecode.execution.cuda_graph import GraphModelRunner
 from eddecode.execution.cuda_graph_capture import GraphCapture
-from eddecode.execution.model_runner import CachedModelRunner, UncachedModelRunner
+from eddecode.execution.runner import CachedModelRunner
 from eddecode.execution.self_check import max_relative_error, self_check
+from eddecode.execution.uncached_runner import UncachedModelRunner
 
 _log = logging.getLogger(__name__)
 
@@ -53,8 +54,8 @@ def _fallbacks(model: Any) -> Iterator[CachedModelRunner]:
     if runner.layers.num_layers:
         runner = CachedModelRunner(model, layers=CompiledModules(model, whole_layers=False))
         yield runner
-    if not runner.own_attention:
-        yield CachedModelRunner(model, own_attention=True, layers=runner.layers)
+    if not runner.dense_mask:
+        yield CachedModelRunner(model, dense_mask=True, layers=runner.layers)
 
 
 def _log_uncompiled(name: str, runner: CachedModelRunner) -> None:

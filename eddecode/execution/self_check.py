@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from eddecode.errors import EngineError
-from eddecode.execution.model_runner import CachedModelRunner, UncachedModelRunner
+from eddecode.execution.runner import CachedModelRunner
+from eddecode.execution.uncached_runner import UncachedModelRunner
 from eddecode.utils.memory import is_out_of_memory
 
 if TYPE_CHECKING:

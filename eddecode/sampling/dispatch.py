@@ -66,7 +66,8 @@ def contrast_and_sample(
         EngineError: shapes or dtypes do not fit together; the logits of a row are NaN, or +inf in a term of nonzero
             weight; a row has no token left to sample; a forced backend is not available.
     """
-    inputs = SampleInputs(tuple(logits), weights, rows, uniforms, vocabulary, forbidden or ())
+    width = min((z.shape[-1] for z in logits), default=0) if vocabulary is None else vocabulary.shape[0]
+    inputs = SampleInputs(tuple(logits), weights, rows, uniforms, vocabulary, forbidden or (), width)
     _check(inputs)
     return _raise(inputs, on_host(_run(inputs, backend)))
 

@@ -18,8 +18,9 @@ from torch import Tensor
 
 from eddecode.errors import EngineError
 from eddecode.execution.kv_cache import BatchedKVCache
-from eddecode.execution.model_runner import CachedModelRunner, UncachedModelRunner
 from eddecode.execution.patching import patched_forward
+from eddecode.execution.runner import CachedModelRunner, ModelRunner
+from eddecode.execution.uncached_runner import UncachedModelRunner
 from eddecode.models.sizes import PREFILL_CHUNK
 
 Ids = tuple[int, ...]
@@ -54,18 +55,24 @@ class LogitsReader(Protocol):
         ...
 
 
-def reader_for(runner: CachedModelRunner | UncachedModelRunner, name: str) -> LogitsReader:
-    """The faster reader if its logits agree with a plain forward pass; else the slow one, with a warning."""
+def reader_for(runner: ModelRunner, model: Any, name: str) -> LogitsReader:
+    """The faster reader if its logits agree with a plain forward pass; else the slow one, with a warning.
+
+    Args:
+        runner: of that model alone.
+        model: the model.
+        name: how the warning calls it.
+    """
     if isinstance(runner, CachedModelRunner):
         problem = _self_check(runner)
         if problem is None:
             return HiddenStatesReader(runner)
         warnings.warn(
-            f"{name} ({runner.model.config.model_type}): running the head apart from the body {problem}; every text is "
+            f"{name} ({model.config.model_type}): running the head apart from the body {problem}; every text is "
             "scored by plain forward passes instead, which is exact but slow",
             stacklevel=2,
         )
-    return ForwardPassReader(runner.model)
+    return ForwardPassReader(model)
 
 
 class HiddenStatesReader:
@@ -187,7 +194,7 @@ class ForwardPassLogits:
             prompt, completion = self.texts[row]
             indices = positions[positions[:, 0] == row, 1]
             text = prompt + completion[: int(indices.max())]
-            parts.append(self.runner.after([text], (indices + len(prompt) - 1)[None])[0])
+            parts.append(self.runner.logits_at([text], (indices + len(prompt) - 1)[None])[0])
         return torch.cat(parts)
 
 

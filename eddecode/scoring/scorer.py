@@ -24,7 +24,7 @@ from eddecode.utils.memory import is_out_of_memory, release_memory
 from eddecode_kernels.score import score_rows
 
 if TYPE_CHECKING:
-    from eddecode.execution.pair_runner import PairRunner
+    from eddecode.execution.runner import PairRunner
     from eddecode.prompts.types import RenderedPrompt
     from eddecode.scoring.inputs import CompletionInput
 
@@ -75,12 +75,12 @@ class Scorer:
         self.runner, self.logit_weights, self.windows = runner, logit_weights, runner.windows
         self.vocabulary = None if bool(vocabulary.all()) else vocabulary.to(runner.device)
         self.memory_budget, self.batch_tokens, self.logit_bytes = memory_budget, batch_tokens, logit_bytes
-        runners = runner.separate_runners
         self.readers: list[LogitsReader] = [
-            reader_for(each, name) for each, name in zip(runners, runner.names, strict=True)
+            reader_for(each, model, name)
+            for each, model, name in zip(runner.separate_runners, runner.models, runner.names, strict=True)
         ]
-        self._logit_widths = [int(each.model.get_output_embeddings().weight.shape[0]) for each in runners]
-        self._token_bytes = [kv_bytes_per_token(each.model) or 0 for each in runners]
+        self._logit_widths = [int(model.get_output_embeddings().weight.shape[0]) for model in runner.models]
+        self._token_bytes = [kv_bytes_per_token(model) or 0 for model in runner.models]
 
     def score(
         self,

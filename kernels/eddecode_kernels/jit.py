@@ -17,6 +17,7 @@ import subprocess
 import tempfile
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from eddecode_kernels.types import UnavailableError
 
@@ -42,6 +43,14 @@ def library() -> ctypes.CDLL:
     if isinstance(found, UnavailableError):
         # Anew: one that is raised again keeps the frames of all its callers alive.
         raise UnavailableError(str(found))
+    return found
+
+
+@cache
+def function(symbol: str, *argument_types: Any) -> Any:
+    """A function of the library that returns nothing. Raises as `library` does."""
+    found = getattr(library(), symbol)
+    found.argtypes, found.restype = argument_types, None
     return found
 
 

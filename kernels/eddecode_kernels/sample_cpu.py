@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from eddecode_kernels.jit import library
+from eddecode_kernels.jit import function
 from eddecode_kernels.types import Forbidden, RawSample, SampleInputs
 
 
@@ -36,7 +36,7 @@ def contrast_and_sample(inputs: SampleInputs) -> RawSample:
     Raises:
         UnavailableError: the kernel cannot be built on this machine.
     """
-    kernel = library().eddecode_contrast_and_sample
+    kernel = function("eddecode_contrast_and_sample", c_void_p)
     logits = [_rows_contiguous(z) for z in inputs.logits]
     rows, terms, batch = inputs.rows, len(logits), logits[0].shape[0]
     floats = [_plain(x, torch.float32) for x in (inputs.weights, rows.temperature, rows.top_p, rows.min_p)]

@@ -13,12 +13,11 @@ from collections.abc import Sequence
 from ctypes import Structure, byref, c_int64, c_void_p
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from eddecode_kernels.jit import library
+from eddecode_kernels.jit import function
 from eddecode_kernels.types import UnavailableError
 
 SLICE = (
@@ -78,7 +77,7 @@ def score_rows(
     _check(logits, targets, weights, vocabulary)
     if logits[0].device.type == "cpu" and os.environ.get("EDDECODE_KERNELS") != "reference":
         try:
-            return _compiled(library(), logits, targets, weights, vocabulary)
+            return _compiled(logits, targets, weights, vocabulary)
         except UnavailableError as error:
             _note(str(error))
     return reference(logits, targets, weights, vocabulary)
@@ -113,7 +112,7 @@ def _check(logits: Sequence[Tensor], targets: Tensor, weights: Tensor, vocabular
 
 
 def _compiled(
-    native: Any, logits: Sequence[Tensor], targets: Tensor, weights: Tensor, vocabulary: Tensor | None
+    logits: Sequence[Tensor], targets: Tensor, weights: Tensor, vocabulary: Tensor | None
 ) -> RowScores:
     rows, contrasts = targets.shape[0], weights.shape[0]
     z = [x if x.stride(1) == 1 else x.contiguous() for x in logits]
@@ -136,8 +135,7 @@ def _compiled(
         logprobs=logprobs.data_ptr(),
         divergences=divergences.data_ptr(),
     )
-    native.eddecode_score.argtypes, native.eddecode_score.restype = (c_void_p,), None
-    native.eddecode_score(byref(call))
+    function("eddecode_score", c_void_p)(byref(call))
     return RowScores(logprobs[:2], logprobs[2:], divergences)
 
 

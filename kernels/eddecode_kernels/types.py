@@ -14,8 +14,8 @@ Forbidden: TypeAlias = Sequence[tuple[int, Sequence[int]]]
 NO_CANDIDATES, NON_FINITE_CONTRAST, OUT_OF_MEMORY, NON_FINITE_LOGITS = 1, 2, 3, 4
 
 
-class UnavailableError(Exception):
-    """An implementation cannot be had on this machine; the message says why."""
+class UnavailableError(RuntimeError):
+    """An implementation is not available on this machine; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,11 @@ class SampledTokens:
 
 @dataclass(frozen=True)
 class SampleInputs:
-    """The arguments of one call, checked. See `eddecode_kernels.contrast_and_sample` for shapes."""
+    """The arguments of one call, checked. See `eddecode.sampling.dispatch.contrast_and_sample` for shapes.
+
+    Attributes:
+        width: V, the number of ids over which the contrast goes.
+    """
 
     logits: tuple[Tensor, ...]
     weights: Tensor
@@ -61,13 +65,7 @@ class SampleInputs:
     uniforms: Tensor
     vocabulary: Tensor | None
     forbidden: Forbidden
-
-    @property
-    def width(self) -> int:
-        """V: the number of ids over which the contrast goes."""
-        if self.vocabulary is not None:
-            return self.vocabulary.shape[0]
-        return min(z.shape[-1] for z in self.logits)
+    width: int
 
 
 @dataclass(frozen=True)

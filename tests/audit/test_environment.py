@@ -66,7 +66,7 @@ def test_another_choice_of_product_is_a_difference(tmp_path: Path, monkeypatch: 
     settings = config(tmp_path / "run", dtype="float32")
 
     def loaded(compiled: bool, sampler: Any) -> Any:
-        monkeypatch.setattr("eddecode_kernels.ops_cpu.is_faster_than_torch", lambda dtype: compiled)
+        monkeypatch.setattr("eddecode_kernels.speed_check.is_faster_than_torch", lambda dtype: compiled)
         monkeypatch.setattr("eddecode.audit.decode.load_sampler", lambda *_: sampler)
         return run(settings, sampler=None)
 
@@ -89,7 +89,9 @@ def test_another_choice_of_product_is_a_difference(tmp_path: Path, monkeypatch: 
 def test_products_are_recorded_for_the_dtypes_that_have_a_choice(
     dtype: str, kinds: set[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("eddecode_kernels.ops_cpu.is_faster_than_torch", lambda kind: kind == torch.bfloat16)
+    monkeypatch.setattr(
+        "eddecode_kernels.speed_check.is_faster_than_torch", lambda kind: kind == torch.bfloat16
+    )
     found = environment.collect_environment({}, config(Path(), dtype=dtype), loads=True)["products"]
     assert found == {kind: "compiled" if kind == "bfloat16" else "library" for kind in kinds}
     assert "products" not in environment.collect_environment({}, config(Path(), dtype=dtype))

@@ -9,7 +9,7 @@ import torch
 
 from eddecode import ModelPair, Sampler, SamplingParams
 from eddecode.lab import bundled_pair
-from eddecode_kernels.ops_cpu import is_faster_than_torch
+from eddecode_kernels.speed_check import is_faster_than_torch
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

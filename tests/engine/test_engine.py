@@ -13,8 +13,9 @@ from eddecode.engine import scheduler as scheduler_module
 from eddecode.engine.engine import Engine
 from eddecode.engine.sequence import Request, SequenceState
 from eddecode.errors import ContextError, ParamsError
+from eddecode.execution.factory import separate_pair_runner
 from eddecode.execution.kv_cache import LayerKVCache
-from eddecode.execution.pair_runner import PairRunner
+from eddecode.execution.runner import PairRunner
 from eddecode.sampler import Sampler
 from eddecode.sampling.params import SamplingParams
 from eddecode.sampling.rng import stream_key
@@ -30,7 +31,7 @@ def request(number: int = 0, eos: frozenset[int] = frozenset(), **changes: Any) 
 
 
 def engine(**options: Any) -> Engine:
-    return Engine(PairRunner(pair()), pair().vocabulary, windows=(256, 256), **options)
+    return Engine(separate_pair_runner(pair()), pair().vocabulary, windows=(256, 256), **options)
 
 
 def run(made: Engine) -> list[SequenceState]:

@@ -8,24 +8,36 @@ from types import FrameType
 from typing import Any
 
 import pytest
+import torch
 
 import eddecode
 import eddecode_kernels
-from eddecode import SamplingParams
+from eddecode import Sampler, SamplingParams
+from eddecode.execution.compiled.cpu_backend import CpuBackend
+from eddecode_kernels.layers_cpu import compiled_linear
 from helpers import decoding
 
-MAX_FILES = 17
+MAX_FILES = 10
 PACKAGES = tuple(
     str(Path(module.__file__).parent) for module in (eddecode, eddecode_kernels) if module.__file__
 )
 
 
+@pytest.mark.parametrize("compiled", [False, True], ids=["torch", "compiled"])
 @pytest.mark.parametrize("arch", ["llama", "gpt2"])
-def test_a_decode_step_enters_few_files(arch: str) -> None:
-    """From `Engine.step` to the kernels and back, once prompts are read and everything is compiled."""
+def test_a_decode_step_enters_few_files(arch: str, compiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From `Engine.step` to the kernels and back, once prompts are read and everything is compiled.
+
+    Whether the model's layers are torch's or compiled ones depends on the processor: both are tried.
+    """
+    if compiled_linear(torch.zeros(1, 1), None, torch.float32) is None:
+        pytest.skip("no C++ compiler: plain torch is used")
+    monkeypatch.setattr(CpuBackend, "is_faster", lambda self, dtype: compiled)
+    for module in ("compiled.replace", "patching"):
+        monkeypatch.setattr(f"eddecode.execution.{module}.is_faster_than_torch", lambda dtype: compiled)
     params = SamplingParams(alpha=0.5, max_new_tokens=20, ignore_eos=True)
     prompts = [decoding.prompt(i, 5, 6) for i in range(3)]
-    engine, sequences = decoding.sampler(arch)._submit(prompts, [params] * 3)
+    engine, sequences = Sampler(decoding.pair(arch))._submit(prompts, [params] * 3)
     for _ in range(4):
         engine.step()
     files: set[str] = set()

@@ -7,9 +7,9 @@ import torch
 
 from eddecode.errors import UnsupportedLayersError
 from eddecode.execution.attention import NAME, slot_attention
-from eddecode.execution.attention_mask import KeyRangeMask
-from eddecode.execution.model_runner import CachedModelRunner
-from eddecode_kernels.ops_cpu import attend, attention_available
+from eddecode.execution.kv_cache import KeyRangeMask
+from eddecode.execution.runner import CachedModelRunner
+from eddecode_kernels.layers_cpu import attend, attention_available
 from helpers import decoding, tiny
 
 pytestmark = pytest.mark.skipif(
@@ -107,8 +107,8 @@ def test_a_model_attends_as_it_would_by_itself(arch: str) -> None:
     """Rows of different lengths, past the sliding window and over several tokens; the model is left as it was."""
     model = tiny.tiny_model(arch)
     before = model.config._attn_implementation
-    decoders = [CachedModelRunner(model), CachedModelRunner(model, own_attention=True)]
-    assert [decoder.own_attention for decoder in decoders] == [False, True]
+    decoders = [CachedModelRunner(model), CachedModelRunner(model, dense_mask=True)]
+    assert [decoder.dense_mask for decoder in decoders] == [False, True]
     results = []
     for decoder in decoders:
         for prefix in decoder.prefill([decoding.ids(1, 21), decoding.ids(2, 3)]):

@@ -9,7 +9,7 @@ import torch
 
 from eddecode.execution import cuda_graph as module
 from eddecode.execution.cuda_graph import GraphModelRunner, bucket
-from eddecode.execution.model_runner import CachedModelRunner
+from eddecode.execution.runner import CachedModelRunner
 from helpers import decoding, tiny
 from helpers.graphs import EVERY, Driver, close
 from helpers.tape import Tape
@@ -47,7 +47,7 @@ def test_rows_enter_go_on_leave_are_shortened_and_outgrow_their_buffers(arch: st
 @EVERY
 def test_a_captured_step_gives_what_the_plain_one_gives(arch: str) -> None:
     model = tiny.tiny_model(arch)
-    plain, captured = CachedModelRunner(model, own_attention=True), GraphModelRunner(model, Tape)
+    plain, captured = CachedModelRunner(model, dense_mask=True), GraphModelRunner(model, Tape)
     for text in (decoding.ids(1, 9), decoding.ids(2, 2), decoding.ids(3, 12)):
         for decoder in (plain, captured):
             decoder.add(decoder.prefill([text])[0])

@@ -11,8 +11,9 @@ from transformers import AutoModelForCausalLM, LlamaConfig, Phi3Config
 from eddecode.errors import EngineError, UnsupportedLayersError
 from eddecode.execution.cuda_graph import GraphModelRunner
 from eddecode.execution.cuda_graph_capture import check_capturable
-from eddecode.execution.model_runner import CachedModelRunner, UncachedModelRunner
 from eddecode.execution.model_runner_factory import model_runner_for
+from eddecode.execution.runner import CachedModelRunner
+from eddecode.execution.uncached_runner import UncachedModelRunner
 from helpers import tiny
 from helpers.graphs import Driver
 from helpers.tape import Tape

@@ -12,10 +12,9 @@ from benchmarks.pairs import Shape, build
 from eddecode.errors import ParamsError
 from eddecode.execution.cuda_graph import GraphModelRunner
 from eddecode.execution.cuda_graph_capture import CudaGraph
-from eddecode.execution.factory import runner_for
+from eddecode.execution.factory import runner_for, separate_pair_runner
 from eddecode.execution.lora_runner import LoraPairRunner
-from eddecode.execution.model_runner import CachedModelRunner
-from eddecode.execution.pair_runner import PairRunner
+from eddecode.execution.runner import CachedModelRunner
 from eddecode.models.pair import ModelPair
 from eddecode.sampler import Sampler
 from eddecode.utils.device import to_device
@@ -28,7 +27,7 @@ pytestmark = pytest.mark.usefixtures("on_a_tape")
 
 def captured_sampler(pair: ModelPair, **options: Any) -> Sampler:
     made = Sampler(pair, **options)
-    made._runner = PairRunner(pair, Tape)
+    made._runner = separate_pair_runner(pair, Tape)
     assert all(isinstance(decoder, GraphModelRunner) for decoder in made.runner.model_runners)
     return made
 
@@ -88,7 +87,7 @@ def test_an_adapter_and_its_base_are_captured_in_one_step(speculation: Any) -> N
     found = decoding.tokens(made.generate(prompts, params))
     assert Tape.played > played
     plain = Sampler(pair)
-    plain._runner = PairRunner(pair)
+    plain._runner = separate_pair_runner(pair)
     assert found == decoding.tokens(plain.generate(prompts, params))
 
 

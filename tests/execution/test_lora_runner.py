@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from eddecode import ModelPair, Sampler, SamplingParams
-from eddecode.execution.factory import runner_for
+from eddecode.execution.factory import runner_for, separate_pair_runner
 from eddecode.execution.kv_cache import BatchedKVCache
 from eddecode.execution.lora_runner import LoraPairRunner
-from eddecode.execution.pair_runner import PairRunner
+from eddecode.execution.runner import PairRunner
 from helpers import decoding, tiny
 
 peft = pytest.importorskip("peft")
@@ -38,7 +38,7 @@ def adapted(folder: Path, arch: str = "llama", **options: Any) -> ModelPair:
 
 def two_backbones(pair: ModelPair) -> Sampler:
     sampler = Sampler(pair)
-    sampler._runner = PairRunner(pair)
+    sampler._runner = separate_pair_runner(pair)
     return sampler
 
 

@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from eddecode.errors import UnsupportedLayersError
-from eddecode.execution import model_runner as module
-from eddecode.execution.attention_mask import AttentionMaskBuilder
-from eddecode.execution.model_runner import CachedModelRunner, UncachedModelRunner
+from eddecode.execution import runner as module
+from eddecode.execution.kv_cache import AttentionMaskBuilder
+from eddecode.execution.runner import CachedModelRunner
+from eddecode.execution.uncached_runner import UncachedModelRunner
 from helpers import decoding, reference, tiny
 
 EVERY = pytest.mark.parametrize("arch", list(tiny.ARCHITECTURES))

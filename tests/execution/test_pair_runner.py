@@ -18,11 +18,12 @@ from transformers import (
 )
 
 from eddecode.errors import ContextError
-from eddecode.execution import model_runner as decoder_module
-from eddecode.execution.model_runner import CachedModelRunner, UncachedModelRunner
-from eddecode.execution.pair_runner import PairRunner
+from eddecode.execution import runner as decoder_module
+from eddecode.execution.factory import separate_pair_runner
 from eddecode.execution.rotary import rope_window
+from eddecode.execution.runner import CachedModelRunner
 from eddecode.execution.self_check import max_relative_error
+from eddecode.execution.uncached_runner import UncachedModelRunner
 from eddecode.models.pair import ModelPair
 from eddecode.prompts.types import RenderedPrompt
 from eddecode.sampler import Sampler
@@ -87,13 +88,10 @@ def test_alibi_by_position_needs_no_recomputation() -> None:
 def test_the_nine_architectures_decode_over_slots_without_a_word(arch: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        runner = PairRunner(decoding.pair(arch))
+        runner = separate_pair_runner(decoding.pair(arch))
     assert all(isinstance(decoder, CachedModelRunner) for decoder in runner.model_runners)
-    for own_attention in (False, True):
-        assert (
-            max_relative_error(CachedModelRunner(decoding.pair(arch).base, own_attention=own_attention))
-            < 1e-4
-        )
+    for dense_mask in (False, True):
+        assert max_relative_error(CachedModelRunner(decoding.pair(arch).base, dense_mask=dense_mask)) < 1e-4
 
 
 @pytest.mark.parametrize("fault", ["mask", "positions", "exception"])
@@ -119,7 +117,7 @@ def test_a_model_that_ignores_what_it_is_told_is_found_out(
         else r"was off by .* of the largest logit, above 0\.001; the whole text"
     )
     with pytest.warns(UserWarning, match=message):
-        runner = PairRunner(ModelPair.from_models(base, aligned))
+        runner = separate_pair_runner(ModelPair.from_models(base, aligned))
     assert [type(decoder) for decoder in runner.model_runners] == [CachedModelRunner, UncachedModelRunner]
 
 
@@ -141,7 +139,7 @@ def test_one_padded_id_does_not_decide_the_trial(value: float, monkeypatch: pyte
 
 
 def test_a_slot_is_the_same_row_in_both_models_or_in_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    runner = PairRunner(decoding.pair())
+    runner = separate_pair_runner(decoding.pair())
     first = [runner.prefill(model, [decoding.ids(model, 4)])[0] for model in (0, 1)]
     runner.add(first)
     real = CachedModelRunner.add
@@ -161,7 +159,7 @@ def test_a_slot_is_the_same_row_in_both_models_or_in_none(monkeypatch: pytest.Mo
 
 
 def test_a_pass_that_failed_in_the_second_model_is_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
-    runner = PairRunner(decoding.pair())
+    runner = separate_pair_runner(decoding.pair())
     texts = [decoding.ids(1, 4), decoding.ids(2, 7)]
     runner.add([runner.prefill(model, [texts[model]])[0] for model in (0, 1)])
     real = CachedModelRunner.forward
@@ -181,7 +179,7 @@ def test_a_pass_that_failed_in_the_second_model_is_repeated(monkeypatch: pytest.
 
 
 def test_a_fresh_runner_shares_the_models_and_no_slot() -> None:
-    runner = PairRunner(decoding.pair())
+    runner = separate_pair_runner(decoding.pair())
     runner.add([runner.prefill(model, [decoding.ids(model, 4)])[0] for model in (0, 1)])
     other = runner.clone_empty()
     assert [decoder.occupied for decoder in other.model_runners] == [0, 0]

@@ -29,8 +29,7 @@ from eddecode.sampler import Sampler
 from eddecode.sampling.params import SamplingParams
 from eddecode.sampling.rng import stream_key, uniforms
 from eddecode_kernels import sample_cpu as cpu
-from eddecode_kernels.decoder_layer_cpu import CpuDecoderLayers
-from eddecode_kernels.ops_cpu import compiled_linear
+from eddecode_kernels.layers_cpu import CpuDecoderLayers, compiled_linear
 from helpers import reference, tiny
 from helpers.decoding import tokens
 
@@ -150,7 +149,7 @@ def made_by(*places: str, needs: tuple[str, ...] = ()) -> Switch:
         for place in places:
             patch.setattr(place, counted(place, count))
         patch.setattr("eddecode.execution.compiled.replace.is_faster_than_torch", lambda dtype: True)
-        patch.setattr("eddecode.execution.lm_head.is_faster_than_torch", lambda dtype: True)
+        patch.setattr("eddecode.execution.patching.is_faster_than_torch", lambda dtype: True)
 
     return Switch(off, on, needs, compiled=True)
 
@@ -178,7 +177,7 @@ def calling(function: Callable[..., Any], count: Callable[[], None]) -> Callable
 
 
 def no_attention(patch: Patch) -> None:
-    patch.setattr("eddecode.execution.model_runner.can_attend", lambda model: False)
+    patch.setattr("eddecode.execution.runner.can_attend", lambda model: False)
 
 
 def own_attention(patch: Patch, count: Callable[[], None]) -> None:
@@ -297,7 +296,7 @@ SWITCHES = {
     ),
     "norm": made_by("eddecode.execution.compiled.rms_norm.compiled_rms_norm"),
     "activation": made_by("eddecode.execution.compiled.replace.compiled_silu"),
-    "head": made_by("eddecode.execution.lm_head.compiled_linear"),
+    "head": made_by("eddecode.execution.patching.compiled_linear"),
     "attention": Switch(no_attention, own_attention, compiled=True),
     "blocks": Switch(no_blocks, compiled_blocks, needs=("attention",), compiled=True),
     "stack": Switch(no_stack, one_stack, needs=("blocks",), pairs=("full", "lora"), compiled=True),

@@ -21,7 +21,7 @@ from eddecode_kernels.types import SamplingRows, UnavailableError
 @pytest.fixture(autouse=True)
 def _nothing_remembered() -> Iterator[None]:
     """What the module found out about this machine is asked anew, before and after."""
-    remembered = (compiler.library_path, compiler._library, dispatch._warn_once)
+    remembered = (compiler.library_path, compiler._library, compiler.function, dispatch._warn_once)
     for function in remembered:
         function.cache_clear()
     yield
@@ -64,7 +64,7 @@ def test_it_is_built_once_and_with_the_options_that_the_compiler_knows(
     assert "-fopenmp" not in calls[-1]
     assert all("-DTWICE=2" in call for call in calls)
     assert [path.suffix for path in (tmp_path / "eddecode" / "kernels").iterdir()] == [".so"]
-    monkeypatch.setattr(cpu, "library", lambda: first)
+    monkeypatch.setattr(compiler, "library", lambda: first)
     assert draw("cpu") == 1
 
 

@@ -15,7 +15,7 @@ from transformers import DeepseekV3Config, DeepseekV3ForCausalLM, LlamaConfig
 from eddecode import ModelPair, Sampler
 from eddecode.engine import scheduler
 from eddecode.errors import PairError
-from eddecode.execution import model_runner as decoder
+from eddecode.execution import runner as decoder
 from eddecode.models import memory_estimate as room
 from eddecode.models.ensemble import Ensemble
 from eddecode.models.load_config import LoadConfig

@@ -247,7 +247,7 @@ class FirstTokenModel:
         if self._runner is None:
             from transformers import GenerationConfig
 
-            from eddecode.execution.model_runner import UncachedModelRunner
+            from eddecode.execution.uncached_runner import UncachedModelRunner
             from eddecode.models.loader import load_merged_adapter, load_model
 
             with errors_name_judge(self.name):

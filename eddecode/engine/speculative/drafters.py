@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from eddecode.engine.sequence import SamplingBatch, SequenceState, sample
-from eddecode.execution.pair_runner import PairRunner
+from eddecode.execution.runner import PairRunner
 
 NUM_LEVELS = 10  # of confidence
 # Between the two best logits: the upper bounds of all levels but the highest.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, cast, get_args
 from eddecode.engine.speculative.assistant import AssistantDrafter, SingleModel
 from eddecode.engine.speculative.speculator import AdaptiveSpeculator, Mode
 from eddecode.errors import PairError, ParamsError
-from eddecode.execution.pair_runner import PairRunner
+from eddecode.execution.factory import separate_pair_runner
 from eddecode.models.load_config import LoadConfig
 from eddecode.models.load_group import CheckpointRef, MemoryRequirement, load_group
 from eddecode.models.pair import ModelPair
@@ -63,7 +63,7 @@ def assistant_for(pair: ModelGroup, source: str | Path | Any) -> AssistantDrafte
         source, tokenizer = loaded.models[0], loaded.tokenizers[0]
     itself = ModelPair.from_models(source, source)  # checks the one model, and reads its context window
     check_vocabulary(pair, source, tokenizer)
-    runner = PairRunner(SingleModel((source,), itself.context_windows[:1], itself.device))  # type: ignore[arg-type]
+    runner = separate_pair_runner(SingleModel((source,), itself.context_windows[:1], itself.device))  # type: ignore[arg-type]
     return AssistantDrafter(runner, source)
 
 

@@ -24,7 +24,7 @@ from torch import Tensor
 from eddecode.engine.draft import Draft
 from eddecode.engine.sequence import SequenceState
 from eddecode.engine.speculative.drafters import BaseDrafter, Drafter, DraftTokens, NgramDrafter
-from eddecode.execution.pair_runner import PairRunner
+from eddecode.execution.runner import PairRunner
 
 Mode = Literal["off", "auto", "base", "ngram"]
 

@@ -10,11 +10,10 @@ import torch
 from torch import Tensor
 
 from eddecode.execution.attention import attention_in
-from eddecode.execution.attention_mask import KeyRangeMask
 from eddecode.execution.compiled.backends import CompiledBackend, CompiledLayers
 from eddecode.execution.compiled.layer_weights import decoder_layer_weights
 from eddecode.execution.compiled.lora import LoraDelta, LoraRows
-from eddecode.execution.kv_cache import BatchedKVCache
+from eddecode.execution.kv_cache import BatchedKVCache, KeyRangeMask
 from eddecode_kernels.decoder_layer import ForwardContext, KVPointers
 
 # Relative to the largest change that the layer makes. A wrong activation, scale or pairing of heads is far above it.
@@ -83,26 +82,10 @@ class CompiledDecoderLayer:
                 position_embeddings=position_embeddings,
                 **options,
             )
-        context = forward_context(past_key_values, attention_mask, position_embeddings, self.rows)
+        context = past_key_values.forward_context(attention_mask, position_embeddings, self.rows.active)
         caches = past_key_values.pointers([self.index], self.compiled.shape, hidden_states)
         hidden = hidden_states.clone(memory_format=torch.contiguous_format)  # a caller may keep what went in
         return self.compiled(hidden, [context], caches)
-
-
-def forward_context(
-    cache: BatchedKVCache, mask: KeyRangeMask, angles: tuple[Tensor, Tensor], rows: LoraRows
-) -> ForwardContext:
-    """What compiled layers need to know of the pass in progress.
-
-    Args:
-        cache: which is being written to.
-        mask: of the layer's kind.
-        angles: cosines and sines, (B or 1, T, R).
-        rows: which rows add the low-rank terms.
-    """
-    positions = cache.positions.to(mask.start.device)
-    cos, sin = (each.expand(*positions.shape, each.shape[-1]) for each in angles)
-    return ForwardContext(cos, sin, positions, mask.start, mask.end, rows.active)
 
 
 @torch.inference_mode()

@@ -14,10 +14,9 @@ import torch
 from torch import nn
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from eddecode.execution.attention_mask import AttentionMaskBuilder, KeyRangeMask
 from eddecode.execution.compiled.backends import CompiledBackend, CompiledLayers
-from eddecode.execution.compiled.decoder_layer import TRIAL_TOLERANCE, CompiledDecoderLayer, forward_context
-from eddecode.execution.kv_cache import BatchedKVCache
+from eddecode.execution.compiled.decoder_layer import TRIAL_TOLERANCE, CompiledDecoderLayer
+from eddecode.execution.kv_cache import AttentionMaskBuilder, BatchedKVCache, KeyRangeMask
 from eddecode.execution.patching import patched_forward
 
 _PARTS = {"embed_tokens", "layers", "norm", "rotary_emb"}
@@ -57,7 +56,7 @@ class CompiledDecoderStack:
         hidden = nn.functional.embedding(inputs["input_ids"], self._body.embed_tokens.weight)
         angles = self._body.rotary_emb(hidden, position_ids=inputs["position_ids"])
         contexts = {
-            kind: forward_context(cache, masks[kind], angles, self._rows) for kind in set(self._kinds)
+            kind: cache.forward_context(masks[kind], angles, self._rows.active) for kind in set(self._kinds)
         }
         caches = cache.pointers(self._indices, self._fused.shape, hidden)
         self._fused(hidden, [contexts[kind] for kind in self._kinds], caches)

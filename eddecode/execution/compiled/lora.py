@@ -8,7 +8,7 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from eddecode_kernels.ops_cpu import compiled_linear
+from eddecode_kernels.layers_cpu import compiled_linear
 
 
 @dataclass

@@ -8,7 +8,6 @@ outside of the engine's own passes the model is as it was loaded.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
@@ -19,8 +18,8 @@ from eddecode.execution.compiled.decoder_layer import CompiledDecoderLayer, comp
 from eddecode.execution.compiled.decoder_stack import CompiledDecoderStack, compile_decoder_stack
 from eddecode.execution.compiled.lora import LoraDelta
 from eddecode.execution.compiled.rms_norm import compile_rms_norm
-from eddecode.execution.patching import patched_forward
-from eddecode_kernels.ops_cpu import compiled_linear, compiled_silu, is_faster_than_torch
+from eddecode_kernels.layers_cpu import compiled_linear, compiled_silu
+from eddecode_kernels.speed_check import is_faster_than_torch
 
 
 class CompiledModules:
@@ -37,13 +36,15 @@ class CompiledModules:
     Attributes:
         num_layers: how many whole decoder layers are replaced.
         stack: the whole body as one call, or None.
+        handles_attention: whether the replaced modules do all the attention of a pass.
+        forwards: the compiled forward passes, by module; see `patched_forward`.
         has_backend: whether there is a backend for whole layers, whether or not it recognized any.
     """
 
     def __init__(
         self, model: Any, deltas: Mapping[str, LoraDelta] | None = None, *, whole_layers: bool = True
     ) -> None:
-        self._forwards: dict[Any, Callable[..., Any]] = {}
+        self.forwards: dict[Any, Callable[..., Any]] = {}
         self.stack: CompiledDecoderStack | None = None
         backend = backend_for(model.device, model.dtype) if whole_layers else None
         self.has_backend = backend is not None
@@ -54,25 +55,17 @@ class CompiledModules:
                     compiled = compile_decoder_layer(module, name, backend, deltas)
                     if compiled is not None:
                         layers[module] = compiled
-        self._forwards.update(layers)
+        self.forwards.update(layers)
         self.num_layers = len(layers)
         self._replace_operations(model, deltas or {}, inside={m for layer in layers for m in layer.modules()})
         if backend is not None and layers:
             self.stack = compile_decoder_stack(model.base_model, layers, backend)
         if self.stack is not None:
-            self._forwards[model.base_model] = self.stack
+            self.forwards[model.base_model] = self.stack
+        self.handles_attention = self.stack is not None
 
     def __len__(self) -> int:
-        return len(self._forwards)
-
-    @property
-    def handles_attention(self) -> bool:
-        """Whether the replaced modules do all the attention of a pass."""
-        return self.stack is not None
-
-    def installed(self) -> AbstractContextManager[None]:
-        """Within the block the compiled forward passes stand in for the modules' own."""
-        return patched_forward(self._forwards)
+        return len(self.forwards)
 
     def _replace_operations(self, model: Any, deltas: Mapping[str, LoraDelta], inside: set[Any]) -> None:
         """Replace norms, activations and linear layers that are not inside of replaced decoder layers."""
@@ -85,7 +78,7 @@ class CompiledModules:
             if type(module).forward is nn.Linear.forward:
                 forward = _compile_linear(module, deltas.get(name))
             if forward is not None:
-                self._forwards[module] = forward
+                self.forwards[module] = forward
 
 
 def _compile_linear(module: nn.Linear, delta: LoraDelta | None) -> Callable[[Tensor], Tensor] | None:

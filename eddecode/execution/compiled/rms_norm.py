@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from eddecode_kernels.ops_cpu import compiled_rms_norm
+from eddecode_kernels.layers_cpu import compiled_rms_norm
 
 
 @torch.no_grad()

@@ -27,7 +27,8 @@ from eddecode.engine.speculative.speculator import (
     DrafterStats,
     SpeculationStats,
 )
-from eddecode.execution.pair_runner import PairRunner
+from eddecode.execution.factory import separate_pair_runner
+from eddecode.execution.runner import PairRunner
 from eddecode.prompts.types import RenderedPrompt
 from helpers import decoding, tiny
 
@@ -205,7 +206,7 @@ def test_tokens_of_an_unknown_kind_are_as_good_as_all() -> None:
 
 def test_costs_are_shares_of_a_plain_step() -> None:
     """Of a pair of equal models a base pass is half a step; more sequences make verification dearer."""
-    runner = PairRunner(decoding.pair())
+    runner = separate_pair_runner(decoding.pair())
     vocabulary = decoding.pair().vocabulary
     base = BaseDrafter().bind(runner, vocabulary)
     assert 0.5 < base.cost(1) < 0.6 < base.cost(8) < 1 < base.cost(64)

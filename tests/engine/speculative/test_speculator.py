@@ -14,9 +14,9 @@ from eddecode.engine.draft import Draft
 from eddecode.engine.speculative.drafters import BaseDrafter, NgramDrafter, NgramIndex
 from eddecode.engine.speculative.factory import assistant_for
 from eddecode.engine.speculative.speculator import AdaptiveSpeculator, SpeculationStats
+from eddecode.execution.factory import separate_pair_runner
 from eddecode.execution.lora_runner import LoraPairRunner
-from eddecode.execution.model_runner import UncachedModelRunner
-from eddecode.execution.pair_runner import PairRunner
+from eddecode.execution.uncached_runner import UncachedModelRunner
 from eddecode.prompts.types import RenderedPrompt
 from helpers import decoding, reference, tiny
 
@@ -125,7 +125,7 @@ def test_two_models_on_one_backbone(drafter: str) -> None:
     sampler._runner = LoraPairRunner(pair, factors)
     assert sampler._runner.self_check() is None
     plain = Sampler(pair, max_slots=5)
-    plain._runner = PairRunner(pair)
+    plain._runner = separate_pair_runner(pair)
     check_the_same(plain, sampler)
     assert counts.verified > 0
 

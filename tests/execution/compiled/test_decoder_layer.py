@@ -21,9 +21,10 @@ from eddecode.execution.compiled.cpu_backend import CpuBackend
 from eddecode.execution.compiled.decoder_layer import compile_decoder_layer
 from eddecode.execution.compiled.lora import LoraDelta, LoraRows
 from eddecode.execution.compiled.replace import CompiledModules
-from eddecode.execution.model_runner import CachedModelRunner
+from eddecode.execution.patching import patched_forward
+from eddecode.execution.runner import CachedModelRunner
 from eddecode.execution.self_check import max_relative_error
-from eddecode_kernels.ops_cpu import compiled_linear
+from eddecode_kernels.layers_cpu import compiled_linear
 from helpers import tiny
 
 pytestmark = pytest.mark.skipif(
@@ -60,7 +61,7 @@ OTHERS = {
 def _compiled_layers_pay(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("eddecode.execution.compiled.replace.is_faster_than_torch", lambda dtype: True)
     monkeypatch.setattr(CpuBackend, "is_faster", lambda self, dtype: True)
-    monkeypatch.setattr("eddecode.execution.lm_head.is_faster_than_torch", lambda dtype: True)
+    monkeypatch.setattr("eddecode.execution.patching.is_faster_than_torch", lambda dtype: True)
 
 
 def model_of(config: Any, dtype: torch.dtype = torch.float32, seed: int = 0) -> Any:
@@ -205,8 +206,8 @@ def test_outside_of_the_engine_the_model_is_its_own() -> None:
     decoder = CachedModelRunner(model)
     text = torch.tensor([[1, 2, 3]])
     before = model(input_ids=text).logits
-    with (
-        decoder.layers.installed()
+    with patched_forward(
+        decoder.layers.forwards
     ):  # a mask and a cache that are not the engine's: the model's own code runs
         torch.testing.assert_close(model(input_ids=text, use_cache=False).logits, before, atol=1e-6, rtol=0)
     assert all("forward" not in vars(layer) for layer in model.model.layers)

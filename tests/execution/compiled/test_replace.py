@@ -10,8 +10,9 @@ import torch
 from eddecode import ModelPair, Sampler, SamplingParams
 from eddecode.execution.compiled.lora import LoraDelta, LoraRows
 from eddecode.execution.compiled.replace import CompiledModules
-from eddecode_kernels import ops_cpu as compiled
-from eddecode_kernels.ops_cpu import compiled_linear, compiled_rms_norm, compiled_silu
+from eddecode.execution.patching import patched_forward
+from eddecode_kernels import layers_cpu as compiled
+from eddecode_kernels.layers_cpu import compiled_linear, compiled_rms_norm, compiled_silu
 from eddecode_kernels.types import UnavailableError
 from helpers import decoding, tiny
 
@@ -88,10 +89,10 @@ def test_it_is_in_place_only_while_the_engine_runs(monkeypatch: pytest.MonkeyPat
     model = tiny.tiny_model("llama")
     layer = model.model.layers[0].mlp.up_proj
     layers = CompiledModules(model, whole_layers=False)
-    with layers.installed():
+    with patched_forward(layers.forwards):
         assert ("forward" in vars(layer)) == (len(layers) > 0)
     assert "forward" not in vars(layer)
-    with pytest.raises(KeyError), layers.installed():
+    with pytest.raises(KeyError), patched_forward(layers.forwards):
         raise KeyError
     assert "forward" not in vars(layer)
 
@@ -119,14 +120,13 @@ def test_without_a_compiler_the_tokens_are_the_same(arch: str, monkeypatch: pyte
     models = tiny.tiny_pair_models(arch)
     expected = Sampler(ModelPair.from_models(*models)).generate(prompts, params)
 
-    def none() -> None:
+    def none(*symbol: object) -> None:
         raise UnavailableError("no C++ compiler")
 
-    monkeypatch.setattr(compiled, "library", none)
-    monkeypatch.setattr(compiled, "_functions", {})
+    monkeypatch.setattr(compiled, "function", none)
     monkeypatch.setenv("EDDECODE_KERNELS", "reference")
     sampler = Sampler(ModelPair.from_models(*models))
-    assert [decoder.own_attention for decoder in sampler.runner.model_runners] == [True, True]  # type: ignore[attr-defined]
+    assert [decoder.dense_mask for decoder in sampler.runner.model_runners] == [True, True]  # type: ignore[attr-defined]
     assert decoding.tokens(sampler.generate(prompts, params)) == decoding.tokens(expected)
 
 
@@ -169,9 +169,9 @@ def test_layers_of_a_known_form_are_exchanged(arch: str, monkeypatch: pytest.Mon
     monkeypatch.setattr("eddecode.execution.compiled.replace.is_faster_than_torch", lambda dtype: True)
     model = tiny.tiny_model(arch)
     norms = [module for module in model.modules() if type(module).__name__.endswith("RMSNorm")]
-    with CompiledModules(model, whole_layers=False).installed():
+    with patched_forward(CompiledModules(model, whole_layers=False).forwards):
         assert norms
         assert all("forward" in vars(norm) for norm in norms)
     norms[0].variance_epsilon = norms[0].eps = "no number"
-    with CompiledModules(model).installed():
+    with patched_forward(CompiledModules(model).forwards):
         assert "forward" not in vars(norms[0])  # not of a form that is known: left as it is

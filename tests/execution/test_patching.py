@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from eddecode.execution import lm_head as module
-from eddecode.execution.lm_head import Float32LMHead
+from eddecode.execution import patching as module
+from eddecode.execution.patching import Float32LMHead
 from helpers import tiny
 
 

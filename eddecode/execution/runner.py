@@ -1,0 +1,323 @@
+"""Runners: new tokens in, next-token logits in float32 out, for one model and for a pair.
+
+A `ModelRunner` executes one model over slots, which are the rows of a batch. There are two: `CachedModelRunner`, here,
+is fast and serves every model whose layers attend over a mask; `UncachedModelRunner` recomputes whole texts and serves
+everything else. A `PairRunner` keeps one of them per model in step: (tokens, slots) → (base logits, aligned logits).
+Runners know nothing of sampling, and nothing of requests.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import Tensor
+
+from eddecode.execution.attention import attention_in, can_attend
+from eddecode.execution.compiled.replace import CompiledModules
+from eddecode.execution.kv_cache import AttentionMaskBuilder, BatchedKVCache
+from eddecode.execution.patching import Float32LMHead, patched_forward
+from eddecode.execution.rotary import rope_window
+from eddecode.models.sizes import PREFILL_CHUNK, input_device
+from eddecode.utils.device import copy_to_device
+
+if TYPE_CHECKING:
+    from eddecode.models.ensemble import ModelGroup
+
+
+@dataclass
+class PrefillResult:
+    """A text that a model has been run over: what its rows start from.
+
+    Attributes:
+        length: tokens of the text.
+        logits: (V,) float32, of the token after it.
+        states: per layer (keys, values), each (heads, length, head_dim); empty where they are not kept.
+        ids: the text.
+    """
+
+    length: int
+    logits: Tensor
+    states: list[tuple[Tensor, Tensor]]
+    ids: tuple[int, ...] = ()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the states."""
+        return sum(keys.nbytes + values.nbytes for keys, values in self.states)
+
+
+class ModelRunner(Protocol):
+    """Executes one model over slots. Occupied slots are 0 … n−1."""
+
+    def prefill(self, texts: Sequence[tuple[int, ...]]) -> list[PrefillResult]:
+        """Run texts from their beginning, in one batch; touches no slot."""
+        ...
+
+    @property
+    def occupied(self) -> int:
+        """How many slots are occupied."""
+        ...
+
+    def reserve(self, slots: int, positions: int = 0) -> None:
+        """Have room for that many rows, which may come to have that many positions."""
+        ...
+
+    def add(self, prefix: PrefillResult) -> None:
+        """Occupy the next slot with a row that begins with `prefix`."""
+        ...
+
+    def remove(self, slot: int) -> None:
+        """Vacate a slot; the last occupied one moves into its place."""
+        ...
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Append (n, T) tokens to all n rows and return the logits after each, (n, T, V) float32."""
+        ...
+
+    def truncate(self, lengths: Sequence[int]) -> None:
+        """Shorten every row to the given length."""
+        ...
+
+    def trim(self) -> None:
+        """Give back unused memory."""
+        ...
+
+    def clone_empty(self) -> ModelRunner:
+        """A runner of the same model with no slot occupied."""
+        ...
+
+
+class CachedModelRunner:
+    """Runs a model whose layers write keys and values to a cache and attend over a mask.
+
+    Args:
+        model: a causal LM.
+        dense_mask: use the model's own attention over a dense mask, even where compiled attention could serve.
+        layers: the model's compiled modules; runners of one model share them.
+    """
+
+    def __init__(
+        self, model: Any, *, dense_mask: bool = False, layers: CompiledModules | None = None
+    ) -> None:
+        self.model = model
+        self.layers = layers or CompiledModules(model)
+        self.cache = BatchedKVCache()
+        self.head = Float32LMHead(model)
+        self.masks = AttentionMaskBuilder(model.config.get_text_config())
+        self.dense_mask = dense_mask or not can_attend(model)
+        self.device = input_device(model)
+
+    def clone_empty(self) -> CachedModelRunner:
+        """A runner of the same model with no slot occupied."""
+        return CachedModelRunner(self.model, dense_mask=self.dense_mask, layers=self.layers)
+
+    @torch.inference_mode()
+    def prefill(self, texts: Sequence[tuple[int, ...]]) -> list[PrefillResult]:
+        """Run texts, padded on the right to the longest, chunk by chunk; see `ModelRunner.prefill`."""
+        cache = BatchedKVCache()
+        cache.lengths = [0] * len(texts)
+        longest = max(len(text) for text in texts)
+        cache.reserve(len(texts), longest)
+        padded = torch.tensor([[*text, *[text[-1]] * (longest - len(text))] for text in texts])
+        logits: list[Tensor | None] = [None] * len(texts)
+        for start in range(0, longest, PREFILL_CHUNK):
+            chunk = padded[:, start : start + PREFILL_CHUNK]
+            # (B,) where texts end, relative to this chunk:
+            last = torch.tensor([len(text) - 1 - start for text in texts])
+            after = self._forward(cache, chunk, last.clamp(0, chunk.shape[1] - 1)[:, None])  # (B, 1, V)
+            for row, end in enumerate(last.tolist()):
+                if 0 <= end < chunk.shape[1]:
+                    logits[row] = after[row, 0].clone()
+            cache.advance([chunk.shape[1]] * len(texts))
+        return [
+            PrefillResult(len(text), z, cache.export_prefix(row, len(text)), text)
+            for row, (text, z) in enumerate(zip(texts, logits, strict=True))
+            if z is not None
+        ]
+
+    @property
+    def occupied(self) -> int:
+        """See `ModelRunner.occupied`."""
+        return len(self.cache.lengths)
+
+    @torch.inference_mode()
+    def reserve(self, slots: int, positions: int = 0) -> None:
+        """See `ModelRunner.reserve`."""
+        self.cache.reserve_lazily(slots, positions)
+
+    @torch.inference_mode()
+    def add(self, prefix: PrefillResult) -> None:
+        """See `ModelRunner.add`."""
+        self.cache.add(prefix.states)
+
+    @torch.inference_mode()
+    def remove(self, slot: int) -> None:
+        """See `ModelRunner.remove`."""
+        self.cache.remove(slot)
+
+    @torch.inference_mode()
+    def forward(self, tokens: Tensor, slots: slice = slice(None)) -> Tensor:
+        """See `ModelRunner.forward`; `slots` picks some of the occupied slots, (n, T) tokens for them."""
+        count, new = tokens.shape
+        everywhere = torch.arange(new).expand(count, new)
+        logits = self._forward(self.cache, tokens, everywhere, slots)
+        self.cache.advance([new] * count, slots)
+        return logits
+
+    def truncate(self, lengths: Sequence[int]) -> None:
+        """See `ModelRunner.truncate`."""
+        self.cache.lengths = list(lengths)
+
+    @torch.inference_mode()
+    def trim(self) -> None:
+        """See `ModelRunner.trim`."""
+        self.cache.trim()
+
+    def _forward(
+        self, cache: BatchedKVCache, tokens: Tensor, positions: Tensor, slots: slice = slice(None)
+    ) -> Tensor:
+        """Run the model over (B, T) new tokens; logits (B, K, V) float32 after those at the indices (B, K)."""
+        with self.head.selecting(positions):
+            result = self.run_patched(self.model, cache, tokens, slots)
+        return self.head.select(result.logits, positions)
+
+    def run_patched(
+        self, part: Any, cache: BatchedKVCache, tokens: Tensor, slots: slice = slice(None)
+    ) -> Any:
+        """What `part`, the model or its body without the head, returns for (B, T) new tokens of slots of a cache."""
+        attention: AbstractContextManager[None] = nullcontext()
+        if not (self.dense_mask or self.layers.handles_attention):
+            attention = attention_in(self.masks.config)
+        with patched_forward(self.layers.forwards), attention:
+            return part(**self._inputs(cache, tokens, slots))
+
+    def _inputs(self, cache: BatchedKVCache, tokens: Tensor, slots: slice) -> dict[str, Any]:
+        """Begin a pass over the cache, and make the arguments of the model for it."""
+        write = cache.prepare_write(tokens.shape[1], slots)
+        positions = write.positions
+        if self.device.type != "cpu":
+            tokens, positions = (copy_to_device(each, self.device) for each in (tokens, positions))
+        mask: Any
+        if self.dense_mask:
+            mask = self.masks.build(positions, write.end, self.model.dtype)
+        else:
+            mask = self.masks.key_ranges(positions)
+        return {
+            "input_ids": tokens,
+            "attention_mask": mask,
+            "position_ids": positions,
+            "past_key_values": cache,
+            "use_cache": True,
+        }
+
+
+class PairRunner:
+    """Runs the models of a pair over shared slots; occupied slots are 0 … n−1.
+
+    A slot is the same row in all models, though they read different prompts and are at different positions.
+    `factory.runner_for` makes one.
+
+    Args:
+        pair: the models.
+        model_runners: one per model.
+    """
+
+    def __init__(self, pair: ModelGroup, model_runners: Sequence[ModelRunner]) -> None:
+        self.names, self.device = pair.names, pair.device
+        self.models, self._context_windows = pair.models, pair.context_windows
+        self.model_runners = list(model_runners)
+
+    @property
+    def windows(self) -> list[int | None]:
+        """Per model, the longest text that it can be decoded on; None where there is no limit."""
+        limits = [
+            [limit for limit in (window, rope_window(model)) if limit is not None]
+            for window, model in zip(self._context_windows, self.models, strict=True)
+        ]
+        return [min(limit, default=None) for limit in limits]
+
+    @property
+    def separate_runners(self) -> list[ModelRunner]:
+        """One runner per model on its own weights, also where this runner decodes both in one pass."""
+        return self.model_runners
+
+    def clone_empty(self) -> PairRunner:
+        """The same models with no slot occupied.
+
+        Every engine gets one of its own: two engines that decode in turns, or one that was abandoned half-way, would
+        otherwise leave their rows in each other's slots.
+        """
+        other = copy.copy(self)
+        other.model_runners = [runner.clone_empty() for runner in self.model_runners]
+        return other
+
+    def prefill(self, model: int, texts: Sequence[tuple[int, ...]]) -> list[PrefillResult]:
+        """Run one model over texts, in one padded batch, without touching a slot."""
+        prefixes = self.model_runners[model].prefill(texts)
+        for prefix in prefixes:
+            prefix.logits = prefix.logits.to(self.device)
+        return prefixes
+
+    def reserve(self, slots: int, positions: Sequence[int] = ()) -> None:
+        """Have room for that many rows, so that adding them does not grow the buffers one by one.
+
+        Args:
+            slots: rows.
+            positions: per model, how many positions a row may come to have; empty if that is not known.
+        """
+        for runner, most in zip(self.model_runners, positions or [0] * len(self.model_runners), strict=True):
+            runner.reserve(slots, most)
+
+    def add(self, prefixes: Sequence[PrefillResult]) -> None:
+        """Occupy the next slot with a row that begins with one prefix per model: in all models, or in none."""
+        for done, (runner, prefix) in enumerate(zip(self.model_runners, prefixes, strict=True)):
+            try:
+                runner.add(prefix)
+            except BaseException:
+                for earlier in self.model_runners[:done]:
+                    earlier.remove(earlier.occupied - 1)
+                raise
+
+    def remove(self, slot: int) -> None:
+        """Vacate a slot; the last occupied one moves into its place."""
+        for runner in self.model_runners:
+            runner.remove(slot)
+
+    def forward(self, tokens: Tensor, lengths: Sequence[Sequence[int]]) -> list[Tensor]:
+        """Append tokens to every row, in all models.
+
+        Args:
+            tokens: (n, T) int64, those of each occupied slot.
+            lengths: per model, how many tokens each row had before. A pass that failed half-way is repeated from there.
+
+        Returns:
+            Per model (n, T, V_i) float32: the logits after each token.
+        """
+        return [self.forward_model(model, tokens, before) for model, before in enumerate(lengths)]
+
+    def forward_model(self, model: int, tokens: Tensor, lengths: Sequence[int]) -> Tensor:
+        """Append (n, T) tokens to every row of one model, of the given lengths before; logits after each, (n, T, V)."""
+        runner = self.model_runners[model]
+        runner.truncate(lengths)
+        return runner.forward(tokens).to(self.device)
+
+    @cached_property
+    def num_parameters(self) -> int:
+        """Parameters that a step reads, of all models."""
+        return sum(p.numel() for model in self.models for p in model.parameters())
+
+    @cached_property
+    def base_share(self) -> float:
+        """The base model's share of these parameters: about its share of a step's time."""
+        return float(sum(p.numel() for p in self.models[0].parameters()) / self.num_parameters)
+
+    def trim(self) -> None:
+        """Give back memory that the occupied slots do not need."""
+        for runner in self.model_runners:
+            runner.trim()

@@ -1,0 +1,429 @@
+"""What C++ does for a model's layers on a CPU: linear layers, RMSNorm, SiLU, attention, and whole decoder layers.
+
+A decode step reads every weight once, so it lasts as long as the reading. A linear layer here reads at the speed of the
+memory. A decoder layer, or several, is one call for all new tokens; in torch some twenty small operations with buffers
+of their own come between its matrix products. Weights stay where and as they are. The order of every sum depends on
+sizes alone, so that a row has the same bits in any batch, which torch does not promise.
+
+Each `compile…` function returns None where the C++ does not apply (dtype, device, layout) or there is no compiler.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from ctypes import POINTER, Structure, byref, c_double, c_float, c_int64, c_void_p, pointer
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+
+from eddecode_kernels.decoder_layer import (
+    ACTIVATIONS,
+    LINEARS,
+    DecoderLayerWeights,
+    ForwardContext,
+    KVPointers,
+)
+from eddecode_kernels.jit import function
+from eddecode_kernels.types import UnavailableError
+
+_LINEAR = {  # (dtype of the weight, of the result) → symbol
+    (torch.float32, torch.float32): "eddecode_linear_f32_f32",
+    (torch.bfloat16, torch.float32): "eddecode_linear_bf16_f32",
+    (torch.bfloat16, torch.bfloat16): "eddecode_linear_bf16_bf16",
+}
+_RMS_NORM = {torch.float32: "eddecode_rms_norm_f32", torch.bfloat16: "eddecode_rms_norm_bf16"}
+_ATTENTION = {torch.float32: "eddecode_attend_f32", torch.bfloat16: "eddecode_attend_bf16"}
+_DECODER_LAYERS = {
+    torch.float32: "eddecode_decoder_layers_f32",
+    torch.bfloat16: "eddecode_decoder_layers_bf16",
+}
+_NORMS = ("input_norm", "post_attention_norm", "query_norm", "key_norm")
+LARGEST_HEAD = 1024  # numbers; the kernel holds one head on its stack
+
+
+Operation = Callable[[Tensor], Tensor]
+
+
+def compiled_linear(weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Operation | None:
+    """The linear layer x·Wᵀ + b with float32 sums, or None where the C++ does not apply.
+
+    A decode step reads every weight once, so it lasts as long as the reading. This reads at the speed of the memory,
+    leaves the weights where and as they are, and can return float32 from bfloat16 weights.
+
+    Args:
+        weight: (N, K) float32 or bfloat16, contiguous, on the CPU. The function returned holds on to it.
+        bias: (N,) any float dtype, or None.
+        dtype: of the result: the weight's, or float32.
+
+    Returns:
+        A function from (…, K), of the weight's dtype, to (…, N) of `dtype`.
+    """
+    symbol = _LINEAR.get((weight.dtype, dtype))
+    if symbol is None or weight.device.type != "cpu" or not weight.is_contiguous():
+        return None
+    try:
+        kernel = function(symbol, c_void_p, c_void_p, c_void_p, c_void_p, c_int64, c_int64, c_int64, c_int64)
+    except UnavailableError:
+        return None
+    n, k = weight.shape
+    bias32 = None if bias is None else bias.detach().float().contiguous()
+    bias_address = None if bias32 is None else bias32.data_ptr()
+    stored = weight.dtype
+
+    def linear(x: Tensor, _alive: Tensor | None = bias32) -> Tensor:
+        if x.dtype is not stored or weight.dtype is not stored or x.shape[-1] != k:
+            raise ValueError(
+                f"x is {tuple(x.shape)} {x.dtype} and the weights are now {weight.dtype}; expected (…, {k}) {stored}: "
+                "a model must not be converted while it decodes"
+            )
+        x = x.contiguous()
+        y = torch.empty(*x.shape[:-1], n, dtype=dtype)
+        rows, threads = x.numel() // k, torch.get_num_threads()
+        kernel(weight.data_ptr(), x.data_ptr(), bias_address, y.data_ptr(), n, k, rows, threads)
+        return y
+
+    return linear
+
+
+def compiled_rms_norm(weight: Tensor, epsilon: float, *, weight_offset_one: bool = False) -> Operation | None:
+    """RMSNorm (Zhang & Sennrich, arXiv 1910.07467), or None where the C++ does not apply.
+
+    Args:
+        weight: (d,) float32 or bfloat16, contiguous, on the CPU.
+        epsilon: added to the mean square.
+        weight_offset_one: multiply by 1 + weight and round last (Gemma); else the normalized row is rounded to its
+            dtype before it is multiplied by the weight (Llama).
+
+    Returns:
+        A function from (…, d) of the weight's dtype to the same.
+    """
+    if weight.dtype not in _RMS_NORM or weight.device.type != "cpu":
+        return None
+    if weight.dim() != 1 or not weight.is_contiguous():
+        return None
+    try:
+        kernel = function(
+            _RMS_NORM[weight.dtype], c_void_p, c_void_p, c_void_p, c_int64, c_int64, c_double, c_int64
+        )
+    except UnavailableError:
+        return None
+    stored, size = weight.dtype, weight.shape[0]
+
+    def rms_norm(x: Tensor) -> Tensor:
+        if x.dtype is not stored or weight.dtype is not stored or x.shape[-1] != size:
+            raise ValueError(
+                f"x is {tuple(x.shape)} {x.dtype} and the weight is now {weight.dtype}; expected (…, {size}) {stored}"
+            )
+        x = x.contiguous()
+        y, rows = torch.empty_like(x), x.numel() // size
+        kernel(x.data_ptr(), weight.data_ptr(), y.data_ptr(), rows, size, epsilon, weight_offset_one)
+        return y
+
+    return rms_norm
+
+
+def compiled_silu(dtype: torch.dtype) -> Operation | None:
+    """SiLU, x·sigmoid(x) (Elfwing et al., arXiv 1702.03118), for float32; None for other dtypes.
+
+    torch takes another path at the end of an array, so that a number's last bits depend on where it is. In bfloat16
+    both paths round to the same.
+    """
+    if dtype != torch.float32:
+        return None
+    try:
+        kernel = function("eddecode_silu_f32", c_void_p, c_void_p, c_int64)
+    except UnavailableError:
+        return None
+
+    def silu(x: Tensor) -> Tensor:
+        if x.dtype is not torch.float32:
+            raise ValueError(
+                f"x is {x.dtype}; expected torch.float32: a model must not be converted while it decodes"
+            )
+        x = x.contiguous()
+        y = torch.empty_like(x)
+        kernel(x.data_ptr(), y.data_ptr(), x.numel())
+        return y
+
+    return silu
+
+
+class _Attention(Structure):
+    """The struct `Attention` of csrc/attend.h, field for field."""
+
+    _fields_ = (
+        *((name, c_void_p) for name in ("queries", "keys", "values", "out", "key_start", "key_end")),
+        *((name, c_int64) for name in ("rows", "tokens", "heads", "kv_heads", "key_size", "value_size")),
+        *((name, c_int64) for name in ("query_row", "query_head", "query_token")),
+        *((name, c_int64) for name in ("key_row", "key_head", "value_row", "value_head")),
+        ("threads", c_int64),
+        ("scale", c_float),
+        ("softcap", c_float),
+    )
+
+
+def attention_available(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether `attend` serves this dtype and device on this machine."""
+    if dtype not in _ATTENTION or device.type != "cpu":
+        return False
+    try:
+        function(_ATTENTION[dtype], c_void_p)
+    except UnavailableError:
+        return False
+    return True
+
+
+def attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    key_start: Tensor,
+    key_end: Tensor,
+    scale: float,
+    softcap: float = 0.0,
+) -> Tensor:
+    """softmax(scale·q·kᵀ)·v over the keys key_start ≤ position < key_end of every query, in float32.
+
+    Scaled dot product attention in torch takes a mask, rounds bfloat16 weights, and takes several times as long as
+    reading the keys for the few queries of a decode step.
+
+    Args:
+        query: (B, H, T, D) float32 or bfloat16, D contiguous.
+        key: (B, G, L, D) of the same dtype, G a divisor of H; the two innermost axes contiguous.
+        value: (B, G, L, E), likewise.
+        key_start, key_end: (B, T) int64 contiguous, 0 ≤ key_start < key_end ≤ L.
+        scale: factor of the scores.
+        softcap: c in c·tanh(score/c), applied after the scale (Gemma 2, arXiv 2408.00118, §2); 0 is none.
+
+    Returns:
+        (B, T, H, E) contiguous, of the query's dtype.
+
+    Raises:
+        ValueError: dtypes, shapes or strides are not as above.
+        UnavailableError: there is no C++ compiler.
+    """
+    rows, heads, tokens, size = query.shape
+    kv_heads, width = value.shape[1], value.shape[3]
+    fits = (
+        query.dtype in _ATTENTION
+        and query.dtype == key.dtype == value.dtype
+        and key.shape == (rows, kv_heads, value.shape[2], size)
+        and heads % kv_heads == 0
+        and query.stride(3) == key.stride(3) == value.stride(3) == 1
+        and key.stride(2) == size
+        and value.stride(2) == width
+        and key_start.shape == key_end.shape == (rows, tokens)
+        and key_start.is_contiguous()
+        and key_end.is_contiguous()
+    )
+    if not fits:
+        raise ValueError(
+            f"attend cannot take query {tuple(query.shape)} {query.dtype}, key {tuple(key.shape)} {key.dtype}, value "
+            f"{tuple(value.shape)} {value.dtype}, key_start {tuple(key_start.shape)}; see its docstring"
+        )
+    out = torch.empty(rows, tokens, heads, width, dtype=query.dtype)
+    call = _Attention(
+        query.data_ptr(), key.data_ptr(), value.data_ptr(), out.data_ptr(), key_start.data_ptr(), key_end.data_ptr(),
+        rows, tokens, heads, kv_heads, size, width,
+        query.stride(0), query.stride(1), query.stride(2),
+        key.stride(0), key.stride(1), value.stride(0), value.stride(1),
+        torch.get_num_threads(), scale, softcap,
+    )  # fmt: skip
+    function(_ATTENTION[query.dtype], c_void_p)(byref(call))
+    return out
+
+
+class _Linear(Structure):
+    """The struct `Linear` of csrc/decoder_layer.cpp, field for field; so are the three below."""
+
+    _fields_ = (
+        *((name, c_void_p) for name in ("weight", "bias", "lora_a", "lora_b")),
+        *((name, c_int64) for name in ("n", "k", "rank")),
+    )
+
+
+class _Layer(Structure):
+    _fields_ = (
+        *((name, _Linear) for name in LINEARS),
+        *((name, c_void_p) for name in _NORMS),
+        ("norm_epsilon", c_double),
+        *((name, c_int64) for name in ("weight_offset_one", "activation", "heads", "kv_heads", "head_dim")),
+        *((name, c_float) for name in ("scale", "softcap")),
+    )
+
+
+class _Context(Structure):
+    _fields_ = (
+        *((name, c_void_p) for name in ("cos", "sin", "positions", "key_start", "key_end")),
+        *((name, c_int64) for name in ("rows", "tokens", "threads", "rotary_dim", "lora_start", "lora_step")),
+    )
+
+
+class _Cache(Structure):
+    _fields_ = (
+        *((name, c_void_p) for name in ("keys", "values")),
+        *((name, c_int64) for name in ("key_row", "key_head", "value_row", "value_head")),
+    )
+
+
+_cache_structs: WeakKeyDictionary[KVPointers, Any] = WeakKeyDictionary()
+
+
+class CpuDecoderLayers:
+    """One or more decoder layers as one call.
+
+    Attributes:
+        shape: of every layer.
+    """
+
+    def __init__(self, weights: Sequence[DecoderLayerWeights]) -> None:
+        """Needs the library: raises `UnavailableError` without it. Holds on to the weights."""
+        self.weights = list(weights)
+        self.shape = self.weights[0].shape
+        symbol = _DECODER_LAYERS[self.shape.dtype]
+        self._function = function(symbol, c_void_p, c_void_p, c_void_p, c_int64, c_void_p)
+        layers = [_layer_struct(each) for each in self.weights]
+        self._tensors = [tensors for _, tensors in layers]  # kept alive: the structs point at them
+        self._structs = [struct for struct, _ in layers]
+        self._pointers = (POINTER(_Layer) * len(layers))(*(pointer(struct) for struct in self._structs))
+
+    def __len__(self) -> int:
+        return len(self.weights)
+
+    def __call__(self, hidden: Tensor, contexts: Sequence[ForwardContext], caches: KVPointers) -> Tensor:
+        """Hidden states (B, T, d) after the layers.
+
+        Args:
+            hidden: contiguous; overwritten with the result.
+            contexts: one per layer.
+            caches: of as many layers; new keys and values are written there.
+
+        Raises:
+            ValueError: dtypes or shapes are not those of the weights.
+        """
+        self._check(hidden, contexts, caches)
+        made: dict[ForwardContext, tuple[_Context, list[Tensor]]] = {}
+        for context in contexts:
+            if context not in made:
+                made[context] = _context_struct(context)
+        array = (POINTER(_Context) * len(contexts))(*(pointer(made[context][0]) for context in contexts))
+        if caches not in _cache_structs:
+            _cache_structs[caches] = (_Cache * len(caches.buffers))(
+                *(
+                    _Cache(k.data_ptr(), v.data_ptr(), k.stride(0), k.stride(1), v.stride(0), v.stride(1))
+                    for k, v in caches.buffers
+                )
+            )
+        self._function(self._pointers, array, _cache_structs[caches], len(self), hidden.data_ptr())
+        return hidden
+
+    def _check(self, hidden: Tensor, contexts: Sequence[ForwardContext], caches: KVPointers) -> None:
+        shape = self.shape
+        dtypes = {hidden.dtype, *(context.cos.dtype for context in contexts)}
+        if any(each.input_norm.dtype != shape.dtype for each in self.weights) or dtypes != {shape.dtype}:
+            raise ValueError(
+                f"hidden states are {hidden.dtype} and the weights are now {self.weights[0].input_norm.dtype}; "
+                f"expected {shape.dtype}: a model must not be converted while it decodes"
+            )
+        for context in set(contexts):
+            places = context.positions.shape
+            if (
+                not hidden.shape[:2] == places == context.key_start.shape == context.key_end.shape
+                or context.cos.shape != context.sin.shape
+                or context.cos.shape[:2] != places
+                or context.cos.shape[-1] > shape.head_dim
+            ):
+                raise ValueError(
+                    f"hidden states are {tuple(hidden.shape)}, cos is {tuple(context.cos.shape)}, positions are "
+                    f"{tuple(places)} and key ranges {tuple(context.key_start.shape)}; expected (B, T, d), "
+                    f"(B, T, R ≤ {shape.head_dim}) and (B, T)"
+                )
+        if (
+            caches.shapes != {(shape.num_kv_heads, shape.head_dim, shape.dtype)}
+            or caches.rows < hidden.shape[0]
+            or hidden.shape[2] != shape.hidden_size
+            or not len(contexts) == len(caches.buffers) == len(self)
+            or not hidden.is_contiguous()
+        ):
+            raise ValueError(
+                f"hidden states are {tuple(hidden.shape)}, keys (heads, size, dtype) {caches.shapes} of {caches.rows} "
+                f"rows in {len(caches.buffers)} layers; expected (B, T, {shape.hidden_size}) contiguous and {shape} "
+                f"in {len(self)} layers"
+            )
+
+
+def compile_decoder_layer(weights: DecoderLayerWeights) -> CpuDecoderLayers | None:
+    """The compiled decoder layer, or None where C++ does not serve it: its dtype, device or layout, or no compiler."""
+    dtype = weights.input_norm.dtype
+    tensors = [getattr(weights, name) for name in _NORMS]
+    for linear in weights.linears.values():
+        tensors += [linear.weight, linear.lora_a]
+    if (
+        dtype not in _DECODER_LAYERS
+        or weights.head_dim > LARGEST_HEAD
+        or any(
+            t.dtype != dtype or t.device.type != "cpu" or not t.is_contiguous()
+            for t in tensors
+            if t is not None
+        )
+    ):
+        return None
+    try:
+        return CpuDecoderLayers([weights])
+    except UnavailableError:
+        return None
+
+
+def fuse_layers(layers: Sequence[CpuDecoderLayers]) -> CpuDecoderLayers | None:
+    """Several layers as one call, or None if they are not of one shape."""
+    if len({layer.shape for layer in layers}) != 1:
+        return None
+    return CpuDecoderLayers([weights for layer in layers for weights in layer.weights])
+
+
+def _layer_struct(weights: DecoderLayerWeights) -> tuple[_Layer, list[Tensor]]:
+    """The struct, and the tensors that it points at beside the weights."""
+    tensors: list[Tensor] = []
+
+    def float32(tensor: Tensor | None) -> int | None:
+        if tensor is None:
+            return None
+        tensors.append(tensor.detach().float().contiguous())
+        return tensors[-1].data_ptr()
+
+    def address(tensor: Tensor | None) -> int | None:
+        return None if tensor is None else tensor.data_ptr()
+
+    layer = _Layer()
+    for name, linear in weights.linears.items():
+        rank = 0 if linear.lora_a is None else linear.lora_a.shape[0]
+        transposed = None if linear.lora_b is None else linear.lora_b.T  # (r, N): outputs lie side by side
+        struct = _Linear(
+            address(linear.weight), float32(linear.bias), address(linear.lora_a), float32(transposed),
+            *linear.weight.shape, rank,
+        )  # fmt: skip
+        setattr(layer, name, struct)
+    for name in _NORMS:
+        setattr(layer, name, address(getattr(weights, name)))
+    layer.norm_epsilon, layer.weight_offset_one = weights.norm_epsilon, weights.weight_offset_one
+    layer.activation = ACTIVATIONS.index(weights.activation)
+    layer.heads, layer.kv_heads, layer.head_dim = weights.num_heads, weights.num_kv_heads, weights.head_dim
+    layer.scale, layer.softcap = weights.attention_scale, weights.attention_softcap
+    return layer, tensors
+
+
+def _context_struct(context: ForwardContext) -> tuple[_Context, list[Tensor]]:
+    """The struct, and the contiguous tensors that it points at."""
+    given = (context.cos, context.sin, context.positions, context.key_start, context.key_end)
+    tensors = [tensor.contiguous() for tensor in given]
+    rows = context.lora_rows
+    start, step = (0, 0) if rows is None else (rows.start or 0, rows.step or 1)  # step 0: no row
+    return (
+        _Context(
+            *(tensor.data_ptr() for tensor in tensors),
+            *context.positions.shape, torch.get_num_threads(), context.cos.shape[-1], start, step,
+        ),
+        tensors,
+    )  # fmt: skip
