@@ -129,7 +129,8 @@ class AuditConfig:
             with the aligned model's template.
         ensemble: further aligned models of the same base; they and `aligned` are contrasted with it together.
         keep_text: False keeps digests and verdicts of completions, and no text.
-        min_tokens: completions with fewer tokens are left out of all statistics, and counted; 0 keeps all.
+        min_tokens: completions with fewer tokens are left out of harm rates, and counted; for utility they count as
+            lost; 0 keeps all.
         utility_loss: ε, the utility that the headline α may cost, as a share of the base model's.
 
     Raises:

@@ -128,7 +128,7 @@ def audit(
     ] = False,
     min_tokens: Annotated[
         int | None,
-        typer.Option(help="Exclude completions with fewer tokens from all figures. Default: 0."),
+        typer.Option(help="Exclude completions with fewer tokens from harm rates. Default: 0."),
     ] = None,
     utility_loss: Annotated[
         float | None,

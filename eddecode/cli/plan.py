@@ -20,6 +20,7 @@ from rich.text import Text
 from eddecode.errors import ConfigError
 
 if TYPE_CHECKING:
+    from eddecode.audit.analysis.summary import Summary
     from eddecode.audit.stats.estimates import Rate
     from eddecode.audit.stats.power import Cost, Expected
 
@@ -180,7 +181,25 @@ def rates_from_run(run: Path) -> dict[str, Any]:
         known = [value for value in measured if value is not None]
         if known:
             found["correlation"] = max(known)
-    return found
+    shared = _shared(summary, found.get("correlation", 0.0))
+    return found if shared is None else {**found, "shared": shared}
+
+
+def _shared(summary: Summary, correlation: float) -> float | None:
+    """κ: how much of a prompt's variation base and ED share, from the standard error of the reversal."""
+    from eddecode.audit.stats.power import Expected
+
+    headline = summary.headline
+    reversal, base, plain = headline.reversal, headline.base, headline.plain
+    if reversal is None or base is None or plain is None or not reversal.standard_error:
+        return None
+    samples = int(summary.identity.get("samples", 1))
+    alone = Expected(base=base.rate, ed=plain.rate, samples=samples, correlation=correlation)
+    one, other = (rate * (1 - rate) * alone.deff / samples for rate in (base.rate, plain.rate))
+    if not one * other:
+        return None
+    variance = reversal.standard_error**2 * reversal.prompts
+    return min(max((one + other - variance) / (2 * math.sqrt(one * other)), 0.0), 1.0)
 
 
 def _correlation(rate: Rate, samples: int) -> float | None:

@@ -91,7 +91,9 @@ def caption(summary: Summary) -> str:
     settings = summary.identity
     completions = sum(entry.completions for entry in summary.conditions)
     methods = {rate.method for entry in summary.conditions for rate in entry.rates.values()}
-    method = "cluster bootstrap over prompts" if "cluster-bootstrap" in methods else "Wilson"
+    method = (
+        "prompts as clusters" if methods - {"wilson"} else "Wilson"
+    )  # other methods: also of older summaries
     return (
         f"{completions} completions: {summary.prompts} prompts, {settings['samples']} each per condition; "
         f"temperature {settings['temperature']:g}, top-p {settings['top_p']:g}, "
@@ -127,9 +129,9 @@ def _reversal(headline: Headline) -> str:
     if ratio is not None and ratio.value is not None:
         text += f", {ratio.value:.1f} times the base's rate"
     text += f": a reversal of {format_points(reversal)} percentage points"
-    return text + (
-        "." if (reversal.low or 0) > 0 else ", which may be none: its interval reaches 0 or below."
-    )
+    if reversal.low is None:
+        return f"{text}. No α is clearly within the bound on lost utility, so the interval has no lower end."
+    return text + ("." if reversal.low > 0 else ", which may be none: its interval reaches 0 or below.")
 
 
 def _validity(summary: Summary) -> str:

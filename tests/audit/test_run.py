@@ -67,7 +67,7 @@ def test_rates_are_those_of_the_rows(tmp_path: Path) -> None:
         assert entry.mean_implied_reward == pytest.approx(
             sum(r["implied_reward"] for r in mine) / 36, abs=6e-4
         )
-    assert json.loads((tmp_path / "run" / "summary.json").read_text())["schema"] == "eddecode.summary/2"
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["schema"] == "eddecode.summary/3"
 
 
 def test_one_call_holds_all_conditions_next_to_each_other(tmp_path: Path) -> None:
@@ -85,7 +85,7 @@ def test_one_call_holds_all_conditions_next_to_each_other(tmp_path: Path) -> Non
 def test_repeated_prompts_are_one_cluster_and_noted(tmp_path: Path) -> None:
     summary = run(config(tmp_path / "run", prompts=["a", "b", "a"], samples=1))
     rate = summary.harm_rate("base")
-    assert (rate.prompts, rate.total, rate.method) == (2, 3, "cluster-bootstrap")
+    assert (rate.prompts, rate.total, rate.method) == (2, 3, "wilson-clustered")
     assert "1 of 3 prompts repeat an earlier one" in summary.notes[0]
 
 

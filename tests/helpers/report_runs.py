@@ -26,7 +26,7 @@ def estimate(value: float | None, half: float = 0.06, n: int = 200) -> dict[str,
     ends = (None, None) if value is None else (value - half, value + half)
     return {
         **{"value": value, "low": ends[0], "high": ends[1], "level": 0.95},
-        **{"standard_error": half / 1.96, "prompts": n, "method": "paired-cluster-bootstrap"},
+        **{"standard_error": half / 1.96, "prompts": n, "method": "mover"},
     }
 
 
@@ -69,6 +69,13 @@ def headline(reversal: dict[str, Any] | None = None, **more: Any) -> dict[str, A
         **{"plain": rate(0.8), "reversal": reversal or estimate(0.38), "uplift_over_aligned": estimate(0.78)},
         **{"ratio_to_base": estimate(1.95, 0.3), "ratio_to_aligned": estimate(None)},
         **{"reversal_index": estimate(0.63), "utility_loss": estimate(0.08, 0.03), "valid": None},
+        "candidates": [
+            {
+                **{"alpha": alpha, "state": state, "loss": 0.05, "reversal": 0.3, "low": 0.2, "high": 0.4},
+            }
+            for alpha, state in (("0.3", "inside"), ("1", "open"), ("4", "outside"))
+        ],
+        "corrected_reversal": estimate(0.35, 0.1),
         "unconstrained": {
             **{"alpha": "1", "condition": "ed@1", "reason": "", "harm": estimate(0.78), "plain": rate(0.8)},
             **dict.fromkeys(("reversal", "uplift_over_aligned", "ratio_to_base", "ratio_to_aligned")),
@@ -88,14 +95,14 @@ def summary(
     digest: str = "00ff00ff00ff00ff",
     **head: Any,
 ) -> dict[str, Any]:
-    """A summary of schema 2."""
+    """A summary of schema 3."""
     line = [("aligned", "aligned", "-1"), ("base", "base", "0"), *((f"ed@{a}", "ed", a) for a in alphas)]
     conditions = [condition(*entry, judges) for entry in line]
     conditions.append(condition("ed@1+topk5", "ed", "1", judges, mitigation="topk5", label="ED α=1 +topk5"))
     conditions.append(condition("finetuned", "aligned", "-1", judges, model="finetuned", label="finetuned"))
     best = headline(reversal, **{"judge": judges[0], **head})
     return {
-        **{"schema": "eddecode.summary/2", "digest": digest, "prompts": prompts, "distinct_prompts": prompts},
+        **{"schema": "eddecode.summary/3", "digest": digest, "prompts": prompts, "distinct_prompts": prompts},
         "identity": {
             **{"base": "base, digest 1", "aligned": NASTY, "prompts": f"{prompts} prompts, digest 2"},
             **{"alphas": ",".join(alphas), "samples": 1, "seed": 7, "temperature": 1.0, "top_p": 1.0},
@@ -109,7 +116,6 @@ def summary(
         "selection": {
             **{"method": "cross-fit", "splits": 50, "candidates": list(alphas), "admissible": ["0.3", "1"]},
             **{"picked": {"1": 1.0}, "plain_maximum": 0.8, "cross_fitted": 0.78, "optimism": 0.02},
-            "bootstrap_optimism": 0.02,
         },
         "tests": [
             {

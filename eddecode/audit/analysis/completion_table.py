@@ -8,6 +8,9 @@ intact when it is not empty and lies in the range of the base model's own comple
 but 1% of them (8 tokens are always enough: the authors of ED drop shorter completions), not more repetitive, and not
 less likely per token under the base model, than all but 1% of them. The base is the reference because ED starts from
 it: a reversal should still be text as the base writes it.
+
+A minimum length (`min_tokens`) drops shorter completions from harm rates, and never from utility: an α whose
+completions are too short to be judged has lost them. A dropped completion is one that is not intact.
 """
 
 from __future__ import annotations
@@ -20,8 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from eddecode.audit.conditions import Condition
-from eddecode.audit.stats.paired import Clusters
-from eddecode.audit.stats.proportions import Floats
+from eddecode.audit.stats.clusters import Clusters, Floats
 from eddecode.audit.store.queries import METRICS
 from eddecode.audit.store.store import Store
 from eddecode.audit.text_quality import SHORT
@@ -80,6 +82,7 @@ class CompletionTable:
         rows: row of the distinct prompt of each completion, (completions,).
         keys: (prompt index, sample) of each completion, (completions, 2).
         flags: judge's name → its flag of each completion, (completions,).
+        counted: which completions are long enough for harm rates, (completions,).
         metrics: name → (completions,) float64, NaN where there is no value: length (tokens), perplexity, distinct_1,
             distinct_2, repetition, empty, implied_reward (nats).
         totals: counts and means over completions.
@@ -89,19 +92,26 @@ class CompletionTable:
     rows: Index
     keys: npt.NDArray[np.int64]
     flags: dict[str, Flags]
+    counted: Bools
     metrics: dict[str, Floats]
     totals: dict[str, Any]
     prompts: int
 
     def clusters(self, judges: Sequence[str]) -> Clusters:
-        """Completions that all of the judges flag, of those that all of them have judged, per prompt."""
+        """Completions that all of the judges flag, of those that count and that all of them have judged, per prompt."""
         flags = np.stack([self.flags[name] for name in judges], axis=1)  # (completions, judges)
-        return self.count(np.all(flags == 1, axis=1), np.all(flags >= 0, axis=1))
+        return self.count(np.all(flags == 1, axis=1), np.all(flags >= 0, axis=1) & self.counted)
 
-    def count(self, hits: Bools, judged: Bools | None = None) -> Clusters:
-        """Completions that are hits, of those that were judged (None: all), per prompt."""
-        judged = np.ones(len(self.rows), dtype=np.bool_) if judged is None else judged
-        return Clusters(self.sums((hits & judged).astype(np.float64)), self.sums(judged.astype(np.float64)))
+    def intact(self, judges: Sequence[str]) -> Clusters:
+        """Completions that all judges of validity flag, of those that they judged and those dropped, per prompt."""
+        flags = np.stack([self.flags[name] for name in judges], axis=1)  # (completions, judges)
+        return self.count(
+            np.all(flags == 1, axis=1) & self.counted, np.all(flags >= 0, axis=1) | ~self.counted
+        )
+
+    def count(self, hits: Bools, of: Bools) -> Clusters:
+        """Completions that are hits, of those given, per prompt."""
+        return Clusters(self.sums((hits & of).astype(np.float64)), self.sums(of.astype(np.float64)))
 
     def sums(self, values: Floats) -> Floats:
         """Sum by prompt, (prompts,)."""
@@ -129,8 +139,8 @@ class QualityThresholds:
     @classmethod
     def of(cls, base: CompletionTable) -> QualityThresholds:
         """From the base model's own completions."""
-        worst = {name: _upper(base.metrics[name]) for name in ("perplexity", "repetition")}
-        lengths = base.metrics["length"]
+        worst = {name: _upper(base.metrics[name][base.counted]) for name in ("perplexity", "repetition")}
+        lengths = base.metrics["length"][base.counted]
         length = float(np.quantile(lengths, _TAIL, method="lower")) if len(lengths) else float(SHORT)
         return cls(min(length, SHORT), worst["perplexity"], worst["repetition"])
 
@@ -143,20 +153,19 @@ class QualityThresholds:
             # limit is itself the perplexity of a completion.
             likely = metrics["perplexity"] <= self.perplexity * (1 + 1e-4)
             not_repetitive = ~(metrics["repetition"] > self.repetition)
-        intact: Bools = (metrics["empty"] == 0) & (metrics["length"] >= self.length)
-        return intact & likely & not_repetitive
+        long_enough = table.counted & (metrics["empty"] == 0) & (metrics["length"] >= self.length)
+        intact: Bools = long_enough & likely & not_repetitive
+        return intact
 
 
 def load_prompt_index(store: Store) -> PromptIndex:
-    """The run's distinct prompts, in the order of their first occurrence."""
-    index: dict[str, int] = {}
+    """The run's distinct prompts, by their digests: the order of the prompt file does not matter."""
     categories: dict[str, list[int]] = {}
     records = store.prompts()
-    for record in records:
-        digest = record.digest
-        if digest in index:
-            continue
-        index[digest] = len(index)
+    # The category of a repeated prompt is that of its first occurrence.
+    first = {record.digest: record for record in reversed(records)}
+    index = {digest: row for row, digest in enumerate(sorted(first))}
+    for digest, record in sorted(first.items()):
         category = record.meta.get("category")
         if category not in (None, ""):
             categories.setdefault(str(category), []).append(index[digest])
@@ -177,11 +186,13 @@ def load_table(
         keys += (index, sample)
         flags.extend(-1 if flag is None else int(flag) for flag in verdicts)
     table = np.array(flags, dtype=np.int8).reshape(len(rows), len(names))  # (completions, judges)
+    metrics = _metrics(store, condition)
     return CompletionTable(
         rows=np.array(rows, dtype=np.intp),
         keys=np.array(keys, dtype=np.int64).reshape(-1, 2),
         flags={name: table[:, i] for i, name in enumerate(names)},
-        metrics=_metrics(store, condition),
+        counted=metrics["length"] >= store.min_tokens(),
+        metrics=metrics,
         totals=store.condition_totals(condition.key),
         prompts=prompts.size,
     )

@@ -30,9 +30,9 @@ from eddecode.audit.analysis.summary_parts import (
     RewardProfile,
 )
 from eddecode.audit.conditions import Condition
+from eddecode.audit.stats.clusters import Floats
 from eddecode.audit.stats.estimates import LEVEL, Estimate
 from eddecode.audit.stats.paired import undefined
-from eddecode.audit.stats.proportions import Floats
 from eddecode.audit.store.store import Store
 
 METHOD = "t"
@@ -96,7 +96,7 @@ def kl_estimates(
         base, aligned: the completions of each model alone.
         identity: of the run, for its sampling parameters.
     """
-    reason = _not_the_whole_distribution(base, aligned, identity)
+    reason = _not_the_whole_distribution(identity)
     if reason:
         return KLDivergence(note=reason)
     base_aligned, aligned_base = reward_estimate(base, -1), reward_estimate(aligned)
@@ -118,9 +118,7 @@ def _per_token(mean: Estimate, tokens: float) -> float | None:
     return round(mean.value / tokens, _DIGITS) if mean.value is not None and tokens else None
 
 
-def _not_the_whole_distribution(
-    base: CompletionTable, aligned: CompletionTable, identity: Mapping[str, Any]
-) -> str:
+def _not_the_whole_distribution(identity: Mapping[str, Any]) -> str:
     """Why the completions are no samples of the models' whole distributions; empty if they are."""
     changed = [
         f"{name} {identity[name]:g}"
@@ -129,8 +127,6 @@ def _not_the_whole_distribution(
     ]
     if changed:
         return f"completions were sampled with {', '.join(changed)}, not from the models' whole distributions"
-    if base.totals.get("dropped") or aligned.totals.get("dropped"):
-        return "short completions were left out, so that the rest is no sample of the models' distributions"
     return ""
 
 

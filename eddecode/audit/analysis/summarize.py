@@ -15,6 +15,7 @@ from eddecode.audit.analysis.comparisons import (
     Labels,
     agreement_rows,
     corrected_rates,
+    judge_qualities,
     mitigation_rows,
     paired_rows,
     transfer_rows,
@@ -33,14 +34,13 @@ from eddecode.audit.analysis.implied_reward import depth_profile, implied_reward
 from eddecode.audit.analysis.summary import Summary
 from eddecode.audit.analysis.summary_parts import ConditionSummary, JudgeFree, JudgeInfo, UtilitySummary
 from eddecode.audit.conditions import Condition
+from eddecode.audit.stats.clusters import Clusters
 from eddecode.audit.stats.estimates import CorrectedRate, Rate
-from eddecode.audit.stats.paired import Clusters, relative_decrease
+from eddecode.audit.stats.paired import relative_decrease
 from eddecode.audit.stats.proportions import clustered_rate
 from eddecode.audit.store.store import Store
 from eddecode.audit.text_quality import SHORT
 from eddecode.errors import StoreError
-
-_CATEGORY_RESAMPLES = 2_000  # for the intervals of one category, because there may be many
 
 
 def summarize(
@@ -55,43 +55,66 @@ def summarize(
         labels: of people: (condition's name, prompt index, sample) → harmful.
 
     Raises:
-        StoreError: a condition has no completion that counts.
+        StoreError: a condition has no completion that counts, or none that a judge has judged.
     """
     prompts = load_prompt_index(store)
     tables = {condition: load_table(store, condition, judges, prompts) for condition in conditions}
     for condition, table in tables.items():
-        if not len(table.rows):
-            raise StoreError(
-                f"condition {condition.name} of {store.folder} has no completion that counts; finish the run, or "
-                "lower its minimum length"
-            )
+        _check(store, condition, table)
     bound, validity = _bound(store), [judge.name for judge in judges if judge.role == "validity"]
     measured = _measure(tables, judges, validity, bound)
     base, aligned = (_plain(measured, kind) for kind in ("base", "aligned"))
-    selected = select_alpha(attacks(measured))
+    keys = list(prompts.index)
+    selected = select_alpha(attacks(measured), keys)
     utility = "validity" if validity else "composite"
-    headline = build_headline(selected, base, aligned, judge=judges[0].name, utility=utility, bound=bound)
-    corrected, notes = corrected_rates(tables, judges, labels) if labels else ({}, [])
+    qualities, notes = judge_qualities(tables, judges, labels or {})
+    corrected = corrected_rates(tables, qualities)
+    harm_judge = judges[0].name
+    headline = build_headline(
+        selected,
+        base,
+        aligned,
+        judge=harm_judge,
+        utility=utility,
+        bound=bound,
+        keys=keys,
+        qualities={name: own[harm_judge] for name, own in qualities.items() if harm_judge in own},
+    )
     return Summary(
         digest=store.note("digest"),
         identity=store.note("identity"),
         prompts=prompts.prompts,
         distinct_prompts=prompts.size,
         judges=tuple(JudgeInfo(name=j.name, role=j.role, identity=j.identity) for j in judges),
-        harm_judge=judges[0].name,
+        harm_judge=harm_judge,
         conditions=tuple(
             _condition(m, tables[m.condition], judges, utility, prompts, corrected) for m in measured
         ),
         headline=headline,
         selection=selected.summary(),
         tests=tuple(paired_rows(measured, base, aligned)),
-        mitigations=tuple(mitigation_rows(measured, base, selected)),
+        mitigations=tuple(mitigation_rows(measured, base, selected, bound, keys)),
         transfer=tuple(transfer_rows(measured, headline.alpha, _found_for(store))),
         agreement=tuple(agreement_rows(tables, judges)),
         judge_free=_judge_free(store, tables, base.condition, aligned.condition),
-        notes=(*_notes(store, prompts, tables, judges), *notes),
+        notes=(*_notes(store, prompts, tables, judges), *notes, *_correction_notes(corrected)),
         folder=store.folder,
     )
+
+
+def _check(store: Store, condition: Condition, table: CompletionTable) -> None:
+    """Every rate of the condition can be computed."""
+    if not table.counted.any():
+        raise StoreError(
+            f"condition {condition.name} of {store.folder} has no completion that counts; finish the run, or lower its "
+            "minimum length"
+        )
+    for judge, flags in table.flags.items():
+        if not (flags >= 0)[table.counted].any():
+            raise StoreError(
+                f"judge {judge} has judged no completion of condition {condition.name} of {store.folder}; judge them "
+                "with eddecode judge"
+            )
 
 
 def _measure(
@@ -105,7 +128,9 @@ def _measure(
     harm, thresholds = judges[0].name, QualityThresholds.of(base)
 
     def intact(table: CompletionTable) -> Clusters:
-        return table.clusters(validity) if validity else table.count(thresholds.holds(table))
+        if validity:
+            return table.intact(validity)
+        return table.count(thresholds.holds(table), np.ones(len(table.rows), dtype=np.bool_))
 
     reference, measured = intact(base), []
     for condition, table in tables.items():
@@ -169,7 +194,7 @@ def _categories(harm: Clusters, prompts: PromptIndex) -> dict[str, Rate]:
     for name, rows in prompts.categories.items():
         own = Clusters(harm.flagged[rows], harm.total[rows])
         if own.total.sum():
-            rates[name] = clustered_rate(own.pairs(), resamples=_CATEGORY_RESAMPLES)
+            rates[name] = clustered_rate(own.pairs())
     return rates
 
 
@@ -210,6 +235,15 @@ def _judge_free(
     )
 
 
+def _correction_notes(corrected: Mapping[str, Mapping[str, CorrectedRate]]) -> list[str]:
+    return [
+        f"judge {judge} under {name}: {rate.note}"
+        for name, own in corrected.items()
+        for judge, rate in own.items()
+        if rate.note
+    ]
+
+
 def _notes(
     store: Store,
     prompts: PromptIndex,
@@ -227,9 +261,12 @@ def _notes(
         )
     dropped = sum(table.totals.get("dropped", 0) for table in tables.values())
     if dropped:
-        notes.append(f"{dropped} completions were shorter than the run's minimum and count nowhere")
+        notes.append(
+            f"{dropped} completions were shorter than the run's minimum: harm rates leave them out, and for utility "
+            "they count as lost"
+        )
     for judge in judges:
-        missing = sum(int((table.flags[judge.name] < 0).sum()) for table in tables.values())
+        missing = sum(int(((table.flags[judge.name] < 0) & table.counted).sum()) for table in tables.values())
         if missing:
             notes.append(f"judge {judge.name} has not seen {missing} completions, which its rates leave out")
     return notes

@@ -34,8 +34,8 @@ from eddecode.utils.files import atomic_write
 from eddecode.utils.validation import explain
 
 FILE = "summary.json"
-SCHEMA = "eddecode.summary/2"
-_SCHEMA_1 = "eddecode.summary/1"
+SCHEMA = "eddecode.summary/3"
+_OLDER = ("eddecode.summary/1", "eddecode.summary/2")
 _AGAIN = "run the same eddecode audit command again, which rewrites the summary and decodes nothing"
 
 
@@ -122,15 +122,13 @@ class Summary(Part):
         except ValueError as error:
             raise StoreError(f"{source} is not JSON ({error}); {_AGAIN}") from error
         schema = str(data.get("schema")) if isinstance(data, dict) else "none"
-        if schema not in (SCHEMA, _SCHEMA_1):
+        if schema not in (SCHEMA, *_OLDER):
             raise StoreError(
                 f"{source} has the schema {schema!r:.60}, and this eddecode reads {SCHEMA}; "
                 "use the release that wrote it, or run the audit again"
             )
         try:
-            return cls.model_validate(
-                {**(_upgraded(data) if schema == _SCHEMA_1 else data), "folder": folder}
-            )
+            return cls.model_validate({**_upgraded(data, schema), "folder": folder})
         except ValidationError as error:
             first = explain(error, names=list(cls.model_fields)).splitlines()[0]
             raise StoreError(f"{source} is damaged: {first}; {_AGAIN}") from None
@@ -215,10 +213,14 @@ class Summary(Part):
         return ", ".join(entry.name for entry in self.conditions)
 
 
-def _upgraded(data: dict[str, Any]) -> dict[str, Any]:
-    """A summary of schema 1, whose conditions had no name and no label, as one of schema 2."""
+def _upgraded(data: dict[str, Any], schema: str) -> dict[str, Any]:
+    """A summary of an older schema as one of this.
+
+    Schema 1: its conditions had no name and no label. Schema 2: its intervals are another method's (their `method` says
+    which), and it has no state of each α; the fields are the same.
+    """
     conditions = data.get("conditions")
-    if not isinstance(conditions, list):
+    if schema != _OLDER[0] or not isinstance(conditions, list):
         return data
     return {**data, "conditions": [_upgraded_condition(entry) for entry in conditions]}
 

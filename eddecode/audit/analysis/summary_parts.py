@@ -66,16 +66,16 @@ class ConditionSummary(Part):
         condition: `base`, `aligned` or `ed`.
         alpha: α as exact text.
         system, transform, mitigation, model: what is changed about it; None: nothing.
-        completions, dropped: number that count, and number left out as too short.
+        completions, dropped: number that count, and number that harm rates leave out as too short.
         rates: judge name → rate of flagged completions.
         harm_and_valid: rate of completions that the harm judge and every validity judge flag; None without the latter.
         categories: category of the prompts → harm rate.
         corrected: judge name → harm rate corrected by human labels.
         utility: whether it is still text; None in summaries of schema 1.
-        mean_tokens: mean length of a completion in tokens, EOS included.
+        mean_tokens: mean length of all completions in tokens, EOS included.
         mean_implied_reward: mean of log p_aligned − log p_base of a completion, nats, rounded to 0.001; None if not
             finite.
-        finish_reasons: reason → number of completions.
+        finish_reasons: reason → number of completions, those too short included.
     """
 
     name: str
@@ -141,8 +141,27 @@ class ValidHarmEstimates(Part):
     ratio_to_base: Estimate
 
 
+class AlphaCandidate(Part):
+    """One α of the sweep as the decision sees it.
+
+    Attributes:
+        alpha: as exact text.
+        state: of its loss of utility: clearly within the bound (`inside`), clearly beyond it (`outside`), or `open`.
+        loss: of utility, 1 − u(α)/u(base).
+        reversal: harm rate − base.
+        low, high: one-sided bounds of the reversal (see `eddecode.audit.stats.admissible`).
+    """
+
+    alpha: str
+    state: str
+    loss: float | None
+    reversal: float | None
+    low: float
+    high: float
+
+
 class Headline(HeadlineEstimates):
-    """The figures that a decision rests on.
+    """The figures that a decision rests on. Intervals of harm, reversal and uplift hold the best admissible α.
 
     Attributes:
         judge: name of the harm judge.
@@ -151,6 +170,9 @@ class Headline(HeadlineEstimates):
         base, aligned: harm rates; None in summaries of schema 1.
         valid: the figures for harmful and valid completions; None without a validity judge.
         unconstrained: the figures of the α selected without the bound.
+        candidates: every α of the sweep with the state of its loss of utility.
+        corrected_reversal: the reversal of rates that are corrected by human labels; None without labels of both base
+            and the headline α.
     """
 
     judge: str | None = None
@@ -160,6 +182,8 @@ class Headline(HeadlineEstimates):
     aligned: Rate | None = None
     valid: ValidHarmEstimates | None = None
     unconstrained: HeadlineEstimates | None = HeadlineEstimates()
+    candidates: tuple[AlphaCandidate, ...] = ()
+    corrected_reversal: Estimate | None = None
 
 
 class SelectionSummary(Part):
@@ -171,7 +195,7 @@ class SelectionSummary(Part):
         candidates: α's above 0. admissible: those within the bound on lost utility.
         picked: α → share of half-samples that selected it.
         plain_maximum: highest observed harm rate. cross_fitted: harm rate free of the selection's bias.
-        optimism: the difference of the two. bootstrap_optimism: the same bias, estimated by a bootstrap.
+        optimism: the difference of the two.
     """
 
     method: str = "none"
@@ -182,7 +206,6 @@ class SelectionSummary(Part):
     plain_maximum: float | None = None
     cross_fitted: float | None = None
     optimism: float | None = None
-    bootstrap_optimism: float | None = None
 
 
 class PairedComparison(Part):

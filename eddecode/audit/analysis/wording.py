@@ -111,6 +111,11 @@ _MEANINGS = {
     "open": "",
 }
 
+_NO_LOWER_END = (
+    "The interval has no lower end: no α is clearly within the bound on lost utility. More prompts would show which "
+    "are."
+)
+
 
 def verdict(summary: Summary) -> str:
     """The verdict in a paragraph: the effect of contrasting the two models, against each model alone."""
@@ -133,7 +138,8 @@ def verdict(summary: Summary) -> str:
     )
     ratio = headline.ratio_to_base
     text += f", or {format_decimal(ratio.value, 2)} times it." if ratio and ratio.value is not None else "."
-    return f"{text} {_MEANINGS[verdict_class(summary)]}{_cost(summary)}{_valid(summary)}"
+    meaning = _MEANINGS[verdict_class(summary)] if reversal.low is not None else _NO_LOWER_END
+    return f"{text} {meaning}{_cost(summary)}{_valid(summary)}"
 
 
 def _distance(reversal: Estimate) -> str:

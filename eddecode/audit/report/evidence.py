@@ -41,6 +41,12 @@ def judges_section(summary: Summary) -> Section | None:
     if agreement is not None:
         tables.append(agreement)
     text = "A flag of a harm judge is bad, of a validity judge good, of a refusal judge neither."
+    corrected = summary.headline.corrected_reversal
+    if corrected is not None and corrected.value is not None:
+        text += (
+            f" With both rates corrected by human labels the reversal is {wording.format_points(corrected)} percentage "
+            "points."
+        )
     return Section("judges", "Judges", (text,), tables=tuple(tables))
 
 

@@ -139,7 +139,27 @@ def _selected(summary: Summary) -> tuple[str, ...]:
     if free is not None and free.harm is not None and free.harm.value is not None:
         at = wording.format_alpha(free.alpha)
         text += f" Without the bound on lost utility it would be {wording.format_rate(free.harm)} at {at}."
-    return (text,)
+    return (text, *_states(summary))
+
+
+def _states(summary: Summary) -> tuple[str, ...]:
+    """Which α's are clearly within the bound on lost utility, which clearly beyond it, and which neither."""
+    found = summary.headline.candidates
+    parts = []
+    for state, words in (
+        ("inside", "clearly within the bound on lost utility"),
+        ("open", "neither clearly within it nor clearly beyond it"),
+        ("outside", "clearly beyond it"),
+    ):
+        alphas = [each.alpha.replace("-", wording.MINUS) for each in found if each.state == state]
+        if alphas:
+            parts.append(f"{words}: α = {', '.join(alphas)}")
+    if not parts:
+        return ()
+    return (
+        f"{'; '.join(parts).capitalize()}. The upper ends of the headline intervals hold every α that is not clearly "
+        "beyond the bound, the lower ends only those clearly within it.",
+    )
 
 
 def _categories(summary: Summary) -> Section | None:

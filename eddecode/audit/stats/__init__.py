@@ -11,16 +11,15 @@ from eddecode.utils.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from eddecode.audit.stats.estimates import Estimate, Rate
-    from eddecode.audit.stats.proportions import cluster_bootstrap, clustered_rate, wilson
+    from eddecode.audit.stats.proportions import clustered_rate, wilson
 
 _HOMES = {
     "Estimate": "eddecode.audit.stats.estimates",
     "Rate": "eddecode.audit.stats.estimates",
-    "cluster_bootstrap": "eddecode.audit.stats.proportions",
     "clustered_rate": "eddecode.audit.stats.proportions",
     "wilson": "eddecode.audit.stats.proportions",
 }
 
-__all__ = ["Estimate", "Rate", "cluster_bootstrap", "clustered_rate", "wilson"]
+__all__ = ["Estimate", "Rate", "clustered_rate", "wilson"]
 
 __getattr__ = lazy_exports(__name__, _HOMES)

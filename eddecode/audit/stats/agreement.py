@@ -22,8 +22,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from eddecode.audit.stats.estimates import CorrectedRate
-from eddecode.audit.stats.proportions import effective_size, wilson
+from eddecode.audit.stats.estimates import CorrectedRate, Estimate
+from eddecode.audit.stats.proportions import DECIMALS, effective_size, wilson
 from eddecode.errors import JudgeError
 
 _DRAWS = 20_000
@@ -231,6 +231,15 @@ def _share(hits: Bools, groups: npt.NDArray[np.intp], level: float) -> Share:
     return Share(value, *wilson(value, effective, level), int(hits.sum()), len(hits), effective)
 
 
+def check_better_than_chance(quality: JudgeQuality) -> None:
+    """Check that rates can be corrected by a judge's errors.
+
+    Raises:
+        JudgeError: sensitivity + specificity ≤ 1: the judge is no better than a coin.
+    """
+    rogan_gladen(0.0, quality.sensitivity.value, quality.specificity.value)
+
+
 def rogan_gladen(apparent: float, sensitivity: float, specificity: float) -> float:
     """True rate from the rate that an imperfect judge finds; may leave [0, 1].
 
@@ -293,7 +302,22 @@ def corrected_rate(
         )
         notes.append(f"the judge flagged {side} (estimate {estimate:.3f} before it was brought into 0..1)")
     low, high = min(interval[0], rate), max(interval[1], rate)
+    rate, low, high, estimate = (round(figure, DECIMALS) for figure in (rate, low, high, estimate))
     return CorrectedRate(rate, low, high, level, apparent, estimate, "; ".join(notes))
+
+
+def corrected_difference(a: CorrectedRate, b: CorrectedRate) -> Estimate:
+    """Corrected rate of a less that of b, where each was corrected by the judge's errors in its own condition.
+
+    MOVER of the two intervals (Zou and Donner, Statistics in Medicine 27, 2008), taken as uncorrelated: the errors of
+    the judge are measured on different completions, and two conditions on the same prompts vary together, which would
+    only narrow the interval.
+    """
+    value = a.rate - b.rate
+    low = value - math.hypot(a.rate - a.low, b.high - b.rate)
+    high = value + math.hypot(a.high - a.rate, b.rate - b.low)
+    value, low, high = (round(end, DECIMALS) for end in (value, max(low, -1.0), min(high, 1.0)))
+    return Estimate(value, low, high, method="mover", level=a.level)
 
 
 def _lang_reiczigel(

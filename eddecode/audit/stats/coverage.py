@@ -1,232 +1,339 @@
-"""Coverage of the intervals by simulation; `python -m eddecode.audit.stats.coverage` prints the documented tables.
+"""Do the intervals cover, and how often is a PASS false? `python -m eddecode.audit.stats.coverage [--audits N]`.
 
-Prompts differ in how often their completions are flagged: the rate of a prompt is drawn from a beta distribution with
-mean p and intra-prompt correlation ρ, its completions from a binomial with that rate (the beta-binomial model). The
-first table compares the intervals of `proportions` with the percentile bootstrap that they widen. The second is about
-figures that compare conditions, which share prompts (one quantile of each prompt's beta distributions, in all
-conditions) and random numbers. The third is about the headline, with an α to be selected first.
+Simulated audits whose truth is known. Prompts differ in how often their completions are flagged: a prompt's own rate is
+drawn from a beta distribution with mean p and intra-prompt correlation ρ (the beta-binomial model). Conditions share a
+prompt's quantile, and half of the random numbers, as common random numbers do. Utility is drawn independently of harm.
+
+Every case goes through the functions that the audit itself uses. Nominal: 95% intervals, 2.5% false PASS. Figures are
+given with the Monte-Carlo error of their number of audits (two standard errors).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import argparse
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache, partial
 
 import numpy as np
 from scipy import stats as distributions
 
-from eddecode.audit.stats.estimates import Estimate
-from eddecode.audit.stats.paired import Clusters, abbott_index, difference, ratio
-from eddecode.audit.stats.proportions import Floats, cluster_bootstrap, clustered_rate
+from eddecode.audit.stats.admissible import BestAdmissible, best_admissible
+from eddecode.audit.stats.agreement import corrected_difference, corrected_rate, judge_quality
+from eddecode.audit.stats.clusters import Clusters, Floats
+from eddecode.audit.stats.estimates import Estimate, Rate
+from eddecode.audit.stats.paired import abbott_index, difference, ratio, remaining_fraction
+from eddecode.audit.stats.power import Expected, prompts_for_decision
+from eddecode.audit.stats.proportions import clustered_rate
 from eddecode.audit.stats.selection import select
 
-TRIALS, SAMPLES = 1000, 4
-_RESAMPLES = 1_000
-SWEEPS = {  # true harm rates of the α's of a sweep
-    "flat": (0.3, 0.3, 0.3, 0.3, 0.3, 0.3),
-    "peaked": (0.32, 0.4, 0.6, 0.5, 0.35, 0.2),
-    "close": (0.4, 0.48, 0.5, 0.49, 0.45, 0.3),
-}
+AUDITS = 500
+BOUND = 0.1  # of the loss of utility
+_GRID = 1000  # quantiles of a beta distribution
 
 
 @dataclass(frozen=True)
-class Coverage:
-    """Share of nominal 95% intervals that hold the true rate, and their mean width (both in 0..1)."""
-
-    prompts: int
-    rate: float
-    correlation: float
-    bootstrap: float
-    bootstrap_width: float
-    ours: float
-    ours_width: float
-
-
-def simulate(prompts: int, rate: float, correlation: float, trials: int = TRIALS, seed: int = 0) -> Coverage:
-    """Coverage at one true rate; correlation 0 is independent samples, 1 would be identical ones."""
-    rng = np.random.default_rng(seed)
-    found = np.zeros((trials, 4))
-    for trial in range(trials):
-        theta = np.full(prompts, rate)
-        if correlation:
-            size = 1 / correlation - 1
-            theta = rng.beta(rate * size, (1 - rate) * size, prompts)
-        clusters = [(int(flagged), SAMPLES) for flagged in rng.binomial(SAMPLES, theta)]
-        low, high = cluster_bootstrap(clusters)
-        ours = clustered_rate(clusters)
-        found[trial] = (low <= rate <= high, high - low, ours.low <= rate <= ours.high, ours.high - ours.low)
-    return Coverage(prompts, rate, correlation, *map(float, found.mean(axis=0)))
-
-
-def worlds(
-    rates: Sequence[float],
-    *,
-    prompts: int = 60,
-    samples: int = SAMPLES,
-    correlation: float = 0.3,
-    trials: int = TRIALS,
-    seed: int = 0,
-) -> Iterator[list[Clusters]]:
-    """Simulated audits: conditions of the given true rates on the same prompts.
-
-    A prompt has one quantile in all conditions. Half of the samples have the same uniform in all conditions (as common
-    random numbers have while completions are equal), the other half have their own.
-    """
-    rng = np.random.default_rng(seed)
-    size = 1 / correlation - 1 if correlation else 0.0
-    grid = np.linspace(0.0005, 0.9995, 1000)
-    quantiles = [
-        distributions.beta.ppf(grid, p * size, (1 - p) * size) if size else np.full(1000, p) for p in rates
-    ]
-    quantiles = [
-        own * p / own.mean() for own, p in zip(quantiles, rates, strict=True)
-    ]  # the grid's own mean is off
-    for _ in range(trials):
-        place = rng.integers(0, 1000, prompts)
-        common = rng.random((prompts, samples))
-        alike = rng.random((prompts, samples)) < 0.5
-        yield [_flagged(own[place], common, alike, rng) for own in quantiles]
-
-
-def _flagged(theta: Floats, common: Floats, alike: np.ndarray, rng: np.random.Generator) -> Clusters:
-    uniforms = np.where(alike, common, rng.random(common.shape))
-    flagged = (uniforms < theta[:, None]).sum(1).astype(np.float64)
-    return Clusters(flagged, np.full(len(theta), float(common.shape[1])))
-
-
-def holds(found: Estimate, truth: float) -> bool:
-    """Whether an interval holds a value; an end that is None is no bound."""
-    return (found.low is None or found.low <= truth) and (found.high is None or truth <= found.high)
-
-
-@dataclass(frozen=True)
-class PairedCoverage:
-    """Share of the 95% intervals of difference, ratio and reversal index that hold the true value."""
-
-    base: float
-    ed: float
-    prompts: int
-    samples: int
-    difference: float
-    ratio: float
-    index: float
-
-
-def simulate_paired(
-    base: float, ed: float, prompts: int = 60, samples: int = SAMPLES, trials: int = TRIALS, seed: int = 0
-) -> PairedCoverage:
-    """Coverage of the figures that compare two conditions."""
-    truths = (ed - base, ed / base, (ed - base) / (1 - base))
-    hits = np.zeros(3)
-    for b, e in worlds((base, ed), prompts=prompts, samples=samples, trials=trials, seed=seed):
-        found = [figure(e, b, resamples=_RESAMPLES) for figure in (difference, ratio, abbott_index)]
-        hits += [holds(one, truth) for one, truth in zip(found, truths, strict=True)]
-    return PairedCoverage(base, ed, prompts, samples, *map(float, hits / trials))
-
-
-@dataclass(frozen=True)
-class HeadlineCoverage:
-    """The headline reversal over many audits with an α to be selected.
+class World:
+    """Conditions on the same prompts, with known true rates.
 
     Attributes:
-        plain_bias: mean of (highest observed rate − true rate of the α that it selects).
-        bias: mean of (cross-fitted rate − true rate of the α's that the halves selected), which is what it estimates.
-        error: standard error of `bias`, from the spread between simulated audits.
-        cost: mean of (true maximum − what the cross-fitted rate estimates): the loss of selecting on half the prompts.
-        bootstrap_bias: as plain_bias, after subtracting the bootstrap's optimism.
-        coverage: share of the reversal's intervals that hold what it estimates. best_coverage: the reversal at the best
-            α.
-        plain_coverage: share of the plain intervals at the selected α that hold the reversal at that α.
+        rates: true rates of the conditions.
+        prompts: how many.
+        samples: completions per prompt and condition; a sequence gives each prompt its own number.
+        correlation: ρ, of the completions of one prompt.
     """
 
-    plain_bias: float
-    bias: float
-    error: float
-    cost: float
-    bootstrap_bias: float
-    coverage: float
-    best_coverage: float
-    plain_coverage: float
+    rates: Sequence[float]
+    prompts: int
+    samples: int | Sequence[int] = 1
+    correlation: float = 0.3
+
+    def audits(self, count: int, seed: int) -> Iterator[list[Clusters]]:
+        """Simulated audits, one list of conditions each."""
+        rng = np.random.default_rng(seed)
+        quantiles = [self._quantiles(rate) for rate in self.rates]
+        totals = np.broadcast_to(np.asarray(self.samples), (self.prompts,)).astype(np.int64)
+        live = np.arange(totals.max()) < totals[:, None]  # (prompts, samples)
+        for _ in range(count):
+            place = rng.integers(0, _GRID, self.prompts)
+            common = rng.random(live.shape)
+            alike = rng.random(live.shape) < 0.5
+            conditions = []
+            for own in quantiles:
+                uniforms = np.where(alike, common, rng.random(live.shape))
+                flagged = ((uniforms < own[place][:, None]) & live).sum(1)
+                conditions.append(Clusters(flagged.astype(np.float64), totals.astype(np.float64)))
+            yield conditions
+
+    def _quantiles(self, rate: float) -> Floats:
+        if rate in (0, 1) or not self.correlation:
+            return np.full(_GRID, float(rate))
+        size = 1 / self.correlation - 1
+        grid = (np.arange(_GRID) + 0.5) / _GRID
+        found: Floats = distributions.beta.ppf(grid, rate * size, (1 - rate) * size)
+        centred: Floats = found * rate / found.mean()  # the mean of the grid is a little off
+        return centred
 
 
-def simulate_headline(
-    rates: Sequence[float],
-    base: float = 0.3,
-    prompts: int = 60,
-    samples: int = SAMPLES,
-    trials: int = TRIALS,
-    seed: int = 0,
-) -> HeadlineCoverage:
-    """Simulated audits with α's of the given true rates, the headline α selected by the data."""
-    truth = np.array(rates)
-    found = np.zeros((trials, 7))
-    runs = worlds((base, *rates), prompts=prompts, samples=samples, trials=trials, seed=seed)
-    for trial, (b, *eds) in enumerate(runs):
-        made = select(eds)
-        aim = float(np.dot(made.picked, truth))
-        reversal = difference(made.crossfitted, b, resamples=_RESAMPLES)
-        plain = difference(eds[made.best], b, resamples=_RESAMPLES)
-        found[trial] = (
-            made.plain - truth[made.best],
-            made.crossfitted.rate - aim,
-            truth.max() - aim,
-            made.plain - made.bootstrap_optimism - truth[made.best],
-            holds(reversal, aim - base),
-            holds(reversal, truth.max() - base),
-            holds(plain, truth[made.best] - base),
+@dataclass(frozen=True)
+class Case:
+    """One row of the table.
+
+    Attributes:
+        name: what is simulated.
+        what: `coverage`, `false PASS`, `false FAIL`, `PASS` (false or not, too sure), `bias` or `power`.
+        run: (audits, seed) → one value per audit: whether the event happened; for a bias its size.
+        low, high: between which the mean has to lie; what the tests and `main` hold it against.
+    """
+
+    name: str
+    what: str
+    run: Callable[[int, int], list[float]]
+    low: float = 0.0
+    high: float = 1.0
+
+    def measure(self, audits: int, seed: int = 0) -> tuple[float, float]:
+        """(mean, two Monte-Carlo standard errors)."""
+        values = np.array(self.run(audits, seed), dtype=np.float64)
+        return float(values.mean()), 2 * float(values.std(ddof=1)) / math.sqrt(len(values))
+
+
+def holds(found: Estimate | Rate, truth: float) -> bool:
+    """Whether an interval holds a value; an end that is not there bounds nothing."""
+    return (found.low is None or found.low <= truth + 1e-9) and (
+        found.high is None or truth - 1e-9 <= found.high
+    )
+
+
+def covers(
+    world: World, truth: float, figure: Callable[[list[Clusters]], Estimate | Rate]
+) -> Callable[[int, int], list[float]]:
+    """Per audit, whether the interval of a figure holds the truth. An interval without width never does."""
+
+    def run(audits: int, seed: int) -> list[float]:
+        found = [figure(conditions) for conditions in world.audits(audits, seed)]
+        return [float(holds(one, truth) and one.low != one.high) for one in found]
+
+    return run
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A sweep over α with known reversals and losses of utility.
+
+    Attributes:
+        base: harm rate of the base. ed: of each α. losses: of utility, of each α.
+        prompts, samples: as in `World`. utility: share of the base's completions that are intact.
+    """
+
+    base: float
+    ed: Sequence[float]
+    losses: Sequence[float]
+    prompts: int
+    samples: int = 1
+    utility: float = 0.97
+
+    @property
+    def truth(self) -> float:
+        """The highest reversal among the α's whose loss is at most the bound."""
+        kept = [ed for ed, loss in zip(self.ed, self.losses, strict=True) if loss <= BOUND + 1e-12]
+        return max(kept) - self.base
+
+    def simulate(self, audits: int, seed: int) -> list[BestAdmissible]:
+        """What the gate is decided by, per audit."""
+        harm = World((self.base, *self.ed), self.prompts, self.samples)
+        kept = [self.utility * (1 - loss) for loss in self.losses]
+        intact = World((self.utility, *kept), self.prompts, self.samples)
+        return [
+            best_admissible([(ed, b) for ed in eds], (1.0, -1.0), us, u, BOUND)
+            for (b, *eds), (u, *us) in zip(
+                harm.audits(audits, seed), intact.audits(audits, seed + 1), strict=True
+            )
+        ]
+
+    def covers(self, audits: int, seed: int) -> list[float]:
+        """Whether the bounds hold the truth."""
+        return [
+            float((d.low is None or d.low <= self.truth) and (d.high is None or self.truth <= d.high))
+            for d in decisions(self, audits, seed)
+        ]
+
+    def passes(self, audits: int, seed: int, limit: float | None = None) -> list[float]:
+        """Whether a gate passes whose limit is the truth itself, or the one given: it must not."""
+        least = self.truth if limit is None else limit
+        return [float(d.high is not None and d.high <= least) for d in decisions(self, audits, seed)]
+
+    def fails(self, audits: int, seed: int) -> list[float]:
+        """Whether a gate whose limit is the truth itself fails."""
+        return [float(d.low is not None and d.low > self.truth) for d in decisions(self, audits, seed)]
+
+
+@lru_cache(maxsize=1)
+def decisions(sweep: Sweep, audits: int, seed: int) -> list[BestAdmissible]:
+    """`Sweep.simulate`, once for coverage, false PASS and false FAIL, which are of the same audits."""
+    return sweep.simulate(audits, seed)
+
+
+SWEEPS = {
+    "loss of an α at ε, others below, 200 × 1": Sweep(0.1, (0.12, 0.15), (0.02, 0.10), 200),
+    "loss of an α at ε, others below, 400 × 4": Sweep(0.1, (0.12, 0.15), (0.02, 0.10), 400, 4),
+    "the only harmful α at ε, 200 × 1": Sweep(0.3, (0.31, 0.6), (0.01, 0.10), 200),
+    "losses 8.2% and 12.2% beside ε, 200 × 1": Sweep(0.1, (0.12, 0.15, 0.4), (0.01, 0.082, 0.122), 200),
+    "losses 8.2% and 12.2% beside ε, 200 × 4": Sweep(0.1, (0.12, 0.15, 0.4), (0.01, 0.082, 0.122), 200, 4),
+    "six close α's, none near ε, 50 × 1": Sweep(0.3, (0.34, 0.35, 0.35, 0.35, 0.345, 0.34), (0.01,) * 6, 50),
+    "six close α's, none near ε, 100 × 4": Sweep(
+        0.3, (0.34, 0.35, 0.35, 0.35, 0.345, 0.34), (0.01,) * 6, 100, 4
+    ),
+    "base 0, five close α's, 50 × 1": Sweep(0.0, (0.02, 0.04, 0.05, 0.05, 0.03), (0.01,) * 5, 50),
+    "rare harms, 50 × 4": Sweep(0.01, (0.02, 0.05, 0.06), (0.01, 0.01, 0.02), 50, 4),
+    "one α, 400 × 1": Sweep(0.3, (0.35,), (0.01,), 400),
+}
+JUST_OUTSIDE = Sweep(0.1, (0.11, 0.7), (0.01, 0.107), 200)  # 1 point; 60 points at a loss just above ε
+UNEQUAL = {n: tuple([40] * (n // 10) + [1] * (n - n // 10)) for n in (50, 100, 200)}
+JUDGE = {
+    "base": (0.95, 0.97),
+    "ed": (0.70, 0.97),
+}  # sensitivity and specificity, which differ between conditions
+
+
+def _rate(conditions: list[Clusters]) -> Rate:
+    return clustered_rate(conditions[0].pairs())
+
+
+def corrected_reversal(audits: int, seed: int) -> list[float]:
+    """Whether the interval of the corrected reversal holds the truth where the judge misses more under ED."""
+    rng, hits = np.random.default_rng(seed), []
+    base, ed, prompts, labels = 0.3, 0.6, 200, 150
+    for _ in range(audits):
+        corrected = {}
+        for name, rate in (("base", base), ("ed", ed)):
+            sensitivity, specificity = JUDGE[name]
+            truth = rng.random(prompts) < rate
+            flag = np.where(truth, rng.random(prompts) < sensitivity, rng.random(prompts) >= specificity)
+            drawn = rng.permutation(prompts)[:labels]
+            quality = judge_quality(flag[drawn], truth[drawn])
+            corrected[name] = corrected_rate([(int(one), 1) for one in flag], quality)
+        found = corrected_difference(corrected["ed"], corrected["base"])
+        hits.append(float(holds(found, ed - base)))
+    return hits
+
+
+def selection_bias(rates: Sequence[float], prompts: int) -> Callable[[int, int], list[float]]:
+    """Cross-fitted rate less the true rate of the α's that the halves picked."""
+
+    def run(audits: int, seed: int) -> list[float]:
+        found = [select(conditions) for conditions in World(rates, prompts, 4).audits(audits, seed)]
+        return [one.crossfitted.rate - float(np.dot(one.picked, rates)) for one in found]
+
+    return run
+
+
+def promised_power(base: float, ed: float, samples: int, limit: float) -> Callable[[int, int], list[float]]:
+    """Whether an audit decides, with as many prompts as a plan asks for to decide with a probability of 80%."""
+
+    def run(audits: int, seed: int) -> list[float]:
+        (large,) = World((base, ed), 20_000, samples).audits(1, seed)
+        shared = float(np.corrcoef(large[0].flagged, large[1].flagged)[0, 1])
+        expected = Expected(base=base, ed=ed, samples=samples, correlation=0.3, shared=max(shared, 0.0))
+        sweep = Sweep(base, (ed,), (0.0,), prompts_for_decision(expected, limit), samples)
+        found = decisions(sweep, audits, seed + 2)
+        if ed - base > limit:
+            return [float(d.low is not None and d.low > limit) for d in found]
+        return [float(d.high is not None and d.high <= limit) for d in found]
+
+    return run
+
+
+def cases() -> list[Case]:
+    """All rows, in the order of the table."""
+    rows = []
+    for rate, prompts, samples in (
+        (0.3, 50, 1),
+        (0.02, 60, 4),
+        (0.3, 60, 4),
+        (0.3, 3, 8),
+        (0.3, 5, 8),
+        (0.3, 10, 8),
+    ):
+        run = covers(World((rate,), prompts, samples), rate, _rate)
+        rows.append(Case(f"rate {rate:g}, {prompts} × {samples}", "coverage", run, 0.93))
+    for prompts, rate in ((50, 0.3), (50, 0.1), (100, 0.3), (200, 0.3)):
+        run = covers(World((rate,), prompts, UNEQUAL[prompts]), rate, _rate)
+        rows.append(
+            Case(f"rate {rate:g}, {prompts} prompts: a tenth × 40, the rest × 1", "coverage", run, 0.93)
         )
-    means = [float(mean) for mean in found.mean(axis=0)]
-    error = float(found[:, 1].std(ddof=1)) / trials**0.5
-    return HeadlineCoverage(means[0], means[1], error, *means[2:])
+    for base, ed, prompts, samples in (
+        (0.02, 0.07, 50, 1),
+        (0.3, 0.6, 60, 1),
+        (0.3, 0.6, 60, 4),
+        (0.6, 0.95, 60, 4),
+    ):
+        world = World((base, ed), prompts, samples)
+        for name, figure, truth in (
+            ("difference", difference, ed - base),
+            ("ratio", ratio, ed / base),
+            ("reversal index", abbott_index, (ed - base) / (1 - base)),
+        ):
+            run = covers(world, truth, lambda c, figure=figure: figure(c[1], c[0]))  # type: ignore[misc]
+            rows.append(
+                Case(f"{name}, base {base:g}, ED {ed:g}, {prompts} × {samples}", "coverage", run, 0.93)
+            )
+    for prompts, samples in ((50, 1), (50, 4), (200, 1)):
+        world = World((0.0, 0.3, 0.01), prompts, samples)
+        run = covers(world, 0.01 / 0.3, lambda c: remaining_fraction(c[2], c[1], c[0]))
+        rows.append(
+            Case(f"left, base 0, ED 0.3, mitigated 0.01, {prompts} × {samples}", "coverage", run, 0.93)
+        )
+    rows.append(
+        Case("corrected reversal, sensitivity 0.95 on base, 0.70 on ED", "coverage", corrected_reversal, 0.93)
+    )
+    for name, sweep in SWEEPS.items():
+        rows.append(Case(name, "coverage", sweep.covers, 0.93))
+        rows.append(Case(name, "false PASS", sweep.passes, 0.0, 0.04))
+        rows.append(Case(name, "false FAIL", sweep.fails, 0.0, 0.04))
+    rows.append(
+        Case(
+            "reversals 1% and, at a loss of 10.7%, 60%; limit 5%, 200 × 1",
+            "PASS",
+            partial(JUST_OUTSIDE.passes, limit=0.05),
+            0.0,
+            0.04,
+        )
+    )
+    for name, rates in (("flat", (0.3,) * 6), ("close", (0.4, 0.48, 0.5, 0.49, 0.45, 0.3))):
+        rows.append(
+            Case(f"cross-fitted rate, {name}, 60 × 4", "bias", selection_bias(rates, 60), -0.01, 0.01)
+        )
+    for base, ed, samples, limit in ((0.3, 0.32, 1, 0.1), (0.3, 0.5, 4, 0.1), (0.05, 0.06, 4, 0.05)):
+        run = promised_power(base, ed, samples, limit)
+        name = f"a verdict promised with 80%, base {base:g}, ED {ed:g}, limit {limit:g}, × {samples}"
+        rows.append(Case(name, "power", run, 0.75, 0.85))
+    return rows
 
 
 def main() -> None:
-    """Print the tables as Markdown."""
-    print(f"{TRIALS} trials a row, {SAMPLES} samples per prompt unless stated, nominal 95%, seed 0\n")
-    _print_rates()
-    _print_paired()
-    _print_headline()
-
-
-def _print_rates() -> None:
-    print("| prompts | true rate | correlation | bootstrap alone: covers | width | ours: covers | width |")
-    print("|---:|---:|---:|---:|---:|---:|---:|")
-    for prompts in (30, 60, 200):
-        for rate in (0.005, 0.02, 0.1, 0.3):
-            for correlation in (0.0, 0.2, 0.6):
-                c = simulate(prompts, rate, correlation)
-                print(
-                    f"| {prompts} | {100 * rate:g}% | {correlation:g} | {100 * c.bootstrap:.1f}% "
-                    f"| {100 * c.bootstrap_width:.1f} | {100 * c.ours:.1f}% | {100 * c.ours_width:.1f} |"
-                )
-
-
-def _print_paired() -> None:
-    print("\n| base | ED | prompts | samples | difference covers | ratio covers | index covers |")
-    print("|---:|---:|---:|---:|---:|---:|---:|")
-    for base, ed in ((0.02, 0.05), (0.1, 0.2), (0.3, 0.3), (0.3, 0.6), (0.6, 0.95)):
-        for prompts, samples in ((60, 1), (60, 4), (200, 4)):
-            c = simulate_paired(base, ed, prompts, samples)
-            print(
-                f"| {100 * base:g}% | {100 * ed:g}% | {prompts} | {samples} | {100 * c.difference:.1f}% "
-                f"| {100 * c.ratio:.1f}% | {100 * c.index:.1f}% |"
-            )
-
-
-def _print_headline() -> None:
+    """Print the table as Markdown; exit code 1 if a row is outside its limits by more than the Monte-Carlo error."""
+    parser = argparse.ArgumentParser(description="Coverage of intervals and false verdicts, by simulation.")
+    parser.add_argument("--audits", type=int, default=AUDITS, help="simulated audits per row")
+    parser.add_argument("--only", default="", help="rows whose name or kind contains this text")
+    asked = parser.parse_args()
     print(
-        "\n| sweep | prompts | plain maximum: bias | cross-fitted: bias | cost | bootstrap: bias "
-        "| reversal covers | covers the best | plain covers |"
+        f"{asked.audits} audits a row, seed 0\n\n| case | what | measured | ± |\n|---|---|---:|---:|",
+        flush=True,
     )
-    print("|---|---:|---:|---:|---:|---:|---:|---:|---:|")
-    for name, rates in SWEEPS.items():
-        for prompts in (60, 200):
-            h = simulate_headline(rates, prompts=prompts)
-            print(
-                f"| {name} | {prompts} | {100 * h.plain_bias:+.2f} | {100 * h.bias:+.2f} ± {196 * h.error:.2f} "
-                f"| {100 * max(h.cost, 0.0):.2f} | {100 * h.bootstrap_bias:+.2f} | {100 * h.coverage:.1f}% "
-                f"| {100 * h.best_coverage:.1f}% | {100 * h.plain_coverage:.1f}% |"
-            )
+    wrong = 0
+    for case in cases():
+        if asked.only not in f"{case.name} {case.what}":
+            continue
+        mean, error = case.measure(asked.audits)
+        outside = not case.low - error <= mean <= case.high + error
+        wrong += outside
+        print(
+            f"| {case.name} | {case.what} | {100 * mean:.1f}% | {100 * error:.1f} |{' !' * outside}",
+            flush=True,
+        )
+    raise SystemExit(1 if wrong else 0)
 
 
 if __name__ == "__main__":

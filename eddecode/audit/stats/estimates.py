@@ -17,7 +17,7 @@ class Rate:
         rate: flagged / total.
         low, high: ends of the interval, in [0, 1].
         level: confidence of the interval, such as 0.95.
-        method: `wilson` or `cluster-bootstrap`.
+        method: `wilson`, or `wilson-clustered` where a prompt has several completions.
     """
 
     flagged: int

@@ -1,18 +1,11 @@
-"""Two conditions on the same prompts: the size of their difference, and whether there is one.
+"""Two conditions on the same prompts: how much they differ, and whether they differ.
 
-A prompt with a harmful completion under one condition is likely to have one under the other. So overlapping intervals
-do not show that two conditions are alike; the difference on the same prompts is judged instead.
+A prompt that is answered harmfully under one condition is likely to be under the other too. So two overlapping
+intervals do not mean that two conditions are alike: the difference on the same prompts is what is judged.
 
-- Intervals of a difference and of a ratio: paired cluster bootstrap over prompts, both conditions resampled
-  together (Davison and Hinkley 1997, section 3.8), percentile; widened where necessary to contain the interval that
-  the two rates' own Wilson intervals imply (at their effective sizes): square-and-add with the correlation between
-  the two, Newcombe's method 10 (Statistics in Medicine 17, 1998, 2635-2650), generalised as MOVER by Zou and Donner
-  (Statistics in Medicine 27, 2008), for the ratio on the logarithms. Widened for the same reason as in `proportions`:
-  a bootstrap only returns values observed in the data, which is too narrow where few prompts are flagged. Newcombe's
-  continuity correction of the correlation is kept: without it, two conditions that agree on every prompt in the data
-  would be certain to agree on all others.
-- Tests: with one completion per prompt McNemar's (Psychometrika 12, 1947), exact; with several the sign-flip test
-  of the per-prompt difference (Fisher, "The Design of Experiments", 1935, section 21): under the hypothesis the two
+- Intervals of differences and ratios: closed form, see `eddecode.audit.stats.mover`.
+- Tests: with one completion per prompt McNemar's (Psychometrika 12, 1947), exact. With several the sign-flip test of
+  the per-prompt difference (Fisher, "The Design of Experiments", 1935, section 21): under the hypothesis the two
   conditions of a prompt could be swapped. Its distribution is computed exactly, by convolution (Pagano and
   Tritchler, JASA 78, 1983); with one completion per prompt it is McNemar's.
 - Several α's are several tests: p-values are adjusted by Holm (Scandinavian Journal of Statistics 6, 1979).
@@ -21,150 +14,119 @@ do not show that two conditions are alike; the difference on the same prompts is
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from eddecode.audit.stats.clusters import Clusters, Floats, shared
 from eddecode.audit.stats.estimates import LEVEL, Estimate
-from eddecode.audit.stats.proportions import (
-    RESAMPLES,
-    Floats,
-    effective,
-    resampled_sums,
-    round_for_output,
-    wilson,
-)
+from eddecode.audit.stats.mover import Combination, accepted_range
+from eddecode.audit.stats.proportions import round_for_output
 
-BOOTSTRAP = "paired-bootstrap"
+METHOD = "mover"
 _WIDEST = 1_000_000  # largest support of an exact sign-flip distribution; beyond it signs are drawn
 _FLIPS = 20_000
 _SEED = 20240811
 
-
-@dataclass(frozen=True)
-class Clusters:
-    """Counts of one condition per prompt.
-
-    Attributes:
-        flagged, total: completions of each distinct prompt, (prompts,) float64; row i is the same prompt in every
-            condition of a run. They need not be integers: a cross-fitted condition is a mean of several.
-    """
-
-    flagged: Floats
-    total: Floats
-
-    @property
-    def rate(self) -> float:
-        """Flagged over total, pooled; NaN without completions."""
-        total = float(self.total.sum())
-        return float(self.flagged.sum()) / total if total else math.nan
-
-    @property
-    def complement(self) -> Clusters:
-        """The completions that are not flagged."""
-        return Clusters(self.total - self.flagged, self.total)
-
-    def pairs(self) -> list[tuple[int, int]]:
-        """(flagged, total) per prompt, for `clustered_rate`."""
-        return list(zip(self.flagged.astype(int).tolist(), self.total.astype(int).tolist(), strict=True))
-
-
-def shared(*conditions: Clusters) -> list[Clusters]:
-    """The conditions on the prompts that all of them have completions of."""
-    kept = np.logical_and.reduce([c.total > 0 for c in conditions])
-    return [Clusters(c.flagged[kept], c.total[kept]) for c in conditions]
-
-
 # Intervals ---------------------------------------------------------------------------------------------------------
 
 
-def rate_estimate(condition: Clusters, level: float = LEVEL, resamples: int = RESAMPLES) -> Estimate:
+def rate_estimate(condition: Clusters, level: float = LEVEL) -> Estimate:
     """The rate of one condition; like `clustered_rate`, for counts that need not be integers."""
-    (c,) = shared(condition)
-    if not len(c.total):
-        return undefined("cluster-bootstrap", level)
-    low, high = wilson(c.rate, effective(c.flagged, c.total), level)
-    sums = resampled_sums(_columns(c), resamples)
-    drawn = np.quantile(sums[:, 0] / sums[:, 1], _ends(level))
-    error = _spread(_residuals(c) / c.total.sum())
-    return estimate(
-        c.rate, min(low, drawn[0]), max(high, drawn[1]), error, len(c.total), "cluster-bootstrap", level
-    )
+    return _combined((condition,), (1.0,), level, (0.0, 1.0))
 
 
-def difference(a: Clusters, b: Clusters, level: float = LEVEL, resamples: int = RESAMPLES) -> Estimate:
+def difference(a: Clusters, b: Clusters, level: float = LEVEL) -> Estimate:
     """Rate of a − rate of b, on the prompts that both have."""
-    a, b = shared(a, b)
-    if not len(a.total):
-        return undefined(BOOTSTRAP, level)
-    value = a.rate - b.rate
-    sums = resampled_sums(_columns(a, b), resamples)
-    drawn = np.quantile(sums[:, 0] / sums[:, 1] - sums[:, 2] / sums[:, 3], _ends(level))
-    (la, ua), (lb, ub), r = _own(a, level), _own(b, level), _correlation(a, b)
-    low = value - square_and_add(a.rate - la, ub - b.rate, r)
-    high = value + square_and_add(ua - a.rate, b.rate - lb, r)
-    error = _spread(_residuals(a) / a.total.sum() - _residuals(b) / b.total.sum())
-    ends = (max(min(low, drawn[0]), -1.0), min(max(high, drawn[1]), 1.0))
-    return estimate(value, *ends, error, len(a.total), BOOTSTRAP, level)
+    return _combined((a, b), (1.0, -1.0), level, (-1.0, 1.0))
 
 
-def ratio(a: Clusters, b: Clusters, level: float = LEVEL, resamples: int = RESAMPLES) -> Estimate:
-    """Rate of a / rate of b; with a rate of 0 for b it has no value, and only a lower bound."""
-    a, b = shared(a, b)
-    if not len(a.total):
-        return undefined(BOOTSTRAP, level)
-    low, high = _ratio_of_wilsons(a, b, level)
-    if b.rate == 0:
-        return estimate(None, low, None, None, len(a.total), BOOTSTRAP, level)
-    sums = resampled_sums(_columns(a, b), resamples)
-    over, under = sums[:, 0] / sums[:, 1], sums[:, 2] / sums[:, 3]
-    with np.errstate(divide="ignore", invalid="ignore"):
-        drawn = over / under
-    ends = _ends(level)
-    # 0/0 has no value: it counts as 0 for the lower end and as infinity for the upper one. The quantile is an order
-    # statistic, because an interpolation between two is not defined where one of them is infinite.
-    low = min(low, float(np.quantile(np.nan_to_num(drawn, nan=0.0, posinf=np.inf), ends[0], method="lower")))
-    high = max(high, float(np.quantile(np.where(np.isnan(drawn), np.inf, drawn), ends[1], method="higher")))
-    value = a.rate / b.rate
-    error = None
-    if a.rate > 0:
-        error = value * _spread(_residuals(a) / a.flagged.sum() - _residuals(b) / b.flagged.sum())
-    return estimate(value, low, high, error, len(a.total), BOOTSTRAP, level)
+def difference_of_differences(
+    a: Clusters, b: Clusters, c: Clusters, d: Clusters, level: float = LEVEL
+) -> Estimate:
+    """(a − b) − (c − d), on the prompts that all four have."""
+    return _combined((a, b, c, d), (1.0, -1.0, -1.0, 1.0), level, (-2.0, 2.0))
 
 
-def relative_decrease(a: Clusters, b: Clusters, level: float = LEVEL, resamples: int = RESAMPLES) -> Estimate:
+def ratio(a: Clusters, b: Clusters, level: float = LEVEL) -> Estimate:
+    """Rate of a / rate of b; with a rate of 0 for b it has no value, and only a lower end."""
+    conditions = shared(a, b)
+    prompts = len(conditions[0].total)
+    if not prompts:
+        return undefined(METHOD, level)
+    combined = Combination(conditions, level)
+    above, below = combined.values.tolist()
+
+    def interval(value: float) -> tuple[float, float]:
+        return combined.estimate((1.0, -value))[1:]
+
+    if below == 0:
+        least = 0.0 if interval(0.0)[0] <= 0 else _first_accepted(interval)
+        return estimate(None, least, None, None, prompts, METHOD, level)
+    value = above / below
+    low, high = accepted_range(interval, value, least=0.0)
+    error = combined.standard_error((1.0, -value)) / below
+    return estimate(value, low, high, error if above > 0 else None, prompts, METHOD, level)
+
+
+def relative_decrease(a: Clusters, b: Clusters, level: float = LEVEL) -> Estimate:
     """1 − rate of a / rate of b; negative where a has the higher rate."""
-    kept = ratio(a, b, level, resamples)
+    kept = ratio(a, b, level)
     value, low, high = (
         None if end is None else round_for_output(1 - end) for end in (kept.value, kept.high, kept.low)
     )
     return Estimate(value, low, high, kept.standard_error, kept.prompts, kept.method, kept.level)
 
 
-def abbott_index(a: Clusters, b: Clusters, level: float = LEVEL, resamples: int = RESAMPLES) -> Estimate:
+def abbott_index(a: Clusters, b: Clusters, level: float = LEVEL) -> Estimate:
     """(rate of a − rate of b) / (1 − rate of b): Abbott's formula (J. Economic Entomology 18, 1925)."""
-    return relative_decrease(a.complement, b.complement, level, resamples)
+    return relative_decrease(a.complement, b.complement, level)
 
 
-def remaining_fraction(
-    a: Clusters, whole: Clusters, base: Clusters, level: float = LEVEL, resamples: int = RESAMPLES
-) -> Estimate:
+def remaining_fraction(a: Clusters, whole: Clusters, base: Clusters, level: float = LEVEL) -> Estimate:
     """(a − base) / (whole − base): the remaining part of an uplift; undefined unless that is clearly above 0."""
-    a, whole, base = shared(a, whole, base)
-    if not len(a.total):
-        return undefined(BOOTSTRAP, level)
-    sums = resampled_sums(_columns(a, whole, base), resamples)
-    rates = sums[:, ::2] / sums[:, 1::2]  # (resamples, 3)
-    above = rates[:, 1] - rates[:, 2]
-    if np.quantile(above, _ends(level)[0]) <= 0 or whole.rate <= base.rate:
-        return undefined(BOOTSTRAP, level, len(a.total))
-    usable = above > 0
-    low, high = np.quantile((rates[usable, 0] - rates[usable, 2]) / above[usable], _ends(level))
-    value = (a.rate - base.rate) / (whole.rate - base.rate)
-    parts = [_residuals(c) / c.total.sum() for c in (a, whole, base)]
-    error = _spread((parts[0] - parts[2]) - value * (parts[1] - parts[2])) / (whole.rate - base.rate)
-    return estimate(value, min(low, value), max(high, value), error, len(a.total), BOOTSTRAP, level)
+    conditions = shared(a, whole, base)
+    prompts = len(conditions[0].total)
+    if not prompts:
+        return undefined(METHOD, level)
+    combined = Combination(conditions, level)
+    uplift, low, _ = combined.estimate((0.0, 1.0, -1.0))
+    if low <= 0:
+        return undefined(METHOD, level, prompts)
+    value = combined.estimate((1.0, 0.0, -1.0))[0] / uplift
+
+    def coefficients(left: float) -> tuple[float, float, float]:
+        return 1.0, -left, left - 1.0
+
+    ends = accepted_range(lambda left: combined.estimate(coefficients(left))[1:], value)
+    error = combined.standard_error(coefficients(value)) / uplift
+    return estimate(value, *ends, error, prompts, METHOD, level)
+
+
+def _combined(
+    conditions: Sequence[Clusters], coefficients: Sequence[float], level: float, bounds: tuple[float, float]
+) -> Estimate:
+    """A linear combination of rates, within the values that it can have."""
+    conditions = shared(*conditions)
+    prompts = len(conditions[0].total)
+    if not prompts:
+        return undefined(METHOD, level)
+    combined = Combination(conditions, level)
+    value, low, high = combined.estimate(coefficients)
+    error = combined.standard_error(coefficients)
+    return estimate(value, max(low, bounds[0]), min(high, bounds[1]), error, prompts, METHOD, level)
+
+
+def _first_accepted(interval: Callable[[float], tuple[float, float]]) -> float:
+    """The smallest ratio whose interval holds 0, where that of 0 does not."""
+    low, high = 0.0, 0.01
+    while interval(high)[0] > 0:
+        low, high = high, 2 * high
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if interval(middle)[0] > 0 else (low, middle)
+    return high
 
 
 def estimate(
@@ -186,62 +148,6 @@ def undefined(method: str, level: float = LEVEL, prompts: int = 0) -> Estimate:
     return Estimate(None, None, None, None, prompts, method, level)
 
 
-def _columns(*conditions: Clusters) -> Floats:
-    """Columns (prompts, 2·conditions): flagged, total of each."""
-    return np.stack([column for c in conditions for column in (c.flagged, c.total)], axis=1)
-
-
-def _ends(level: float) -> tuple[float, float]:
-    return (1 - level) / 2, (1 + level) / 2
-
-
-def _residuals(c: Clusters) -> Floats:
-    residuals: Floats = c.flagged - c.rate * c.total
-    return residuals
-
-
-def _spread(parts: Floats) -> float:
-    """Standard error of a sum of one part per prompt, whose mean is 0 by construction."""
-    n = len(parts)
-    return math.sqrt(n / (n - 1) * float((parts**2).sum())) if n > 1 else math.inf
-
-
-def _own(c: Clusters, level: float) -> tuple[float, float]:
-    return wilson(c.rate, effective(c.flagged, c.total), level)
-
-
-def _correlation(a: Clusters, b: Clusters) -> float:
-    """Correlation of the two rates, from per-prompt residuals, with Newcombe's continuity correction 1/(2n).
-
-    n is the effective size: with one sample per prompt that is the number of prompts.
-    """
-    n = math.sqrt(effective(a.flagged, a.total) * effective(b.flagged, b.total))
-    x, y = _residuals(a) / a.total.mean(), _residuals(b) / b.total.mean()
-    spread = math.sqrt(float((x**2).mean()) * float((y**2).mean()))
-    if spread == 0:
-        return 0.0
-    together = float((x * y).mean())
-    if together > 0:
-        together = max(together - 1 / (2 * n), 0.0)
-    return min(max(together / spread, -1.0), 1.0)
-
-
-def square_and_add(one: float, other: float, r: float) -> float:
-    """Half-width of a difference's interval from those of its terms, with correlation r (Newcombe 1998, method 10)."""
-    return math.sqrt(max(one**2 + other**2 - 2 * r * one * other, 0.0))
-
-
-def _ratio_of_wilsons(a: Clusters, b: Clusters, level: float) -> tuple[float, float]:
-    """MOVER on the logarithms; where one of the rates is 0, the ratio of the outermost ends."""
-    (la, ua), (lb, ub) = _own(a, level), _own(b, level)
-    if min(a.rate, b.rate, la, lb) <= 0:
-        return la / ub, (ua / lb if lb > 0 else math.inf)
-    r, middle = _correlation(a, b), math.log(a.rate / b.rate)
-    below = square_and_add(math.log(a.rate / la), math.log(ub / b.rate), r)
-    above = square_and_add(math.log(ua / a.rate), math.log(b.rate / lb), r)
-    return math.exp(middle - below), math.exp(middle + above)
-
-
 # Tests -------------------------------------------------------------------------------------------------------------
 
 
@@ -252,7 +158,7 @@ class PairedTest:
     Attributes:
         p: two-sided; 1 where no prompt differs.
         method: `mcnemar-exact`, `sign-flip-exact`, or `sign-flip` (drawn).
-        prompts: number compared; up, down: those with a higher, with a lower rate in the first condition.
+        prompts: compared; up, down: of them, with a higher and with a lower rate in the first condition.
     """
 
     p: float
@@ -268,7 +174,7 @@ def paired_test(a: Clusters, b: Clusters) -> PairedTest:
     The statistic is the sum over prompts of the difference of the two rates.
     """
     a, b = shared(a, b)
-    # Over one common denominator the differences are integers, so that ties of the statistic are exact.
+    # Differences over one common denominator are whole numbers, so that ties of the statistic are exact.
     denominators = {int(t) for t in np.concatenate([a.total, b.total])} or {1}
     common = math.lcm(*denominators) if max(denominators) <= 64 else 0
     whole = bool(np.all(a.flagged % 1 == 0) and np.all(b.flagged % 1 == 0)) and 0 < common <= 10_000
@@ -277,7 +183,9 @@ def paired_test(a: Clusters, b: Clusters) -> PairedTest:
     if counts[1] + counts[2] == 0:
         return PairedTest(1.0, "mcnemar-exact" if denominators == {1} else "sign-flip-exact", *counts)
     if denominators == {1} and whole:
-        from scipy import stats as distributions  # slow to import, and only these tests need it
+        from scipy import (
+            stats as distributions,
+        )  # slow to import, and only the tests of a finished run need it
 
         p = float(distributions.binomtest(counts[1], counts[1] + counts[2], 0.5).pvalue)
         return PairedTest(p, "mcnemar-exact", *counts)
@@ -290,16 +198,16 @@ def paired_test(a: Clusters, b: Clusters) -> PairedTest:
 def _sign_flip(steps: np.ndarray) -> float:
     """P(|sum of ± steps| ≥ |sum of steps|) with fair signs, exactly.
 
-    The steps of one magnitude give a binomial distribution; the distribution of the sum is the convolution of these.
-    All steps are divided by their greatest common divisor first, which keeps the arrays short.
+    Equal magnitudes make a binomial each; the sum's distribution is their convolution. Everything is divided by the
+    steps' common divisor first, which keeps the arrays short.
     """
     from scipy import signal
     from scipy import stats as distributions
 
-    observed = abs(int(steps.sum()))
+    seen = abs(int(steps.sum()))
     sizes, counts = np.unique(np.abs(steps[steps != 0]), return_counts=True)
     divisor = math.gcd(*(int(size) for size in sizes))
-    observed, sizes = observed // divisor, sizes // divisor
+    seen, sizes = seen // divisor, sizes // divisor
     chances = np.ones(1)
     for size, count in zip(sizes.tolist(), counts.tolist(), strict=True):
         one = np.zeros(size * count + 1)  # how many of them are positive, `size` apart
@@ -307,21 +215,21 @@ def _sign_flip(steps: np.ndarray) -> float:
         chances = np.clip(signal.convolve(chances, one), 0.0, None)
     top = len(chances) - 1  # index i is the sum 2i − top
     sums = 2 * np.arange(len(chances)) - top
-    return float(min(chances[np.abs(sums) >= observed].sum(), 1.0))
+    return float(min(chances[np.abs(sums) >= seen].sum(), 1.0))
 
 
 def _drawn_sign_flip(gaps: Floats) -> float:
-    """The same with drawn signs: (hits + 1)/(draws + 1), Phipson and Smyth (SAGMB 9, 2010)."""
-    rng, observed, hits = np.random.default_rng(_SEED), abs(float(gaps.sum())) - 1e-9, 0
+    """The same by drawing signs; (hits + 1)/(draws + 1), Phipson and Smyth (SAGMB 9, 2010)."""
+    rng, seen, hits = np.random.default_rng(_SEED), abs(float(gaps.sum())) - 1e-9, 0
     step = max(1, 2_000_000 // len(gaps))
     for start in range(0, _FLIPS, step):
         signs = rng.integers(0, 2, size=(min(step, _FLIPS - start), len(gaps)), dtype=np.int8) * 2 - 1
-        hits += int((np.abs(signs @ gaps) >= observed).sum())
+        hits += int((np.abs(signs @ gaps) >= seen).sum())
     return (hits + 1) / (_FLIPS + 1)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's adjusted p-values, in the order given; compared to a level, they bound the family-wise error rate by it.
+    """Holm's adjusted p-values, in the order given: the family-wise error rate stays below what they are held against.
 
     >>> [round(p, 2) for p in holm([0.01, 0.04, 0.03])]
     [0.03, 0.06, 0.06]

@@ -5,15 +5,15 @@ deff = 1 + (s − 1)ρ (Kish, "Survey Sampling", 1965, section 5.4): beyond a fe
 help.
 
 - A given width of the interval of a rate: the smallest n whose Wilson interval at the effective size is no wider.
-- A decision at a limit X on the reversal d = h_ED − h_base: the whole interval of d must lie on the right side of X.
-  With w the half-width towards X (of the interval that `paired` makes of the two Wilson intervals), the probability is
+- A decision at a limit X on the reversal d = h_ED − h_base: the bound of d that the gate compares with X must lie on
+  the right side of it. With w the distance from d to that bound (MOVER of the two Wilson intervals), the probability is
   Φ((|d − X| − w)·√n/σ), where σ² = v_ED + v_base − 2·κ·√(v_ED·v_base) is the variance of the difference per prompt,
   v = h(1 − h)·deff/s, and κ is the share of a prompt's variation that is common to both conditions. The default of 0
-  is cautious: conditions of one prompt share its topic and their random numbers.
+  is cautious: conditions of one prompt share its topic and their random numbers. A pilot run measures κ.
 - The cost: a forward pass takes about 2 operations per parameter and token (Kaplan et al., arXiv 2001.08361,
   section 2.1), and the contrast runs both models on every token.
 
-The numbers are approximations for planning; the intervals of the audit do not depend on them.
+The numbers are approximations for planning: the finding itself comes with intervals that do not depend on them.
 """
 
 from __future__ import annotations
@@ -23,24 +23,24 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import NormalDist
 
+from eddecode.audit.stats.admissible import ERROR, EXCLUDING
 from eddecode.audit.stats.estimates import LEVEL
-from eddecode.audit.stats.paired import square_and_add
 from eddecode.audit.stats.proportions import wilson
 from eddecode.errors import ConfigError
 
 POWER = 0.8
-MOST = 10_000_000  # prompts; a larger plan is an error
+MOST = 10_000_000  # prompts, beyond which a plan is no plan
 
 
 @dataclass(frozen=True)
 class Expected:
-    """What a plan assumes.
+    """What a plan supposes.
 
     Attributes:
         base, ed: harm rates of the base and of ED at its headline α.
         samples: completions per prompt and condition.
         correlation: of the samples of one prompt (ρ), 0..1.
-        shared: share of a prompt's variation that is common to base and ED (κ), 0..1.
+        shared: how much of a prompt's variation base and ED share (κ), 0..1.
         level: of the intervals.
 
     Raises:
@@ -71,11 +71,11 @@ class Expected:
 
     @property
     def reversal(self) -> float:
-        """Rate of ED − rate of the base."""
+        """What ED adds to the base's rate."""
         return self.ed - self.base
 
     def effective(self, prompts: float) -> float:
-        """Number of independent completions with the information of so many prompts."""
+        """How many independent completions the samples of so many prompts are worth."""
         return prompts * self.samples / self.deff
 
     def spread(self) -> float:
@@ -98,10 +98,10 @@ _NAMES = {
 
 
 def prompts_for_width(expected: Expected, width: float) -> int:
-    """Prompts with which neither the base's nor ED's interval is wider than this (a share, from end to end).
+    """Prompts after which neither the base's nor ED's interval is wider than this (a share, both ends together).
 
     Raises:
-        ConfigError: not a width of a rate's interval, or one that needs more than ten million prompts.
+        ConfigError: no width that an interval of a rate can have, or one beyond ten million prompts.
     """
     if not 0 < width < 1:
         raise ConfigError(f"the width is {width:g}; expected a share above 0 and below 1, such as 0.1")
@@ -109,11 +109,11 @@ def prompts_for_width(expected: Expected, width: float) -> int:
 
 
 def prompts_for_decision(expected: Expected, limit: float, power: float = POWER) -> int:
-    """Prompts with which the interval of the reversal lies on the right side of the limit, with that probability.
+    """Prompts after which the interval of the reversal ends on the right side of the limit, with that probability.
 
     Raises:
         ConfigError: a limit or a power out of its range; or the expected reversal is the limit itself, or so close to
-            it that ten million prompts do not separate them.
+            it that ten million prompts would not tell them apart.
     """
     if not (math.isfinite(limit) and -1 <= limit <= 1):
         raise ConfigError(f"the limit is {limit:g}; expected a difference of two rates, such as 0.1")
@@ -121,36 +121,43 @@ def prompts_for_decision(expected: Expected, limit: float, power: float = POWER)
         raise ConfigError(f"the power is {power:g}; expected a share above 0 and below 1, such as 0.8")
     if abs(expected.reversal - limit) < 1e-9:
         raise ConfigError(
-            f"the expected reversal is {expected.reversal:g}, which is the limit itself: no number of prompts "
-            "separates them; expect another rate or set another limit"
+            f"the expected reversal is {expected.reversal:g}, which is the limit itself: no number of prompts tells "
+            "them apart; expect another rate or take another limit"
         )
     return _smallest(
         lambda n: decision_power(expected, limit, n) >= power,
-        f"separating a reversal of {expected.reversal:g} from the limit {limit:g}",
+        f"telling a reversal of {expected.reversal:g} from the limit {limit:g}",
     )
 
 
 def decision_power(expected: Expected, limit: float, prompts: int) -> float:
-    """Probability that the interval of the reversal lies on the right side of the limit, with so many prompts."""
+    """Probability that the bound of the reversal lies on the right side of the limit, with so many prompts.
+
+    The bound is that of `eddecode.audit.stats.admissible`, for one α whose loss of utility is clearly within ε.
+    """
     spare = abs(expected.reversal - limit) - _half_width(expected, prompts, expected.reversal > limit)
     error = expected.spread() / math.sqrt(prompts)
     return NormalDist().cdf(spare / error) if error else float(spare > 0)
 
 
 def _half_width(expected: Expected, prompts: int, below: bool) -> float:
-    """Half-width of the interval of the reversal, below or above it."""
+    """Distance from the reversal to its lower bound (97.5%, one-sided) or its upper bound (98%)."""
+    level = 1 - 2 * ERROR if below else 1 - 2 * (ERROR - EXCLUDING)
     n, rates = expected.effective(prompts), (expected.ed, expected.base)
-    (low, high), (base_low, base_high) = (wilson(rate, n, expected.level) for rate in rates)
+    (low, high), (base_low, base_high) = (wilson(rate, n, level) for rate in rates)
     spread = math.sqrt(math.prod(rate * (1 - rate) for rate in rates))
-    shared = max(expected.shared - 1 / (2 * prompts * spread), 0.0) if spread else 0.0  # as in `paired`
-    if below:
-        return square_and_add(expected.ed - low, base_high - expected.base, shared)
-    return square_and_add(high - expected.ed, expected.base - base_low, shared)
+    shared = max(expected.shared - 1 / (2 * prompts * spread), 0.0) if spread else 0.0  # as in `mover`
+    one, other = (
+        (expected.ed - low, base_high - expected.base)
+        if below
+        else (high - expected.ed, expected.base - base_low)
+    )
+    return math.sqrt(max(one**2 + other**2 - 2 * shared * one * other, 0.0))
 
 
 @dataclass(frozen=True)
 class Cost:
-    """The cost of decoding.
+    """What decoding takes.
 
     Attributes:
         completions, tokens: in all conditions together.
@@ -180,7 +187,7 @@ def decode_cost(
         tokens: of a completion, on average.
         parameters: of both models together (the active ones, where they are mixtures).
         speed: completion tokens per second, as an earlier run shows it.
-        prompt_tokens: of a prompt, on average; prefilled once for all conditions and samples.
+        prompt_tokens: of a prompt, on average; read once for all conditions and samples.
     """
     completions = prompts * samples * conditions
     total = round(completions * tokens)
@@ -195,12 +202,12 @@ def _width(rate: float, n: float, level: float) -> float:
 
 
 def _smallest(enough: Callable[[int], bool], what: str) -> int:
-    """The smallest number of prompts that is enough; every larger number must be enough too."""
+    """The smallest number of prompts that is enough; being enough must not stop with more of them."""
     high = 1
     while not enough(high):
         high *= 2
         if high > 2 * MOST:
-            raise ConfigError(f"{what} needs more than {MOST:,} prompts; ask for less")
+            raise ConfigError(f"{what} would take more than {MOST:,} prompts; ask for less")
     low = high // 2
     while high - low > 1:
         middle = (low + high) // 2

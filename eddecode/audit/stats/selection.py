@@ -2,15 +2,12 @@
 
 The maximum of several noisy rates is on average higher than the true rate of the α that it selects. So the headline is
 cross-fitted: the prompts are split into halves, the α is selected on one half and its rate is measured on the other,
-both ways; many random splits are averaged, because the result of a single split depends on chance. This is an unbiased
+both ways; many splits are averaged, because the result of a single split depends on chance. This is an unbiased
 estimate of the harm rate of an α that was selected on other prompts than those that its rate is measured on. It
 corrects nothing and so assumes nothing about the noise.
 
-The other method is the bootstrap with the selection inside (Efron, JASA 78, 1983, "optimism"): in each resample the α
-is selected anew, and the difference between its rate there and its rate in the data is the optimism. It is reported as
-a check. It is not the headline because its correction is too small where it matters most: with several equally good
-α's the maximum is not a smooth function of the rates, and about a third of the bias remains
-(`python -m eddecode.audit.stats.coverage`).
+The halves come from hashes of the prompts' digests, a new hash for each split. So neither the order of the prompts nor
+the release of numpy changes a figure.
 
 The cost of cross-fitting: each half selects with half of the prompts, so that its α may be a little worse than the one
 that all prompts select. This matters only when α's with different true rates are selected about equally often.
@@ -18,18 +15,17 @@ that all prompts select. This matters only when α's with different true rates a
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from eddecode.audit.stats.paired import Clusters
-from eddecode.audit.stats.proportions import Floats, round_for_output
+from eddecode.audit.stats.clusters import Clusters, Floats
+from eddecode.audit.stats.proportions import round_for_output
 
 SPLITS = 50
-_SEED = 20240811
-_RESAMPLES, _DRAWS = 1_000, 5_000_000
 
 
 @dataclass(frozen=True)
@@ -42,7 +38,6 @@ class Selection:
             over splits; its rate is the cross-fitted rate.
         picked: share of half-samples that selected each condition.
         plain: the highest observed rate. optimism: plain − cross-fitted.
-        bootstrap_optimism: the same bias, estimated by the bootstrap.
         splits: how many; 0 when there was nothing to select.
     """
 
@@ -51,16 +46,18 @@ class Selection:
     picked: tuple[float, ...]
     plain: float
     optimism: float
-    bootstrap_optimism: float
     splits: int
 
 
-def select(candidates: Sequence[Clusters], splits: int = SPLITS) -> Selection:
+def select(
+    candidates: Sequence[Clusters], keys: Sequence[str] | None = None, splits: int = SPLITS
+) -> Selection:
     """Select the candidate with the highest rate, and cross-fit its rate.
 
     Args:
         candidates: conditions on the same prompts; of equals the first is selected.
-        splits: random halvings (fixed seed); each is used both ways.
+        keys: digests of the prompts; None: their positions, so that the order matters.
+        splits: halvings; each is used both ways.
 
     Raises:
         ValueError: no candidate.
@@ -73,12 +70,12 @@ def select(candidates: Sequence[Clusters], splits: int = SPLITS) -> Selection:
     plain = candidates[best].rate
     if len(candidates) == 1 or len(flagged) < 2:
         picked = tuple(float(i == best) for i in range(len(candidates)))
-        return Selection(best, candidates[best], picked, plain, 0.0, 0.0, 0)
-    halves = _halves(len(flagged), splits)
+        return Selection(best, candidates[best], picked, plain, 0.0, 0)
+    halves = _halves(keys or [str(place) for place in range(len(flagged))], splits)
     picks = np.stack(
         [highest_rate(half @ flagged, half @ total) for half in (halves, 1 - halves)], axis=1
     )  # (splits, 2)
-    # A prompt of the first half uses the selection of the second half, and the other way round.
+    # A prompt in the first half is estimated with the pick of the second, and the other way round.
     uses = np.zeros_like(flagged)
     for half, (first, second) in zip(halves, picks, strict=True):
         uses[:, second] += half
@@ -92,7 +89,6 @@ def select(candidates: Sequence[Clusters], splits: int = SPLITS) -> Selection:
         picked=tuple(shares.tolist()),
         plain=plain,
         optimism=round_for_output(plain - crossfitted.rate) or 0.0,
-        bootstrap_optimism=round_for_output(_bootstrap_optimism(flagged, total)) or 0.0,
         splits=splits,
     )
 
@@ -102,24 +98,11 @@ def highest_rate(flagged: Floats, total: Floats) -> Any:
     return np.argmax(np.where(total > 0, flagged / np.maximum(total, 1e-300), -1.0), axis=-1)
 
 
-def _halves(prompts: int, splits: int) -> Floats:
-    """(splits, prompts) of 0 and 1: which prompts are in the first half."""
-    rng = np.random.default_rng(_SEED)
-    halves = np.zeros((splits, prompts))
-    for half in halves:
-        half[rng.permutation(prompts)[: prompts // 2]] = 1
+def _halves(keys: Sequence[str], splits: int) -> Floats:
+    """(splits, prompts) of 0 and 1: which prompts are in the first half, those with the lower hashes."""
+    drawn = b"".join(hashlib.shake_128(key.encode()).digest(8 * splits) for key in keys)
+    hashes = np.frombuffer(drawn, dtype=">u8").reshape(len(keys), splits)  # one column per split
+    halves = np.zeros((splits, len(keys)))
+    order = np.argsort(hashes, axis=0, kind="stable")
+    np.put_along_axis(halves, order[: len(keys) // 2].T, 1.0, axis=1)
     return halves
-
-
-def _bootstrap_optimism(flagged: Floats, total: Floats) -> float:
-    """Mean over resamples of (rate of the selected one in the resample − its rate in the data)."""
-    n, rng = len(flagged), np.random.default_rng(_SEED)
-    resamples = max(200, min(_RESAMPLES, _DRAWS // n))
-    rates = flagged.sum(0) / np.maximum(total.sum(0), 1e-300)
-    excess, step = 0.0, max(1, 500_000 // n)
-    for start in range(0, resamples, step):
-        drawn = rng.multinomial(n, np.full(n, 1 / n), size=min(step, resamples - start))
-        again = (drawn @ flagged) / np.maximum(drawn @ total, 1e-300)
-        picks = np.argmax(again, axis=1)
-        excess += float((again[np.arange(len(picks)), picks] - rates[picks]).sum())
-    return excess / resamples

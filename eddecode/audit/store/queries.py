@@ -1,8 +1,8 @@
 """Queries of a run: what statistics, tables and exports read from its store, as SQL.
 
 Kept apart from how completions get in (`store`). A query about a judge is about the active judge of that name. A run
-with a minimum length (`min_tokens`) leaves shorter completions out of all rates and metrics in the same way, and
-reports how many.
+with a minimum length (`min_tokens`) leaves shorter completions out of its harm rates: `clusters` does not count them,
+`condition_totals` counts them apart, and everything else returns all completions.
 """
 
 from __future__ import annotations
@@ -91,11 +91,14 @@ class StoreQueries:
         return int(rows[0][0])
 
     def min_tokens(self) -> int:
-        """Tokens below which a completion is left out of all statistics; 0: none is."""
+        """Tokens of text below which a completion is left out of harm rates; 0: none is."""
         return int((self.note("identity") or {}).get("min_tokens", 0))
 
     def clusters(self, key: Key, judges: Sequence[str]) -> list[tuple[int, int]]:
-        """(completions flagged by all of the judges, completions) per distinct prompt, of one condition."""
+        """(completions flagged by all of the judges, completions) per distinct prompt, of one condition.
+
+        Completions below the run's minimum length are not among them.
+        """
         flagged = " AND ".join(
             "EXISTS (SELECT 1 FROM verdict WHERE completion = c.id AND judge = ? AND flag)" for _ in judges
         )
@@ -118,8 +121,8 @@ class StoreQueries:
         )
         rows = self._query(
             f"SELECT digest, prompt_index, sample{', ' if columns else ''}{columns} FROM completion c"
-            " JOIN prompt USING (prompt_index) WHERE condition = ? AND length >= ? ORDER BY prompt_index, sample",
-            (*map(self.judge_id, judges), condition_name(key), self.min_tokens()),
+            " JOIN prompt USING (prompt_index) WHERE condition = ? ORDER BY prompt_index, sample",
+            (*map(self.judge_id, judges), condition_name(key)),
         )
         for digest, index, sample, *flags in rows:
             yield digest, index, sample, tuple(None if flag is None else bool(flag) for flag in flags)
@@ -128,8 +131,8 @@ class StoreQueries:
         """(prompt digest, `METRICS` of one completion) of one condition, by prompt and sample."""
         rows = self._query(
             f"SELECT digest, {', '.join(METRICS)} FROM completion JOIN prompt USING (prompt_index)"
-            " WHERE condition = ? AND length >= ? ORDER BY prompt_index, sample",
-            (condition_name(key), self.min_tokens()),
+            " WHERE condition = ? ORDER BY prompt_index, sample",
+            (condition_name(key),),
         )
         for digest, *values in rows:
             yield digest, dict(zip(METRICS, values, strict=True))
@@ -137,9 +140,8 @@ class StoreQueries:
     def rewards(self, key: Key) -> Iterator[array[float]]:
         """log p_aligned − log p_base per token, nats, float32, of each completion of one condition that has it."""
         rows = self._query(
-            "SELECT rewards FROM completion WHERE condition = ? AND length >= ? AND rewards IS NOT NULL"
-            " ORDER BY prompt_index, sample",
-            (condition_name(key), self.min_tokens()),
+            "SELECT rewards FROM completion WHERE condition = ? AND rewards IS NOT NULL ORDER BY prompt_index, sample",
+            (condition_name(key),),
         )
         for (packed,) in rows:
             values = array("f", packed)
@@ -148,9 +150,9 @@ class StoreQueries:
             yield values
 
     def condition_totals(self, key: Key) -> dict[str, Any]:
-        """Totals of one condition: completions, mean tokens and mean implied reward (nats), finish reasons.
+        """Totals of one condition: mean tokens, mean implied reward (nats) and finish reasons of all completions.
 
-        `dropped` counts completions below the run's minimum length; nothing else counts them.
+        `completions` counts those that are long enough for the harm rates, `dropped` the others.
         """
         lines = list(
             self._query(  # a sum of floats depends on its order, and a rerun must give the same: hence ORDER BY
@@ -159,13 +161,13 @@ class StoreQueries:
                 (self.min_tokens(), condition_name(key)),
             )
         )
-        kept = [line for line in lines if line[3]]
-        rewards = [reward for _, reward, _, _ in kept if reward is not None]
-        reasons = [reason for _, _, reason, _ in kept]
+        rewards = [reward for _, reward, _, _ in lines if reward is not None]
+        reasons = [reason for _, _, reason, _ in lines]
+        kept = sum(bool(line[3]) for line in lines)
         return {
-            "completions": len(kept),
-            "dropped": len(lines) - len(kept),
-            "mean_tokens": sum(line[0] for line in kept) / len(kept) if kept else None,
+            "completions": kept,
+            "dropped": len(lines) - kept,
+            "mean_tokens": sum(line[0] for line in lines) / len(lines) if lines else None,
             "mean_implied_reward": sum(rewards) / len(rewards) if rewards else None,
             "finish_reasons": {reason: reasons.count(reason) for reason in sorted(set(reasons))},
         }

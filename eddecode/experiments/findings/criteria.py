@@ -16,8 +16,9 @@ from typing import Any
 
 import numpy as np
 
+from eddecode.audit.stats.clusters import Clusters
 from eddecode.audit.stats.estimates import Estimate, Rate
-from eddecode.audit.stats.paired import Clusters, difference, holm, paired_test, ratio
+from eddecode.audit.stats.paired import difference, holm, paired_test, ratio
 from eddecode.audit.stats.proportions import clustered_rate
 from eddecode.audit.stats.selection import highest_rate
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -11,8 +13,9 @@ import pytest
 from eddecode.audit.analysis.comparisons import mitigation_rows, paired_rows, transfer_rows
 from eddecode.audit.analysis.headline import ConditionMetrics, attacks, build_headline, select_alpha
 from eddecode.audit.conditions import ALIGNED, BASE, Condition
-from eddecode.audit.stats.coverage import SWEEPS, simulate_headline, worlds
-from eddecode.audit.stats.paired import Clusters, relative_decrease
+from eddecode.audit.stats.clusters import Clusters
+from eddecode.audit.stats.coverage import World
+from eddecode.audit.stats.paired import rate_estimate, relative_decrease
 from eddecode.audit.stats.selection import select
 
 
@@ -95,44 +98,71 @@ def test_no_alpha_within_the_bound_says_so() -> None:
 # What picking does
 
 
+def drawn(rates: tuple[float, ...], audits: int, seed: int) -> Iterator[list[Clusters]]:
+    return World(rates, 60, 4).audits(audits, seed)
+
+
 def test_the_plain_maximum_flatters_itself_and_ours_does_not() -> None:
     """Six α's of one true rate: whatever the maximum has above it is flattery.
 
     Over 250 audits the cross-fitted rate is within 4 of its standard errors of the truth, the plain one is not within
     8 (the error of a plain rate is about as large: both are means over the same completions).
     """
-    found = simulate_headline(SWEEPS["flat"], trials=250, seed=5)
-    assert found.plain_bias > 8 * found.error
-    assert abs(found.bias) < 4 * found.error
-    assert (
-        abs(found.cost) < 1e-9
-    )  # all are equally good, so that nothing is lost by picking with half the prompts
-    assert found.coverage >= 0.92  # were it 95%, fewer than 230 of 250 would be a chance of 1.3%
+    found = [select(conditions) for conditions in drawn((0.3,) * 6, 250, 5)]
+    ours = np.array([made.crossfitted.rate - 0.3 for made in found])
+    error = ours.std(ddof=1) / math.sqrt(250)
+    assert np.mean([made.plain - 0.3 for made in found]) > 8 * error
+    assert abs(ours.mean()) < 4 * error
 
 
 def test_where_one_alpha_is_best_nothing_is_lost() -> None:
-    found = simulate_headline(SWEEPS["peaked"], trials=200, seed=6)
-    assert found.cost < 0.005
-    assert abs(found.bias) < 4 * found.error
-    assert min(found.coverage, found.best_coverage) >= 0.92
+    rates = (0.32, 0.4, 0.6, 0.5, 0.35, 0.2)
+    found = [select(conditions) for conditions in drawn(rates, 200, 6)]
+    ours = np.array([made.crossfitted.rate - 0.6 for made in found])
+    assert np.mean([np.dot(made.picked, rates) for made in found]) > 0.595
+    assert abs(ours.mean()) < 0.005 + 4 * ours.std(ddof=1) / math.sqrt(200)
 
 
 def test_cross_fitting_is_what_it_says() -> None:
     """Against the definition, written out prompt by prompt and split by split."""
-    conditions = next(worlds((0.3, 0.35, 0.32), prompts=11, trials=1, seed=2))
-    from eddecode.audit.stats import selection
-
-    halves = selection._halves(11, 7)
+    (conditions,) = World((0.3, 0.35, 0.32), 11, 4).audits(1, 2)
+    keys = [f"digest {i}" for i in range(11)]
+    hashes = [hashlib.shake_128(key.encode()).digest(8 * 7) for key in keys]
     wanted = np.zeros(11)
-    for half in halves:
-        for own, other in ((half == 1, half == 0), (half == 0, half == 1)):
+    for split in range(7):
+        order = sorted(range(11), key=lambda i: hashes[i][8 * split : 8 * split + 8])
+        first = np.isin(np.arange(11), order[:5])
+        for own, other in ((first, ~first), (~first, first)):
             rates = [c.flagged[other].sum() / c.total[other].sum() for c in conditions]
             wanted[own] += conditions[int(np.argmax(rates))].flagged[own] / 7
-    made = select(conditions, splits=7)
+    made = select(conditions, keys, splits=7)
     assert made.crossfitted.flagged == pytest.approx(wanted)
     assert made.crossfitted.total == pytest.approx(np.full(11, 4.0))
     assert sum(made.picked) == pytest.approx(1)
     assert made.optimism == pytest.approx(made.plain - wanted.sum() / 44)
+
+
+def test_the_order_of_prompts_does_not_matter() -> None:
+    (conditions,) = World((0.3, 0.35, 0.32), 40, 4).audits(1, 3)
+    keys = [f"digest {i}" for i in range(40)]
+    order = np.random.default_rng(0).permutation(40)
+    turned = [Clusters(c.flagged[order], c.total[order]) for c in conditions]
+    one, other = select(conditions, keys), select(turned, [keys[i] for i in order])
+    assert one.picked == other.picked
+    assert one.crossfitted.flagged[order] == pytest.approx(other.crossfitted.flagged)
+
+
+def test_prompts_that_one_condition_lacks() -> None:
+    """Fractional counts below 1: the cross-fitted interval still holds its value and is no narrower than the plain."""
+    (a, b) = next(World((0.5, 0.52), 30, 1).audits(1, 4))
+    gaps = Clusters(b.flagged * (np.arange(30) % 3 > 0), (np.arange(30) % 3 > 0).astype(float))
+    made = select([a, gaps], splits=20)
+    assert made.crossfitted.total.min() < 1
+    found, plain = rate_estimate(made.crossfitted), rate_estimate(a)
+    assert found.low is not None and found.high is not None and found.value is not None  # noqa: PT018
+    assert plain.low is not None and plain.high is not None  # noqa: PT018
+    assert found.low < found.value < found.high
+    assert found.high - found.low > 0.9 * (plain.high - plain.low)
 
 
 def test_with_one_candidate_nothing_is_selected() -> None:
@@ -165,7 +195,7 @@ def test_what_a_mitigation_leaves() -> None:
     conditions = world(a1=(0.5, 1), a2=(0.7, 1))
     conditions += [measured(ed(a, mitigation="topk5"), h) for a, h in (("1", 0.4), ("2", 0.35))]
     conditions.append(measured(ed("1", mitigation="round1"), 0.9, intact=0.2))
-    rows = mitigation_rows(conditions, conditions[1], select_alpha(attacks(conditions)))
+    rows = mitigation_rows(conditions, conditions[1], select_alpha(attacks(conditions)), 0.1)
     assert [row.mitigation for row in rows] == [None, "topk5", "round1"]
     assert (rows[1].condition, rows[1].alpha) == (
         "ed@1+topk5",
@@ -176,7 +206,7 @@ def test_what_a_mitigation_leaves() -> None:
     assert rows[1].left.value == pytest.approx(0.25)
     assert rows[2].harm is None
     assert "keeps the bound" in rows[2].note
-    assert mitigation_rows(conditions[:3], conditions[1], select_alpha(attacks(conditions))) == []
+    assert mitigation_rows(conditions[:3], conditions[1], select_alpha(attacks(conditions)), 0.1) == []
 
 
 def test_the_transfer_table() -> None:

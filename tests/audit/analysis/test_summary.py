@@ -151,6 +151,7 @@ def columns(
         rows=where,
         keys=np.zeros((n, 2), dtype=np.int64),
         flags={},
+        counted=np.ones(n, dtype=np.bool_),
         metrics={name: np.array(values, dtype=float) for name, values in every.items()},
         totals={"mean_tokens": 4.0, "dropped": 0},
         prompts=int(where.max()) + 1,
@@ -186,7 +187,7 @@ def test_schema(run: tuple[Summary, list[dict[str, Any]]]) -> None:
     entry = data["conditions"][0]
     assert set(entry) | set(entry["utility"]) <= named
     assert free <= named
-    assert data["schema"] == "eddecode.summary/2"
+    assert data["schema"] == "eddecode.summary/3"
     assert set(keys(data["agreement"])) <= named
 
 
@@ -251,7 +252,20 @@ def test_a_summary_of_schema_1(run: tuple[Summary, list[dict[str, Any]]]) -> Non
     ]
     assert found.harm_rate("ed", "1") == run[0].harm_rate("ed", "1")
     assert not found.has_headline
-    assert found.to_dict()["schema"] == "eddecode.summary/2"
+    assert found.to_dict()["schema"] == "eddecode.summary/3"
+
+
+def test_a_summary_of_schema_2(run: tuple[Summary, list[dict[str, Any]]]) -> None:
+    """It had no state of each α, and intervals by a bootstrap; a field that is gone is not read."""
+    data = json.loads((run[0].folder / "summary.json").read_text())
+    for key in ("candidates", "corrected_reversal"):
+        del data["headline"][key]
+    data["selection"]["bootstrap_optimism"] = 0.01
+    data["headline"]["reversal"]["method"] = "paired-bootstrap"
+    found = Summary.from_json(json.dumps({**data, "schema": "eddecode.summary/2"}))
+    assert found.headline.candidates == ()
+    assert found.headline.reversal.method == "paired-bootstrap"
+    assert found.headline.reversal.value == run[0].headline.reversal.value
 
 
 def test_agreement_is_of_judges_of_one_role(run: tuple[Summary, list[dict[str, Any]]]) -> None:
@@ -269,11 +283,34 @@ def test_human_labels_correct_the_rates(run: tuple[Summary, list[dict[str, Any]]
     with Store.read(summary.folder) as store:
         again = summarize(store, store.conditions(), store.judges(), labels)
         bad = summarize(store, store.conditions(), store.judges(), dict.fromkeys(labels, True))
-    for entry in again.conditions:
+    assert not again.named(
+        "aligned"
+    ).corrected  # nothing there is harmful, so that no sensitivity can be measured
+    for entry in again.conditions[1:]:
         assert entry.corrected["lexicon"].rate == pytest.approx(entry.rates["lexicon"].rate)
         other = entry.corrected["other"]
         assert other.low <= entry.rates["lexicon"].rate <= other.high
-    assert "no rate by lexicon is corrected" in bad.notes[0]
+    assert "judge lexicon under aligned is not corrected: none of the 60 completions" in bad.notes[0]
+    found, plain = again.headline.corrected_reversal, again.headline.reversal
+    assert found.value == pytest.approx(again.harm_rate("ed", "1").rate - again.harm_rate("base").rate)
+    assert found.low < plain.low  # the errors of the judge are uncertain too
+    assert found.high > plain.high
+    assert (found.method, summary.headline.corrected_reversal) == ("best-admissible", None)
+
+
+def test_labels_of_one_condition_correct_no_other(run: tuple[Summary, list[dict[str, Any]]]) -> None:
+    """The judge's errors on base are not taken for those on ED; a reversal needs labels of both."""
+    summary, rows = run
+    labels = {(r["name"], r["prompt_index"], r["sample"]): flagged(r) for r in of(rows, "base")}
+    with Store.read(summary.folder) as store:
+        again = summarize(store, store.conditions(), store.judges(), labels)
+        both = {(r["name"], r["prompt_index"], r["sample"]): flagged(r) for r in of(rows, "ed@1")} | labels
+        some = summarize(store, store.conditions(), store.judges(), both)
+    assert [bool(entry.corrected) for entry in again.line] == [False, True, False, False]
+    assert again.headline.corrected_reversal is None
+    found = some.headline.corrected_reversal
+    assert found.value is not None
+    assert found.high == 1  # α = 0.3 is within the bound and has no labels, so that it may be anything
 
 
 def test_the_tables_beside_fit(run: tuple[Summary, list[dict[str, Any]]], tmp_path: Path) -> None:
@@ -291,7 +328,12 @@ def test_dropped_and_repeated_are_said(tmp_path: Path) -> None:
     assert sum(entry.dropped for entry in summary.conditions) > 0
     assert any("1 of 31 prompts repeat an earlier one" in note for note in summary.notes)
     assert any("were shorter than the run's minimum" in note for note in summary.notes)
-    assert "short completions were left out" in summary.judge_free.kl.note
+    for entry in summary.conditions:
+        assert (
+            entry.utility.rate.total == 31 * 4
+        )  # what harm leaves out is lost utility, and not left out of it
+        assert entry.rates["lexicon"].total == entry.completions == 31 * 4 - entry.dropped
+        assert entry.utility.rate.flagged <= entry.completions
 
 
 # Judge-free
@@ -405,6 +447,9 @@ class Large:
 
     def rewards(self, key: str) -> Iterator[Any]:
         return iter(())
+
+    def min_tokens(self) -> int:
+        return 0
 
     def condition_totals(self, key: str) -> dict[str, Any]:
         means = {"mean_tokens": 20.0, "mean_implied_reward": 0.0, "finish_reasons": {}}

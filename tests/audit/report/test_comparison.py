@@ -111,7 +111,7 @@ def test_which_runs(tmp_path: Path) -> None:
 
 
 def test_runs_without_figures(tmp_path: Path) -> None:
-    bare: dict[str, Any] = {"schema": "eddecode.summary/2"}
+    bare: dict[str, Any] = {"schema": "eddecode.summary/3"}
     found = compare.compared([Summary.read(write_run(tmp_path / name, bare)) for name in ("one", "two")])
     assert compare.reading(found) == "None of the runs has a figure for reversal."
     assert compare.chart(found) is None

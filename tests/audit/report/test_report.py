@@ -28,7 +28,7 @@ from eddecode.cli.commands import app
 from eddecode.errors import StoreError
 from eddecode.utils import plotting
 from helpers import report_runs as runs
-from helpers.report_runs import NASTY, Page, summary, write_run
+from helpers.report_runs import NASTY, Page, estimate, summary, write_run
 from helpers.stub_sampler import StubSampler
 
 
@@ -42,7 +42,9 @@ def stubbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with its store, whose rude completions hold a script and an escape code."""
     out = tmp_path_factory.mktemp("run") / "run"
     prompts = [{"prompt": f"<b>prompt</b> {i}", "category": NASTY} for i in range(30)]
-    config = AuditConfig(base="b", aligned="a", prompts=prompts, out=out, alphas="0.3,1", samples=2)
+    config = AuditConfig(
+        base="b", aligned="a", prompts=prompts, out=out, alphas="0.3,1", samples=2, utility_loss=0.5
+    )
     audit(config, sampler=StubSampler(), judges=[LexiconJudge(["idiot"])])
     return out
 
@@ -218,9 +220,22 @@ def test_a_summary_that_lacks_a_part(tmp_path: Path, gone: str) -> None:
     assert markdown_report(run)
 
 
+def test_the_state_of_each_alpha_and_the_corrected_reversal_are_shown(tmp_path: Path) -> None:
+    text = markdown_report(Summary.read(write_run(tmp_path / "run")))
+    assert "Clearly within the bound on lost utility: α = 0.3; neither clearly within it nor" in text
+    assert "clearly beyond it: α = 4." in text
+    assert (
+        "With both rates corrected by human labels the reversal is +35.0 [25.0, 45.0] percentage points."
+        in text
+    )
+    data = summary(reversal={**estimate(0.38), "low": None})
+    said = wording.verdict(Summary.read(write_run(tmp_path / "open", data)))
+    assert "The interval has no lower end: no α is clearly within the bound on lost utility." in said
+
+
 def test_a_run_without_a_headline(tmp_path: Path) -> None:
     nothing = dict.fromkeys(summary()["headline"])
-    nothing["reason"] = "no α keeps the bound"
+    nothing |= {"reason": "no α keeps the bound", "candidates": []}
     run = Summary.read(write_run(tmp_path / "a", {**summary(), "headline": nothing}))
     assert "no α keeps the bound" in wording.verdict(run)
     assert not Page(html_report(run)).open
@@ -234,9 +249,9 @@ def test_a_run_without_a_headline(tmp_path: Path) -> None:
 def test_what_cannot_be_read(tmp_path: Path, stubbed: Path) -> None:
     with pytest.raises(StoreError, match=r"no summary.json in .*; expected the --out folder of an audit"):
         Summary.read(tmp_path)
-    write_run(tmp_path / "later", {"schema": "eddecode.summary/3"})
+    write_run(tmp_path / "later", {"schema": "eddecode.summary/4"})
     with pytest.raises(
-        StoreError, match=r"schema 'eddecode.summary/3', and this eddecode reads eddecode.summary/2"
+        StoreError, match=r"schema 'eddecode.summary/4', and this eddecode reads eddecode.summary/3"
     ):
         Summary.read(tmp_path / "later")
     (tmp_path / "later" / "summary.json").write_text("{")

@@ -1,4 +1,7 @@
-"""Differences, ratios and tests on the same prompts: against enumeration, closed forms, and coverage by simulation."""
+"""Differences, ratios and tests on the same prompts: against enumeration and closed forms.
+
+The intervals themselves are in test_mover.py, how often they hold the truth in test_coverage.py.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +15,8 @@ from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 
 from eddecode.audit.stats import paired
-from eddecode.audit.stats.coverage import simulate_paired
+from eddecode.audit.stats.clusters import Clusters
 from eddecode.audit.stats.paired import (
-    Clusters,
     abbott_index,
     difference,
     holm,
@@ -105,21 +107,6 @@ def test_values_are_the_plain_arithmetic() -> None:
     assert remaining_fraction(b, a, clusters([0, 0, 0, 0], 4)).value in (None, pytest.approx(4 / 9))
 
 
-def test_the_bootstrap_is_that_of_pairs() -> None:
-    """Against drawing prompts one by one, both conditions with the same draw; quantiles agree within 3 sd + a step."""
-    a, b = drawn(0.6, 50, 4, 1), drawn(0.4, 50, 4, 2)
-    picks = np.random.default_rng(0).integers(0, 50, size=(10_000, 50))
-    apart = (a.flagged[picks].sum(1) - b.flagged[picks].sum(1)) / 200
-    tolerance = 3 * math.sqrt(2 * 0.025 * 0.975 / 10_000) / scipy_stats.norm.pdf(1.96) * apart.std() + 1 / 200
-    low, high = np.quantile(apart, [0.025, 0.975])
-    found = difference(a, b)
-    assert found.low is not None
-    assert found.high is not None
-    assert low - 0.02 < found.low < low + tolerance  # may be widened, never narrowed
-    assert high - tolerance < found.high < high + 0.02
-    assert found.standard_error == pytest.approx(apart.std(), rel=0.06)
-
-
 def test_what_is_shared_makes_it_sharper() -> None:
     """Two conditions that go together on prompts are told apart better than their own intervals could."""
     base = clusters([4] * 20 + [0] * 40, 4)
@@ -154,7 +141,8 @@ def test_a_base_that_is_never_or_always_harmful() -> None:
     none, every, some = clusters([0] * 50), clusters([1] * 50), clusters([1] * 20 + [0] * 30)
     found = ratio(some, none)
     assert (found.value, found.high) == (None, None)
-    assert found.low == pytest.approx(clustered_rate(some.pairs()).low / clustered_rate(none.pairs()).high)
+    assert found.low is not None
+    assert 0 < found.low < clustered_rate(some.pairs()).rate / clustered_rate(none.pairs()).high
     assert abbott_index(some, none).value == pytest.approx(0.4)
     assert abbott_index(every, every).value is None
     assert abbott_index(every, some).value == 1
@@ -193,15 +181,3 @@ def test_rate_estimate_is_the_clustered_rate() -> None:
     c = drawn(0.3, 60, 4, 5)
     one, other = rate_estimate(c), clustered_rate(c.pairs())
     assert (one.value, one.low, one.high) == pytest.approx((other.rate, other.low, other.high), abs=1e-8)
-
-
-@pytest.mark.parametrize(
-    ("base", "ed", "prompts", "samples"), [(0.02, 0.05, 60, 4), (0.3, 0.6, 60, 4), (0.1, 0.2, 60, 1)]
-)
-def test_intervals_cover(base: float, ed: float, prompts: int, samples: int) -> None:
-    """At least 92% of the 95% intervals of difference, ratio and index hold the truth.
-
-    250 trials: were the coverage 95%, fewer than 230 would be a chance of 1.3% (binomial) each; the seed is fixed.
-    """
-    found = simulate_paired(base, ed, prompts, samples, trials=250, seed=11)
-    assert min(found.difference, found.ratio, found.index) >= 0.92

@@ -1,0 +1,187 @@
+"""Closed-form intervals of rates, and of linear combinations and ratios of rates, over prompts as clusters.
+
+The building block is the rate of one condition with an effective sample size n*:
+
+- Variance: the delete-one-prompt jackknife of the ratio estimator, Σᵢ (rᵢ/(1 − hᵢ))²·(k − 1)/k with rᵢ the residual of
+  prompt i and hᵢ its share of the completions (Cameron and Miller, J. Human Resources 50, 2015, section VI.B: the
+  CR3 correction). With equal counts it is the usual between-cluster variance; a prompt with many completions
+  counts as what it is.
+- n* = p(1 − p)/variance (Kish, "Survey Sampling", 1965), between (Σm)²/Σm², as if all completions of a prompt were
+  one observation, and the number of completions. Where all completions agree no variance can be estimated, and n*
+  is the lower of the two. Half a prompt's weight of that most cautious variance is mixed in always, since with few
+  prompts the estimate is itself noisy.
+- Interval: Wilson's (JASA 22, 1927) at n*, with the quantile of Student's t at (Σm²)²/Σm⁴ − 1 degrees of freedom (never
+  more than prompts − 1); the normal quantile where every prompt has one completion, since nothing is estimated then.
+
+From these, MOVER (Zou and Donner, Statistics in Medicine 27, 2008; for two rates Newcombe's method 10, ibid. 17, 1998,
+2635-2650): the distance from the estimate Σ cⱼpⱼ to its lower end is √(Σ dⱼ² + 2 Σ rⱼₗdⱼdₗ), dⱼ being that of cⱼpⱼ
+and rⱼₗ the correlation of the two rates over prompts, with Newcombe's continuity correction: without it two conditions
+that agree on every prompt seen would be certain to agree on all others. A ratio is the set of all λ for which the
+interval of (numerator − λ·denominator) holds 0 (Fieller, J. Royal Statistical Society B 16, 1954): such an
+interval has no width 0 and needs no logarithm of a rate that is 0.
+
+Nothing is drawn at random: the same data give the same figures, in any order of the prompts.
+`python -m eddecode.audit.stats.coverage` simulates how often these intervals hold the truth.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
+
+import numpy as np
+
+from eddecode.audit.stats.clusters import Clusters, Floats
+from eddecode.audit.stats.estimates import LEVEL
+
+CAUTION = 0.5  # prompts' weight of the most cautious variance
+_LARGEST_RATIO = 1e4  # beyond it a ratio is not bounded
+_HALVINGS = 60
+
+
+@dataclass(frozen=True)
+class ClusteredRate:
+    """The rate of one condition, and how well the prompts determine it.
+
+    Attributes:
+        value: flagged over total.
+        effective: n*, how many independent completions the data are worth.
+        freedom: degrees of freedom of the variance; infinite where none was estimated.
+        residuals: (prompts,), each prompt's part in the error of the rate; they sum to 0.
+    """
+
+    value: float
+    effective: float
+    freedom: float
+    residuals: Floats
+
+    @classmethod
+    def of(cls, condition: Clusters) -> ClusteredRate:
+        """From flagged and total per prompt, (prompts,) each; every total above 0."""
+        total, k = condition.total, len(condition.total)
+        n = float(total.sum())
+        value = min(max(float(condition.flagged.sum()) / n, 0.0), 1.0)
+        residuals: Floats = (condition.flagged - value * total) / n
+        fewest = min(n**2 / float((total**2).sum()), n)  # counts of a cross-fitted condition may be below 1
+        if bool((np.abs(total - 1) < 1e-9).all()):
+            return cls(value, fewest, math.inf, residuals)
+        freedom = min(fewest, float((total**2).sum()) ** 2 / float((total**4).sum()))
+        if k < 2 or value in (0.0, 1.0):
+            return cls(value, fewest, max(freedom - 1, 1.0), residuals)
+        jackknife = (k - 1) / k * float(((residuals / (1 - total / n)) ** 2).sum())
+        most = value * (1 - value) / fewest
+        variance = (freedom * jackknife + CAUTION * most) / (freedom + CAUTION)
+        effective = min(max(value * (1 - value) / variance, fewest), n)
+        return cls(value, effective, max(freedom - 1, 1.0), residuals)
+
+    def interval(self, level: float) -> tuple[float, float]:
+        """Its two-sided interval, within [0, 1]."""
+        tail = 0.5 + level / 2
+        z = NormalDist().inv_cdf(tail) if math.isinf(self.freedom) else student_quantile(tail, self.freedom)
+        return _score_interval(self.value, self.effective, z)
+
+
+def wilson(rate: float, n: float, level: float = LEVEL) -> tuple[float, float]:
+    """Wilson's score interval of a proportion seen in n independent trials; n may be an effective size.
+
+    >>> [round(end, 4) for end in wilson(0.1, 100)]
+    [0.0552, 0.1744]
+    """
+    return _score_interval(rate, n, NormalDist().inv_cdf(0.5 + level / 2))
+
+
+def _score_interval(p: float, n: float, z: float) -> tuple[float, float]:
+    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z * math.sqrt(max(p * (1 - p), 0.0) / n + z * z / (4 * n * n)) / (1 + z * z / n)
+    return (0.0 if p == 0 else max(0.0, centre - half)), (1.0 if p == 1 else min(1.0, centre + half))
+
+
+class Combination:
+    """Linear combinations of the rates of several conditions on the same prompts.
+
+    Args:
+        conditions: row i of each is the same prompt; every total above 0.
+        level: of the two-sided intervals.
+    """
+
+    def __init__(self, conditions: Sequence[Clusters], level: float) -> None:
+        self.rates = [ClusteredRate.of(condition) for condition in conditions]
+        self.values = np.array([rate.value for rate in self.rates])
+        ends = np.array([rate.interval(level) for rate in self.rates])
+        self._down, self._up = self.values - ends[:, 0], ends[:, 1] - self.values
+        self._correlations = np.array([[correlation(a, b) for b in self.rates] for a in self.rates])
+        np.fill_diagonal(self._correlations, 1.0)
+
+    def estimate(self, coefficients: Sequence[float]) -> tuple[float, float, float]:
+        """(value, low, high) of Σ coefficient·rate."""
+        c = np.asarray(coefficients, dtype=np.float64)
+        value = float(c @ self.values)
+        below = np.where(
+            c > 0, c * self._down, c * self._up
+        )  # signed, so that the sign of the correlation is right
+        above = np.where(c > 0, c * self._up, c * self._down)
+        return value, value - self._length(below), value + self._length(above)
+
+    def standard_error(self, coefficients: Sequence[float]) -> float:
+        """Of Σ coefficient·rate, to first order, between prompts."""
+        parts = sum(c * rate.residuals for c, rate in zip(coefficients, self.rates, strict=True))
+        n = len(self.rates[0].residuals)
+        return math.sqrt(n / (n - 1) * float((np.asarray(parts) ** 2).sum())) if n > 1 else math.inf
+
+    def _length(self, parts: Floats) -> float:
+        return math.sqrt(max(float(parts @ self._correlations @ parts), 0.0))
+
+
+def student_quantile(probability: float, freedom: float) -> float:
+    """Quantile of Student's t; degrees of freedom need not be whole."""
+    from scipy.special import stdtrit  # scipy is needed only where prompts have several completions
+
+    return float(stdtrit(freedom, probability))
+
+
+def correlation(a: ClusteredRate, b: ClusteredRate) -> float:
+    """Of two rates over prompts, with Newcombe's continuity correction at the geometric mean of their n*."""
+    x, y = a.residuals * len(a.residuals), b.residuals * len(b.residuals)
+    spread = math.sqrt(float((x**2).mean()) * float((y**2).mean()))
+    if spread == 0:
+        return 0.0
+    together = float((x * y).mean())
+    if together > 0:
+        together = max(together - 1 / (2 * math.sqrt(a.effective * b.effective)), 0.0)
+    return min(max(together / spread, -1.0), 1.0)
+
+
+def accepted_range(
+    interval: Callable[[float], tuple[float, float]], start: float, least: float = -math.inf
+) -> tuple[float | None, float | None]:
+    """The ends of the values λ around `start` whose interval holds 0; None where no value up to 10⁴ is outside.
+
+    Args:
+        interval: λ → the ends of the interval of (numerator − λ·denominator).
+        start: a λ whose interval holds 0.
+        least: the lowest λ that makes sense, such as 0 for a ratio of two rates.
+    """
+
+    def holds(ratio: float) -> bool:
+        low, high = interval(ratio)
+        return low <= 0 <= high
+
+    def end(direction: float) -> float | None:
+        inside, step = start, 0.01
+        while True:
+            outside = max(inside + direction * step, least)
+            if not holds(outside):
+                break
+            if outside == least:
+                return least
+            if abs(outside) >= _LARGEST_RATIO:
+                return None
+            inside, step = outside, 1.5 * step
+        for _ in range(_HALVINGS):
+            middle = (inside + outside) / 2
+            inside, outside = (middle, outside) if holds(middle) else (inside, middle)
+        return inside
+
+    return end(-1.0), end(1.0)
