@@ -224,7 +224,8 @@ def _print_plan(found: Mapping[str, Any]) -> None:
             f"Expected: base {100 * expected['base']:.1f}%, ED {100 * expected['ed']:.1f}%, a reversal of "
             f"{100 * expected['reversal']:+.1f} points; {expected['samples']} samples per prompt and condition, with a "
             f"correlation of {expected['correlation']:.2f} (as good as {expected['samples'] / expected['deff']:.1f} "
-            f"independent ones); {found['conditions']} conditions."
+            f"independent ones); base and ED share {expected['shared']:.2f} of a prompt's variation; "
+            f"{found['conditions']} conditions."
         )
     )
     console.print(

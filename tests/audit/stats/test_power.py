@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import typer
 from typer.testing import CliRunner
 
 from eddecode.audit import AuditConfig, audit
 from eddecode.audit.judges.lexicon import LexiconJudge
+from eddecode.audit.stats.clusters import Clusters
 from eddecode.audit.stats.coverage import World, promised_power
 from eddecode.audit.stats.power import (
     Expected,
@@ -21,9 +25,9 @@ from eddecode.audit.stats.power import (
     prompts_for_width,
 )
 from eddecode.audit.stats.proportions import clustered_rate, wilson
-from eddecode.cli.plan import plan
+from eddecode.cli.plan import plan, rates_from_run
 from eddecode.errors import ConfigError
-from helpers.stub_sampler import StubSampler
+from helpers.stub_sampler import StubCompletion, StubSampler
 
 
 def test_the_smallest_number_for_a_width() -> None:
@@ -159,6 +163,44 @@ def test_the_command_learns_from_a_pilot(tmp_path: Path) -> None:
     assert summary.headline.plain is not None
     assert found["expected"]["ed"] == summary.headline.plain.rate
     assert 0 <= found["expected"]["correlation"] <= 1
+
+
+class Drawn:
+    """A sampler whose completions are those of a simulated audit: per prompt so many rude ones of four."""
+
+    def __init__(self, base: Clusters, ed: Clusters) -> None:
+        self.flagged = {0.0: base.flagged, 1.0: ed.flagged}
+
+    def as_completed(self, prompts: Any, params: Any) -> Iterator[StubCompletion]:
+        for i, (prompt, p) in enumerate(zip(prompts, params, strict=True)):
+            rude = self.flagged.get(float(p.alpha), np.zeros(len(prompts)))[int(str(prompt).split()[1])]
+            for sample in range(p.n):
+                text = "you idiot" if sample < rude else "thank you"
+                yield StubCompletion(i, sample, p.alpha, text, list(range(12)), "eos", -9.0, -9.0)
+
+
+def test_a_pilot_shows_what_base_and_ed_share(tmp_path: Path) -> None:
+    """From a pilot of 400 prompts, κ and ρ are near those of the world, and so is the plan.
+
+    κ of the world is that of one audit of 20,000 prompts. The standard error of a correlation over 400 prompts is below
+    0.05.
+    """
+    world = World((0.3, 0.5), 20_000, 4)
+    (large,) = world.audits(1, 3)
+    true = float(np.corrcoef(large[0].flagged, large[1].flagged)[0, 1])
+    (pilot,) = World((0.3, 0.5), 400, 4).audits(1, 4)
+    prompts = [f"prompt {i}" for i in range(400)]
+    config = AuditConfig(base="b", aligned="a", prompts=prompts, out=tmp_path, alphas="1", samples=4)
+    audit(config, sampler=Drawn(*pilot), judges=[LexiconJudge(["idiot"])])
+    found = rates_from_run(tmp_path)
+    assert found["shared"] == pytest.approx(true, abs=0.15)
+    assert found["correlation"] == pytest.approx(0.3, abs=0.15)
+    known = Expected(found["base"], found["ed"], 4, 0.3, true)
+    learned = Expected(found["base"], found["ed"], 4, found["correlation"], found["shared"])
+    wanted = prompts_for_decision(known, 0.1)
+    assert prompts_for_decision(learned, 0.1) == pytest.approx(wanted, rel=0.25)
+    words = " ".join(invoke(str(tmp_path))[1].split())
+    assert f"base and ED share {found['shared']:.2f} of a prompt's variation" in words
 
 
 def test_the_command_explains_itself(tmp_path: Path) -> None:
