@@ -22,7 +22,7 @@ from eddecode.engine.engine import Engine
 from eddecode.engine.sequence import Request, SequenceState
 from eddecode.engine.speculative.factory import speculator_for
 from eddecode.errors import ParamsError, PromptError
-from eddecode.execution.cuda_graph_capture import CudaGraph
+from eddecode.execution.cuda_graph import CudaGraph
 from eddecode.execution.factory import runner_for
 from eddecode.execution.runner import PairRunner
 from eddecode.outputs import Completion, Piece, TokenLogprobs

@@ -43,8 +43,8 @@ def on_a_tape(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     compiler.function.cache_clear()
     monkeypatch.setenv("EDDECODE_KERNELS", "reference")
     monkeypatch.setattr(cache, "LENGTH_STEP", 8)
-    monkeypatch.setattr(graph, "READ", 8)
-    monkeypatch.setattr(graph, "ROOM", 16)
+    monkeypatch.setattr(graph, "MIN_CAPACITY", 8)
+    monkeypatch.setattr(graph, "MIN_BUFFER_POSITIONS", 16)
     Tape.recorded = Tape.played = 0
     yield
     compiler.function.cache_clear()

@@ -1,9 +1,9 @@
-"""Attention over slots, in the place where transformers lets a library bring its own.
+"""Compiled attention over slots, registered where transformers lets a library add its own.
 
-Rows of a `BatchedKVCache` have lengths of their own, so a query sees a range of keys that is its own too. Handed to the
-model as a 4-D mask, that range has to be written out and read back in every layer; handed to a compiled attention as
-two numbers, only the keys in it are read. The range travels in the place of the mask: a model passes its masks on to
-its layers untouched, one per kind of layer, so that sliding windows need nothing special.
+Rows of a `BatchedKVCache` have lengths of their own, so each query sees a range of keys of its own. As a dense 4-D
+mask, that range has to be written out and read back in every layer; as two numbers, only the keys in it are read. The
+range is passed in the place of the mask (`KeyRangeMask`): a model passes its masks on to its layers unchanged, one per
+kind of layer, so that sliding windows need nothing special.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from eddecode_kernels.layers_cpu import attend, attention_available
 
 NAME = "eddecode_slots"
 
-# What models pass along that changes nothing here; anything else that is set, this attention does not know how to do.
+# Arguments that models pass and that change nothing here; any other that is set is not supported.
 _IRRELEVANT = frozenset(
     (
         "position_ids",
@@ -72,7 +72,7 @@ AttentionInterface.register(NAME, slot_attention)
 
 @contextmanager
 def attention_in(config: Any, name: str = NAME) -> Iterator[None]:
-    """Within the block a model with this (text) config attends by the attention of this name: `slot_attention`."""
+    """Within the block a model with this text config uses the attention of this name, by default `slot_attention`."""
     before = config._attn_implementation
     config._attn_implementation = name
     try:
@@ -82,7 +82,7 @@ def attention_in(config: Any, name: str = NAME) -> Iterator[None]:
 
 
 def can_attend(model: Any) -> bool:
-    """Whether all of a model's tensors are where the compiled attention can read them, in a dtype that it knows."""
+    """Whether compiled attention serves a model: its dtype and device, and all of its layers on that device."""
     if any(hasattr(module, "_hf_hook") for module in model.modules()):
-        return False  # layers on several devices: their masks are copied about, and would arrive empty
+        return False  # layers on several devices: their masks are copied, and the copies would be empty
     return attention_available(model.dtype, model.device)

@@ -1,40 +1,152 @@
-"""GraphModelRunner: a `CachedModelRunner` whose step of one token per row is a captured graph.
+"""GraphModelRunner: a `CachedModelRunner` whose step of one token per row is a captured CUDA graph.
 
 A step of a large model is some thousand kernels of a few microseconds each, and launching them from Python takes longer
-than running them. Captured once, all of them are launched in one call. What a graph needs is that nothing moves: tokens
-and positions are written into buffers of their own, keys and values stay where the `BatchedKVCache` has them, the mask
-is computed on the device from the positions, and attention goes over the first `capacity` keys, whichever are seen.
+than running them. Captured once, all of them are launched in one call. A graph repeats the same launches on the same
+addresses, so nothing may move: tokens and positions are written into buffers of their own, keys and values stay where
+the `BatchedKVCache` has them, the mask is computed on the device from the positions, and attention goes over the first
+`capacity` keys, whichever are seen. And a step can be captured only if its course depends on shapes alone: no branch on
+a value, no result whose size depends on one, nothing fetched by the host. That is checked by running the step once
+under a dispatch mode before CUDA is asked: a capture that fails half-way leaves the process in a worse state than none.
 
-So there is a step for each number of rows and each capacity, both rounded up to powers of two, captured when it is
-first needed. Rows that only fill up read token 0 at position 0 of a vacant slot: nobody looks at what they give, and
-whoever enters the slot overwrites what they wrote. Prompts, several tokens at a time and some of the slots go the plain
-way. One graph per model, and not one for both: a launch more costs microseconds, and each model keeps its own trial.
+There is one graph for each number of rows and each capacity, both rounded up to powers of two, captured when it is
+first needed. Rows that only fill up read token 0 at position 0 of a vacant slot: nobody uses what they give, and a row
+that enters the slot overwrites what they wrote. Prompts, several tokens at a time and some of the slots run without a
+graph. Each model has graphs of its own: one more launch costs microseconds, and each model keeps its own self-check.
 """
 
 from __future__ import annotations
 
 import weakref
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from functools import cache
+from typing import Any, Protocol
 
 import torch
 from einops import rearrange
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from eddecode.errors import EngineError, UnsupportedLayersError
 from eddecode.execution.compiled.replace import CompiledModules
-from eddecode.execution.cuda_graph_capture import CudaGraph, GraphCapture, GraphReplay
 from eddecode.execution.kv_cache import BatchedKVCache, WritePositions
 from eddecode.execution.runner import CachedModelRunner, PrefillResult
 from eddecode.utils.device import to_device
 from eddecode.utils.memory import free_bytes, is_out_of_memory
 
-READ = 128  # keys that a step reads at least
-ROOM = 256  # positions that buffers have at least: growing throws the captured steps away
-MOST_STEPS = 16  # captured at a time; the one used longest ago goes
-KEPT = 1 / 8  # of the free memory: larger buffers are not kept for the next decoder
+MIN_CAPACITY = 128  # keys that a step reads at least
+MIN_BUFFER_POSITIONS = 256  # positions that buffers have at least: growing throws the captured graphs away
+MAX_GRAPHS = 16  # captured at a time; the one used longest ago goes
+MAX_KEPT_FRACTION = 1 / 8  # of the free memory: larger buffers are not kept for the next runner
+WARM_UPS = 2  # runs before a capture: libraries choose their kernels and make their buffers
+
+# Capturing ---------------------------------------------------------------------------------------------------------
+
+StepBody = Callable[[], Tensor]
+
+
+class GraphReplay(Protocol):
+    """A captured step. Called, it repeats the step on the same addresses and returns the same tensor, refilled."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of device memory that the capture took."""
+        ...
+
+    def __call__(self) -> Tensor:
+        """Repeat the step."""
+        ...
+
+
+# What captures: a step, and a living replay whose memory it may share, to a replay.
+GraphCapture = Callable[[StepBody, Any], GraphReplay]
+
+
+class CaptureCheck(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Within the block, operations whose course depends on the values of tensors are refused."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func.has_kernel_for_dispatch_key(torch._C.DispatchKey.CompositeImplicitAutograd):
+            with self:  # in inference mode composite operations arrive whole: check what they are made of
+                return func.decompose(*args, **kwargs)
+        tags = func.tags
+        by_value = torch.Tag.data_dependent_output in tags or torch.Tag.dynamic_output_shape in tags
+        if by_value and not (func is torch.ops.aten.index.Tensor and not _has_boolean(args[1])):
+            raise UnsupportedLayersError(f"a step that depends on the values of tensors ({func})")
+        return func(*args, **kwargs)
+
+
+def _has_boolean(indices: Any) -> bool:
+    """Whether an index is boolean, so that the size of the result is not known beforehand."""
+    return any(index is not None and index.dtype in (torch.bool, torch.uint8) for index in indices)
+
+
+def check_capturable(step: StepBody) -> Tensor:
+    """Run a step once, and make sure that it can be captured.
+
+    Raises:
+        UnsupportedLayersError: it branches on values, or makes results whose size depends on them.
+    """
+    with CaptureCheck():  # type: ignore[no-untyped-call]
+        return step()
+
+
+class CudaGraph:
+    """A step captured by CUDA.
+
+    Args:
+        step: reads and writes tensors that stay where they are; what it returns stays where it is too.
+        share_pool_with: another graph, whose pool of memory this one shares. They must never run at the same time, and
+            what one returned may be overwritten by the other: take a copy first.
+
+    Raises:
+        UnsupportedLayersError: the step cannot be captured.
+        RuntimeError: CUDA refuses it, or there is no memory.
+    """
+
+    def __init__(self, step: StepBody, share_pool_with: CudaGraph | None = None) -> None:
+        device = check_capturable(step).device
+        warm, capturing = _streams(device)
+        # The outer stream context restores the stream even where a capture that fails does not.
+        with torch.cuda.device(device), torch.cuda.stream(torch.cuda.current_stream(device)):
+            warm.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(warm):
+                for _ in range(WARM_UPS):
+                    step()
+            torch.cuda.current_stream().wait_stream(warm)
+            torch.cuda.synchronize()
+            torch.cuda.empty_cache()  # as the capture does: what is reserved from here on is the graph's
+            before = torch.cuda.memory_reserved()
+            self.graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(
+                self.graph,
+                pool=None if share_pool_with is None else share_pool_with.graph.pool(),
+                stream=capturing,
+                capture_error_mode="thread_local",  # other threads may use the device meanwhile
+            ):
+                self.logits = step()
+            self.nbytes = torch.cuda.memory_reserved() - before
+
+    def __call__(self) -> Tensor:
+        """Repeat the step on the current stream; does not wait for it."""
+        self.graph.replay()
+        return self.logits
+
+
+@cache
+def _streams(device: torch.device) -> tuple[Any, Any]:
+    """The streams that steps are warmed up and captured on: two, the same ones for all graphs of a device.
+
+    Graphs share memory only if they were captured on the same stream. And what a library allocates for a stream on its
+    first use there has to come from the graph's own pool, which it would not if the warm-up had used that stream.
+    """
+    make: Any = torch.cuda.Stream
+    return make(device), make(device)
+
+
+# Running -----------------------------------------------------------------------------------------------------------
 
 
 def bucket(needed: int, least: int = 1) -> int:
@@ -43,7 +155,7 @@ def bucket(needed: int, least: int = 1) -> int:
 
 
 class StaticKVCache(BatchedKVCache):
-    """The buffers of a cache, written at places that the device is told, and the host does not know."""
+    """The buffers of a cache, written at positions that are in a tensor on the device, unknown to the host."""
 
     def __init__(self, cache: BatchedKVCache, write: WritePositions) -> None:
         super().__init__()
@@ -61,7 +173,7 @@ class CapturedStep:
 
     Attributes:
         inputs: (2, rows) int64 on the model's device: tokens, and the positions that they are written at.
-        cache: the decoder's buffers, written at those positions.
+        cache: the runner's buffers, written at those positions.
         replay: the step, once it is captured.
     """
 
@@ -69,11 +181,11 @@ class CapturedStep:
 
     def __init__(self, cache: BatchedKVCache, rows: int, capacity: int, device: torch.device) -> None:
         self.inputs = torch.zeros(2, rows, dtype=torch.int64, device=device)
-        places = WritePositions(rearrange(self.inputs[1], "b -> b 1"), slice(0, rows), capacity, None)
-        self.cache = StaticKVCache(cache, places)
+        write = WritePositions(rearrange(self.inputs[1], "b -> b 1"), slice(0, rows), capacity, None)
+        self.cache = StaticKVCache(cache, write)
 
     def fill(self, tokens: Tensor, lengths: Sequence[int]) -> None:
-        """Say what the rows read next: tokens (n,), and the lengths before; the other rows fill up."""
+        """Set the inputs: tokens (n,), and the rows' lengths before them; the other rows only fill up."""
         n, rows = len(lengths), self.inputs.shape[1]
         known = tokens.tolist() if tokens.device.type == "cpu" else [0] * n
         spare = [0] * (rows - n)
@@ -92,12 +204,12 @@ class GraphBuffers:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the buffers and of what the captures took."""
+        """Bytes of the buffers and of the captures."""
         return self.cache.nbytes() + sum(step.replay.nbytes for step in self.steps.values())
 
     @torch.inference_mode()
-    def cleaned(self) -> GraphBuffers:
-        """The same with nothing in it: what no row has written is masked, but a NaN would come through."""
+    def cleared(self) -> GraphBuffers:
+        """The same buffers filled with zeros: what no row has written is masked, but a NaN would survive the mask."""
         self.cache.lengths = []
         for layer in self.cache.layers:
             layer.keys.zero_()
@@ -106,13 +218,13 @@ class GraphBuffers:
 
 
 class GraphModelRunner(CachedModelRunner):
-    """Decodes like a `CachedModelRunner`, the step of one token per row by captured graphs.
+    """Runs like a `CachedModelRunner`, the step of one token per row by captured graphs.
 
     Args:
         model: on one device.
         capture: how steps are captured.
         layers: see `CachedModelRunner`.
-        idle: where decoders of the same model leave their buffers, and what is captured over them, to the next one.
+        free_buffers: where runners of the same model leave their buffers, and the graphs over them, to the next one.
     """
 
     def __init__(
@@ -121,23 +233,23 @@ class GraphModelRunner(CachedModelRunner):
         capture: GraphCapture = CudaGraph,
         *,
         layers: CompiledModules | None = None,
-        idle: list[GraphBuffers] | None = None,
+        free_buffers: list[GraphBuffers] | None = None,
     ) -> None:
         super().__init__(model, dense_mask=True, layers=layers)
         self.capture = capture
-        self.idle = [] if idle is None else idle
-        self.held = self.idle.pop().cleaned() if self.idle else GraphBuffers()
-        self.cache = self.held.cache
-        most = int(KEPT * free_bytes(self.device))
-        weakref.finalize(self, _leave, self.held, self.idle, most).atexit = False
+        self.free_buffers = [] if free_buffers is None else free_buffers
+        self.buffers = self.free_buffers.pop().cleared() if self.free_buffers else GraphBuffers()
+        self.cache = self.buffers.cache
+        most = int(MAX_KEPT_FRACTION * free_bytes(self.device))
+        weakref.finalize(self, _recycle, self.buffers, self.free_buffers, most).atexit = False
 
     def clone_empty(self) -> GraphModelRunner:
         """See `CachedModelRunner.clone_empty`."""
-        return GraphModelRunner(self.model, self.capture, layers=self.layers, idle=self.idle)
+        return GraphModelRunner(self.model, self.capture, layers=self.layers, free_buffers=self.free_buffers)
 
     @torch.inference_mode()
     def reserve(self, slots: int, positions: int = 0) -> None:
-        """See `ModelRunner.reserve`; on a device positions to come would take memory now."""
+        """See `ModelRunner.reserve`; on a device, reserving future positions would take memory now."""
         self._make_room(slots, 0)
 
     @torch.inference_mode()
@@ -160,37 +272,37 @@ class GraphModelRunner(CachedModelRunner):
 
     @torch.inference_mode()
     def trim(self) -> None:
-        """See `ModelRunner.trim`; the steps are captured anew when they are needed."""
-        self.held.steps.clear()
-        self.idle.clear()
+        """See `ModelRunner.trim`; steps are captured again when they are needed."""
+        self.buffers.steps.clear()
+        self.free_buffers.clear()
         super().trim()
 
     def _make_room(self, rows: int, positions: int) -> None:
-        self.cache.reserve(bucket(rows), bucket(positions, ROOM))
+        self.cache.reserve(bucket(rows), bucket(positions, MIN_BUFFER_POSITIONS))
         keys = self.cache.layers[0].keys if self.cache.layers else None
-        if keys is not self.held.keys:
-            self.held.steps.clear()
-            self.held.keys = keys
+        if keys is not self.buffers.keys:
+            self.buffers.steps.clear()
+            self.buffers.keys = keys
 
     def _step(self, tokens: Tensor, lengths: Sequence[int]) -> CapturedStep:
-        """The step for these rows, filled with them, captured if it has not been."""
-        steps, key = self.held.steps, (bucket(len(lengths)), bucket(max(lengths) + 1, READ))
+        """The step for these rows, its inputs set, captured if it has not been."""
+        steps, key = self.buffers.steps, (bucket(len(lengths)), bucket(max(lengths) + 1, MIN_CAPACITY))
         step = steps.get(key) or CapturedStep(self.cache, *key, self.device)
-        step.fill(tokens, lengths)  # before the capture: warming up must write where it belongs
+        step.fill(tokens, lengths)  # before the capture: the warm-up must write where it belongs
         if key not in steps:
             self._capture(step, key)
             steps[key] = step
         steps.move_to_end(key)
-        while len(steps) > MOST_STEPS:
+        while len(steps) > MAX_GRAPHS:
             steps.popitem(last=False)
         return step
 
     def _capture(self, step: CapturedStep, key: tuple[int, int]) -> None:
         if any(hasattr(module, "_hf_hook") for module in self.model.modules()):
             raise UnsupportedLayersError("weights that are moved as they are needed, or on several devices")
-        beside = next((other.replay for other in self.held.steps.values()), None)
+        other = next((each.replay for each in self.buffers.steps.values()), None)
         try:
-            step.replay = self.capture(lambda: self._logits(step), beside)
+            step.replay = self.capture(lambda: self._logits(step), other)
         except RuntimeError as error:
             if is_out_of_memory(error):
                 raise
@@ -205,7 +317,7 @@ class GraphModelRunner(CachedModelRunner):
         return self._forward(step.cache, tokens, torch.zeros_like(tokens))
 
 
-def _leave(held: GraphBuffers, idle: list[GraphBuffers], most: int) -> None:
-    """A decoder is gone: keep the largest buffers for the next one, of those that take at most `most` bytes."""
-    fitting = [each for each in (*idle, held) if each.nbytes <= most]
-    idle[:] = sorted(fitting, key=lambda each: each.nbytes)[-1:]
+def _recycle(buffers: GraphBuffers, free_buffers: list[GraphBuffers], most: int) -> None:
+    """Keep the largest buffers of runners that are no longer used, of those that take at most `most` bytes."""
+    fitting = [each for each in (*free_buffers, buffers) if each.nbytes <= most]
+    free_buffers[:] = sorted(fitting, key=lambda each: each.nbytes)[-1:]

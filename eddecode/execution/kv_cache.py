@@ -1,9 +1,12 @@
-"""BatchedKVCache: the keys and values of many rows, each with a length of its own.
+"""BatchedKVCache: the keys and values of many rows, each with a length of its own; and which of them a query sees.
 
 A slot is a row of the batch. Rows enter and leave while the others go on, so no two need have the same length: a
 forward pass writes every row at that row's own next positions and reads the filled part of the buffer, and what lies
 beyond a row's length is hidden from it by the mask. Nothing is ever erased, hence truncating is only a smaller length.
 The occupied slots are always 0 … n−1, so that what a pass reads is a view, never a copy.
+
+Full, sliding and chunked attention have in common that a query sees an unbroken range of keys that ends with its own.
+Compiled attention needs only that range (`KeyRangeMask`); for a model's own attention it is written out as a mask.
 """
 
 from __future__ import annotations
@@ -305,9 +308,9 @@ class BatchedKVCache(Cache):  # type: ignore[misc]
 
 
 class KeyRangeMask(torch.Tensor):
-    """A stand-in for a mask: an empty 4-D tensor that carries which keys each query sees.
+    """A mask in the form of ranges: an empty 4-D tensor that carries which keys each query sees.
 
-    Models hand a 4-D mask on to their layers as it is, so this reaches the attention untouched.
+    Models pass a 4-D mask on to their layers unchanged, so this one reaches the attention.
 
     Attributes:
         start, end: (B, T) int64 contiguous; a query sees the keys start ≤ position < end.
@@ -318,7 +321,7 @@ class KeyRangeMask(torch.Tensor):
 
     @staticmethod
     def of(start: Tensor, end: Tensor) -> KeyRangeMask:
-        """The stand-in for ranges (B, T)."""
+        """The mask of ranges (B, T)."""
         mask = torch.empty(1, 1, 1, 0).as_subclass(KeyRangeMask)
         mask.start, mask.end = start.contiguous(), end.contiguous()
         return mask
@@ -333,25 +336,25 @@ class AttentionMaskBuilder:
 
     config: Any
 
-    def build(self, positions: Tensor, stop: int, dtype: torch.dtype) -> Tensor | dict[str, Tensor]:
-        """Masks for queries at `positions` (B, T) over keys 0 … stop−1: (B, 1, T, stop), 0 or the dtype's minimum."""
+    def build(self, positions: Tensor, end: int, dtype: torch.dtype) -> Tensor | dict[str, Tensor]:
+        """Dense masks (B, 1, T, end) of queries at `positions` (B, T) over keys 0 … end−1: 0 or the dtype's minimum."""
 
-        def write(first: Tensor, after: Tensor) -> Tensor:
-            key = torch.arange(stop, device=positions.device)
-            visible = (key >= first[:, None, :, None]) & (key < after[:, None, :, None])
+        def dense(key_start: Tensor, key_end: Tensor) -> Tensor:
+            key = torch.arange(end, device=positions.device)
+            visible = (key >= key_start[:, None, :, None]) & (key < key_end[:, None, :, None])
             return torch.where(visible, 0.0, torch.finfo(dtype).min).to(dtype)
 
-        return self._each(positions, write)
+        return self._each(positions, dense)
 
     def key_ranges(self, positions: Tensor) -> KeyRangeMask | dict[str, KeyRangeMask]:
-        """The same as ranges, for `eddecode.attention.slot_attention`."""
+        """The same as ranges, for `eddecode.execution.attention.slot_attention`."""
         return self._each(positions, KeyRangeMask.of)
 
     def _each(self, positions: Tensor, make: Callable[[Tensor, Tensor], T]) -> T | dict[str, T]:
-        stop = positions + 1
+        end = positions + 1
         if self._mixed:
-            return {kind: make(self._first(kind, positions), stop) for kind in self._kinds}
-        return make(self._first(self._kinds[0], positions), stop)
+            return {kind: make(self._key_start(kind, positions), end) for kind in self._kinds}
+        return make(self._key_start(self._kinds[0], positions), end)
 
     @cached_property
     def _mixed(self) -> bool:
@@ -359,10 +362,10 @@ class AttentionMaskBuilder:
 
     @cached_property
     def _kinds(self) -> list[str]:
-        """The kinds of the model's layers; looking up what a configuration lacks takes long."""
+        """The kinds of the model's layers; cached, because a configuration is slow to look up what it lacks."""
         config = self.config
         if "local" in (getattr(config, "attention_layers", None) or ()):
-            # GPT-Neo windows its local layers by itself, from the end of the keys: wrong for the shorter rows.
+            # GPT-Neo applies its windows itself, counted from the end of the keys: wrong for the shorter rows.
             raise UnsupportedLayersError("local attention with a window of the model's own")
         if self._mixed:
             return sorted(set(config.layer_types))
@@ -372,7 +375,7 @@ class AttentionMaskBuilder:
             return ["chunked_attention"]
         return ["full_attention"]
 
-    def _first(self, kind: str, positions: Tensor) -> Tensor:
+    def _key_start(self, kind: str, positions: Tensor) -> Tensor:
         """The first key that each query sees in a layer of this kind, (B, T)."""
         if kind == "full_attention":
             return torch.zeros_like(positions)

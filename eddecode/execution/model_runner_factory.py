@@ -9,8 +9,7 @@ from functools import partial
 from typing import Any
 
 from eddecode.execution.compiled.replace import CompiledModules
-from eddecode.execution.cuda_graph import GraphModelRunner
-from eddecode.execution.cuda_graph_capture import GraphCapture
+from eddecode.execution.cuda_graph import GraphCapture, GraphModelRunner
 from eddecode.execution.runner import CachedModelRunner
 from eddecode.execution.self_check import max_relative_error, self_check
 from eddecode.execution.uncached_runner import UncachedModelRunner

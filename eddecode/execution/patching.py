@@ -56,11 +56,11 @@ def has_hooks(module: Any) -> bool:
 
 
 class Float32LMHead:
-    """The last linear layer of a causal LM.
+    """The last linear layer of a causal LM, in float32.
 
     Attributes:
-        exact: whether logits come out in float32 without having been rounded to the weights' dtype on the way; false
-            for heads that are not a plain linear layer in a floating dtype (a quantised one, say).
+        is_patchable: whether it can be replaced, so that logits are never rounded to the weights' dtype; false for
+            heads that are not a plain linear layer in a floating dtype, such as quantized ones.
     """
 
     def __init__(self, model: Any) -> None:
@@ -76,21 +76,21 @@ class Float32LMHead:
         )
 
     @contextmanager
-    def selecting(self, places: Tensor) -> Iterator[None]:
-        """Within the block the model's head sees only the hidden states at `places` (B, K) of each row."""
+    def selecting(self, positions: Tensor) -> Iterator[None]:
+        """Within the block the model's head is run on the hidden states at `positions` (B, K) of each row only."""
         if not self.is_patchable:
             yield
             return
-        with patched_forward({self.linear: partial(self.logits_at, places=places)}):
+        with patched_forward({self.linear: partial(self.logits_at, positions=positions)}):
             yield
 
-    def select(self, logits: Tensor, places: Tensor) -> Tensor:
-        """The logits at `places` (B, K) as (B, K, V) float32, for heads that could not be swapped too."""
-        return (logits if self.is_patchable else _at(logits, places)).float()
+    def select(self, logits: Tensor, positions: Tensor) -> Tensor:
+        """The logits at `positions` (B, K) as (B, K, V) float32, also where the head could not be replaced."""
+        return (logits if self.is_patchable else _at(logits, positions)).float()
 
-    def logits_at(self, hidden: Tensor, places: Tensor) -> Tensor:
-        """The logits at places (B, K) of hidden states (B, T, d), as (B, K, V) float32."""
-        return self.project(_at(hidden, places))
+    def logits_at(self, hidden: Tensor, positions: Tensor) -> Tensor:
+        """The logits at `positions` (B, K) of hidden states (B, T, d), as (B, K, V) float32."""
+        return self.project(_at(hidden, positions))
 
     def project(self, hidden: Tensor) -> Tensor:
         """Hidden states (B, K, d) of any float dtype to logits (B, K, V) float32."""
@@ -101,7 +101,8 @@ class Float32LMHead:
         if weight.dtype == torch.float32:
             return F.linear(hidden.float(), weight, bias)
         flat = rearrange(hidden, "b k d -> (b k) d")
-        by_cuda = weight.is_cuda and weight.dtype != torch.float64  # which CUDA's product does not narrow
+        # CUDA's product has no float32 result for float64 weights.
+        by_cuda = weight.is_cuda and weight.dtype != torch.float64
         logits = _mm_cuda(flat, weight) if by_cuda else self._mm_chunked(flat.float(), weight)
         if bias is not None:
             logits += bias
@@ -126,9 +127,9 @@ def _mm_cuda(flat: Tensor, weight: Tensor) -> Tensor:
     return torch.mm(flat.to(weight.dtype), weight.T, out_dtype=torch.float32)
 
 
-def _at(values: Tensor, places: Tensor) -> Tensor:
-    """Values (B, T, d) at places (B, K): (B, K, d). A pass over one token per row needs no gathering."""
+def _at(values: Tensor, positions: Tensor) -> Tensor:
+    """Values (B, T, d) at `positions` (B, K): (B, K, d). A pass over one token per row needs no gathering."""
     if values.shape[1] == 1:
         return values
-    index = places.to(values.device)[:, :, None]
+    index = positions.to(values.device)[:, :, None]
     return values.take_along_dim(index, dim=1)

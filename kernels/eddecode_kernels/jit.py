@@ -1,8 +1,9 @@
-"""Builds the C++ kernel on first use and keeps it in the user's cache.
+"""Builds the C++ library on first use and keeps it in the user's cache.
 
-Nothing is compiled when the package is installed. The system's compiler is called once; the library's name holds a
-hash of the sources, the flags, the compiler and the processor, so that a stale or foreign build is never loaded. It
-has a plain C interface, loaded with ctypes: no headers of torch or Python, no ninja, two seconds to build.
+Nothing is compiled when the package is installed. The system's compiler is called once. The library's name contains a
+hash of the sources, the flags, the compiler and the processor, so that a build of other sources or of another machine
+is never loaded. It has a plain C interface, loaded with ctypes: it needs no headers of torch or Python and no ninja,
+and takes two seconds to build.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ from eddecode_kernels.types import UnavailableError
 
 SOURCES = Path(__file__).with_name("csrc")
 COMMON = ("-std=c++17", "-O3", "-ffp-contract=off", "-fno-math-errno", "-fPIC", "-Wno-psabi")
-# (compiling, linking), the first that works. Linked without -fopenmp, the library uses the OpenMP that torch has loaded
-# into the process: a second pool of threads would spin against the first on the same cores.
+# (flags for compiling, for linking); the first that work are taken. Linked without -fopenmp, the library uses the
+# OpenMP that torch has loaded into the process: a second pool of threads would compete with it for the same cores.
 TUNINGS = (
     (("-march=native", "-fopenmp"), ()),
     (("-march=native", "-fopenmp"), ("-fopenmp",)),
@@ -34,14 +35,14 @@ TUNINGS = (
 
 
 def library() -> ctypes.CDLL:
-    """The loaded kernel, built if it is not in the cache.
+    """The loaded library, built if it is not in the cache.
 
     Raises:
-        UnavailableError: there is no C++ compiler, or none of the ways to call it works.
+        UnavailableError: there is no C++ compiler, or it fails with all sets of flags.
     """
     found = _library()
     if isinstance(found, UnavailableError):
-        # Anew: one that is raised again keeps the frames of all its callers alive.
+        # A new error: one that is raised again keeps the frames of all its callers alive.
         raise UnavailableError(str(found))
     return found
 
@@ -75,7 +76,7 @@ def load() -> ctypes.CDLL:
 
 @cache
 def library_path() -> Path:
-    """Where the library is, or will be."""
+    """The file of the library, whether or not it is built."""
     return cache_folder() / f"eddecode-{fingerprint(find_compiler())}.so"
 
 
@@ -109,7 +110,7 @@ def cache_folder() -> Path:
 
 
 def fingerprint(compiler: list[str]) -> str:
-    """Hash over all that the library depends on."""
+    """Hash of everything that the library depends on."""
     digest = hashlib.blake2b(digest_size=12)
     for source in sorted(SOURCES.iterdir()):
         digest.update(source.name.encode() + source.read_bytes())
@@ -160,7 +161,7 @@ def _call(command: list[str]) -> None:
 
 
 def _processor() -> str:
-    """What -march=native looks at: a cache folder may be shared between machines."""
+    """What -march=native depends on: a cache folder may be shared between machines."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

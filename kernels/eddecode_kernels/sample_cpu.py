@@ -1,4 +1,4 @@
-"""The bridge to the compiled CPU kernel: tensors in, pointers across, tensors out."""
+"""Contrast and sample on the CPU: passes tensors to the C++ as pointers."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ class _Call(Structure):
 
 
 def contrast_and_sample(inputs: SampleInputs) -> RawSample:
-    """Draw one token per row; see `eddecode_kernels.contrast_and_sample`.
+    """Sample one token per row; see `eddecode.sampling.dispatch.contrast_and_sample`.
 
     Raises:
-        UnavailableError: the kernel cannot be built on this machine.
+        UnavailableError: there is no C++ compiler.
     """
     kernel = function("eddecode_contrast_and_sample", c_void_p)
     logits = [_rows_contiguous(z) for z in inputs.logits]

@@ -1,9 +1,8 @@
-"""The Triton version, for CUDA; on a CPU it runs under Triton's interpreter (TRITON_INTERPRET=1), slowly, for tests.
+"""Contrast and sample in Triton, for CUDA; tests run it on a CPU in Triton's slow interpreter (TRITON_INTERPRET=1).
 
-One launch per model adds its logits to the contrast and leaves partial softmax sums; one program per row then filters
-and draws; one launch per model looks up the log-probability of what was drawn. Nothing here waits for the device, and
-the launches depend on shapes alone, so that `launch` can be captured in a CUDA graph; the check of `status` is the
-caller's.
+One launch per model adds its logits to the contrast and stores partial softmax sums; one program per row then filters
+and samples; one launch per model computes the log-probability of the sampled token. Nothing here waits for the device,
+and the launches depend on shapes alone, so that `launch` can be captured in a CUDA graph. The caller checks `status`.
 """
 
 from __future__ import annotations
@@ -18,23 +17,23 @@ CUTS = 16
 
 
 def contrast_and_sample(inputs: SampleInputs) -> RawSample:
-    """Draw one token per row; see `eddecode_kernels.contrast_and_sample`.
+    """Sample one token per row; see `eddecode.sampling.dispatch.contrast_and_sample`.
 
     Raises:
         UnavailableError: triton is not installed, or the logits are not on a CUDA device.
     """
     try:
-        from eddecode_kernels import triton_kernels as gpu_kernels
+        from eddecode_kernels import triton_kernels as kernels
     except ImportError as error:
         raise UnavailableError(f"triton cannot be imported ({error}); pip install triton") from error
     device = inputs.logits[0].device
-    if device.type != "cuda" and not gpu_kernels.INTERPRETED:
+    if device.type != "cuda" and not kernels.INTERPRETED:
         raise UnavailableError(f"the logits are on {device}, and Triton runs on CUDA devices")
     return launch(inputs)
 
 
 def launch(inputs: SampleInputs) -> RawSample:
-    """Enqueue the kernels and return at once; `status` is not looked at."""
+    """Enqueue the kernels and return at once; `status` is not checked."""
     from eddecode_kernels import triton_kernels as kernels
 
     logits = [z if z.stride(1) == 1 or z.shape[1] == 1 else z.contiguous() for z in inputs.logits]
@@ -49,7 +48,7 @@ def launch(inputs: SampleInputs) -> RawSample:
 
     weights = inputs.weights.to(device, torch.float32).contiguous()
     vocabulary = None if inputs.vocabulary is None else inputs.vocabulary.to(device).view(torch.uint8)
-    for i, z in enumerate(logits):  # without fused multiply-adds: bit for bit the contrast of the reference
+    for i, z in enumerate(logits):  # no fused multiply-adds: bit for bit the contrast of the reference
         kernels.add_term[(batch, -(-z.shape[1] // BLOCK))](
             z, z.stride(0), z.shape[1], weights[i], contrasted, width, vocabulary, tops[i], sums[i], widest,
             FIRST=i == 0, MASKED=vocabulary is not None, BLOCK=BLOCK, enable_fp_fusion=False,
@@ -58,13 +57,13 @@ def launch(inputs: SampleInputs) -> RawSample:
         _forbid(contrasted, inputs.forbidden)
     rows = inputs.rows
     parameters = [x.to(device, torch.float32) for x in (rows.temperature, rows.top_p, rows.min_p)]
-    kernels.draw[(batch,)](
+    kernels.sample[(batch,)](
         contrasted, width, logits[0], logits[0].stride(0), *parameters, rows.top_k.to(device, torch.int64),
         rows.plausibility.to(device, torch.float32).log(), inputs.uniforms.to(device), tokens, logprobs[terms], status,
         BLOCK=BLOCK, CUTS=CUTS, num_warps=16,
     )  # fmt: skip
     for i, z in reversed(list(enumerate(logits))):
-        kernels.look_up[(batch,)](
+        kernels.token_logprob[(batch,)](
             z, z.stride(0), -(-z.shape[1] // BLOCK), weights[i], tops[i], sums[i], widest, tokens, logprobs[i], status,
             TERM=i, PARTS=max(16, 1 << (widest - 1).bit_length()),
         )  # fmt: skip

@@ -1,8 +1,8 @@
-"""How likely given tokens are under two models and under any number of their contrasts, from one reading of the logits.
+"""Log-probabilities of given tokens under two models and any number of their contrasts, from one pass over the logits.
 
-Scoring a text at sixteen α's takes sixteen softmaxes of the same two rows. Done one by one each of them goes through
-memory several times; done block by block, every block of logits is read once and serves all of them while it is in the
-nearest cache. On a CPU that is compiled; elsewhere, and where there is no compiler, the same sums are taken in torch.
+Scoring a text at sixteen α's takes sixteen softmaxes of the same two rows. One by one, each of them goes through memory
+several times; block by block, every block of logits is read once and serves all of them while it is in the first-level
+cache. On a CPU that is C++; on other devices, and where there is no compiler, the same sums are computed in torch.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from eddecode_kernels.types import UnavailableError
 
 SLICE = (
     1 << 18
-)  # logits of one model that the torch version takes at a time on a CPU: its temporaries stay in cache
+)  # logits of one model that the torch version takes at a time on a CPU: temporaries stay in cache
 NEVER = float("-inf")
 
 _log = logging.getLogger(__name__)
@@ -30,13 +30,13 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class RowScores:
-    """What is known of P tokens; NaN where the logits of a model were NaN, +inf, or all −inf.
+    """Scores of P tokens; NaN where the logits of a model were NaN, +inf, or all −inf.
 
     Attributes:
         own: (2, P) float64, log-probability of the token under each model's own full softmax, nats.
         contrasts: (A, P) float64, under each contrast.
         divergences: (2, P) float64, KL(first ‖ second) and KL(second ‖ first) of the models' distributions over the
-            vocabulary, nats; +inf where one gives mass to an id that the other rules out.
+            vocabulary, nats; +inf where one gives mass to an id to which the other gives none.
     """
 
     own: Tensor
@@ -63,7 +63,7 @@ def score_rows(
 
     A contrast is `eddecode.sampling.contrast`: float32, −inf outside the vocabulary and where a term of nonzero weight
     is −inf; a token there has log-probability −inf. Sums are taken in float64. The environment variable
-    EDDECODE_KERNELS=reference asks for the torch version.
+    EDDECODE_KERNELS=reference selects the torch version.
 
     Args:
         logits: two tensors (P, V_i) float32, V_i ≥ V, the last dimension contiguous.
@@ -79,12 +79,12 @@ def score_rows(
         try:
             return _compiled(logits, targets, weights, vocabulary)
         except UnavailableError as error:
-            _note(str(error))
+            _warn_once(str(error))
     return reference(logits, targets, weights, vocabulary)
 
 
 @cache
-def _note(reason: str) -> None:
+def _warn_once(reason: str) -> None:
     _log.warning("scoring runs as plain torch, slower at many α's: %s", reason)
 
 
@@ -168,8 +168,8 @@ def _slice(
     at = targets[:, None].to(logits[0].device)
     own = []
     for z in logits:
-        total = _normaliser(z)
-        total = torch.where(total == NEVER, torch.nan, total)  # a model that allows nothing at all is broken
+        total = _normalizer(z)
+        total = torch.where(total == NEVER, torch.nan, total)  # a model that gives no id any mass is broken
         own.append(z.gather(-1, at)[:, 0].double() - total)
     base, aligned = (z[:, :width] for z in logits)
     if vocabulary is not None:
@@ -183,7 +183,7 @@ def _slice(
         else:
             torch.mul(base, v, out=scratch).add_(aligned, alpha=w).masked_fill_(dead, NEVER)
         chosen = scratch.gather(-1, at)[:, 0].double()
-        total = _normaliser(scratch)
+        total = _normalizer(scratch)
         never = (chosen == NEVER) & ~total.isnan()
         contrasts.append(torch.where(never, NEVER, chosen - total))
     divergences = torch.stack([_divergence(base, aligned, dead), _divergence(aligned, base, dead)])
@@ -191,7 +191,7 @@ def _slice(
     return torch.stack(own), rows, divergences
 
 
-def _normaliser(z: Tensor) -> Tensor:
+def _normalizer(z: Tensor) -> Tensor:
     """(P,) float64 log Σ exp of (P, V); NaN for NaN or +inf, −inf if all are."""
     top = z.amax(dim=-1, keepdim=True)
     floor = torch.where(top == NEVER, 0.0, top)
@@ -204,6 +204,6 @@ def _divergence(p: Tensor, q: Tensor, dead: Tensor) -> Tensor:
     top = p.amax(dim=-1, keepdim=True)
     mass = (p - torch.where(top == NEVER, 0.0, top)).exp_()
     moment = (mass * (p - q).masked_fill_(dead, 0.0)).sum(dim=-1, dtype=torch.float64)
-    mean = moment / mass.sum(dim=-1, dtype=torch.float64) - _normaliser(p) + _normaliser(q)
+    mean = moment / mass.sum(dim=-1, dtype=torch.float64) - _normalizer(p) + _normalizer(q)
     alone = ((p > NEVER) & (q == NEVER)).any(dim=-1)
     return torch.where(alone, torch.inf, mean.clamp(min=0.0))

@@ -1,11 +1,11 @@
-"""The Triton kernels themselves. Importing this module needs triton; `eddecode_kernels.gpu` does it on first use.
+"""The Triton kernels themselves. Importing this module needs triton; `sample_triton` does it on first use.
 
-The filters are a threshold on the contrast. It is found without a sort, by bisection over the float's bits, with the
-exact weight above CUTS candidates computed in each sweep over the row: (CUTS + 1)^8 > 2^32, so that a fixed number of
-sweeps ends at a single float on any distribution.
+The filters are a threshold on the contrast. It is found without a sort, by bisection over the float's bits: each sweep
+over the row computes the exact weight above CUTS candidates. (CUTS + 1)^8 > 2^32, so that a fixed number of sweeps ends
+at a single float on any distribution.
 """
 
-# The compiler of Triton reads these functions, not Python: no annotations, and x != x is how it asks for NaN.
+# Triton compiles these functions: no annotations, and NaN is tested by x != x.
 # mypy: disable-error-code="no-untyped-def, untyped-decorator, no-untyped-call"
 # ruff: noqa: PLR0124
 from __future__ import annotations
@@ -30,7 +30,7 @@ def add_term(
     z_ptr, z_stride, z_width, weight_ptr, contrast_ptr, width, vocabulary_ptr, tops_ptr, sums_ptr, parts,
     FIRST: tl.constexpr, MASKED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """One block of one model: its part of the softmax sum, and its share of the contrast."""
+    """One block of one model: its part of the softmax sum, and its term of the contrast."""
     row, block = tl.program_id(0).to(tl.int64), tl.program_id(1)
     ids = block * BLOCK + tl.arange(0, BLOCK)
     z = tl.load(z_ptr + row * z_stride + ids, mask=ids < z_width, other=-INF)
@@ -51,9 +51,9 @@ def add_term(
     else:
         c = tl.load(c_ptrs, mask=inside, other=-INF)
     weight = tl.load(weight_ptr + row)
-    heard = tl.where(weight != 0, z, 0.0)
-    masked = (c == -INF) | (heard == -INF)
-    tl.store(c_ptrs, tl.where(masked, -INF, c + weight * heard), mask=inside)
+    term = tl.where(weight != 0, z, 0.0)
+    masked = (c == -INF) | (term == -INF)
+    tl.store(c_ptrs, tl.where(masked, -INF, c + weight * term), mask=inside)
 
 
 @triton.jit
@@ -73,15 +73,14 @@ def float_of_key(key):
 def edge(
     c_ptr, width, top, scale, lower, target, UNIT: tl.constexpr, BLOCK: tl.constexpr, CUTS: tl.constexpr
 ):
-    """The smallest float whose key exceeds `lower` (int64) with less than `target` strictly above it.
+    """The smallest float whose key exceeds `lower` (int64) with less than `target` of weight strictly above it.
 
-    It is a value of the row, or next to `lower` if all that lies above does not reach the target.
+    It is a value of the row, or next to `lower` if everything above does not reach the target.
 
     With UNIT every token weighs 1, else exp((c − top)·scale).
     """
-    upper = order_key(top).to(
-        tl.int64
-    )  # has less than the target above it; `lower` has not, or is not looked at
+    # There is less than the target above `upper`. Above `lower` there is not, or it is never tested:
+    upper = order_key(top).to(tl.int64)
     steps = tl.arange(0, CUTS).to(tl.int64) + 1
     for _ in range(SWEEPS):
         cuts = lower + (upper - lower) * steps // (CUTS + 1)
@@ -128,15 +127,15 @@ def mask_implausible(c_ptr, base_ptr, width, log_tau, BLOCK: tl.constexpr):
         tl.store(
             c_ptr + ids, tl.full([BLOCK], -INF, tl.float32), mask=(ids < width) & (base < peak + log_tau)
         )
-    tl.debug_barrier()  # what one thread masked, another one reads below
+    tl.debug_barrier()  # threads read below what others have masked
 
 
 @triton.jit
-def draw(
+def sample(
     contrast_ptr, width, base_ptr, base_stride, temperature_ptr, top_p_ptr, min_p_ptr, top_k_ptr, log_tau_ptr,
     uniforms_ptr, tokens_ptr, logprobs_ptr, status_ptr, BLOCK: tl.constexpr, CUTS: tl.constexpr,
 ):  # fmt: skip
-    """One row: plausibility, filters, inverse CDF in the order of the ids."""
+    """One row: plausibility mask, filters, inverse CDF in the order of the ids."""
     row = tl.program_id(0).to(tl.int64)
     c_ptr = contrast_ptr + row * width
     log_tau = tl.load(log_tau_ptr + row)
@@ -199,11 +198,11 @@ def draw(
 
 
 @triton.jit
-def look_up(
+def token_logprob(
     z_ptr, z_stride, blocks, weight_ptr, tops_ptr, sums_ptr, parts, tokens_ptr, logprobs_ptr, status_ptr,
     TERM: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
-    """Log-probability of the drawn token under one model's own softmax."""
+    """Log-probability of the sampled token under one model's own softmax."""
     row = tl.program_id(0).to(tl.int64)
     lanes = tl.arange(0, PARTS)
     tops = tl.load(tops_ptr + row * parts + lanes, mask=lanes < blocks, other=-INF)

@@ -1,4 +1,4 @@
-"""What goes into the kernels and what comes out of them, shared by all implementations."""
+"""Inputs and outputs of the sampling kernels, shared by all implementations."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 Forbidden: TypeAlias = Sequence[tuple[int, Sequence[int]]]
 
-# Status of a row: 0 is fine, NON_FINITE_LOGITS + i says that the softmax of term i is not defined.
+# Status of a row: 0 is fine; NON_FINITE_LOGITS + i: the logits of term i are NaN or +inf.
 NO_CANDIDATES, NON_FINITE_CONTRAST, OUT_OF_MEMORY, NON_FINITE_LOGITS = 1, 2, 3, 4
 
 
@@ -42,7 +42,7 @@ class SampledTokens:
     """One token per row, on the CPU.
 
     Attributes:
-        tokens: (B,) int64, the ids that were drawn.
+        tokens: (B,) int64, the sampled ids.
         logprobs: (N+1, B) float32, nats: log-probability of the token under the full softmax of each of the N
             models, then under the contrast (the softmax of the masked contrast, before temperature and filters).
     """
@@ -70,7 +70,7 @@ class SampleInputs:
 
 @dataclass(frozen=True)
 class RawSample:
-    """A draw before its check: `status` (B,) int32 is 0, or says what is wrong with the row."""
+    """Sampled tokens before the check of `status`, (B,) int32: 0, or why the row has no token. On any device."""
 
     tokens: Tensor
     logprobs: Tensor

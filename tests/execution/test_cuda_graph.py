@@ -136,7 +136,7 @@ def test_a_step_is_captured_once_for_its_rows_and_its_reach() -> None:
 
 
 def test_only_so_many_steps_stay_captured(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "MOST_STEPS", 2)
+    monkeypatch.setattr(module, "MAX_GRAPHS", 2)
     texts = Driver(tiny.tiny_model("llama"), (3, 3, 3, 3))
     texts.go()
     texts.leave(3)
@@ -154,9 +154,9 @@ def test_memory_is_counted_and_given_back() -> None:
     assert (
         buffers == 2 * 2 * 2 * 16 * 2 * 8 * 4
     )  # layers, keys and values, slots, room, heads, head_dim, float32
-    assert texts.decoder.held.nbytes == buffers + Tape.nbytes
+    assert texts.decoder.buffers.nbytes == buffers + Tape.nbytes
     texts.decoder.trim()
-    assert texts.decoder.held.nbytes == buffers // 4  # 4 positions of 16
+    assert texts.decoder.buffers.nbytes == buffers // 4  # 4 positions of 16
     texts.go()
 
 
@@ -166,12 +166,12 @@ def test_a_decoder_takes_over_what_its_predecessor_left() -> None:
     texts = Driver(model, (3,), first)
     texts.go()
     beside = first.clone_empty()  # while the first one lives it keeps its own
-    assert beside.held is not first.held
-    held = first.held
+    assert beside.buffers is not first.buffers
+    held = first.buffers
     del first, texts
     gc.collect()
     heir = beside.clone_empty()
-    assert heir.held is held
+    assert heir.buffers is held
     texts = Driver(model, (5,), heir)
     texts.go()
     assert (texts.captured, Tape.recorded) == ([(1, 8)], 1)
@@ -186,11 +186,11 @@ def test_what_a_predecessor_left_in_its_buffers_reaches_nobody() -> None:
         for layer in first.cache.layers:
             layer.keys.fill_(torch.nan)
             layer.values.fill_(torch.nan)  # as after a run that ended in an overflow
-    held = first.held
+    held = first.buffers
     del first
     gc.collect()
     heir = heir.clone_empty()
-    assert heir.held is held
+    assert heir.buffers is held
     Driver(model, (5,), heir).go()
 
 
@@ -198,7 +198,7 @@ def test_large_buffers_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "free_bytes", lambda device: 1000)
     first = GraphModelRunner(tiny.tiny_model("llama"), Tape)
     Driver(first.model, (3,), first).go()
-    idle = first.idle
+    idle = first.free_buffers
     del first
     gc.collect()
     assert idle == []
@@ -210,6 +210,6 @@ def test_trimming_drops_what_waits_for_an_heir() -> None:
     Driver(first.model, (3,), first).go()
     del first
     gc.collect()
-    assert len(second.idle) == 1
+    assert len(second.free_buffers) == 1
     second.trim()
-    assert second.idle == []
+    assert second.free_buffers == []

@@ -9,8 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, Phi3Config
 
 from eddecode.errors import EngineError, UnsupportedLayersError
-from eddecode.execution.cuda_graph import GraphModelRunner
-from eddecode.execution.cuda_graph_capture import check_capturable
+from eddecode.execution.cuda_graph import GraphModelRunner, check_capturable
 from eddecode.execution.model_runner_factory import model_runner_for
 from eddecode.execution.runner import CachedModelRunner
 from eddecode.execution.uncached_runner import UncachedModelRunner
@@ -80,7 +79,7 @@ def test_a_capture_that_goes_wrong_is_not_used() -> None:
 
 
 def test_a_capture_that_fails_later_says_what_to_do() -> None:
-    def refuse(step: Any, beside: Any) -> Any:
+    def refuse(step: Any, share_pool_with: Any) -> Any:
         raise RuntimeError("CUDA error: operation not permitted\nmore of it")
 
     texts = Driver(tiny.tiny_model("llama"), (3,))
@@ -97,7 +96,7 @@ def test_a_capture_that_fails_later_says_what_to_do() -> None:
 
 
 def test_no_memory_for_a_capture_is_the_engines_affair() -> None:
-    def refuse(step: Any, beside: Any) -> Any:
+    def refuse(step: Any, share_pool_with: Any) -> Any:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     texts = Driver(tiny.tiny_model("llama"), (3,))

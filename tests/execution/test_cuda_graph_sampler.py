@@ -10,8 +10,7 @@ import torch
 
 from benchmarks.pairs import Shape, build
 from eddecode.errors import ParamsError
-from eddecode.execution.cuda_graph import GraphModelRunner
-from eddecode.execution.cuda_graph_capture import CudaGraph
+from eddecode.execution.cuda_graph import CudaGraph, GraphModelRunner
 from eddecode.execution.factory import runner_for, separate_pair_runner
 from eddecode.execution.lora_runner import LoraPairRunner
 from eddecode.execution.runner import CachedModelRunner
@@ -120,8 +119,8 @@ def test_a_shortage_of_memory_shrinks_the_batch_and_changes_nothing(monkeypatch:
     class Short(Tape):
         """There is memory for the steps of two rows, not of more."""
 
-        def __init__(self, step: Any, beside: Any = None) -> None:
-            super().__init__(step, beside)
+        def __init__(self, step: Any, share_pool_with: Any = None) -> None:
+            super().__init__(step, share_pool_with)
             if self.logits.shape[0] > 2:
                 raise torch.OutOfMemoryError("CUDA out of memory")
 

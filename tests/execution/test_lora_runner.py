@@ -145,7 +145,7 @@ def test_a_row_that_only_half_came_in_leaves_no_trace(
 
 
 def _fails_for_the_aligned(half: Any, prefix: Any) -> None:
-    if half.role == 1:
+    if half.model_index == 1:
         raise MemoryError
     half.backbone.add(prefix)
 

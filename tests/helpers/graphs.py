@@ -59,4 +59,4 @@ class Driver:
 
     @property
     def captured(self) -> list[tuple[int, int]]:
-        return list(self.decoder.held.steps)
+        return list(self.decoder.buffers.steps)

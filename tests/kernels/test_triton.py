@@ -18,13 +18,12 @@ pytest.importorskip(
     "triton", reason="triton is not installed: pip install triton (the CPU build of torch lacks it)"
 )
 
-import test_kernels as shared
-from test_kernels import BAD, Case, assert_draws, probabilities, random_case
-
 from eddecode.errors import EngineError
 from eddecode.sampling.dispatch import contrast_and_sample
 from eddecode_kernels import triton_kernels as gpu_kernels
-from eddecode_kernels.types import SamplingRows
+from eddecode_kernels.types import SampledTokens, SamplingRows
+from helpers import kernel_oracle
+from helpers.kernel_oracle import BAD, TOLERANCE, Case, assert_draws, probabilities, random_case
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 ALONE = DEVICE == "cpu" and not gpu_kernels.INTERPRETED
@@ -51,10 +50,8 @@ def test_they_pass_under_the_interpreter() -> None:
     assert int(done.stdout.split(" passed")[0].split()[-1]) >= 20
 
 
-def run(
-    cases: list[Case], uniforms: np.ndarray, vocabulary: np.ndarray | None = None
-) -> shared.SampledTokens:
-    return shared.run(cases, uniforms, vocabulary, "triton", DEVICE)
+def run(cases: list[Case], uniforms: np.ndarray, vocabulary: np.ndarray | None = None) -> SampledTokens:
+    return kernel_oracle.run(cases, uniforms, vocabulary, "triton", DEVICE)
 
 
 @runs
@@ -78,7 +75,7 @@ def test_every_token_of_the_support_is_drawn_at_the_middle_of_its_interval(filte
         [np.round(rng.normal(size=90) * 8) / 8 for _ in range(2)], [1.5, -0.5], temperature=1.3, **filters
     )
     p = probabilities(case, None)
-    tokens = np.flatnonzero(p > 3 * shared.TOLERANCE)
+    tokens = np.flatnonzero(p > 3 * TOLERANCE)
     draw = run([case] * len(tokens), (np.cumsum(p) - p / 2)[tokens])
     np.testing.assert_array_equal(draw.tokens.cpu().numpy(), tokens)
 
@@ -141,14 +138,15 @@ COMPILE = """
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from eddecode_kernels import gpu_kernels as kernels
+from eddecode_kernels import triton_kernels as kernels
 
 TYPES = {"weight": "*fp32", "contrast": "*fp32", "vocabulary": "*u8", "z": "*fp32", "tops": "*fp32", "sums": "*fp64",
          "base": "*fp32", "temperature": "*fp32", "top_p": "*fp32", "min_p": "*fp32", "top_k": "*i64",
          "log_tau": "*fp32", "uniforms": "*fp64", "tokens": "*i64", "logprobs": "*fp32", "status": "*i32"}
 for kernel, constants in [(kernels.add_term, {"FIRST": True, "MASKED": True, "BLOCK": 2048}),
                           (kernels.add_term, {"FIRST": False, "MASKED": False, "BLOCK": 2048}),
-                          (kernels.draw, {"BLOCK": 2048, "CUTS": 16}), (kernels.look_up, {"TERM": 1, "PARTS": 64})]:
+                          (kernels.sample, {"BLOCK": 2048, "CUTS": 16}),
+                          (kernels.token_logprob, {"TERM": 1, "PARTS": 64})]:
     names = kernel.arg_names
     signature = {n: "constexpr" if n in constants else TYPES[n.removesuffix("_ptr")] if n.endswith("_ptr")
                  else "i64" if n.endswith("stride") else "i32" for n in names}
@@ -171,8 +169,8 @@ def test_the_kernels_compile_for_a_gpu() -> None:
         "True",
         "add_term",
         "True",
-        "draw",
+        "sample",
         "True",
-        "look_up",
+        "token_logprob",
         "True",
     ], done.stderr
