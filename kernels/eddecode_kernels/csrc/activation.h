@@ -1,4 +1,4 @@
-// Activation functions, each number by the same instructions wherever it stands.
+// Activation functions; every number by the same instructions, wherever it is in the array.
 #pragma once
 
 #include "lanes.h"

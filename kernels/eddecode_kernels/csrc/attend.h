@@ -1,6 +1,6 @@
-// Attention of new tokens over the slots of a cache. Each row has a length of its own, so each query has a range of keys
-// that it sees, and nothing else is read. No mask is built, no head is repeated, scores and weights stay in float32. The
-// order of a query's sums depends on its own range alone: the same bits in any batch.
+// Attention of new tokens over the slots of a cache. Each row has a length of its own, so each query has a range of
+// keys that it sees, and nothing else is read. No mask is built, no head is repeated, scores and weights stay in
+// float32. The order of a query's sums depends on its own range alone: the same bits in any batch.
 
 #pragma once
 
@@ -14,7 +14,7 @@ namespace eddecode {
 struct Attention {
     const void *queries, *keys, *values;
     void* out;                                            // (rows, tokens, heads, value_size), contiguous
-    const int64_t *key_start, *key_end;                   // (rows, tokens): a query sees key_start <= position < key_end
+    const int64_t *key_start, *key_end;                   // (rows, tokens); keys start <= position < end are seen
     int64_t rows, tokens, heads, kv_heads, key_size, value_size;
     int64_t query_row, query_head, query_token;           // strides in elements; the innermost ones are 1,
     int64_t key_row, key_head, value_row, value_head;     // and a key follows the one before it at once
@@ -22,10 +22,10 @@ struct Attention {
     float scale, softcap;                                 // softcap 0 is none
 };
 
-constexpr int TOGETHER = 4;  // queries of one head of keys that are computed together, so that keys are read once for all
-constexpr int WIDE = 4;      // vectors of a value's numbers that are summed at a time
+constexpr int TOGETHER = 4;  // queries of one head of keys that are computed together: keys are read once
+constexpr int WIDE = 4;      // vectors of a value that are summed at a time
 
-constexpr int64_t FETCHED = 64;  // keys of the next head that are fetched ahead; the hardware goes on by itself
+constexpr int64_t FETCHED = 64;  // keys of the next head that are prefetched; the hardware prefetches the rest
 
 inline void fetch(const void* from, int64_t bytes) {
     for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch((const char*)from + at);
@@ -54,7 +54,7 @@ void score(const typename D::T* keys, const typename D::T* packed, int64_t K, in
     }
 }
 
-// Scores of one query to weights that are not yet divided by their sum, which is returned.
+// Turns the scores of one query into softmax weights that are not divided by their sum; returns the sum.
 inline float weigh(float* scores, int64_t span, int64_t from, int64_t to, float scale, float softcap) {
     const int64_t padded = (span + LANES - 1) / LANES * LANES;
     for (int64_t i = 0; i < from; ++i) scores[i] = -INF;
@@ -65,7 +65,7 @@ inline float weigh(float* scores, int64_t span, int64_t from, int64_t to, float 
         if (softcap > 0)
             for (int lane = 0; lane < LANES; ++lane) s[lane] = softcap * std::tanh(s[lane] / softcap);
         for (int lane = 0; softcap > 0 && lane < LANES; ++lane)
-            if (i + lane < from || i + lane >= to) s[lane] = -INF;  // a cap would have made it a number
+            if (i + lane < from || i + lane >= to) s[lane] = -INF;  // the softcap has made −inf finite
         store(scores + i, s);
         tops = s > tops ? s : tops;
     }
@@ -79,7 +79,7 @@ inline float weigh(float* scores, int64_t span, int64_t from, int64_t to, float 
     return sum_of(sum);
 }
 
-// M queries' weighted sums of `wide` vectors of the values; the last one holds `last` numbers.
+// Weighted sums of `wide` vectors of the values for M queries; the last vector has `last` numbers.
 template <class T, int M>
 void gather(const T* values, int64_t size, int wide, int64_t last, const float* weights, int64_t pitch, int64_t first,
             int64_t stop, F16 (*sums)[WIDE]) {
@@ -114,13 +114,15 @@ void attend_queries(const Attention& a, int64_t row, int64_t key_head, const Que
     if (int64_t(packed.size()) < TOGETHER * a.key_size) packed.resize(TOGETHER * a.key_size);
     for (int m = 0; m < M; ++m)
         std::memcpy(packed.data() + m * a.key_size,
-                    (const T*)a.queries + row * a.query_row + query[m].head * a.query_head + query[m].token * a.query_token,
+                    (const T*)a.queries + row * a.query_row + query[m].head * a.query_head +
+                        query[m].token * a.query_token,
                     a.key_size * sizeof(T));
     score<D>(keys, packed.data(), a.key_size, M, first, stop, scores.data(), pitch, (const char*)values,
              a.value_size * sizeof(T));
     float total[TOGETHER];
     for (int m = 0; m < M; ++m)
-        total[m] = weigh(scores.data() + m * pitch, span, query[m].first - first, query[m].stop - first, a.scale, a.softcap);
+        total[m] = weigh(scores.data() + m * pitch, span, query[m].first - first, query[m].stop - first, a.scale,
+                         a.softcap);
 
     for (int64_t start = 0; start < a.value_size; start += WIDE * LANES) {
         const int64_t left = std::min<int64_t>(a.value_size - start, WIDE * LANES);
@@ -131,7 +133,8 @@ void attend_queries(const Attention& a, int64_t row, int64_t key_head, const Que
         gathered(values + start, a.value_size, wide, last, scores.data(), pitch, first, stop, sums);
         for (int m = 0; m < M; ++m) {
             T* out = (T*)a.out + ((row * a.tokens + query[m].token) * a.heads + query[m].head) * a.value_size + start;
-            for (int v = 0; v < wide; ++v) round_some(out + v * LANES, sums[m][v] / total[m], v + 1 == wide ? last : LANES);
+            for (int v = 0; v < wide; ++v)
+                round_some(out + v * LANES, sums[m][v] / total[m], v + 1 == wide ? last : LANES);
         }
     }
 }
@@ -149,12 +152,12 @@ void attend_in_team(const Attention& a) {
         Query query[TOGETHER];
         const int M = int(std::min<int64_t>(TOGETHER, queries - part * TOGETHER));
         for (int m = 0; m < M; ++m) {
-            // Neighbours in `query` are heads of one group first, then tokens: they see nearly the same keys.
+            // Neighbors in `query` are heads of one group first, then tokens: they see nearly the same keys.
             const int64_t i = part * TOGETHER + m, token = i / group;
             query[m] = {token, key_head * group + i % group, a.key_start[row * a.tokens + token],
                         a.key_end[row * a.tokens + token]};
         }
-        if (part == parts - 1 && key_head + 1 < a.kv_heads)  // the next head's keys lie apart: ask for them in time
+        if (part == parts - 1 && key_head + 1 < a.kv_heads)  // the next head's keys are elsewhere in memory
             fetch((const T*)a.keys + row * a.key_row + (key_head + 1) * a.key_head + query[0].first * a.key_size,
                   std::min<int64_t>(query[M - 1].stop - query[0].first, FETCHED) * a.key_size * sizeof(T));
         attend_queries<D>(a, row, key_head, query, M);

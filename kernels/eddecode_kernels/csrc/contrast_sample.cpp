@@ -1,10 +1,11 @@
 // Contrast and sample on the CPU. A row is read once, in blocks that stay in the first-level cache: each block yields
-// the partial softmax sums of every model and of the contrast, and the draw needs those sums and one block again.
-// Only a row with top-k, top-p or min-p keeps its contrast and its exponentials, in buffers that are used over and
-// over. All filters are a threshold on the contrast, so they never sort the row.
+// the partial softmax sums of every model and of the contrast; sampling needs those sums and one of the blocks again.
+// Only a row with top-k, top-p or min-p keeps its contrast and its exponentials, in buffers that are reused. All
+// filters are a threshold on the contrast, so the row is never sorted.
 //
-// Work is split over rows, or over the blocks of one row when there are fewer rows than threads. Blocks are the same
-// either way and their sums are added in order, so that the number of threads and the batch mates change nothing.
+// Work is divided by rows, or by the blocks of one row when there are fewer rows than threads. Blocks are the same
+// either way and their sums are added in order, so that a row's result depends neither on the number of threads nor on
+// the other rows.
 
 #include <algorithm>
 #include <functional>
@@ -16,15 +17,15 @@
 
 namespace eddecode {
 
-constexpr int64_t WORTH_SHARING = 1 << 18;  // logits per term in a call, below which it stays on one thread
-constexpr int CUTS = 8;                     // thresholds that one narrowing pass tries at once
+constexpr int64_t PARALLEL_FROM = 1 << 18;  // logits per term in a call, below which it stays on one thread
+constexpr int CUTS = 8;                     // thresholds that one pass over the row tests at once
 
-// Everything that a thread keeps from row to row; it only ever grows.
+// Buffers that a thread keeps from row to row; they only grow.
 struct Workspace {
     std::vector<std::vector<Part>> terms;
     std::vector<Part> plain, tempered;  // of the contrast, at temperature 1 and at the row's own
     std::vector<float> contrast, exps, tops, lows;
-    std::vector<double> factors, masses, normalisers, partial;
+    std::vector<double> factors, masses, normalizers, partial;
     std::vector<Weighted> items;
 
     void fit(const EddecodeCall& call, bool filtered) {
@@ -34,7 +35,7 @@ struct Workspace {
         for (auto* parts : {&plain, &tempered}) grow(*parts, blocks);
         for (auto* floats : {&tops, &lows}) grow(*floats, blocks);
         for (auto* doubles : {&factors, &masses}) grow(*doubles, blocks);
-        grow(normalisers, call.terms);
+        grow(normalizers, call.terms);
         if (!filtered) return;
         for (auto* floats : {&contrast, &exps}) grow(*floats, blocks * BLOCK);
         grow(partial, blocks * CUTS);
@@ -47,7 +48,7 @@ struct Workspace {
     }
 };
 
-// The largest of `count` parts and Σ over all of them relative to it; factors[b] is what a block's own sum weighs.
+// The largest value of `count` parts, and the sum over all of them relative to it; factors[b] scales the sum of b.
 struct Total {
     float top;
     double sum;
@@ -141,19 +142,20 @@ class RowSampler {
         if (plain.top == INF || std::isnan(plain.sum)) status = NON_FINITE_CONTRAST;
         for (int64_t i = call_.terms - 1; i >= 0; --i) {
             const Total own(w_.terms[i], blocks_of(call_.widths[i]), 1.0);
-            if (std::isnan(own.sum) || (own.top == INF && row_.weight(i) != 0.0f)) status = NON_FINITE_LOGITS + int32_t(i);
-            w_.normalisers[i] = own.logsumexp();
+            if (std::isnan(own.sum) || (own.top == INF && row_.weight(i) != 0.0f))
+                status = NON_FINITE_LOGITS + int32_t(i);
+            w_.normalizers[i] = own.logsumexp();
         }
         if (status != FINE) return;
         float chosen = 0.0f;
-        const int64_t token = row_.temperature > 0 ? draw(chosen) : greedy(plain.top, chosen);
+        const int64_t token = row_.temperature > 0 ? sample(chosen) : greedy(plain.top, chosen);
         call_.tokens[row_.row] = token;
-        for (int64_t i = 0; i < call_.terms; ++i) give(i, row_.logits(i)[token], w_.normalisers[i]);
-        give(call_.terms, chosen, plain.logsumexp());
+        for (int64_t i = 0; i < call_.terms; ++i) set_logprob(i, row_.logits(i)[token], w_.normalizers[i]);
+        set_logprob(call_.terms, chosen, plain.logsumexp());
     }
 
-    void give(int64_t term, float z, double normaliser) {
-        call_.logprobs[term * call_.rows + row_.row] = z == -INF ? -INF : float(z - normaliser);
+    void set_logprob(int64_t term, float z, double normalizer) {
+        call_.logprobs[term * call_.rows + row_.row] = z == -INF ? -INF : float(z - normalizer);
     }
 
     int64_t greedy(float top, float& chosen) {
@@ -166,8 +168,8 @@ class RowSampler {
         return b * BLOCK + j;
     }
 
-    // The smallest id whose cumulated mass exceeds u times the total.
-    int64_t draw(float& chosen) {
+    // The smallest id whose cumulative mass exceeds u times the total.
+    int64_t sample(float& chosen) {
         const Total all_mass(w_.tempered, blocks_, 1.0 / row_.temperature, w_.factors.data());
         const float least = row_.filtered ? filters(all_mass) : -INF;
         double total = 0;
@@ -177,7 +179,7 @@ class RowSampler {
         }
         const double target = call_.uniforms[row_.row] * total;
         double before = 0;
-        int64_t block = -1;  // if rounding lets no block exceed the target, the last that has any mass
+        int64_t block = -1;  // the last one with any mass, if by rounding no block exceeds the target
         for (int64_t b = 0; b < blocks_; ++b) {
             if (w_.masses[b] <= 0) continue;
             if (block >= 0) before += w_.masses[block];
@@ -204,7 +206,7 @@ class RowSampler {
         return block * BLOCK + last;
     }
 
-    // The smallest contrast that top-k, top-p on what top-k left, and min-p keep.
+    // The smallest contrast that is kept by top-k, by top-p on what top-k left, and by min-p.
     float filters(const Total& all_mass) {
         const EddecodeCall& call = call_;
         const int64_t row = row_.row, k = call.top_k[row];
@@ -254,8 +256,9 @@ class RowSampler {
         return edge<true>(low, top, double(k), !few);
     }
 
-    // The smallest contrast above `low` with less than `target` strictly above it. With UNIT, every token weighs 1,
-    // else its mass. `many`: narrow the interval by counting passes before its tokens are picked out.
+    // The smallest contrast above `low` with a weight of less than `target` strictly above it. With UNIT every token
+    // has the weight 1, else its mass. `many`: narrow the interval by passes over the row before its tokens are
+    // collected.
     template <bool UNIT>
     float edge(float low, float high, double target, bool many) {
         double above = 0;
@@ -278,7 +281,7 @@ class RowSampler {
         return found ? threshold(w_.items.data(), found, above, target) : high;
     }
 
-    // Weight above each of the cuts (ascending) in one block.
+    // Weight above each of the cuts, which ascend, in one block.
     template <bool UNIT>
     void weigh(int64_t b, const float* cuts, double* weights) const {
         std::fill(weights, weights + CUTS, 0.0);
@@ -336,7 +339,7 @@ void sample_row(const EddecodeCall& call, int64_t row, int threads) {
 extern "C" void eddecode_contrast_and_sample(const EddecodeCall* call) {
     // One thread or all of them: OpenMP rebuilds its pool when a team's size changes. Below a fraction of a millisecond
     // of work, waiting for a second thread (on a busy machine: for its time slice) costs more than it saves.
-    const bool worth = call->rows * call->width >= eddecode::WORTH_SHARING;
+    const bool worth = call->rows * call->width >= eddecode::PARALLEL_FROM;
     const int threads = worth ? int(std::max<int64_t>(call->threads, 1)) : 1;
     if (call->rows < threads) {
         for (int64_t row = 0; row < call->rows; ++row) eddecode::sample_row(*call, row, threads);

@@ -1,10 +1,11 @@
-// A whole decoder layer of a Llama-shaped transformer in one call: normalize, attend, add, normalize, feed forward, add.
-// Between the matrix products only small loops remain, over data that is in the cache already. In torch each of them is
-// a call with buffers of its own, and with many rows they take longer than the matrix products.
+// A whole decoder layer of a Llama-shaped transformer in one call: normalize, attend, add, normalize, feed forward,
+// add. Between the matrix products only small loops remain, over data that is in the cache already. In torch each of
+// them is a call with buffers of its own, and with many rows they take longer than the matrix products.
 //
 // One team of threads runs the phases one after the other. A phase is divided by rows of W, by rows of x or by heads.
-// Values between phases stay in float32 unless they are the input of a matrix product. As in tiles.h, the order of every
-// sum depends on sizes alone: a row has the same bits in any batch, and whether its tokens come one by one or together.
+// Values between phases stay in float32 unless they are the input of a matrix product. As in tiles.h, the order of
+// every sum depends on sizes alone: a row has the same bits in any batch, and whether its tokens come one by one or
+// together.
 
 #include <vector>
 
@@ -38,7 +39,7 @@ struct Context {
     const int64_t *positions, *key_start, *key_end;       // (rows, tokens)
     int64_t rows, tokens, threads;
     int64_t rotary_dim;                                   // the first numbers of a head, which are rotated
-    int64_t lora_start, lora_step;                        // rows start, start + step, … add the low-rank term; step 0: none
+    int64_t lora_start, lora_step;                        // rows start, start + step, … add the low-rank term; 0: none
 };
 
 struct Cache {  // keys and values, (rows, kv_heads, …, head_dim); strides in elements
@@ -88,7 +89,8 @@ void multiply_lora_a(const Linear& linear, const typename D::T* x, int64_t M, fl
             float out[SHARE * ROWS];
             const int rows = int(std::min<int64_t>(ROWS, linear.rank - j));
             const int64_t count = std::min(SHARE, M - start);
-            strip<D>((const typename D::T*)linear.lora_a + j * linear.k, x + start * linear.k, linear.k, count, rows, out);
+            const auto* a = (const typename D::T*)linear.lora_a + j * linear.k;
+            strip<D>(a, x + start * linear.k, linear.k, count, rows, out);
             for (int64_t m = 0; m < count; ++m)
                 std::memcpy(thin + (start + m) * linear.rank + j, out + m * ROWS, rows * sizeof(float));
         }
@@ -108,8 +110,8 @@ void add_lora(const Linear& linear, int64_t n, int64_t rows, const float* thin, 
 
 // Outputs n … n+15 of all rows, out[m·16 + r]; numbers beyond the last output are not defined.
 template <class D>
-void outputs(const Linear& linear, int64_t n, const typename D::T* x, int64_t M, const float* thin, const LoraTokens& lora,
-             float* out) {
+void outputs(const Linear& linear, int64_t n, const typename D::T* x, int64_t M, const float* thin,
+             const LoraTokens& lora, float* out) {
     const int rows = int(std::min<int64_t>(ROWS, linear.n - n));
     strip<D>((const typename D::T*)linear.weight + n * linear.k, x, linear.k, M, rows, out);
     if (linear.bias) {
@@ -124,7 +126,8 @@ void outputs(const Linear& linear, int64_t n, const typename D::T* x, int64_t M,
 
 // done(n, rows, out) for every 16 outputs of a linear layer, by the threads of the team; no barrier at the end.
 template <class D, class Done>
-void multiply(const Linear& linear, const typename D::T* x, int64_t M, const float* thin, const LoraTokens& lora, Done done) {
+void multiply(const Linear& linear, const typename D::T* x, int64_t M, const float* thin, const LoraTokens& lora,
+              Done done) {
 #pragma omp for schedule(static) nowait
     for (int64_t n = 0; n < linear.n; n += ROWS) {
         float out[CHUNK * ROWS];
@@ -135,7 +138,8 @@ void multiply(const Linear& linear, const typename D::T* x, int64_t M, const flo
 
 // One head of one token: normalize if the model does, rotate by its position, round.
 template <class T>
-void rotate(const float* x, const void* norm, const Layer& layer, int64_t rotary_dim, const T* cos, const T* sin, T* to) {
+void rotate(const float* x, const void* norm, const Layer& layer, int64_t rotary_dim, const T* cos, const T* sin,
+            T* to) {
     float head[1024];
     if (norm) {
         normalize(x, (const T*)norm, head, layer.head_dim, layer.norm_epsilon, layer.weight_offset_one);
@@ -210,9 +214,11 @@ struct Chunk {
             const int64_t key = head - layer.heads, value = key - layer.kv_heads;
             const float* from = projected + m * wide + head * size;
             const int64_t i = at(m), r = row + m / tokens, position = context.positions[i];
-            const T *cos = (const T*)context.cos + i * context.rotary_dim, *sin = (const T*)context.sin + i * context.rotary_dim;
+            const int64_t angle = i * context.rotary_dim;
+            const T *cos = (const T*)context.cos + angle, *sin = (const T*)context.sin + angle;
             if (key < 0) {
-                rotate(from, layer.query_norm, layer, context.rotary_dim, cos, sin, queries + (m * layer.heads + head) * size);
+                T* to = queries + (m * layer.heads + head) * size;
+                rotate(from, layer.query_norm, layer, context.rotary_dim, cos, sin, to);
             } else if (value < 0) {
                 T* to = (T*)cache.keys + r * cache.key_row + key * cache.key_head + position * size;
                 rotate(from, layer.key_norm, layer, context.rotary_dim, cos, sin, to);
@@ -231,7 +237,7 @@ struct Chunk {
         a.key_end = context.key_end + row * context.tokens + token;
         a.rows = rows, a.tokens = tokens, a.heads = layer.heads, a.kv_heads = layer.kv_heads;
         a.key_size = a.value_size = layer.head_dim;
-        a.query_token = layer.heads * layer.head_dim, a.query_head = layer.head_dim, a.query_row = tokens * a.query_token;
+        a.query_head = layer.head_dim, a.query_token = layer.heads * a.query_head, a.query_row = tokens * a.query_token;
         a.key_row = cache.key_row, a.key_head = cache.key_head;
         a.value_row = cache.value_row, a.value_head = cache.value_head;
         a.scale = layer.scale, a.softcap = layer.softcap;
@@ -243,7 +249,10 @@ struct Chunk {
         prepare_lora(from, linear);
         multiply<D>(linear, from, M, thin, lora, [&](int64_t n, int64_t count, const float* out) {
             for (int64_t m = 0; m < M; ++m)
-                round_some(to + m * linear.n + n, widen_part(residual + m * linear.n + n, count) + load(out + m * ROWS), count);
+            {
+                const int64_t at = m * linear.n + n;
+                round_some(to + at, widen_part(residual + at, count) + load(out + m * ROWS), count);
+            }
         });
 #pragma omp barrier
     }
@@ -296,8 +305,8 @@ void run(const Layer& layer, const Context& context, const Cache& cache, const t
         for (int64_t token = 0; token < context.tokens; token += tokens) {
             const int64_t r = std::min(rows, context.rows - row), t = std::min(tokens, context.tokens - token);
             const int64_t skip = (row * context.tokens + token) * size;
-            Chunk<D>{layer, context, cache, row, r, token, t, r * t, x + skip, y + skip, normed, queries, attended, middle,
-                     inner, projected, thin}();
+            Chunk<D>{layer, context, cache, row, r, token, t, r * t, x + skip, y + skip, normed, queries, attended,
+                     middle, inner, projected, thin}();
         }
 }
 

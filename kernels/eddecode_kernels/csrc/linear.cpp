@@ -1,14 +1,14 @@
-// y = x·Wᵀ + b for few rows of x: the product that a decode step waits for, and the one it spends its memory bandwidth
-// on. W stays as the checkpoint has it, (N, K) row-major in float32 or bfloat16, so nothing is packed or held twice.
-// Products are summed in float32 whatever W is. The order of every sum depends on K alone, not on how many rows x has
-// or which thread computes it, so a row's result does not depend on its batch mates.
+// y = x·Wᵀ + b for few rows of x: most of the time of a decode step, and of its memory bandwidth. W stays as it is in
+// the checkpoint, (N, K) row-major in float32 or bfloat16, so nothing is packed or stored twice. Products are summed in
+// float32 whatever the type of W. The order of every sum depends on K alone, not on how many rows x has or which thread
+// computes it, so a row's result does not depend on the other rows.
 
 #include "tiles.h"
 
 namespace eddecode {
 namespace {
 
-constexpr int64_t SMALL = 1 << 16;  // multiplications below which a second thread costs more than it brings
+constexpr int64_t SMALL = 1 << 16;  // multiplications below which a second thread costs more than it saves
 
 template <class D, class Out>
 void linear(const typename D::T* w, const typename D::T* x, const float* bias, Out* y, int64_t N, int64_t K, int64_t M,

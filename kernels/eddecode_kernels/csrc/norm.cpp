@@ -1,5 +1,5 @@
-// RMSNorm as a call of its own. In torch it is six small operations, twice in every layer, and its reciprocal square root
-// gives other last bits for few rows than for many.
+// RMSNorm as a call of its own. In torch it is six small operations, twice in every layer, and its reciprocal square
+// root gives other last bits for few rows than for many.
 
 #include "norm.h"
 

@@ -7,8 +7,8 @@
 
 namespace eddecode {
 
-// `weight_offset_one`: multiply by 1 + weight and round last (Gemma); else the normalized row is rounded to the weight's
-// type before it is multiplied by the weight (Llama). Sums have a fixed order, whatever else is in the batch.
+// `weight_offset_one`: multiply by 1 + weight and round last (Gemma); else the normalized row is rounded to the
+// weight's type before it is multiplied by the weight (Llama). Sums have a fixed order, whatever else is in the batch.
 template <class X, class T, class Y>
 void normalize(const X* x, const T* weight, Y* y, int64_t size, double epsilon, bool weight_offset_one) {
     F16 sums{};

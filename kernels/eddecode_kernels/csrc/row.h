@@ -1,5 +1,5 @@
-// What one call is given, and how one row of it is read: its contrast block by block, under its masks, and the partial
-// softmax sums of a block.
+// The arguments of one call, and how one of its rows is read: its contrast block by block, with its masks, and the
+// partial softmax sums of a block.
 #pragma once
 
 #include <algorithm>
@@ -12,7 +12,14 @@ namespace eddecode {
 
 constexpr int64_t BLOCK = 1024;
 
-enum Status : int32_t { FINE = 0, NO_CANDIDATES = 1, NON_FINITE_CONTRAST = 2, OUT_OF_MEMORY = 3, NON_FINITE_LOGITS = 4 };
+// As in types.py.
+enum Status : int32_t {
+    FINE = 0,
+    NO_CANDIDATES = 1,
+    NON_FINITE_CONTRAST = 2,
+    OUT_OF_MEMORY = 3,
+    NON_FINITE_LOGITS = 4,  // + the index of the term
+};
 
 }  // namespace eddecode
 
@@ -49,7 +56,7 @@ inline int64_t blocks_of(int64_t width) { return (width + BLOCK - 1) / BLOCK; }
 
 inline int64_t padded(int64_t count) { return (count + LANES - 1) / LANES * LANES; }
 
-// A block of `count` floats, copied and filled up with −inf if it ends in the middle of a vector.
+// A block of `count` floats; if it ends in the middle of a vector, a copy padded with −inf.
 inline const float* whole_lanes(const float* at, int64_t count, float* room) {
     if (count % LANES == 0) return at;
     std::memcpy(room, at, count * sizeof(float));
@@ -66,7 +73,7 @@ inline float largest_of(const float* x, int64_t count) {
     return largest(top);
 }
 
-// `count` is a multiple of LANES; the exponentials go to `keep` unless it is null. NaN anywhere makes the sum NaN.
+// `count` is a multiple of LANES; the exponentials are stored in `keep` unless it is null. A NaN makes the sum NaN.
 inline Part part_of(const float* x, int64_t count, float top, float scale, float* keep) {
     if (!std::isfinite(top)) {
         double sum = top == INF ? 1.0 : 0.0;
@@ -88,7 +95,7 @@ struct Row {
     const EddecodeCall& call;
     int64_t row;
     float temperature, scale;  // scale: 1/T
-    float plausible;           // the base logit below which an id is implausible
+    float plausible;           // ids with a smaller base logit are implausible
     bool filtered;
 
     Row(const EddecodeCall& c, int64_t r) : call(c), row(r), temperature(c.temperature[r]), plausible(-INF) {

@@ -1,10 +1,9 @@
-// How likely given tokens are under two models, and under every contrast of them: one reading of two rows of logits for
-// any number of weights. A block of both rows is brought into the first-level cache once, and everything that is to be
-// known of it is summed there: per model its softmax and its part of the divergence from the other, per contrast its
-// softmax.
+// Log-probabilities of given tokens under two models and under every contrast of them: one pass over two rows of logits
+// for any number of weights. A block of both rows is loaded into the first-level cache once, and all sums over it are
+// taken there: per model its softmax and its part of the divergence from the other, per contrast its softmax.
 //
-// A contrast costs little more than its exponentials: the largest value is looked for in the first block only, and is
-// then a reference that later blocks may exceed, as long as floats can hold the exponential of the difference.
+// A contrast costs little more than its exponentials: the largest value is searched in the first block only, and is
+// then a reference that later blocks may exceed, as long as floats can represent the exponential of the difference.
 
 #include <algorithm>
 #include <cmath>
@@ -29,13 +28,13 @@ namespace {
 
 constexpr int64_t BLOCK = 2048;  // three buffers of it fit the first-level cache
 
-// Σ exp(x − top) and Σ exp(x − top)·y over what has been seen so far. `top` only rises where a block lies above it, so
+// Σ exp(x − top) and Σ exp(x − top)·y over the blocks so far. `top` only rises where a block is above it, so
 // rescaling is rare. NaN or +inf makes the sum NaN.
 struct Running {
     float top = -INF;
     double sum = 0.0, moment = 0.0;
 
-    // Whether there is anything to add of a block with this largest value.
+    // Raises `top` for a block with this largest value; whether the block has anything to add.
     bool rise(float above, bool nan) {
         if (nan || above == INF) sum = NAN;
         if (nan || above == INF || above == -INF) return false;
@@ -48,13 +47,13 @@ struct Running {
         return true;
     }
 
-    double normaliser() const { return sum == 0.0 ? -double(INF) : double(top) + std::log(sum); }
+    double normalizer() const { return sum == 0.0 ? -double(INF) : double(top) + std::log(sum); }
 };
 
 constexpr float CEILING = 80.0f;    // exp(80)·BLOCK is a float
-constexpr double TOO_MUCH = 1e33;  // more than a block below its reference can sum to; exp(80) is 5.5e34
+constexpr double TOO_LARGE = 1e33;  // more than the sum of a block below its reference; exp(80) is 5.5e34
 
-inline F16 held(F16 x) {  // NaN stays NaN
+inline F16 clamped(F16 x) {  // NaN stays NaN
 #if defined(__AVX512F__)
     return (F16)_mm512_min_ps((__m512)all(CEILING), (__m512)x);
 #else
@@ -62,10 +61,10 @@ inline F16 held(F16 x) {  // NaN stays NaN
 #endif
 }
 
-// exp(x) for any x, held at exp(CEILING); see exp_nonpositive. Fused where the machine can: one rounding fewer each.
-inline F16 exp_held(F16 x) {
+// exp(x) for any x, at most exp(CEILING); see exp_nonpositive. Fused where the machine can: one rounding fewer each.
+inline F16 exp_clamped(F16 x) {
     const auto fused = [](F16 a, F16 b, F16 c) { return Float32::multiply_add(c, a, b); };  // a·b + c
-    x = held(x);
+    x = clamped(x);
     F16 shifted = fused(x, all(1.44269504f), all(12582912.0f));
     F16 n = shifted - 12582912.0f;
     F16 r = fused(n, all(-1.42860677e-06f), fused(n, all(-0.693145751953125f), x));
@@ -83,12 +82,12 @@ inline F16 exp_held(F16 x) {
     return x < -87.0f ? F16{} : mantissa * power;
 }
 
-struct Seen {
+struct Range {
     float top, low;
     bool nan;
 };
 
-Seen look(const float* x, int64_t count) {
+Range range_of(const float* x, int64_t count) {
     F16 top = all(-INF), low = all(INF);
     I16 nan{};
     for (int64_t j = 0; j < count; j += LANES) {
@@ -102,17 +101,17 @@ Seen look(const float* x, int64_t count) {
     return {largest(top), smallest(low), any != 0};
 }
 
-void add(Running& to, const float* x, int64_t count, const Seen& seen) {
-    if (!to.rise(seen.top, seen.nan)) return;
+void add(Running& to, const float* x, int64_t count, const Range& range) {
+    if (!to.rise(range.top, range.nan)) return;
     Sum sum;
     for (int64_t j = 0; j < count; j += LANES) sum.add(exp_nonpositive(load(x + j) - to.top));
     to.sum += sum.total();
 }
 
-// The same, with the moment of x − y. Ids of no probability under x add nothing; if x has one that y has not, the
-// divergence is infinite.
-void add(Running& to, const float* x, const float* y, int64_t count, const Seen& seen, bool plain, bool& infinite) {
-    if (!to.rise(seen.top, seen.nan)) return;
+// The same, with the moment of x − y. Ids of no probability under x add nothing; an id that has some under x and none
+// under y makes the divergence infinite.
+void add(Running& to, const float* x, const float* y, int64_t count, const Range& range, bool plain, bool& infinite) {
+    if (!to.rise(range.top, range.nan)) return;
     Sum sum, moment;
     I16 alone{};
     for (int64_t j = 0; j < count; j += LANES) {
@@ -137,7 +136,7 @@ struct Scorer {
 
     explicit Scorer(const EddecodeScore& c) : call(c), contrasts(c.contrasts), chosen(c.contrasts) {}
 
-    // A block of logits, filled up with −inf to whole vectors.
+    // A block of logits, padded with −inf to whole vectors.
     const float* block(int64_t model, int64_t row, int64_t begin, int64_t count) {
         const float* at = call.logits[model] + row * call.strides[model] + begin;
         if (count % LANES == 0) return at;
@@ -146,7 +145,7 @@ struct Scorer {
         return copies[model];
     }
 
-    // A block with −inf at the ids that are in the vocabulary, or at those that are not.
+    // A block with −inf at the ids inside of the vocabulary, or at those outside.
     const float* without(bool inside, int64_t model, const float* x, int64_t begin, int64_t count) {
         float* to = masked[model];
         for (int64_t j = 0; j < count; ++j) to[j] = (call.vocabulary[begin + j] != 0) == inside ? -INF : x[j];
@@ -159,7 +158,7 @@ struct Scorer {
             const float v = call.weights[2 * a], w = call.weights[2 * a + 1];
             Running& to = contrasts[a];
             const double sum = plain && to.top > -INF ? above(base, aligned, v, w, to.top, count) : INF;
-            if (sum < TOO_MUCH)
+            if (sum < TOO_LARGE)
                 to.sum += sum;
             else
                 carefully(to, base, aligned, v, w, count);
@@ -176,10 +175,10 @@ struct Scorer {
 
     // Σ exp(contrast − top) of a block without any −inf.
     static double above(const float* base, const float* aligned, float v, float w, float top, int64_t count) {
-        const auto term = [&](int64_t j) { return exp_held((load(base + j) * v + load(aligned + j) * w) - top); };
+        const auto term = [&](int64_t j) { return exp_clamped((load(base + j) * v + load(aligned + j) * w) - top); };
         Sum sum;
         int64_t j = 0;
-        for (; j + 4 * LANES <= count; j += 4 * LANES)  // four floats of like size: the doubles are the long sum
+        for (; j + 4 * LANES <= count; j += 4 * LANES)  // sums of four floats are added up in double precision
             sum.add((term(j) + term(j + LANES)) + (term(j + 2 * LANES) + term(j + 3 * LANES)));
         for (; j < count; j += LANES) sum.add(term(j));
         return sum.total();
@@ -192,7 +191,7 @@ struct Scorer {
             if (w != 0.0f) c = y == -INF ? y : c == -INF ? c : c + y * w;
             store(mixed + j, c);
         }
-        add(to, mixed, count, look(mixed, count));
+        add(to, mixed, count, range_of(mixed, count));
     }
 
     void run(int64_t row) {
@@ -205,12 +204,12 @@ struct Scorer {
             const bool whole = !call.vocabulary || !std::memchr(call.vocabulary + begin, 0, real);
             for (int i = 0; i < 2 && !whole; ++i) {
                 const float* others = without(true, i, z[i], begin, real);
-                add(rest[i], others, count, look(others, count));
+                add(rest[i], others, count, range_of(others, count));
                 z[i] = without(false, i, z[i], begin, real);
             }
-            const Seen seen[2] = {look(z[0], count), look(z[1], count)};
-            const bool plain = seen[0].low > -INF && seen[1].low > -INF;
-            for (int i = 0; i < 2; ++i) add(safe[i], z[i], z[1 - i], count, seen[i], plain, infinite[i]);
+            const Range ranges[2] = {range_of(z[0], count), range_of(z[1], count)};
+            const bool plain = ranges[0].low > -INF && ranges[1].low > -INF;
+            for (int i = 0; i < 2; ++i) add(safe[i], z[i], z[1 - i], count, ranges[i], plain, infinite[i]);
             contrast(z[0], z[1], count, plain, call.targets[row] - begin);
         }
         finish(row, safe, rest, infinite);
@@ -218,27 +217,27 @@ struct Scorer {
 
     void finish(int64_t row, const Running* safe, Running* rest, const bool* infinite) {
         const int64_t target = call.targets[row];
-        double normaliser[2];
+        double normalizer[2];
         for (int64_t i = 0; i < 2; ++i) {
             const float* z = call.logits[i] + row * call.strides[i];
             for (int64_t begin = call.width; begin < call.widths[i]; begin += BLOCK) {
                 const int64_t real = std::min(BLOCK, call.widths[i] - begin);
                 const float* x = block(i, row, begin, real);
                 const int64_t count = (real + LANES - 1) / LANES * LANES;
-                add(rest[i], x, count, look(x, count));
+                add(rest[i], x, count, range_of(x, count));
             }
-            normaliser[i] = safe[i].normaliser();
-            const double other = rest[i].normaliser(), high = std::max(normaliser[i], other);
-            // A model that allows nothing at all is broken, as one with a NaN is.
-            const double total = high + std::log(std::exp(normaliser[i] - high) + std::exp(other - high));
+            normalizer[i] = safe[i].normalizer();
+            const double other = rest[i].normalizer(), high = std::max(normalizer[i], other);
+            // A model that gives no id any mass is broken, as one with a NaN is.
+            const double total = high + std::log(std::exp(normalizer[i] - high) + std::exp(other - high));
             call.logprobs[i * call.rows + row] = total != total ? total : double(z[target]) - total;
         }
         for (int64_t i = 0; i < 2; ++i) {
-            const double mean = safe[i].moment / safe[i].sum - normaliser[i] + normaliser[1 - i];
+            const double mean = safe[i].moment / safe[i].sum - normalizer[i] + normalizer[1 - i];
             call.divergences[i * call.rows + row] = infinite[i] ? double(INF) : mean < 0.0 ? 0.0 : mean;
         }
         for (int64_t a = 0; a < call.contrasts; ++a) {
-            const double total = contrasts[a].normaliser();
+            const double total = contrasts[a].normalizer();
             const bool never = chosen[a] == -INF && total == total;
             call.logprobs[(2 + a) * call.rows + row] = never ? -double(INF) : double(chosen[a]) - total;
         }

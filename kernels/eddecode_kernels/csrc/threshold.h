@@ -1,7 +1,7 @@
-// Top-k and top-p are the same question: what is the smallest value such that the weight of everything strictly above
-// it is still below a target? With weight 1 and target k that is the k-th largest value; with probabilities and
-// target p it is the edge of the nucleus. Values that tie share their fate. The answer is exact on any distribution:
-// a histogram finds the bin of the edge, only that bin is looked into again, and what is left at the end is sorted.
+// Top-k and top-p are the same problem: find the smallest value such that the weight of everything strictly above it is
+// less than a target. With weight 1 and target k that is the k-th largest value; with probabilities and target p it is
+// the edge of the nucleus. Equal values are kept or dropped together. The result is exact on any distribution: a
+// histogram finds the bin of the edge, only that bin is refined, and what is left at the end is sorted.
 #pragma once
 
 #include <algorithm>
@@ -35,7 +35,7 @@ inline float threshold(Weighted* items, int64_t count, double above, double targ
         for (int64_t i = 0; i < count; ++i) weights[bin_of(items[i].value)] += items[i].weight;
         int edge = 0;
         for (; edge < BINS - 1 && above + weights[edge] < target; ++edge) above += weights[edge];
-        // The edge's bin has items: it crossed the target by their weight, or it is the last, the lowest value's.
+        // The bin of the edge has items: their weight crosses the target, or it is the last bin, with the lowest value.
         int64_t kept = 0;
         for (int64_t i = 0; i < count; ++i)
             if (bin_of(items[i].value) == edge) items[kept++] = items[i];

@@ -1,6 +1,6 @@
-// Sums of products over few rows of x and many rows of W, both as they lie in memory: what a linear layer and the scores
-// of attention have in common. The order of every sum depends on K alone, not on how many rows there are or which
-// thread computes them, so that a row's result has the same bits in any batch.
+// Dot products of few rows of x with many rows of W, both row-major: for linear layers and for the scores of attention.
+// The order of every sum depends on K alone, not on how many rows there are or which thread computes them, so that a
+// row's result has the same bits in any batch.
 #pragma once
 
 #include <algorithm>
@@ -13,7 +13,7 @@
 namespace eddecode {
 
 constexpr int ROWS = 16;     // rows of W that one thread takes at a time
-constexpr int AHEAD = 8;     // rows of W that are fetched ahead while several rows of x wait for them
+constexpr int AHEAD = 8;     // rows of W that are prefetched while several rows of x are multiplied
 
 struct Float32 {
     using T = float;
@@ -56,7 +56,7 @@ typename D::V get_part(const typename D::T* at, int64_t count) {
     return D::get(padded);
 }
 
-// Half of the lanes of a sum are added to the other half, for two vectors at once: lane l of the result belongs to b if
+// Adds half of the lanes of a sum to the other half, for two vectors at once: lane l of the result belongs to b if
 // bit H of l is set, else to a. Four rounds turn 16 vectors into one that holds the sum of vector i in lane i.
 template <int H>
 F16 fold(F16 a, F16 b) {
@@ -96,7 +96,7 @@ inline void tile(const typename D::T* w, const typename D::T* x, int64_t K, floa
         typename D::V xs[M];
         for (int m = 0; m < M; ++m) xs[m] = D::get(x + m * K + k);
         for (int r = 0; r < R; ++r) {
-            if (FETCH) __builtin_prefetch(w + (r + AHEAD) * K + k);  // past the end of W it fetches nothing
+            if (FETCH) __builtin_prefetch(w + (r + AHEAD) * K + k);  // has no effect past the end of W
             auto ws = D::get(w + r * K + k);
             for (int m = 0; m < M; ++m) sum[m * R + r] = D::multiply_add(sum[m * R + r], ws, xs[m]);
         }
@@ -113,8 +113,8 @@ inline void tile(const typename D::T* w, const typename D::T* x, int64_t K, floa
         for (int r = 0; r < R; ++r) out[m * pitch + r] = total[m * R + r];
 }
 
-// 16 rows of W times one row of x, a row after the other: memory is read as it lies, which is as fast as it can be read.
-// What is fetched ahead is marked as not to be kept: the second cache is left to what is used again, such as keys.
+// 16 rows of W times one row of x, one row of W after the other: memory is read in order, which is the fastest way.
+// The prefetches are non-temporal: the second-level cache is left to data that is used again, such as keys.
 template <class D>
 inline void stream(const typename D::T* w, const typename D::T* x, int64_t K, float* out) {
     constexpr int64_t FAR = 8192;  // bytes ahead
@@ -133,7 +133,8 @@ inline void stream(const typename D::T* w, const typename D::T* x, int64_t K, fl
     store(out, sums_of(sum));
 }
 
-// Up to 16 rows of W times one row of x, all sums at once: for the short rows of keys. Rows beyond `rows` repeat the last.
+// Up to 16 rows of W times one row of x, all sums at once, for the short rows of keys. Rows beyond `rows` repeat the
+// last one.
 template <class D>
 inline void column(const typename D::T* w, const typename D::T* x, int64_t K, int rows, float* out) {
     F16 sum[LANES];
@@ -153,7 +154,7 @@ inline void column(const typename D::T* w, const typename D::T* x, int64_t K, in
     std::memcpy(out, &total, rows * sizeof *out);
 }
 
-// R rows of W times all M rows of x. The first tile of every four rows of W is the one that waits for memory.
+// R rows of W times all M rows of x. The first tile of every four rows of W is the one that loads them from memory.
 template <class D>
 inline void band(const typename D::T* w, const typename D::T* x, int64_t K, int64_t M, int R, float* out) {
     int64_t m = 0;
@@ -180,7 +181,7 @@ void strip(const typename D::T* w, const typename D::T* x, int64_t K, int64_t M,
     if (M == 2) {
         for (; r + 8 <= rows; r += 8) tile<D, 8, 2, true>(w + r * K, x, K, out + r, ROWS);
     } else {
-        // As many rows of W as stay in the first cache while all of x passes by.
+        // As many rows of W as stay in the first-level cache while they are multiplied with all of x.
         constexpr int64_t NEAR = 24 << 10;
         const int64_t fit = NEAR / (K * int64_t(sizeof(typename D::T)));
         const int step = fit >= 16 ? 16 : fit >= 8 ? 8 : 4;
