@@ -1,4 +1,4 @@
-"""The compiled attention: against float64 over every kind of range, and the same bits whoever else is in the batch."""
+"""Compiled attention against float64 over every kind of range, and the same bits in any batch."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_keys_beyond_the_range_are_not_read() -> None:
     assert torch.equal(attend(query, key, value, first, stop, 0.2), expected)
 
 
-def test_what_it_cannot_take_is_refused() -> None:
+def test_unsupported_arguments_are_refused() -> None:
     query, key, value, first, stop = problem(SHAPES[0], torch.float32)
     with pytest.raises(ValueError, match="attend cannot take query"):
         attend(query.double(), key, value, first, stop, 0.2)
@@ -89,7 +89,7 @@ def test_what_it_cannot_take_is_refused() -> None:
         attend(query, key[:, :, ::2], value[:, :, ::2], first, stop, 0.2)
 
 
-def test_layers_that_want_more_say_so() -> None:
+def test_unsupported_kinds_of_attention_are_refused() -> None:
     query, key, value, first, stop = problem(SHAPES[0], torch.float32)
     seen = KeyRangeMask.of(first, stop)
     assert (
@@ -103,19 +103,19 @@ def test_layers_that_want_more_say_so() -> None:
 
 
 @pytest.mark.parametrize("arch", tiny.ARCHITECTURES)
-def test_a_model_attends_as_it_would_by_itself(arch: str) -> None:
+def test_logits_equal_those_of_the_models_own_attention(arch: str) -> None:
     """Rows of different lengths, past the sliding window and over several tokens; the model is left as it was."""
     model = tiny.tiny_model(arch)
     before = model.config._attn_implementation
-    decoders = [CachedModelRunner(model), CachedModelRunner(model, dense_mask=True)]
-    assert [decoder.dense_mask for decoder in decoders] == [False, True]
+    model_runners = [CachedModelRunner(model), CachedModelRunner(model, dense_mask=True)]
+    assert [model_runner.dense_mask for model_runner in model_runners] == [False, True]
     results = []
-    for decoder in decoders:
-        for prefix in decoder.prefill([decoding.ids(1, 21), decoding.ids(2, 3)]):
-            decoder.add(prefix)
+    for model_runner in model_runners:
+        for prefix in model_runner.prefill([decoding.ids(1, 21), decoding.ids(2, 3)]):
+            model_runner.add(prefix)
         steps = [
-            decoder.forward(torch.tensor([[7, 8], [9, 10]])),
-            decoder.forward(torch.tensor([[11], [12]])),
+            model_runner.forward(torch.tensor([[7, 8], [9, 10]])),
+            model_runner.forward(torch.tensor([[11], [12]])),
         ]
         results.append(torch.cat(steps, dim=1))
     torch.testing.assert_close(results[0], results[1], atol=2e-4, rtol=2e-4)

@@ -1,4 +1,4 @@
-"""The captured step, on a tape instead of CUDA's graphs; see `tape` for what that shows and what it does not."""
+"""The captured step, on a tape instead of CUDA's graphs; see `helpers.tape` for what that can show."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("on_a_tape")
 
 
 @EVERY
-def test_rows_enter_go_on_leave_are_shortened_and_outgrow_their_buffers(arch: str) -> None:
+def test_rows_are_added_decoded_removed_truncated_and_outgrow_their_buffers(arch: str) -> None:
     """Every logit is that of the row's own whole text, while the rows use every bucket that they come to."""
     texts = Driver(tiny.tiny_model(arch), (3, 11, 5))
     texts.go()
@@ -36,7 +36,7 @@ def test_rows_enter_go_on_leave_are_shortened_and_outgrow_their_buffers(arch: st
     texts.go(2)
     assert Tape.played == played
     texts.go()  # past 16 positions: the buffers move
-    texts.decoder.trim()
+    texts.model_runner.trim()
     texts.go()
     texts.enter(1)
     texts.enter(2)  # five rows: eight slots
@@ -45,12 +45,12 @@ def test_rows_enter_go_on_leave_are_shortened_and_outgrow_their_buffers(arch: st
 
 
 @EVERY
-def test_a_captured_step_gives_what_the_plain_one_gives(arch: str) -> None:
+def test_a_captured_step_gives_the_logits_of_a_plain_step(arch: str) -> None:
     model = tiny.tiny_model(arch)
     plain, captured = CachedModelRunner(model, dense_mask=True), GraphModelRunner(model, Tape)
     for text in (decoding.ids(1, 9), decoding.ids(2, 2), decoding.ids(3, 12)):
-        for decoder in (plain, captured):
-            decoder.add(decoder.prefill([text])[0])
+        for model_runner in (plain, captured):
+            model_runner.add(model_runner.prefill([text])[0])
     for turn in range(6):
         tokens = torch.tensor([decoding.ids(10 * turn + row, 1) for row in range(3)])
         torch.testing.assert_close(captured.forward(tokens), plain.forward(tokens), rtol=1e-5, atol=1e-5)
@@ -58,12 +58,12 @@ def test_a_captured_step_gives_what_the_plain_one_gives(arch: str) -> None:
     assert Tape.played == 6
 
 
-def test_a_step_that_bakes_in_what_the_host_knew_is_found_out() -> None:
+def test_a_step_that_captured_a_value_of_the_host_fails_the_self_check() -> None:
     """The tape is a judge only if it forgets the host: here is a model that looks at a Python list in its forward."""
     model = tiny.tiny_model("gpt2")
     texts = Driver(model, (4,))
     positions = model.transformer.wpe.forward
-    lengths = texts.decoder.cache.lengths
+    lengths = texts.model_runner.cache.lengths
 
     def from_the_host(ids: torch.Tensor) -> torch.Tensor:
         return positions(torch.full_like(ids, lengths[0]) if lengths else ids)
@@ -79,12 +79,12 @@ def test_a_step_that_bakes_in_what_the_host_knew_is_found_out() -> None:
     assert len(first) == 5
 
 
-def test_rows_that_fill_up_change_nothing_whatever_stands_in_their_slots() -> None:
+def test_padding_rows_change_nothing_whatever_is_in_their_slots() -> None:
     texts = Driver(tiny.tiny_model("llama"), (6, 4, 5))
 
     def fill(value: float) -> None:
         with torch.inference_mode():
-            for layer in texts.decoder.cache.layers:
+            for layer in texts.model_runner.cache.layers:
                 layer.keys[3:] = layer.values[3:] = value
 
     fill(torch.nan)
@@ -103,11 +103,11 @@ def test_logits_stay_when_the_next_step_has_run() -> None:
     assert torch.equal(first, kept)
 
 
-def test_some_of_the_slots_go_the_plain_way() -> None:
+def test_some_of_the_slots_run_without_a_graph() -> None:
     texts = Driver(tiny.tiny_model("llama"), (6, 4, 5, 3))
-    found = texts.decoder.forward(torch.tensor([[7], [9]]), slice(1, None, 2))
+    found = texts.model_runner.forward(torch.tensor([[7], [9]]), slice(1, None, 2))
     close(found[:, 0], texts.model, [[*texts.rows[1], 7], [*texts.rows[3], 9]])
-    assert texts.decoder.cache.lengths == [6, 5, 5, 4]
+    assert texts.model_runner.cache.lengths == [6, 5, 5, 4]
     assert Tape.recorded == 0
 
 
@@ -119,7 +119,7 @@ def test_buckets_are_powers_of_two() -> None:
     assert [bucket(n, 256) for n in (1, 256, 257, 1000)] == [256, 256, 512, 1024]
 
 
-def test_a_step_is_captured_once_for_its_rows_and_its_reach() -> None:
+def test_a_step_is_captured_once_per_number_of_rows_and_capacity() -> None:
     texts = Driver(tiny.tiny_model("llama"), (3, 3, 3))
     for _ in range(5):
         texts.go()
@@ -135,7 +135,7 @@ def test_a_step_is_captured_once_for_its_rows_and_its_reach() -> None:
     assert (texts.captured, Tape.recorded) == ([(4, 16), (2, 16), (4, 8)], 3)
 
 
-def test_only_so_many_steps_stay_captured(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_limited_number_of_graphs_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_GRAPHS", 2)
     texts = Driver(tiny.tiny_model("llama"), (3, 3, 3, 3))
     texts.go()
@@ -150,17 +150,17 @@ def test_only_so_many_steps_stay_captured(monkeypatch: pytest.MonkeyPatch) -> No
 def test_memory_is_counted_and_given_back() -> None:
     texts = Driver(tiny.tiny_model("llama"), (3, 3))
     texts.go()
-    buffers = texts.decoder.cache.nbytes()
+    buffers = texts.model_runner.cache.nbytes()
     assert (
         buffers == 2 * 2 * 2 * 16 * 2 * 8 * 4
     )  # layers, keys and values, slots, room, heads, head_dim, float32
-    assert texts.decoder.buffers.nbytes == buffers + Tape.nbytes
-    texts.decoder.trim()
-    assert texts.decoder.buffers.nbytes == buffers // 4  # 4 positions of 16
+    assert texts.model_runner.buffers.nbytes == buffers + Tape.nbytes
+    texts.model_runner.trim()
+    assert texts.model_runner.buffers.nbytes == buffers // 4  # 4 positions of 16
     texts.go()
 
 
-def test_a_decoder_takes_over_what_its_predecessor_left() -> None:
+def test_a_runner_reuses_the_buffers_of_an_unused_one() -> None:
     model = tiny.tiny_model("llama")
     first = GraphModelRunner(model, Tape)
     texts = Driver(model, (3,), first)
@@ -177,7 +177,7 @@ def test_a_decoder_takes_over_what_its_predecessor_left() -> None:
     assert (texts.captured, Tape.recorded) == ([(1, 8)], 1)
 
 
-def test_what_a_predecessor_left_in_its_buffers_reaches_nobody() -> None:
+def test_old_contents_of_reused_buffers_have_no_effect() -> None:
     model = tiny.tiny_model("llama")
     first = GraphModelRunner(model, Tape)
     Driver(model, (3,), first).go()
@@ -204,7 +204,7 @@ def test_large_buffers_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     assert idle == []
 
 
-def test_trimming_drops_what_waits_for_an_heir() -> None:
+def test_trimming_drops_free_buffers() -> None:
     first = GraphModelRunner(tiny.tiny_model("llama"), Tape)
     second = first.clone_empty()
     Driver(first.model, (3,), first).go()

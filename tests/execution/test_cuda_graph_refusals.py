@@ -1,4 +1,4 @@
-"""What cannot be captured is refused in words, and decoded without."""
+"""Steps that cannot be captured: refused with a reason, and decoded without graphs."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ pytestmark = pytest.mark.usefixtures("on_a_tape")
     ],
 )
 @pytest.mark.parametrize("inference", [False, True])
-def test_a_rehearsal_refuses_what_depends_on_values(step: Any, inference: bool) -> None:
+def test_the_capture_check_refuses_steps_that_depend_on_values(step: Any, inference: bool) -> None:
     x = torch.tensor([1.0, -2.0, 3.0])
     with (
         torch.inference_mode(inference),
@@ -43,7 +43,7 @@ def test_a_rehearsal_refuses_what_depends_on_values(step: Any, inference: bool) 
 
 
 @torch.inference_mode()
-def test_a_rehearsal_passes_what_depends_on_shapes_and_gives_the_result() -> None:
+def test_the_capture_check_accepts_steps_that_depend_on_shapes() -> None:
     x = torch.tensor([[1.0, -2.0, 3.0]])
 
     def step() -> torch.Tensor:
@@ -54,7 +54,7 @@ def test_a_rehearsal_passes_what_depends_on_shapes_and_gives_the_result() -> Non
     assert check_capturable(step).tolist() == [3.0, 5.0]
 
 
-def test_experts_in_a_python_loop_are_refused_and_decoded_without() -> None:
+def test_experts_in_a_python_loop_are_decoded_without_graphs() -> None:
     """Mixtral's plain implementation asks which experts were hit; the grouped one does not."""
     model = tiny.tiny_model("mixtral")
     assert isinstance(model_runner_for(model, "base", Tape), GraphModelRunner)
@@ -78,29 +78,29 @@ def test_a_capture_that_goes_wrong_is_not_used() -> None:
     assert type(found) is CachedModelRunner
 
 
-def test_a_capture_that_fails_later_says_what_to_do() -> None:
+def test_a_capture_that_fails_later_is_an_error_with_a_way_out() -> None:
     def refuse(step: Any, share_pool_with: Any) -> Any:
         raise RuntimeError("CUDA error: operation not permitted\nmore of it")
 
     texts = Driver(tiny.tiny_model("llama"), (3,))
     texts.go()
-    texts.decoder.capture = refuse
+    texts.model_runner.capture = refuse
     texts.enter(3)
     with pytest.raises(
         EngineError, match=r"the step of 2 rows over 8 positions cannot be captured \(CUDA error: operation not"
         r" permitted\); decode without cuda_graphs"
     ):  # fmt: skip
         texts.go()
-    texts.decoder.capture = Tape
+    texts.model_runner.capture = Tape
     texts.go()  # nothing was counted as read
 
 
-def test_no_memory_for_a_capture_is_the_engines_affair() -> None:
+def test_out_of_memory_during_a_capture_is_raised_to_the_engine() -> None:
     def refuse(step: Any, share_pool_with: Any) -> Any:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     texts = Driver(tiny.tiny_model("llama"), (3,))
-    texts.decoder.capture = refuse
+    texts.model_runner.capture = refuse
     with pytest.raises(torch.OutOfMemoryError):
         texts.go()
 
@@ -114,7 +114,7 @@ def test_offloaded_weights_are_not_captured() -> None:
         model_runner_for(model, "base", Tape)
 
 
-def test_models_without_slots_are_recomputed_as_ever() -> None:
+def test_models_without_a_usable_cache_are_recomputed() -> None:
     from transformers import MambaConfig
 
     config = MambaConfig(hidden_size=32, state_size=8, num_hidden_layers=2, vocab_size=97)
@@ -139,7 +139,7 @@ ROPE = {
 
 
 @pytest.mark.parametrize("kind", list(ROPE))
-def test_frequencies_that_may_change_with_the_length(kind: str) -> None:
+def test_models_with_dynamic_rope_are_captured_right_or_refused(kind: str) -> None:
     """Captured or refused, by the version of transformers: within the window the logits are right either way."""
     shape = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
              "num_key_value_heads": 2, "vocab_size": tiny.VOCAB, "initializer_range": 0.3, "pad_token_id": 0,

@@ -1,4 +1,4 @@
-"""Captured steps under the runner and the sampler; on a GPU, where there is one, by CUDA itself."""
+"""Captured steps in the pair runner and the sampler; with CUDA graphs where there is a GPU."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.usefixtures("on_a_tape")
 def captured_sampler(pair: ModelPair, **options: Any) -> Sampler:
     made = Sampler(pair, **options)
     made._runner = separate_pair_runner(pair, Tape)
-    assert all(isinstance(decoder, GraphModelRunner) for decoder in made.runner.model_runners)
+    assert all(isinstance(model_runner, GraphModelRunner) for model_runner in made.runner.model_runners)
     return made
 
 
@@ -48,7 +48,7 @@ def test_completions_are_the_same(arch: str, speculation: Any) -> None:
     assert Tape.played > 2 * 10
 
 
-def test_sampled_completions_are_the_same_and_calls_leave_their_captures_to_the_next() -> None:
+def test_sampled_completions_are_the_same_and_later_calls_reuse_the_graphs() -> None:
     pair = decoding.pair("llama")
     params = decoding.GREEDY.replace(alpha=0.6, temperature=1.0, top_p=0.9, n=3)
     prompts = decoding.mixed_prompts(4)
@@ -111,7 +111,7 @@ def test_scores_are_the_same() -> None:
         assert a.logprobs == pytest.approx(b.logprobs, abs=1e-4)
 
 
-def test_a_shortage_of_memory_shrinks_the_batch_and_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_out_of_memory_shrinks_the_batch_and_changes_no_token(monkeypatch: pytest.MonkeyPatch) -> None:
     pair = decoding.pair("llama")
     prompts, params = decoding.mixed_prompts(6), decoding.GREEDY.replace(alpha=0.7)
     made = captured_sampler(pair, max_slots=6)
@@ -124,8 +124,8 @@ def test_a_shortage_of_memory_shrinks_the_batch_and_changes_nothing(monkeypatch:
             if self.logits.shape[0] > 2:
                 raise torch.OutOfMemoryError("CUDA out of memory")
 
-    for decoder in made.runner.model_runners:
-        decoder.capture = Short  # type: ignore[attr-defined]
+    for model_runner in made.runner.model_runners:
+        model_runner.capture = Short  # type: ignore[attr-defined]
     found = decoding.tokens(made.generate(prompts, params))
     assert found == decoding.tokens(Sampler(pair).generate(prompts, params))
 
@@ -137,7 +137,7 @@ def test_graphs_need_a_gpu() -> None:
         Sampler(decoding.pair(), cuda_graphs=True)
 
 
-def test_numbers_arrive_on_the_device_as_they_are() -> None:
+def test_to_device_copies_numbers_unchanged() -> None:
     found = to_device([[1, 2], [3, 4]], torch.float64, torch.device("cpu"))
     assert found.dtype == torch.float64
     assert found.tolist() == [[1.0, 2.0], [3.0, 4.0]]
@@ -154,8 +154,8 @@ def test_cuda_captures_what_the_tape_records(arch: str) -> None:
     plain, captured = CachedModelRunner(model), GraphModelRunner(model, CudaGraph)
     texts = [decoding.ids(1, 9), decoding.ids(2, 2), decoding.ids(3, 12)]
     for text in texts:
-        for decoder in (plain, captured):
-            decoder.add(decoder.prefill([text])[0])
+        for model_runner in (plain, captured):
+            model_runner.add(model_runner.prefill([text])[0])
     for turn in range(30):  # through three sizes of the buffers
         tokens = torch.tensor([decoding.ids(10 * turn + row, 1) for row in range(plain.occupied)])
         torch.testing.assert_close(captured.forward(tokens), plain.forward(tokens), rtol=1e-4, atol=1e-4)
@@ -172,5 +172,5 @@ def test_completions_on_cuda_are_the_same_with_and_without() -> None:
     prompts, params = decoding.mixed_prompts(12), decoding.GREEDY.replace(alpha=0.7, max_new_tokens=40)
     made = Sampler(pair, max_slots=5, cuda_graphs=True)
     found = decoding.tokens(made.generate(prompts, params))
-    assert all(isinstance(decoder, GraphModelRunner) for decoder in made.runner.model_runners)
+    assert all(isinstance(model_runner, GraphModelRunner) for model_runner in made.runner.model_runners)
     assert found == decoding.tokens(Sampler(pair, max_slots=5).generate(prompts, params))

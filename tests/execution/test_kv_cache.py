@@ -1,4 +1,4 @@
-"""BatchedKVCache against lists of lists: whatever is done to it, a row reads back what was written to it."""
+"""BatchedKVCache against lists of lists: after any operations a row reads back what was written to it."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class Model:
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_any_history_reads_back_what_was_written(seed: int) -> None:
+def test_every_row_reads_back_what_was_written_after_random_operations(seed: int) -> None:
     chance = random.Random(seed)
     model = Model()
     for _ in range(120):
@@ -161,7 +161,7 @@ def test_fresh_memory_holds_no_nan() -> None:
     assert all(layer.keys.isfinite().all() and layer.values.isfinite().all() for layer in model.cache.layers)
 
 
-def test_writing_outside_of_a_pass_is_refused() -> None:
+def test_writing_before_prepare_write_is_an_error() -> None:
     cache = BatchedKVCache()
     cache.add([(torch.zeros(1, 2, 4), torch.zeros(1, 2, 4))])
     with pytest.raises(RuntimeError, match=r"before BatchedKVCache\.prepare_write"):
@@ -171,7 +171,7 @@ def test_writing_outside_of_a_pass_is_refused() -> None:
 @pytest.mark.skipif(
     not has_lazy_allocation(torch.device("cpu")), reason="memory is taken at once on this system"
 )
-def test_room_that_is_expected_takes_memory_only_as_it_is_written() -> None:
+def test_lazily_reserved_positions_take_memory_only_when_written() -> None:
     states = [(torch.ones(2, 5, 64), torch.ones(2, 5, 64)) for _ in range(2)]
     cache = BatchedKVCache()
     before = resident()
@@ -185,7 +185,7 @@ def test_room_that_is_expected_takes_memory_only_as_it_is_written() -> None:
     assert all(torch.equal(keys, states[0][0]) for slot in (0, 1) for keys, _ in cache.export_prefix(slot, 5))
 
 
-def test_room_that_could_not_be_filled_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_positions_than_memory_are_not_reserved(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cache_module, "free_bytes", lambda device: 1_000_000)
     cache = BatchedKVCache()
     cache.reserve_lazily(8, 1 << 60)

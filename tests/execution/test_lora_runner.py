@@ -1,4 +1,4 @@
-"""An adapter release on one backbone: the same as two models side by side, and refused where it would not be."""
+"""An adapter release on one backbone: the same tokens as two models, and two models where they would differ."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def mixed() -> list[SamplingParams]:
 
 
 @pytest.mark.parametrize("arch", ["llama", "gemma2", "gpt_neox", "phi"])
-def test_one_pass_gives_the_tokens_of_two(tmp_path: Path, arch: str) -> None:
+def test_one_shared_pass_gives_the_tokens_of_two_models(tmp_path: Path, arch: str) -> None:
     pair = adapted(tmp_path, arch)
     prompts = decoding.mixed_prompts(8)
     expected = two_backbones(pair).generate(prompts, mixed())
@@ -65,7 +65,7 @@ def test_one_pass_gives_the_tokens_of_two(tmp_path: Path, arch: str) -> None:
         )
 
 
-def test_the_backbone_is_read_once_for_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_pass_of_the_backbone_serves_both_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pair = adapted(tmp_path)
     sampler = Sampler(pair)
     sampler.generate(decoding.prompt(1, 4, 6), SamplingParams(max_new_tokens=2))
@@ -102,7 +102,7 @@ def test_drafts_are_read_by_both_models_in_one_pass(tmp_path: Path, monkeypatch:
     assert (1, 3) not in passes
 
 
-def test_the_base_is_untouched(tmp_path: Path) -> None:
+def test_the_base_model_is_not_changed(tmp_path: Path) -> None:
     pair = adapted(tmp_path)
     ids = torch.tensor([decoding.ids(3, 12)])
     before = pair.base(ids).logits
@@ -113,7 +113,9 @@ def test_the_base_is_untouched(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "options", [{"use_dora": True}, {"modules_to_save": ["lm_head"]}, {"bias": "lora_only"}]
 )
-def test_more_than_a_plain_lora_is_decoded_as_two_models(tmp_path: Path, options: dict[str, Any]) -> None:
+def test_adapters_other_than_plain_lora_are_decoded_as_two_models(
+    tmp_path: Path, options: dict[str, Any]
+) -> None:
     pair = adapted(tmp_path, "phi" if "bias" in options else "llama", **options)
     if "use_dora" not in options:
         assert pair.factors is None
@@ -131,7 +133,7 @@ def test_factors_that_do_not_give_the_aligned_model_are_refused(tmp_path: Path) 
     assert type(runner_for(pair)) is PairRunner
 
 
-def test_a_row_that_only_half_came_in_leaves_no_trace(
+def test_a_row_that_was_added_to_one_model_only_is_removed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runner = LoraPairRunner(pair := adapted(tmp_path), pair.factors or {})
@@ -141,7 +143,7 @@ def test_a_row_that_only_half_came_in_leaves_no_trace(
         patch.setattr(type(runner.model_runners[1]), "add", _fails_for_the_aligned)
         with pytest.raises(MemoryError):
             runner.add(prefixes)
-    assert [decoder.occupied for decoder in runner.model_runners] == [1, 1]
+    assert [model_runner.occupied for model_runner in runner.model_runners] == [1, 1]
 
 
 def _fails_for_the_aligned(half: Any, prefix: Any) -> None:

@@ -1,4 +1,4 @@
-"""Decoding over slots against plain forward passes, row by row."""
+"""Model runners against plain forward passes, row by row."""
 
 from __future__ import annotations
 
@@ -31,22 +31,22 @@ def close(found: torch.Tensor, wanted: np.ndarray[Any, Any]) -> None:
 
 @EVERY
 @KINDS
-def test_rows_enter_go_on_leave_and_are_shortened(arch: str, kind: Any) -> None:
+def test_rows_are_added_decoded_removed_and_truncated(arch: str, kind: Any) -> None:
     """Rows of lengths around the sliding window; every logit is that of the row's own whole text."""
     model = tiny.tiny_model(arch)
-    decoder = kind(model)
+    model_runner = kind(model)
     rows: list[list[int]] = []
     texts = [decoding.ids(i, length) for i, length in enumerate((3, 20, 8, 1))]
-    for text, prefix in zip(texts, decoder.prefill(texts), strict=True):
+    for text, prefix in zip(texts, model_runner.prefill(texts), strict=True):
         close(prefix.logits, reference.next_logits(model, text))
         assert (prefix.length, prefix.ids) == (len(text), text)
-        decoder.add(prefix)
+        model_runner.add(prefix)
         rows.append(list(text))
-    assert decoder.occupied == 4
+    assert model_runner.occupied == 4
 
     def extend(count: int, seed: int) -> None:
         new = [decoding.ids(seed + i, count) for i in range(len(rows))]
-        found = decoder.forward(torch.tensor(new))
+        found = model_runner.forward(torch.tensor(new))
         for row, more in zip(rows, new, strict=True):
             row.extend(more)
         for back in range(count):
@@ -55,15 +55,15 @@ def test_rows_enter_go_on_leave_and_are_shortened(arch: str, kind: Any) -> None:
 
     extend(1, 100)
     extend(3, 200)
-    decoder.remove(1)
+    model_runner.remove(1)
     rows[1] = rows.pop()
     extend(1, 300)
-    decoder.truncate([len(rows[0]) - 2, len(rows[1]), len(rows[2]) - 1])
+    model_runner.truncate([len(rows[0]) - 2, len(rows[1]), len(rows[2]) - 1])
     rows[0], rows[2] = rows[0][:-2], rows[2][:-1]
-    decoder.trim()
+    model_runner.trim()
     extend(2, 400)
-    late = decoder.prefill([decoding.ids(9, 13)])[0]
-    decoder.add(late)
+    late = model_runner.prefill([decoding.ids(9, 13)])[0]
+    model_runner.add(late)
     rows.append(list(late.ids))
     extend(1, 500)
 
@@ -83,13 +83,13 @@ def test_chunks_of_a_long_prompt_change_nothing(
 
 
 def test_a_prefill_touches_no_slot() -> None:
-    decoder = CachedModelRunner(tiny.tiny_model())
-    decoder.add(decoder.prefill([(5, 6, 7)])[0])
-    before = [tensor.clone() for layer in decoder.cache.export_prefix(0, 3) for tensor in layer]
-    decoder.prefill([decoding.ids(1, 40)])
-    after = [tensor for layer in decoder.cache.export_prefix(0, 3) for tensor in layer]
+    model_runner = CachedModelRunner(tiny.tiny_model())
+    model_runner.add(model_runner.prefill([(5, 6, 7)])[0])
+    before = [tensor.clone() for layer in model_runner.cache.export_prefix(0, 3) for tensor in layer]
+    model_runner.prefill([decoding.ids(1, 40)])
+    after = [tensor for layer in model_runner.cache.export_prefix(0, 3) for tensor in layer]
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
-    assert decoder.occupied == 1
+    assert model_runner.occupied == 1
 
 
 def test_the_bytes_of_a_prefix_are_those_of_its_states() -> None:
@@ -118,7 +118,7 @@ def visible(kind: str, query: int, key: int) -> bool:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_masks_against_the_definition(dtype: torch.dtype) -> None:
+def test_masks_against_their_definition(dtype: torch.dtype) -> None:
     kinds = ["full_attention", "sliding_attention", "chunked_attention"]
     config = Config(layer_types=[*kinds, *kinds], sliding_window=4, attention_chunk_size=4)
     positions = torch.tensor([[0, 1, 2], [7, 8, 9], [3, 4, 5]])
@@ -155,7 +155,7 @@ def test_layers_that_do_not_attend_over_a_mask_are_refused(kind: str) -> None:
         )
 
 
-def test_windows_of_a_models_own_are_refused() -> None:
+def test_windows_that_the_model_applies_itself_are_refused() -> None:
     """GPT-Neo cuts its local layers' windows from the end of the keys, where short rows are not."""
     with pytest.raises(UnsupportedLayersError, match="window of the model's own"):
         AttentionMaskBuilder(Config(attention_layers=["global", "local"])).build(

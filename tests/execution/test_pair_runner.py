@@ -1,4 +1,4 @@
-"""Two models in step, and the trial that decides how each is decoded."""
+"""Two models in step, and the self-check that decides how each is run."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from eddecode.errors import ContextError
-from eddecode.execution import runner as decoder_module
+from eddecode.execution import runner as runner_module
 from eddecode.execution.factory import separate_pair_runner
 from eddecode.execution.rotary import rope_window
 from eddecode.execution.runner import CachedModelRunner
@@ -64,7 +64,7 @@ OTHERS: dict[str, PreTrainedConfig] = {
 
 
 @pytest.mark.parametrize("kind", list(OTHERS))
-def test_what_slots_cannot_serve_is_recomputed_and_says_so(kind: str) -> None:
+def test_models_without_a_usable_cache_are_recomputed_with_a_warning(kind: str) -> None:
     pair = pair_of(OTHERS[kind])
     made = Sampler(pair, max_slots=2)
     with pytest.warns(UserWarning, match=r"the whole text is recomputed for every token") as caught:
@@ -72,7 +72,7 @@ def test_what_slots_cannot_serve_is_recomputed_and_says_so(kind: str) -> None:
     assert [f"{name} ({kind})" in str(w.message) for name, w in zip(pair.names, caught, strict=True)] == [
         True
     ] * 2
-    assert all(isinstance(decoder, UncachedModelRunner) for decoder in made.runner.model_runners)
+    assert all(isinstance(model_runner, UncachedModelRunner) for model_runner in made.runner.model_runners)
     check_against_the_reference(pair, made)
 
 
@@ -80,22 +80,22 @@ def test_alibi_by_position_needs_no_recomputation() -> None:
     """MPT's biases differ from the true distances by a constant of the row, which a softmax does not see."""
     pair = pair_of(MptConfig(d_model=32, n_heads=4, n_layers=2, max_seq_len=64, expansion_ratio=2, **SMALL))
     made = Sampler(pair)
-    assert all(isinstance(decoder, CachedModelRunner) for decoder in made.runner.model_runners)
+    assert all(isinstance(model_runner, CachedModelRunner) for model_runner in made.runner.model_runners)
     check_against_the_reference(pair, made)
 
 
 @pytest.mark.parametrize("arch", list(tiny.ARCHITECTURES))
-def test_the_nine_architectures_decode_over_slots_without_a_word(arch: str) -> None:
+def test_nine_architectures_decode_over_a_cache_without_a_warning(arch: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         runner = separate_pair_runner(decoding.pair(arch))
-    assert all(isinstance(decoder, CachedModelRunner) for decoder in runner.model_runners)
+    assert all(isinstance(model_runner, CachedModelRunner) for model_runner in runner.model_runners)
     for dense_mask in (False, True):
         assert max_relative_error(CachedModelRunner(decoding.pair(arch).base, dense_mask=dense_mask)) < 1e-4
 
 
 @pytest.mark.parametrize("fault", ["mask", "positions", "exception"])
-def test_a_model_that_ignores_what_it_is_told_is_found_out(
+def test_a_model_that_ignores_its_mask_or_positions_fails_the_self_check(
     fault: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     base, aligned = tiny.tiny_pair_models()
@@ -118,11 +118,16 @@ def test_a_model_that_ignores_what_it_is_told_is_found_out(
     )
     with pytest.warns(UserWarning, match=message):
         runner = separate_pair_runner(ModelPair.from_models(base, aligned))
-    assert [type(decoder) for decoder in runner.model_runners] == [CachedModelRunner, UncachedModelRunner]
+    assert [type(model_runner) for model_runner in runner.model_runners] == [
+        CachedModelRunner,
+        UncachedModelRunner,
+    ]
 
 
 @pytest.mark.parametrize("value", [-1e4, -float("inf")])
-def test_one_padded_id_does_not_decide_the_trial(value: float, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_padded_id_does_not_set_the_scale_of_the_self_check(
+    value: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Neither does it fail a sound model, nor does its size excuse a broken one."""
     model = tiny.tiny_model("phi")
     model.lm_head.bias.data[290] = value
@@ -153,12 +158,12 @@ def test_a_slot_is_the_same_row_in_both_models_or_in_none(monkeypatch: pytest.Mo
         patch.setattr(CachedModelRunner, "add", short)
         with pytest.raises(torch.OutOfMemoryError):
             runner.add(first)
-    assert [decoder.occupied for decoder in runner.model_runners] == [1, 1]
+    assert [model_runner.occupied for model_runner in runner.model_runners] == [1, 1]
     runner.remove(0)
-    assert [decoder.occupied for decoder in runner.model_runners] == [0, 0]
+    assert [model_runner.occupied for model_runner in runner.model_runners] == [0, 0]
 
 
-def test_a_pass_that_failed_in_the_second_model_is_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pass_that_failed_in_the_second_model_can_be_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
     runner = separate_pair_runner(decoding.pair())
     texts = [decoding.ids(1, 4), decoding.ids(2, 7)]
     runner.add([runner.prefill(model, [texts[model]])[0] for model in (0, 1)])
@@ -178,12 +183,12 @@ def test_a_pass_that_failed_in_the_second_model_is_repeated(monkeypatch: pytest.
         torch.testing.assert_close(logits[0, 0].double(), torch.from_numpy(expected), rtol=1e-4, atol=1e-4)
 
 
-def test_a_fresh_runner_shares_the_models_and_no_slot() -> None:
+def test_an_empty_clone_shares_the_models_and_no_slot() -> None:
     runner = separate_pair_runner(decoding.pair())
     runner.add([runner.prefill(model, [decoding.ids(model, 4)])[0] for model in (0, 1)])
     other = runner.clone_empty()
-    assert [decoder.occupied for decoder in other.model_runners] == [0, 0]
-    assert [decoder.occupied for decoder in runner.model_runners] == [1, 1]
+    assert [model_runner.occupied for model_runner in other.model_runners] == [0, 0]
+    assert [model_runner.occupied for model_runner in runner.model_runners] == [1, 1]
     assert all(a.model is b.model for a, b in zip(runner.model_runners, other.model_runners, strict=True))
 
 
@@ -220,7 +225,7 @@ def test_texts_end_where_rotary_frequencies_would_change_with_the_batch() -> Non
         made.generate(RenderedPrompt(decoding.ids(0, 15, 90), [3]), decoding.GREEDY)
 
 
-def test_other_models_have_no_such_end() -> None:
+def test_models_with_static_rope_have_no_rope_window() -> None:
     assert [rope_window(tiny.tiny_model(arch)) for arch in tiny.ARCHITECTURES] == [None] * 9
 
 
@@ -240,6 +245,6 @@ def test_offloaded_weights(where: str, tmp_path: Any) -> None:
     made = Sampler(ModelPair.from_models(base, aligned))
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
-        assert all(isinstance(decoder, CachedModelRunner) for decoder in made.runner.model_runners)
+        assert all(isinstance(model_runner, CachedModelRunner) for model_runner in made.runner.model_runners)
     assert decoding.tokens(made.generate(prompts, params)) == expected
-    assert decoder_module.PREFILL_CHUNK > 40
+    assert runner_module.PREFILL_CHUNK > 40

@@ -1,4 +1,4 @@
-"""The head in float32: as exact as its inputs, whatever hangs around it."""
+"""The head in float32: as exact as its inputs, in any model and with hooks."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_low_precision_costs_nothing_but_float32_accumulation(
 
 
 @pytest.mark.parametrize("arch", ["llama", "gemma2", "gpt2", "phi"])
-def test_only_the_wanted_places_reach_the_head(arch: str) -> None:
+def test_the_head_is_run_at_the_selected_positions_only(arch: str) -> None:
     """The logits of the places are the model's own there, soft-capping included, and the head is left as it was."""
     model = tiny.tiny_model(arch)
     ids = torch.tensor([[5, 6, 7, 8], [9, 10, 11, 12]])
@@ -73,7 +73,7 @@ def test_only_the_wanted_places_reach_the_head(arch: str) -> None:
     torch.testing.assert_close(model(input_ids=ids, use_cache=False).logits, plain, rtol=0, atol=0)
 
 
-def test_what_a_family_does_to_its_logits_is_done_in_float32() -> None:
+def test_operations_of_the_family_on_logits_are_in_float32() -> None:
     """Gemma 2's soft cap on bf16 weights: its logits are not bf16 numbers."""
     model = tiny.tiny_model("gemma2", dtype=torch.bfloat16)
     head, places = Float32LMHead(model), everywhere(1, 3)
@@ -92,7 +92,7 @@ def test_the_head_is_put_back_after_an_error() -> None:
     assert "forward" not in vars(head.linear)
 
 
-def test_a_head_of_its_own_kind_keeps_its_own_forward() -> None:
+def test_a_head_that_is_not_plain_linear_keeps_its_forward() -> None:
     """A quantised or adapted head is called as it is; its logits are gathered and lifted afterwards."""
 
     class Doubled(nn.Linear):

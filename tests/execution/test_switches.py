@@ -356,7 +356,7 @@ CASES = [
 
 
 @pytest.mark.parametrize(("kind", "chosen"), CASES)
-def test_tokens_and_probabilities_are_the_naive_ones(
+def test_tokens_and_probabilities_equal_naive_recomputation(
     kind: str, chosen: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not COMPILED and any(SWITCHES[name].compiled for name in chosen):

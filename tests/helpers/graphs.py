@@ -1,4 +1,4 @@
-"""What the tests of captured steps have in common: a decoder on a tape, and what its rows should have read."""
+"""Shared by the tests of captured steps: a runner on a tape, and the texts that its rows should have."""
 
 from __future__ import annotations
 
@@ -26,32 +26,32 @@ class Driver:
     """A decoder, and the texts that its rows should have read by now."""
 
     def __init__(
-        self, model: Any, lengths: tuple[int, ...] = (), decoder: GraphModelRunner | None = None
+        self, model: Any, lengths: tuple[int, ...] = (), model_runner: GraphModelRunner | None = None
     ) -> None:
         self.model, self.rows = model, list[list[int]]()
-        self.decoder = decoder or GraphModelRunner(model, Tape)
+        self.model_runner = model_runner or GraphModelRunner(model, Tape)
         self.seed = itertools.count(100)
         for length in lengths:
             self.enter(length)
 
     def enter(self, length: int) -> None:
         text = decoding.ids(next(self.seed), length)
-        self.decoder.add(self.decoder.prefill([text])[0])
+        self.model_runner.add(self.model_runner.prefill([text])[0])
         self.rows.append(list(text))
 
     def leave(self, slot: int) -> None:
-        self.decoder.remove(slot)
+        self.model_runner.remove(slot)
         self.rows[slot] = self.rows[-1]
         self.rows.pop()
 
     def rewind(self, lengths: list[int]) -> None:
-        self.decoder.truncate(lengths)
+        self.model_runner.truncate(lengths)
         self.rows = [row[:length] for row, length in zip(self.rows, lengths, strict=True)]
 
     def go(self, count: int = 1, check: bool = True) -> torch.Tensor:
         """Read `count` random tokens at once; the logits of the last are those of plain forward passes."""
         new = [decoding.ids(next(self.seed), count) for _ in self.rows]
-        found = self.decoder.forward(torch.tensor(new))
+        found = self.model_runner.forward(torch.tensor(new))
         self.rows = [[*row, *more] for row, more in zip(self.rows, new, strict=True)]
         if check:
             close(found[:, -1], self.model, self.rows)
@@ -59,4 +59,4 @@ class Driver:
 
     @property
     def captured(self) -> list[tuple[int, int]]:
-        return list(self.decoder.buffers.steps)
+        return list(self.model_runner.buffers.steps)

@@ -1,4 +1,4 @@
-"""What the system says of the process that runs the tests."""
+"""Figures of the operating system about the process that runs the tests."""
 
 from __future__ import annotations
 

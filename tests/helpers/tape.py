@@ -1,4 +1,4 @@
-"""A stand-in for a CUDA graph that runs on a CPU: every operation of a step is written down, and played back.
+"""A substitute for a CUDA graph on a CPU: every operation of a step is recorded, and played back.
 
 Playing back runs no Python of the model, only the operations, on the same tensors: what the model got from the host
 while it was recorded (a length, a branch, a tensor made of numbers) stays as it was then. CUDA does the same, so a step

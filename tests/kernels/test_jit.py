@@ -1,4 +1,4 @@
-"""The compiled kernel is built once, kept, and done without where it cannot be had."""
+"""The C++ library is built once and kept; without a compiler the reference runs."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def logging_compiler(folder: Path, refuse: str) -> Path:
     return script
 
 
-def test_it_is_built_once_and_with_the_options_that_the_compiler_knows(
+def test_the_library_is_built_once_with_the_options_that_the_compiler_knows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
@@ -68,7 +68,7 @@ def test_it_is_built_once_and_with_the_options_that_the_compiler_knows(
     assert draw("cpu") == 1
 
 
-def test_the_name_depends_on_the_compiler(tmp_path: Path) -> None:
+def test_the_file_name_depends_on_the_compiler(tmp_path: Path) -> None:
     script = logging_compiler(tmp_path, "-x")
     plain = compiler.fingerprint([str(script)])
     assert plain != compiler.fingerprint([str(script), "-O1"])
@@ -76,7 +76,7 @@ def test_the_name_depends_on_the_compiler(tmp_path: Path) -> None:
     assert plain != compiler.fingerprint([str(script)])
 
 
-def test_a_compiler_that_fails_is_quoted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_quotes_a_compiler_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("CXX", str(logging_compiler(tmp_path, "-fPIC")))
     with pytest.raises(UnavailableError, match=r"compiler fails on the kernel(.|\n)*unknown option -fPIC"):
@@ -84,7 +84,7 @@ def test_a_compiler_that_fails_is_quoted(tmp_path: Path, monkeypatch: pytest.Mon
     assert list((tmp_path / "eddecode" / "kernels").iterdir()) == []
 
 
-def test_without_a_compiler_the_reference_works_and_says_so_once(
+def test_without_a_compiler_the_reference_runs_with_one_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
@@ -100,7 +100,7 @@ def test_without_a_compiler_the_reference_works_and_says_so_once(
         draw("cpu")
 
 
-def test_the_environment_chooses(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_environment_variable_selects_the_backend(monkeypatch: pytest.MonkeyPatch) -> None:
     def stop(*_: object) -> None:
         raise AssertionError("the compiled kernel was called")
 
@@ -126,7 +126,7 @@ def test_a_cache_that_cannot_be_written_is_replaced_by_a_private_folder(
     assert folder.stat().st_mode & 0o077 == 0
 
 
-def test_a_failure_is_remembered_without_those_whom_it_was_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_remembered_failure_holds_no_frames_of_its_callers(monkeypatch: pytest.MonkeyPatch) -> None:
     failure = UnavailableError("no C++ compiler")
     monkeypatch.setattr(compiler, "_library", lambda: failure)
     for _ in range(2):

@@ -79,7 +79,7 @@ def test_a_vocabulary_of_32k_follows_the_oracle(backend: str, spread: float) -> 
 @pytest.mark.parametrize(
     "filters", [{}, {"top_p": 0.6}, {"top_k": 300}, {"top_k": 700, "top_p": 0.8, "min_p": 0.01}], ids=str
 )
-def test_every_token_of_the_support_is_drawn_at_the_middle_of_its_interval(
+def test_every_token_of_the_support_is_sampled_at_the_middle_of_its_interval(
     backend: str, filters: dict
 ) -> None:
     rng = np.random.default_rng(1)
@@ -130,7 +130,7 @@ def test_filters_hold_on_any_distribution(
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_a_row_depends_on_nothing_but_itself(backend: str) -> None:
+def test_a_row_does_not_depend_on_the_other_rows(backend: str) -> None:
     rng = np.random.default_rng(3)
     cases = [random_case(rng, (2100, 2111), 3.0) for _ in range(9)]
     uniforms = rng.random(9)
@@ -176,7 +176,7 @@ def test_the_number_of_threads_changes_nothing() -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_wide_and_strided_logits_are_read_where_they_lie(backend: str) -> None:
+def test_wide_and_strided_logits_are_read_in_place(backend: str) -> None:
     rng = np.random.default_rng(4)
     store = torch.tensor(rng.normal(size=(2, 3, 40)), dtype=torch.float32)
     rows = SamplingRows(
@@ -265,7 +265,7 @@ def test_arguments_that_do_not_fit_are_named() -> None:
         contrast_and_sample([z], one, rows, u, backend="cuda")  # type: ignore[arg-type]
 
 
-def test_an_outcome_is_packed_without_loss() -> None:
+def test_a_raw_sample_is_packed_without_loss() -> None:
     tokens = torch.tensor([0, 262_143, 2**31 + 1])
     logprobs = torch.tensor([[-0.1, -math.inf, math.nan], [-1e-30, -3e38, 0.0], [-1.1, -2.2, -3.3]])
     status = torch.tensor([0, 3, 5], dtype=torch.int32)

@@ -1,4 +1,4 @@
-"""One reading of two rows of logits: scores at every α against float64, masks, and what is broken."""
+"""One pass over two rows of logits: scores at every α against float64, masks, and non-finite logits."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def expected_rows(
 
 
 @pytest.mark.parametrize("width", [1, 15, 16, 300, 2048, 4099, 10_000])
-def test_rows_score_as_float64_says(score_rows: Any, width: int) -> None:
+def test_scores_equal_float64(score_rows: Any, width: int) -> None:
     wide = rows(9, width + 21, seed=width)
     logits = [wide[0], wide[1][:, : width + 5]]  # the models' widths differ, and exceed the vocabulary
     vocabulary = torch.ones(width, dtype=torch.bool)
@@ -72,7 +72,7 @@ def test_rows_score_as_float64_says(score_rows: Any, width: int) -> None:
     torch.testing.assert_close(found.divergences, divergences, rtol=0, atol=2e-6)
 
 
-def test_a_later_block_may_lie_far_above_the_first(score_rows: Any) -> None:
+def test_a_later_block_may_be_far_above_the_first(score_rows: Any) -> None:
     base, aligned = rows(3, 9000)
     base[1, 5000:] += 70  # above the reference, but within what a float can hold
     base[2, 5000:] += 300
@@ -85,7 +85,7 @@ def test_a_later_block_may_lie_far_above_the_first(score_rows: Any) -> None:
     torch.testing.assert_close(found.contrasts, contrasts, rtol=1e-6, atol=2e-4)
 
 
-def test_an_id_outside_the_vocabulary_may_hold_nearly_all_mass(score_rows: Any) -> None:
+def test_an_id_outside_the_vocabulary_may_have_nearly_all_mass(score_rows: Any) -> None:
     base, aligned = rows(2, 3000)
     base[:, 2500] = 400.0
     vocabulary = torch.ones(3000, dtype=torch.bool)
@@ -126,7 +126,7 @@ def test_zero_probability_is_minus_infinity_never_nan(score_rows: Any) -> None:
 
 @pytest.mark.parametrize("value", [math.nan, INF])
 @pytest.mark.parametrize("place", [0, 2500, 3005])
-def test_a_broken_model_shows_as_nan(score_rows: Any, value: float, place: int) -> None:
+def test_non_finite_logits_give_nan(score_rows: Any, value: float, place: int) -> None:
     base, aligned = rows(2, 3010)
     aligned[1, place] = value
     found = score_rows(
@@ -136,7 +136,7 @@ def test_a_broken_model_shows_as_nan(score_rows: Any, value: float, place: int) 
     assert not found.contrasts[:, 0].isnan().any()
 
 
-def test_a_model_that_allows_nothing_is_broken(score_rows: Any) -> None:
+def test_all_minus_infinity_gives_nan(score_rows: Any) -> None:
     base, aligned = rows(1, 40)
     aligned[:] = -INF
     found = score_rows([base, aligned], torch.tensor([7]), weights((0.0,)))
@@ -151,7 +151,7 @@ def test_equal_models_do_not_diverge(score_rows: Any) -> None:
     torch.testing.assert_close(found.contrasts[0], found.own[0], rtol=0, atol=2e-5)
 
 
-def test_score_rows_says_what_does_not_fit() -> None:
+def test_score_rows_names_what_does_not_fit() -> None:
     base, aligned = rows(2, 40)
     with pytest.raises(ValueError, match=r"expected two \(3, ≥ 40\) torch.float32"):
         kernel.score_rows([base, aligned], torch.zeros(3, dtype=torch.int64), weights((0.0,)))

@@ -27,11 +27,13 @@ from helpers.kernel_oracle import BAD, TOLERANCE, Case, assert_draws, probabilit
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 ALONE = DEVICE == "cpu" and not gpu_kernels.INTERPRETED
-runs = pytest.mark.skipif(ALONE, reason="no CUDA device; test_they_pass_under_the_interpreter runs this one")
+runs = pytest.mark.skipif(
+    ALONE, reason="no CUDA device; test_the_tests_below_pass_under_the_interpreter runs this one"
+)
 
 
 @pytest.mark.skipif(not ALONE, reason="the tests below run in this process")
-def test_they_pass_under_the_interpreter() -> None:
+def test_the_tests_below_pass_under_the_interpreter() -> None:
     """Triton chooses its interpreter when it is first imported, so the interpreter has a process of its own."""
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
     command = [
@@ -69,7 +71,7 @@ def test_mixed_rows_follow_the_oracle(widths: tuple[int, ...]) -> None:
 
 @runs
 @pytest.mark.parametrize("filters", [{"top_p": 0.6}, {"top_k": 60, "top_p": 0.8, "min_p": 0.01}, {}], ids=str)
-def test_every_token_of_the_support_is_drawn_at_the_middle_of_its_interval(filters: dict) -> None:
+def test_every_token_of_the_support_is_sampled_at_the_middle_of_its_interval(filters: dict) -> None:
     rng = np.random.default_rng(1)
     case = Case(
         [np.round(rng.normal(size=90) * 8) / 8 for _ in range(2)], [1.5, -0.5], temperature=1.3, **filters

@@ -1,4 +1,4 @@
-"""The compiled blocks: what is known as one, against plain forward passes, the same bits in any batch."""
+"""Compiled decoder layers: which are recognized, against plain forward passes, the same bits in any batch."""
 
 from __future__ import annotations
 
@@ -74,23 +74,23 @@ def model_of(config: Any, dtype: torch.dtype = torch.float32, seed: int = 0) -> 
 
 
 @pytest.mark.parametrize("name", BLOCKS)
-def test_every_block_is_known_and_gives_what_the_model_gives(name: str) -> None:
-    decoder = CachedModelRunner(model_of(BLOCKS[name]))
-    assert decoder.layers.num_layers == BLOCKS[name].num_hidden_layers
-    assert max_relative_error(decoder) < 1e-5
+def test_every_decoder_layer_is_recognized_and_agrees_with_the_model(name: str) -> None:
+    model_runner = CachedModelRunner(model_of(BLOCKS[name]))
+    assert model_runner.layers.num_layers == BLOCKS[name].num_hidden_layers
+    assert max_relative_error(model_runner) < 1e-5
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen3", "phi3, half turned", "gemma", "mistral"])
-def test_in_bfloat16_it_is_as_near_to_float32_as_the_library_is(name: str) -> None:
+def test_in_bfloat16_it_is_as_close_to_float32_as_torch(name: str) -> None:
     exact = model_of(BLOCKS[name])
     rounded = model_of(BLOCKS[name], torch.bfloat16)
     text = torch.tensor([[5, 17, 3, 80, 41, 2, 9, 33, 60, 12]])
     truth = exact(input_ids=text).logits[0]
     library = (rounded(input_ids=text).logits[0].float() - truth).square().mean().sqrt()
-    decoder = CachedModelRunner(rounded)
-    assert decoder.layers.num_layers
-    decoder.add(decoder.prefill([tuple(text[0, :1].tolist())])[0])
-    ours = (decoder.forward(text[:, 1:])[0] - truth[1:]).square().mean().sqrt()
+    model_runner = CachedModelRunner(rounded)
+    assert model_runner.layers.num_layers
+    model_runner.add(model_runner.prefill([tuple(text[0, :1].tolist())])[0])
+    ours = (model_runner.forward(text[:, 1:])[0] - truth[1:]).square().mean().sqrt()
     assert ours < 1.3 * library  # fewer roundings, but one text is one draw
 
 
@@ -98,7 +98,7 @@ def whole(model: Any) -> bool:
     return CompiledModules(model).handles_attention
 
 
-def test_a_body_of_blocks_runs_as_one_call_unless_it_does_more_than_that() -> None:
+def test_a_body_of_decoder_layers_runs_as_one_call_unless_it_does_more() -> None:
     assert whole(model_of(BLOCKS["llama"]))
     assert whole(model_of(BLOCKS["mistral"]))
     assert whole(model_of(BLOCKS["qwen3"]))
@@ -111,12 +111,12 @@ def test_a_body_of_blocks_runs_as_one_call_unless_it_does_more_than_that() -> No
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_what_is_not_such_a_block_stays_as_it_is(name: str) -> None:
+def test_other_decoder_layers_are_not_replaced(name: str) -> None:
     layers = CompiledModules(model_of(OTHERS[name]))
     assert layers.num_layers == 0
 
 
-def test_a_hooked_or_quantised_part_is_not_bypassed() -> None:
+def test_a_layer_with_a_hook_or_a_quantized_part_is_not_replaced() -> None:
     layer = model_of(BLOCKS["llama"]).model.layers[0]
     assert compile_decoder_layer(layer, "", CpuBackend()) is not None
     handle = layer.mlp.up_proj.register_forward_hook(lambda *_: None)
@@ -136,16 +136,16 @@ def test_a_hooked_or_quantised_part_is_not_bypassed() -> None:
 def test_the_same_bits_alone_in_a_batch_and_several_tokens_at_once(name: str, dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(3)
     texts = [torch.randint(97, (length,), generator=generator).tolist() for length in (9, 30, 17, 5, 23)]
-    decoder = CachedModelRunner(model_of(BLOCKS[name], dtype))
-    assert decoder.layers.num_layers
-    together = decoder.clone_empty()
+    model_runner = CachedModelRunner(model_of(BLOCKS[name], dtype))
+    assert model_runner.layers.num_layers
+    together = model_runner.clone_empty()
     for text in texts:
-        together.add(decoder.prefill([tuple(text[:-3])])[0])
+        together.add(model_runner.prefill([tuple(text[:-3])])[0])
     pieces = torch.tensor([text[-3:] for text in texts])
     at_once = together.forward(pieces)
     for text, expected in zip(texts, at_once, strict=True):
-        alone = decoder.clone_empty()
-        alone.add(decoder.prefill([tuple(text[:-3])])[0])
+        alone = model_runner.clone_empty()
+        alone.add(model_runner.prefill([tuple(text[:-3])])[0])
         singly = [alone.forward(torch.tensor([[token]]))[0, 0] for token in text[-3:]]
         assert torch.equal(torch.stack(singly), expected)
 
@@ -155,8 +155,8 @@ def test_more_tokens_than_one_chunk_and_rows_that_share_none() -> None:
     generator = torch.Generator().manual_seed(4)
     long = torch.randint(97, (2, 240), generator=generator)
     long = torch.cat([long, long.flip(1)], dim=1)[:, :256]  # the context window of these models
-    decoder = CachedModelRunner(model)
-    found = decoder.prefill([tuple(row) for row in long.tolist()] + [tuple(long[0, :7].tolist())])
+    model_runner = CachedModelRunner(model)
+    found = model_runner.prefill([tuple(row) for row in long.tolist()] + [tuple(long[0, :7].tolist())])
     for prefix, text in zip(found, [long[0], long[1], long[0, :7]], strict=True):
         torch.testing.assert_close(
             prefix.logits, model(input_ids=text[None]).logits[0, -1], atol=2e-4, rtol=0
@@ -165,7 +165,7 @@ def test_more_tokens_than_one_chunk_and_rows_that_share_none() -> None:
 
 @pytest.mark.parametrize("name", ["llama", "phi3"])
 @pytest.mark.parametrize("changed", [None, slice(None), slice(1, None, 2)])
-def test_a_low_rank_change_is_for_its_rows_alone(name: str, changed: slice | None) -> None:
+def test_a_low_rank_change_applies_to_its_rows_only(name: str, changed: slice | None) -> None:
     base, merged = model_of(BLOCKS[name]), model_of(BLOCKS[name])
     rows, changes = LoraRows(), {}
     generator = torch.Generator().manual_seed(5)
@@ -175,8 +175,8 @@ def test_a_low_rank_change_is_for_its_rows_alone(name: str, changed: slice | Non
             b = 0.2 * torch.randn(module.out_features, 3, generator=generator)
             module.weight.data += b @ a
             changes[f"model.{key}"] = LoraDelta(a, b, rows)
-    decoder = CachedModelRunner(base, layers=CompiledModules(base, changes))
-    assert decoder.layers.num_layers
+    model_runner = CachedModelRunner(base, layers=CompiledModules(base, changes))
+    assert model_runner.layers.num_layers
     text = torch.tensor([[5, 17, 3, 80, 41, 2]])
     rows.active = changed
     with_change = [False] * 4
@@ -184,30 +184,30 @@ def test_a_low_rank_change_is_for_its_rows_alone(name: str, changed: slice | Non
         with_change[changed or slice(0, 0)]
     )
     for _ in range(4):
-        decoder.cache.add(CachedModelRunner(base).prefill([(1,)])[0].states)
-    decoder.truncate([0] * 4)
-    found = decoder.forward(text.expand(4, -1))
+        model_runner.cache.add(CachedModelRunner(base).prefill([(1,)])[0].states)
+    model_runner.truncate([0] * 4)
+    found = model_runner.forward(text.expand(4, -1))
     for row, mine in enumerate(with_change):
         expected = (merged if mine else base)(input_ids=text).logits[0]
         torch.testing.assert_close(found[row], expected, atol=1e-4, rtol=1e-4)
 
 
-def test_a_model_that_is_converted_underneath_is_an_error_not_garbage() -> None:
+def test_converting_the_model_while_it_decodes_is_an_error() -> None:
     model = model_of(BLOCKS["llama"])
-    decoder = CachedModelRunner(model)
-    decoder.add(decoder.prefill([(1, 2, 3)])[0])
+    model_runner = CachedModelRunner(model)
+    model_runner.add(model_runner.prefill([(1, 2, 3)])[0])
     model.bfloat16()
     with pytest.raises(ValueError, match="must not be converted while it decodes"):
-        decoder.forward(torch.tensor([[4]]))
+        model_runner.forward(torch.tensor([[4]]))
 
 
-def test_outside_of_the_engine_the_model_is_its_own() -> None:
+def test_without_the_engines_cache_the_models_own_forward_runs() -> None:
     model = model_of(BLOCKS["llama"])
-    decoder = CachedModelRunner(model)
+    model_runner = CachedModelRunner(model)
     text = torch.tensor([[1, 2, 3]])
     before = model(input_ids=text).logits
     with patched_forward(
-        decoder.layers.forwards
+        model_runner.layers.forwards
     ):  # a mask and a cache that are not the engine's: the model's own code runs
         torch.testing.assert_close(model(input_ids=text, use_cache=False).logits, before, atol=1e-6, rtol=0)
     assert all("forward" not in vars(layer) for layer in model.model.layers)

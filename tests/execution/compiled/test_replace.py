@@ -1,4 +1,4 @@
-"""The compiled layers: against float64, the same bits in any batch, and in place only while the engine runs."""
+"""Compiled operations: against float64, the same bits in any batch, and in place only within the block."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_infinities_and_nan_come_through() -> None:
 
 
 @needs_compiler
-def test_a_model_that_is_converted_underneath_is_an_error_not_garbage() -> None:
+def test_converting_the_model_while_it_decodes_is_an_error() -> None:
     layer = torch.nn.Linear(8, 8).requires_grad_(False)
     linear = compiled_linear(layer.weight, layer.bias, torch.float32)
     assert linear is not None
@@ -84,7 +84,7 @@ def test_a_model_that_is_converted_underneath_is_an_error_not_garbage() -> None:
         linear(torch.zeros(1, 8))
 
 
-def test_it_is_in_place_only_while_the_engine_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_modules_are_replaced_only_within_the_block(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("eddecode.execution.compiled.replace.is_faster_than_torch", lambda dtype: True)
     model = tiny.tiny_model("llama")
     layer = model.model.layers[0].mlp.up_proj
@@ -97,7 +97,7 @@ def test_it_is_in_place_only_while_the_engine_runs(monkeypatch: pytest.MonkeyPat
     assert "forward" not in vars(layer)
 
 
-def test_a_change_is_for_its_rows_alone() -> None:
+def test_a_lora_delta_applies_to_its_rows_only() -> None:
     rows, weight = LoraRows(), random(10, 6)
     a, b = random(2, 6, seed=1), random(10, 2, seed=2)
     changed = LoraDelta(a, b, rows).wrap(lambda x: x @ weight.T)
@@ -126,12 +126,12 @@ def test_without_a_compiler_the_tokens_are_the_same(arch: str, monkeypatch: pyte
     monkeypatch.setattr(compiled, "function", none)
     monkeypatch.setenv("EDDECODE_KERNELS", "reference")
     sampler = Sampler(ModelPair.from_models(*models))
-    assert [decoder.dense_mask for decoder in sampler.runner.model_runners] == [True, True]  # type: ignore[attr-defined]
+    assert [model_runner.dense_mask for model_runner in sampler.runner.model_runners] == [True, True]  # type: ignore[attr-defined]
     assert decoding.tokens(sampler.generate(prompts, params)) == decoding.tokens(expected)
 
 
 @needs_compiler
-def test_what_it_does_not_serve_it_leaves_to_the_library() -> None:
+def test_unsupported_dtypes_and_layouts_are_left_to_torch() -> None:
     for weight, dtype in itertools.product(
         (torch.zeros(4, 4, dtype=torch.float16), torch.zeros(4, 8)[:, ::2]), (torch.float32, torch.float16)
     ):
@@ -141,7 +141,7 @@ def test_what_it_does_not_serve_it_leaves_to_the_library() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("weight_offset_one", [False, True])
 @needs_compiler
-def test_normalisation_against_its_formula(dtype: torch.dtype, weight_offset_one: bool) -> None:
+def test_rms_norm_against_its_formula(dtype: torch.dtype, weight_offset_one: bool) -> None:
     weight, x = random(37).to(dtype), random(5, 3, 37, seed=1).to(dtype)
     norm = compiled_rms_norm(weight, 1e-5, weight_offset_one=weight_offset_one)
     assert norm is not None
@@ -165,7 +165,7 @@ def test_silu_against_its_formula_and_with_the_same_bits_anywhere() -> None:
 
 @needs_compiler
 @pytest.mark.parametrize("arch", ["llama", "gemma2", "qwen2"])
-def test_layers_of_a_known_form_are_exchanged(arch: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_norms_of_a_known_form_are_replaced(arch: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("eddecode.execution.compiled.replace.is_faster_than_torch", lambda dtype: True)
     model = tiny.tiny_model(arch)
     norms = [module for module in model.modules() if type(module).__name__.endswith("RMSNorm")]
