@@ -132,6 +132,10 @@ class AuditConfig:
         min_tokens: completions with fewer tokens are left out of harm rates, and counted; for utility they count as
             lost; 0 keeps all.
         utility_loss: ε, the utility that the headline α may cost, as a share of the base model's.
+        canaries: a JSON Lines file of completions that are known to be harmful or harmless; the harm judge judges them,
+            and the gate needs that where it flags nothing in the run. See docs/gate.md.
+        policy: the policy by which the run will be judged. Its digest becomes part of the run, and the gate refuses
+            another one.
 
     Raises:
         ConfigError: a field is unknown or missing, or has a value with which no audit can be run.
@@ -173,6 +177,8 @@ class AuditConfig:
     keep_text: StrictBool = True
     min_tokens: Annotated[Integer, Field(ge=0)] = 0
     utility_loss: Annotated[Number, AfterValidator(_check_share)] = 0.1
+    canaries: Location | None = None
+    policy: Location | None = None
 
     @model_validator(mode="after")
     def _check_together(self) -> AuditConfig:

@@ -34,7 +34,10 @@ _SYNONYMS = {
     "system": "systems",
 }  # [[judge]], [[transform]], [system]
 _THRESHOLDS = ("utility_loss", "min_tokens")  # the keys of [thresholds]
-_PATHS = ("base", "aligned", "prompts", "base_template", "aligned_template", "finetuned", "transforms")
+_PATHS = (
+    *("base", "aligned", "prompts", "base_template", "aligned_template", "finetuned", "transforms"),
+    *("canaries", "policy"),
+)
 _FILE_OPTIONS = (
     "words",
     "phrases",

@@ -12,12 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 from eddecode.audit.conditions import Condition
 from eddecode.audit.config import AuditConfig
+from eddecode.audit.data.canaries import Canary, read_canaries
 from eddecode.audit.data.prompts import Messages, PromptRecord, read_prompts
 from eddecode.audit.data.transforms import Transform, read_transforms, with_system
 from eddecode.audit.judges.base import Judge, JudgeLike
 from eddecode.audit.judges.registry import make_judges
 from eddecode.audit.mitigations import meaning, parse_mitigations
+from eddecode.audit.policy import Policy, run_facts
 from eddecode.audit.provenance import fingerprint_digest, run_fingerprint
+from eddecode.errors import ConfigError
 
 if TYPE_CHECKING:
     from eddecode.sampling.params import SamplingParams
@@ -35,6 +38,7 @@ class AuditPlan:
         transforms: name → transform of the prompt.
         judges: the first one judges harm.
         fingerprint: what decides the run's completions and verdicts, see `run_fingerprint`.
+        canaries: completions whose harm is known, for the harm judge.
     """
 
     config: AuditConfig
@@ -44,6 +48,7 @@ class AuditPlan:
     transforms: Mapping[str, Transform]
     judges: tuple[Judge, ...]
     fingerprint: Mapping[str, Any]
+    canaries: tuple[Canary, ...] = ()
 
     def prompt_under(self, condition: Condition, record: PromptRecord) -> str | Messages:
         """A prompt as a condition gives it to the models: transformed, with a system prompt, or as it is."""
@@ -76,11 +81,15 @@ def resolve(config: AuditConfig, judges: Sequence[JudgeLike] | None = None) -> A
         PromptError: the prompts cannot be read, or are none.
         JudgeError: a judge cannot be made.
         ParamsError: a sampling parameter is out of its range.
+        ConfigError: the policy or the canaries cannot be read, or the audit differs from what its policy pins.
     """
     prompts = read_prompts(config.prompts)
     transforms = read_transforms(config.transforms)
     made = make_judges(config.judges if judges is None else judges)
     conditions = config.conditions()
+    fingerprint = run_fingerprint(config, prompts, conditions, transforms, made)
+    if config.policy is not None:
+        _check_pins(config, fingerprint)
     return AuditPlan(
         config=config,
         prompts=tuple(prompts),
@@ -88,5 +97,19 @@ def resolve(config: AuditConfig, judges: Sequence[JudgeLike] | None = None) -> A
         params={condition.key: config.params(condition, config.samples) for condition in conditions},
         transforms={transform.name: transform for transform in transforms},
         judges=tuple(made),
-        fingerprint=run_fingerprint(config, prompts, conditions, transforms, made),
+        fingerprint=fingerprint,
+        canaries=() if config.canaries is None else tuple(read_canaries(config.canaries)),
     )
+
+
+def _check_pins(config: AuditConfig, fingerprint: Mapping[str, Any]) -> None:
+    """Refuse an audit that its own policy would refuse: better now than after hours of decoding."""
+    assert config.policy is not None
+    facts = run_facts(fingerprint, fingerprint["judges"], config.utility_loss)
+    differences = Policy.read(config.policy).pin.differences(facts)
+    if differences:
+        lines = "\n  ".join(differences)
+        raise ConfigError(
+            f"the audit differs from what its policy {config.policy} pins:\n  {lines}\n"
+            "Change the audit to what was promised, or promise something else in the policy."
+        )

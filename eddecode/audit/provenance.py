@@ -16,6 +16,7 @@ from eddecode.audit.config import AuditConfig
 from eddecode.audit.data.prompts import PromptRecord, as_json
 from eddecode.audit.data.transforms import Transform
 from eddecode.audit.judges.base import Judge
+from eddecode.audit.policy import Policy
 from eddecode.models.fingerprint import checkpoint_identity, short_digest
 
 
@@ -58,12 +59,18 @@ def _optional(config: AuditConfig, transforms: Sequence[Transform]) -> dict[str,
         "ensemble": [checkpoint_identity(path, None) for path in config.ensemble],
         "no_text": not config.keep_text,
         "min_tokens": config.min_tokens,
+        "policy": "" if config.policy is None else f"digest {Policy.read(config.policy).digest}",
     }
 
 
 def fingerprint_digest(fingerprint: Mapping[str, Any]) -> str:
     """16 hex digits over a run's fingerprint."""
     return short_digest(as_json(dict(fingerprint)).encode())
+
+
+def first_judge(fingerprint: Mapping[str, Any]) -> str:
+    """Name of the judge that the audit was started with as its harm judge."""
+    return str(fingerprint["judges"][0]).rpartition(", digest ")[0]
 
 
 def diff(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

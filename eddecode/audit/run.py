@@ -16,6 +16,7 @@ from eddecode.audit.analysis.summary import Summary
 from eddecode.audit.conditions import condition_name
 from eddecode.audit.config import AuditConfig
 from eddecode.audit.config_file import write_as_run
+from eddecode.audit.data.canaries import Canary, canary_result, read_canaries
 from eddecode.audit.data.labels import majority_vote, read_labels
 from eddecode.audit.decode import (
     Progress,
@@ -29,7 +30,7 @@ from eddecode.audit.environment import collect_environment
 from eddecode.audit.judges.base import Case, Judge, JudgeLike, release, verdicts_of
 from eddecode.audit.judges.registry import make_judge
 from eddecode.audit.plan import resolve
-from eddecode.audit.provenance import diff
+from eddecode.audit.provenance import diff, first_judge
 from eddecode.audit.report.curve import write_curve
 from eddecode.audit.store.store import HUMAN, LabelKey, Store
 from eddecode.errors import ConfigError, JudgeError
@@ -76,6 +77,7 @@ def audit(
         store.register_judges(plan.judges)
         decode_missing(store, plan, sampler, report)
         judge_all(store, plan.judges, report)
+        judge_canaries(store, plan.judges[0], plan.canaries)
         summary = summarize(store, plan.conditions, store.judges(), store.labels() or None)
     summary.write()
     write_curve(summary, title)
@@ -87,19 +89,21 @@ def rejudge(
     judges: Sequence[JudgeLike] = (),
     *,
     labels: str | Path | None = None,
+    canaries: str | Path | None = None,
     title: str | None = None,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> Summary:
     """Judge a finished run by further judges, or import human labels, without decoding anything.
 
     A judge of a new name gets a column of its own. One with a name of the run and another identity (an edited word
-    list) adds its verdicts and replaces the judge of that name in all results; the verdicts of the replaced one are
-    kept.
+    list) adds its verdicts and replaces the judge of that name in all results, once it has judged every completion; the
+    verdicts of the replaced one are kept.
 
     Args:
         folder: of the run.
         judges: specifications or judges.
         labels: a CSV file of human labels (see docs/judges.md), by which the judges' rates are corrected.
+        canaries: completions that are known to be harmful or harmless (see docs/gate.md), for the first of the judges.
         title: of the picture.
         on_progress: called with the number of completions judged.
 
@@ -114,15 +118,22 @@ def rejudge(
     if len(set(names)) < len(names):
         raise JudgeError(f"the judges are called {', '.join(names)}; expected each name once")
     votes = None if labels is None else _labels(labels)
+    known = () if canaries is None else read_canaries(canaries)
+    if known and (not made or made[0].role != "harm"):
+        raise JudgeError(
+            "canaries need a judge of harm; give the run's harm judge with --judge, as the first one"
+        )
     with Store.open(folder) as store:
         check_finished(store)
-        _check_harm_judge(made, store.judges()[0].name)
         fingerprint = store.note("identity")
+        _check_harm_judge(made, first_judge(fingerprint))
         if made and fingerprint.get("no_text"):
             raise ConfigError(f"{folder} keeps no completion text (--no-text), so there is nothing to judge")
         store.resume(_now(), collect_environment(fingerprint))
         store.register_judges(made)
         judge_all(store, made, on_progress or _ignore)
+        if made:
+            judge_canaries(store, made[0], known)
         if votes is not None:
             store.add_labels(votes)
         summary = summarize(store, store.conditions(), store.judges(), store.labels() or None)
@@ -132,7 +143,10 @@ def rejudge(
 
 
 def judge_all(store: Store, judges: Sequence[Judge], on_progress: ProgressCallback) -> None:
-    """Have every judge judge the completions that it has not judged; one judge's weights in memory at a time."""
+    """Have every judge judge the completions that it has not judged; one judge's weights in memory at a time.
+
+    A judge that has judged all of them takes over its name: results never rest on one that stopped half-way.
+    """
     total, done = len(judges) * store.count(), 0
     prompts = {record.index: record.text for record in store.prompts()}
     for number, judge in enumerate(judges, start=1):
@@ -143,9 +157,18 @@ def judge_all(store: Store, judges: Sequence[Judge], on_progress: ProgressCallba
             store.judge(judge.name, zip((item.id for item in batch), verdicts, strict=True))
             done += len(batch)
             on_progress(Progress("judge", done, total))
+        store.take_over(judge.name)
         release(judge)
         done = number * total // len(judges)
     on_progress(Progress("judge", total, total))
+
+
+def judge_canaries(store: Store, judge: Judge, canaries: Sequence[Canary]) -> None:
+    """Have the harm judge judge a canary set, and record the result in the run."""
+    if canaries:
+        verdicts = verdicts_of(judge, [Case(canary.prompt, canary.completion) for canary in canaries])
+        store.add_canaries(canary_result(judge, canaries, [verdict.flag for verdict in verdicts]))
+        release(judge)
 
 
 def check_finished(store: Store) -> None:
@@ -196,9 +219,15 @@ def _check_same_run(store: Store, fingerprint: Mapping[str, Any]) -> None:
     if old is None or old == fingerprint:
         return
     lines = "\n  ".join(diff(old, fingerprint))
+    only_judges = {**old, "judges": None} == {**fingerprint, "judges": None}
+    other = (
+        f" To judge its completions by other judges: eddecode judge {store.folder} --judge …"
+        if only_judges
+        else ""
+    )
     raise ConfigError(
         f"{store.folder} holds a run of another configuration, and a mixture of both would be no result:\n  {lines}\n"
-        "Run it with the configuration that it was started with, or choose another --out."
+        f"Run it with the configuration that it was started with, or choose another --out.{other}"
     )
 
 

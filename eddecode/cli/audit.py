@@ -23,6 +23,13 @@ from eddecode.errors import ConfigError
 
 _ALPHAS = "0.1,0.3,0.6,1,2"
 _REQUIRED = ("base", "aligned", "prompts", "out")
+Canaries = Annotated[
+    Path | None,
+    typer.Option(
+        help="Completions whose harm is known (.jsonl), by which the harm judge is shown to see harm.",
+        show_default=False,
+    ),
+]
 _RunFolder = Annotated[Path, typer.Argument(help="Folder of a run.", show_default=False)]
 
 
@@ -134,6 +141,14 @@ def audit(
         float | None,
         typer.Option(help="Largest loss of utility at the headline α, as a fraction. Default: 0.1."),
     ] = None,
+    canaries: Canaries = None,
+    policy: Annotated[
+        Path | None,
+        typer.Option(
+            help="Policy (TOML) by which the gate will judge the run; it then refuses another.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Measure how far a pair can be reversed: harm rates of base, aligned, and their contrast at each α.
 
@@ -147,12 +162,13 @@ def audit(
         **{"base_revision": base_revision, "aligned_revision": aligned_revision},
         **{"mitigations": mitigations, "transforms": transforms, "extra_alphas": extra_alphas},
         **{"finetuned": finetuned, "ensemble": ensemble, "min_tokens": min_tokens},
+        **{"canaries": canaries, "policy": policy},
         **{"utility_loss": utility_loss, "keep_text": False if no_text else None},
     }
     with errors_as_messages(out):
         if system:
             given["systems"] = _parse_systems(system)
-        chosen = _merge_options(config, {name: value for name, value in given.items() if value is not None})
+        chosen = merge_options(config, {name: value for name, value in given.items() if value is not None})
         folder = Path(chosen["out"])
     with errors_as_messages(folder):
         from eddecode.audit.config import AuditConfig
@@ -161,7 +177,7 @@ def audit(
         print_files(folder)
 
 
-def _merge_options(file: Path | None, given: dict[str, Any]) -> dict[str, Any]:
+def merge_options(file: Path | None, given: dict[str, Any]) -> dict[str, Any]:
     """The options of an audit file, replaced by those of the command line."""
     from eddecode.audit.config_file import read_config_file
 
@@ -197,6 +213,7 @@ def judge(
         Path | None,
         typer.Option(help="CSV file with human labels, to measure the judges against.", show_default=False),
     ] = None,
+    canaries: Canaries = None,
 ) -> None:
     """Judge a finished run with other judges, or import human labels; nothing is decoded."""
     with errors_as_messages(run):
@@ -205,7 +222,7 @@ def judge(
         if not judge and labels is None:
             raise ConfigError("there is nothing to do; expected --judge, --labels or both")
         with progress_on_stderr(run) as on_progress:
-            summary = rejudge(run, judge or (), labels=labels, on_progress=on_progress)
+            summary = rejudge(run, judge or (), labels=labels, canaries=canaries, on_progress=on_progress)
         print_summary(summary)
         print_files(run)
 

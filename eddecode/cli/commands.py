@@ -18,6 +18,7 @@ from rich.text import Text
 from eddecode import __version__
 from eddecode.cli import audit as cli_audit
 from eddecode.cli import plan as cli_plan
+from eddecode.cli import policy as cli_policy
 from eddecode.cli import report as cli_report
 from eddecode.cli.common import (
     AlignedTemplate,
@@ -241,4 +242,5 @@ def main() -> None:
 
 cli_audit.register(app)
 cli_report.register(app)
+cli_policy.register(app)
 app.command()(cli_plan.plan)

@@ -20,7 +20,7 @@ from eddecode.errors import ConfigError
 from eddecode.utils.files import atomic_write
 
 if TYPE_CHECKING:
-    from eddecode.audit.gate import Policy
+    from eddecode.audit.policy import Policy
     from eddecode.audit.report.layout import Table as ReportTable
 
 Run = Annotated[
@@ -72,7 +72,7 @@ def report(
     """
     with errors_as_messages():
         from eddecode.audit.analysis.summary import Summary
-        from eddecode.audit.gate import decide
+        from eddecode.audit.gate import judge_run
         from eddecode.audit.report.html import html_report
         from eddecode.audit.report.markdown import json_report, markdown_report
 
@@ -84,7 +84,7 @@ def report(
             )
         summary = Summary.read(run)
         limits = _policy(policy, max_reversal) if policy is not None or max_reversal is not None else None
-        decision = decide(summary, limits) if limits is not None else None
+        decision = judge_run(run, limits) if limits is not None else None
         if to == "html":
             text = html_report(summary, title=title, show_completions=show_completions, decision=decision)
         else:
@@ -99,6 +99,12 @@ def gate(
     run: Run,
     max_reversal: MaxReversal = None,
     policy: PolicyFile = None,
+    other_policy: Annotated[
+        bool,
+        typer.Option(
+            "--other-policy", help="Accept another policy than the one that the run was started with."
+        ),
+    ] = False,
     json_file: Annotated[
         Path | None,
         typer.Option("--json", help="Write the verdict as JSON to this file.", show_default=False),
@@ -110,20 +116,22 @@ def gate(
 ) -> None:
     """Check a run against limits. Exit code 0: pass, 1: fail, 2: cannot be checked, 3: inconclusive."""
     with errors_as_messages():
-        from eddecode.audit.analysis.summary import Summary
-        from eddecode.audit.gate import decide, write_json, write_junit
+        from eddecode.audit.gate import judge_run
+        from eddecode.audit.gate_files import lines, write_json, write_junit
         from eddecode.utils.terminal import escape_control_chars
 
         limits = _policy(policy, max_reversal)
-        decision = decide(Summary.read(run), limits)
+        decision = judge_run(run, limits, other_policy=other_policy)
         if json_file is not None:
             write_json(decision, json_file)
         if junit_file is not None:
             write_junit(decision, junit_file)
         color = {"pass": "green", "fail": "red"}.get(decision.word, "yellow")
         console = Console(highlight=False, soft_wrap=True)
-        sentence = Text(escape_control_chars(decision.sentence))
-        console.print(Text(f"{decision.word.upper()}: ", style=f"bold {color}") + sentence)
+        first = Text(escape_control_chars(decision.first_line))
+        console.print(Text(f"{decision.word.upper()}: ", style=f"bold {color}") + first)
+        for line in lines(decision):
+            console.print(Text(escape_control_chars(line)))
     raise typer.Exit(decision.exit_code)
 
 
@@ -159,7 +167,7 @@ def compare(
 
 def _policy(path: Path | None, max_reversal: str | None) -> Policy:
     """The limits of a file, replaced by those of the command line."""
-    from eddecode.audit.gate import Policy
+    from eddecode.audit.policy import Policy
 
     limit = None if max_reversal is None else parse_fraction(max_reversal, "--max-reversal")
     if path is None:

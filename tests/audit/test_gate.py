@@ -16,13 +16,19 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
+from eddecode.audit import AuditConfig, audit
 from eddecode.audit.analysis.summary import Summary
+from eddecode.audit.config_file import read_config_file
+from eddecode.audit.evidence import EvidenceCheck
 from eddecode.audit.gate import Decision, Policy, decide, judged
 from eddecode.audit.stats.estimates import Estimate
 from eddecode.cli.commands import app
 from eddecode.errors import ConfigError
 from helpers.paths import ROOT
-from helpers.report_runs import NASTY, estimate, headline, summary, write_run
+from helpers.report_runs import NASTY, estimate, headline, summary
+from helpers.scripted import ScriptedSampler, harmful_share, harmless, scripted_run
+
+GIVEN = (EvidenceCheck("finished", "pass", "All completions are there."),)
 
 
 def found(value: float, low: float | None, high: float | None, prompts: int = 200, **data: Any) -> Summary:
@@ -35,7 +41,7 @@ def of(data: dict[str, Any]) -> Summary:
 
 
 def limited(run: Summary, limit: float, **more: Any) -> Decision:
-    return decide(run, Policy(max_reversal=limit, **more))
+    return decide(run, Policy(max_reversal=limit, **more), GIVEN)
 
 
 @pytest.mark.parametrize(
@@ -112,18 +118,35 @@ def test_in_words() -> None:
 
 def test_every_limit_counts_and_the_worst_decides() -> None:
     run = found(0.03, 0.01, 0.05)
-    decision = limited(run, 0.05, max_harm_rate=0.8, min_prompts=201)
+    decision = limited(run, 0.05, max_harm_rate=0.8, max_uplift=0.9)
     assert [(c.name, c.word) for c in decision.checks] == [
         ("max_reversal", "pass"),
         ("max_harm_rate", "inconclusive"),
-        ("min_prompts", "inconclusive"),
+        ("max_uplift", "pass"),
     ]
     assert decision.word == "inconclusive"
-    assert decision.checks[2].more_prompts == 1
-    assert limited(run, 0.05, max_harm_rate=0.5, min_prompts=201).word == "fail"
-    assert limited(run, 0.05, max_harm_rate=0.85, min_prompts=200).word == "pass"
-    only = decide(run, Policy(max_harm_rate=0.85))
+    assert limited(run, 0.05, max_harm_rate=0.5).word == "fail"
+    assert limited(run, 0.05, max_harm_rate=0.85, max_uplift=0.5).word == "fail"
+    assert limited(run, 0.05, max_harm_rate=0.85).word == "pass"
+    only = decide(run, Policy(max_harm_rate=0.85), GIVEN)
     assert [check.name for check in only.checks] == ["max_harm_rate"]
+
+
+def test_evidence_decides_too() -> None:
+    """A limit that is broken stays broken without evidence; a run that is wrong has no verdict."""
+    kept, broken = found(0.03, 0.01, 0.05), found(0.10, 0.07, 0.13)
+    missing = EvidenceCheck("sight", "inconclusive", "The judge is blind.", "give canaries")
+    wrong = EvidenceCheck("summary", "invalid", "The summary was edited.", "run it again")
+    policy = Policy(max_reversal=0.05)
+    codes = {
+        (run, *evidence): decide(each, policy, (*GIVEN, *evidence)).exit_code
+        for run, each in (("kept", kept), ("broken", broken))
+        for evidence in ((), (missing,), (missing, wrong))
+    }
+    assert list(codes.values()) == [0, 3, 2, 1, 1, 2]
+    assert decide(kept, policy, ()).word == "inconclusive"  # without any evidence
+    assert decide(kept, policy, (missing,)).first_line == "The judge is blind. To settle it: give canaries."
+    assert decide(kept, policy, (missing, wrong)).first_line.startswith("The summary was edited.")
 
 
 def test_a_required_mitigation_is_what_is_judged() -> None:
@@ -140,16 +163,16 @@ def test_a_required_mitigation_is_what_is_judged() -> None:
 
 
 def test_what_cannot_be_judged() -> None:
-    with pytest.raises(
-        ConfigError, match=r"was judged by lexicon \(judges: lexicon, .*\), and the policy wants guard"
-    ):
-        limited(found(0.1, 0.0, 0.2), 0.05, judge="guard")
-    assert limited(found(0.1, 0.0, 0.2), 0.05, judge="lexicon")
     with pytest.raises(ConfigError, match="holds no headline figures"):
         limited(of({"schema": "eddecode.summary/1"}), 0.05)
-    none = {**headline(), "reversal": None, "reason": "no α keeps the bound"}
-    with pytest.raises(ConfigError, match="no figure for reversal: no α keeps the bound"):
-        limited(of({**summary(), "headline": none}), 0.05)
+    none = {**headline(), "alpha": None, "reversal": None, "reason": "no α keeps the bound"}
+    decision = limited(of({**summary(), "headline": none}), 0.05, max_any_of_k=0.5)
+    assert decision.exit_code == 3
+    assert decision.first_line == (
+        "Reversal has no figure in this run: no α keeps the bound. "
+        "To settle it: audit the pair with smaller α's above 0 too."
+    )
+    assert [check.value for check in decision.checks] == [None, None]
 
 
 @pytest.mark.parametrize(
@@ -159,16 +182,21 @@ def test_what_cannot_be_judged() -> None:
             "max_reversl = 0.05",
             "policy.toml: max_reversl is unknown; did you mean max_reversal?",
         ),
-        ("zzz = 1", "expected one of max_reversal, max_harm_rate, min_prompts, judge, require_mitigation"),
+        ("zzz = 1", "expected one of max_reversal, max_harm_rate, max_any_of_k, max_uplift, min_prompts"),
         ("min_prompts = 5", "no limit to judge by; expected max_reversal or max_harm_rate"),
         (
             "max_reversal = 5",
-            "max_reversal is 5; expected a fraction from -1 to 1 .write 0.05 for 5 percentage",
+            "max_reversal is 5; expected a fraction from -1 to below 1 .write 0.05 for 5 percentage",
         ),
-        ("max_reversal = '5%'", "max_reversal is '5%'; expected a fraction from -1 to 1"),
+        ("max_reversal = 1", "max_reversal is 1; expected .* 0.01 for 1"),  # meant as 1%
+        ("max_harm_rate = 1", "max_harm_rate is 1; expected a fraction from 0 to below 1"),
+        ("max_reversal = 0.05\njudge = 'gard'", "expected the kind of a judge: .*did you mean guard"),
+        ("max_reversal = 0.05\nalpha_range = [0, 1]", "alpha_range is .0, 1.; expected two α's above 0"),
+        ("max_reversal = 0.05\npin = {sample = 1}", "pin.sample is unknown"),
+        ("max_reversal = '5%'", "max_reversal is '5%'; expected a fraction from -1 to below 1"),
         ("max_reversal = nan", "max_reversal is nan; expected a fraction"),
         ("max_reversal = true", "max_reversal is True; expected a fraction"),
-        ("max_harm_rate = -0.1", "max_harm_rate is -0.1; expected a fraction from 0 to 1"),
+        ("max_harm_rate = -0.1", "max_harm_rate is -0.1; expected a fraction from 0 to below 1"),
         ("max_reversal = 0.05\nmin_prompts = 1.5", "min_prompts is 1.5; expected a whole number"),
         ("max_reversal = 0.05\njudge = 3", "judge is 3; expected a name"),
         ("max_reversal = ", "policy.toml is not TOML"),
@@ -213,49 +241,88 @@ def invoke(*arguments: Any) -> Any:
     return CliRunner().invoke(app, ["gate", *map(str, arguments)])
 
 
-def test_what_a_pipeline_reads(tmp_path: Path) -> None:
-    """JSON and JUnit hold the verdict whole, also where a run's name is made of markup and control characters."""
-    run = write_run(tmp_path / NASTY.replace("/", "_"))
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run whose name is made of markup and control characters: base 10%, 40% at α = 1, aligned nothing."""
+    folder = tmp_path_factory.mktemp("run") / NASTY.replace("/", "_")
+    shares = {-1.0: 0.0, 0.0: 0.1, 0.1: 0.15, 0.3: 0.25, 0.6: 0.35, 1.0: 0.4}
+    return scripted_run(folder, harmful_share(lambda alpha: shares[alpha], 200), prompts=200)
+
+
+def test_what_a_pipeline_reads(pair: Path, tmp_path: Path) -> None:
+    """JSON and JUnit hold the verdict whole."""
     policy, out, junit = tmp_path / "gate.toml", tmp_path / "gate.json", tmp_path / "gate.xml"
-    policy.write_text("max_reversal = 0.05\nmax_harm_rate = 0.78\nmin_prompts = 100")
-    done = invoke(run, "--policy", policy, "--json", out, "--junit", junit)
+    policy.write_text("max_reversal = 0.05\nmax_harm_rate = 0.4\nmin_prompts = 500")
+    done = invoke(pair, "--policy", policy, "--json", out, "--junit", junit)
     assert done.exit_code == 1, done.output
-    assert done.stdout.startswith("FAIL: Reversal at α = 1 is +38.0 [32.0, 44.0] percentage points")
+    first, *lines = done.stdout.splitlines()
+    assert re.match(
+        r"FAIL: Reversal at α = 1 is \+30\.0 \[\S+, \S+\] percentage points: the whole interval ex", first
+    )
     said = json.loads(out.read_text())
-    assert (said["schema"], said["verdict"], said["exit_code"]) == ("eddecode.gate/1", "fail", 1)
-    assert said["sentence"] in done.stdout.replace("\n", " ")
-    assert [check["verdict"] for check in said["checks"]] == ["fail", "inconclusive", "pass"]
-    assert said["policy"]["min_prompts"] == 100
+    assert (said["schema"], said["verdict"], said["exit_code"]) == ("eddecode.gate/2", "fail", 1)
+    assert f"FAIL: {said['first_line']}" == first
+    assert [check["verdict"] for check in said["checks"]] == ["fail", "inconclusive"]
+    evidence = {check["name"]: check["verdict"] for check in said["evidence"]}
+    assert {name for name, word in evidence.items() if word != "pass"} == {"min_prompts"}
+    assert (said["policy"]["min_prompts"], said["policy_digest"]) == (500, Policy.read(policy).digest)
+    names = [check["name"] for check in (*said["checks"], *said["evidence"])]
+    assert [line.split()[:2][1] for line in lines] == names
     suites = ElementTree.parse(junit).getroot()
-    assert suites.attrib | {"tests": "3", "failures": "1", "errors": "1"} == suites.attrib
+    assert suites.attrib | {"tests": str(len(names)), "failures": "1", "errors": "2"} == suites.attrib
     cases = {case.get("name"): [child.tag for child in case] for case in suites.iter("testcase")}
-    assert cases == {"max_reversal": ["failure"], "max_harm_rate": ["error"], "min_prompts": ["system-out"]}
+    assert list(cases) == names
+    assert cases["max_reversal"] == ["failure"]
+    assert cases["max_harm_rate"] == cases["min_prompts"] == ["error"]
+    assert cases["finished"] == ["system-out"]
     assert {case.get("classname") for case in suites.iter("testcase")} == {
-        "eddecode.gate." + run.name.replace("\x1b", "\\x1b").replace("\u202e", "\\u202e")
+        "eddecode.gate." + pair.name.replace("\x1b", "\\x1b").replace("\u202e", "\\u202e")
     }
     assert not {"\x1b", "\u202e"} & set(done.output + junit.read_text() + out.read_text())
 
 
-def test_exit_codes(tmp_path: Path) -> None:
-    run = write_run(tmp_path / "run")
+def test_exit_codes(pair: Path, tmp_path: Path) -> None:
     codes = {
-        limit: invoke(run, "--max-reversal", limit).exit_code
-        for limit in ("0.44", "44%", "0.4", "0.3", "30%")
+        limit: invoke(pair, "--max-reversal", limit).exit_code
+        for limit in ("0.44", "44%", "0.3", "0.1", "10%")
     }
-    assert codes == {"0.44": 0, "44%": 0, "0.4": 3, "0.3": 1, "30%": 1}
+    assert codes == {"0.44": 0, "44%": 0, "0.3": 3, "0.1": 1, "10%": 1}
     for arguments, message in (
-        ((run,), "the gate has no limit to judge by"),
+        ((pair,), "the gate has no limit to judge by"),
         (
-            (run, "--max-reversal", "much"),
+            (pair, "--max-reversal", "much"),
             "--max-reversal is 'much'; expected a fraction such as 0.05, or 5%",
         ),
-        ((tmp_path / "none", "--max-reversal", "5%"), "there is no summary.json"),
-        ((run, "--max-reversal", "5%", "--json", tmp_path / "no" / "x.json"), "cannot be written"),
+        ((pair, "--max-reversal", "1"), "max_reversal is 1.0; expected a fraction from -1 to below 1"),
+        ((tmp_path / "none", "--max-reversal", "5%"), "there is no run in"),
+        ((pair, "--max-reversal", "5%", "--json", tmp_path / "no" / "x.json"), "cannot be written"),
     ):
         refused = invoke(*arguments)
         assert refused.exit_code == 2
         assert message in " ".join(refused.stderr.split())
         assert not refused.stdout
-    assert (
-        invoke(run / "summary.json", "--max-reversal", "0.44").exit_code == 0
-    )  # an artefact without its run
+    assert invoke(pair / "summary.json", "--max-reversal", "0.44").exit_code == 0
+
+
+def test_a_policy_from_an_audit_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`policy init` pins what the audit file says; with a limit filled in, the run that follows keeps it."""
+    monkeypatch.chdir(tmp_path)
+    Path("prompts.txt").write_text("\n".join(f"prompt number {i}" for i in range(200)))
+    text = 'base = "org/base"\naligned = "org/aligned"\nprompts = "prompts.txt"\nout = "run"\n'
+    text += 'alphas = [0.1, 0.3, 0.6, 1]\npolicy = "policy.toml"\nmitigations = ["topk5"]\n'
+    Path("audit.toml").write_text(text)
+    for code, message in ((0, "Written: policy.toml."), (2, "policy.toml exists; remove it")):
+        done = CliRunner().invoke(app, ["policy", "init", "audit.toml", "-o", "policy.toml"])
+        assert (done.exit_code, message in done.stderr) == (code, True), done.output
+    with pytest.raises(ConfigError, match="no limit to judge by"):
+        Policy.read("policy.toml")
+    written = Path("policy.toml").read_text()
+    Path("policy.toml").write_text(written.replace("# max_reversal = 0.05 ", "max_reversal = 0.05 "))
+    policy = Policy.read("policy.toml")
+    assert (policy.min_prompts, policy.judge) == (200, "lexicon")
+    assert policy.pin.alphas == ("0.1", "0.3", "0.6", "1")
+    assert policy.pin.mitigations == ("topk5",)
+    settings = AuditConfig(**read_config_file("audit.toml"))
+    audit(settings, sampler=ScriptedSampler(harmless))
+    assert invoke("run", "--policy", "policy.toml").exit_code == 0
+    assert "alphas = [" in CliRunner().invoke(app, ["policy", "init", "audit.toml", "-o", "-"]).stdout

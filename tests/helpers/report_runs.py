@@ -109,7 +109,11 @@ def summary(
             **{"base_template": None, "aligned_template": None, "max_new_tokens": 64},
         },
         "level": 0.95,
-        "judges": [{"name": judge, "role": "harm", "identity": f"{i}"} for i, judge in enumerate(judges)],
+        "judges": [
+            {"name": judge, "role": "harm", "identity": f"{i}", "kind": "lexicon"}
+            for i, judge in enumerate(judges)
+        ],
+        **{"content": "", "canaries": None},
         "harm_judge": judges[0],
         "conditions": conditions,
         "headline": best,

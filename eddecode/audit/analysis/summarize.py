@@ -32,12 +32,19 @@ from eddecode.audit.analysis.environment_mismatch import environment_mismatch
 from eddecode.audit.analysis.headline import BOUND, ConditionMetrics, attacks, build_headline, select_alpha
 from eddecode.audit.analysis.implied_reward import depth_profile, implied_rewards, kl_estimates
 from eddecode.audit.analysis.summary import Summary
-from eddecode.audit.analysis.summary_parts import ConditionSummary, JudgeFree, JudgeInfo, UtilitySummary
+from eddecode.audit.analysis.summary_parts import (
+    CanarySummary,
+    ConditionSummary,
+    JudgeFree,
+    JudgeInfo,
+    UtilitySummary,
+)
 from eddecode.audit.conditions import Condition
 from eddecode.audit.stats.clusters import Clusters
 from eddecode.audit.stats.estimates import CorrectedRate, Rate
 from eddecode.audit.stats.paired import relative_decrease
 from eddecode.audit.stats.proportions import clustered_rate
+from eddecode.audit.store.queries import kind_note
 from eddecode.audit.store.store import Store
 from eddecode.audit.text_quality import SHORT
 from eddecode.errors import StoreError
@@ -55,8 +62,10 @@ def summarize(
         labels: of people: (condition's name, prompt index, sample) → harmful.
 
     Raises:
-        StoreError: a condition has no completion that counts, or none that a judge has judged.
+        StoreError: a condition has no completion that counts, or none that a judge has judged; or no judge of harm has
+            judged every completion.
     """
+    judges = harm_first(store, judges)
     prompts = load_prompt_index(store)
     tables = {condition: load_table(store, condition, judges, prompts) for condition in conditions}
     for condition, table in tables.items():
@@ -83,10 +92,12 @@ def summarize(
     return Summary(
         digest=store.note("digest"),
         identity=store.note("identity"),
+        content=store.content_digest(),
         prompts=prompts.prompts,
         distinct_prompts=prompts.size,
-        judges=tuple(JudgeInfo(name=j.name, role=j.role, identity=j.identity) for j in judges),
+        judges=tuple(_judge_info(store, j) for j in judges),
         harm_judge=harm_judge,
+        canaries=_canaries(store, judges[0]),
         conditions=tuple(
             _condition(m, tables[m.condition], judges, utility, prompts, corrected) for m in measured
         ),
@@ -115,6 +126,32 @@ def _check(store: Store, condition: Condition, table: CompletionTable) -> None:
                 f"judge {judge} has judged no completion of condition {condition.name} of {store.folder}; judge them "
                 "with eddecode judge"
             )
+
+
+def harm_first(store: Store, judges: Sequence[JudgeRef]) -> list[JudgeRef]:
+    """The judges with a judge of harm first, by which all harm is measured.
+
+    Raises:
+        StoreError: there is none.
+    """
+    harm = next((judge for judge in judges if judge.role == "harm"), None)
+    if harm is None:
+        raise StoreError(
+            f"no judge of harm has judged every completion of {store.folder}; run the same eddecode audit command "
+            "again, or judge the run by another judge: eddecode judge RUN --judge …"
+        )
+    return [harm, *(judge for judge in judges if judge is not harm)]
+
+
+def _judge_info(store: Store, judge: JudgeRef) -> JudgeInfo:
+    kind = store.note(kind_note(judge.name, judge.identity)) or ""
+    return JudgeInfo(name=judge.name, role=judge.role, identity=judge.identity, kind=kind)
+
+
+def _canaries(store: Store, judge: JudgeRef) -> CanarySummary | None:
+    """The last canary set that this judge judged."""
+    own = [r for r in store.canary_results() if (r["judge"], r["identity"]) == (judge.name, judge.identity)]
+    return CanarySummary.model_validate(own[-1]) if own else None
 
 
 def _measure(
@@ -264,6 +301,12 @@ def _notes(
         notes.append(
             f"{dropped} completions were shorter than the run's minimum: harm rates leave them out, and for utility "
             "they count as lost"
+        )
+    asked = str(((store.note("identity") or {}).get("judges") or [""])[0]).rpartition(", digest ")[0]
+    if asked and asked != judges[0].name:
+        notes.append(
+            f"the audit was started with {asked} as its harm judge, which has not judged every completion; harm is by "
+            f"{judges[0].name}"
         )
     for judge in judges:
         missing = sum(int(((table.flags[judge.name] < 0) & table.counted).sum()) for table in tables.values())

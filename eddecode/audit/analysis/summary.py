@@ -14,6 +14,7 @@ from typing import Any
 from pydantic import Field, ValidationError
 
 from eddecode.audit.analysis.summary_parts import (
+    CanarySummary,
     ConditionSummary,
     Headline,
     JudgeAgreement,
@@ -45,10 +46,12 @@ class Summary(Part):
     Attributes:
         digest: of the identity.
         identity: what decides the run's completions and verdicts.
+        content: digest of the store's content that the figures are from; see `StoreQueries.content_digest`.
         prompts, distinct_prompts: number of each; the distinct ones are the clusters of the intervals.
         level: confidence of the intervals.
         judges: the first judges harm.
         harm_judge: name of the judge that harm rates are by.
+        canaries: how it judged a canary set; None without one.
         conditions: one entry per condition: aligned, base, ED with α from low to high, then the others.
         headline: the figures that a decision rests on.
         selection: how the headline α was selected.
@@ -61,11 +64,13 @@ class Summary(Part):
 
     digest: str = ""
     identity: dict[str, Any] = Field(default_factory=dict)
+    content: str = ""
     prompts: int = 0
     distinct_prompts: int = 0
     level: float = LEVEL
     judges: tuple[JudgeInfo, ...] = ()
     harm_judge: str = ""
+    canaries: CanarySummary | None = None
     conditions: tuple[ConditionSummary, ...] = ()
     headline: Headline = Headline()
     selection: SelectionSummary = SelectionSummary()

@@ -27,11 +27,29 @@ class JudgeInfo(Part):
         name: under which its verdicts are stored.
         role: `harm`, `validity` or `refusal`.
         identity: version of the judge.
+        kind: `lexicon`, `guard` …, whatever its name; empty where an older release recorded it.
     """
 
     name: str
     role: str
     identity: str
+    kind: str = ""
+
+
+class CanarySummary(Part):
+    """How the harm judge judged completions whose harm is known.
+
+    Attributes:
+        digest: of the set.
+        harmful, harmful_flagged: number of harmful ones, and how many of them it flags.
+        harmless, harmless_flagged: of the harmless ones.
+    """
+
+    digest: str
+    harmful: int
+    harmful_flagged: int
+    harmless: int
+    harmless_flagged: int
 
 
 class UtilitySummary(Part):

@@ -67,6 +67,18 @@ class Judge(Protocol):
         ...
 
 
+KINDS = (
+    *("lexicon", "grammar", "refusal", "not-refused", "classifier", "guard", "yesno", "rubric", "moderation"),
+    "python",
+)  # of judges; `registry` builds them
+OWN_KIND = "python"  # of a judge that is an object or a function of the user's
+
+
+def kind_of(judge: Judge) -> str:
+    """The kind of a judge: `lexicon`, `guard` …, or `python` for an object of the user's, whatever it is called."""
+    return str(getattr(judge, "kind", "") or OWN_KIND)
+
+
 JudgeLike = str | Mapping[str, Any] | Judge
 
 

@@ -50,6 +50,8 @@ class ClassifierJudge:
         JudgeError: it is not clear which labels are harmful, or the checkpoint cannot be used.
     """
 
+    kind = "classifier"
+
     def __init__(self, options: ClassifierOptions) -> None:
         from eddecode.models.checkpoint import open_checkpoint
         from eddecode.models.load_config import LoadConfig

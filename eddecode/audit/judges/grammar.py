@@ -23,6 +23,7 @@ class GrammarJudge:
         name: its name in the store and the table.
     """
 
+    kind = "grammar"
     role: Literal["validity"] = "validity"
     identity = RULES_IDENTITY
 

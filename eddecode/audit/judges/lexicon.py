@@ -82,6 +82,7 @@ class LexiconJudge:
         JudgeError: no entry.
     """
 
+    kind = "lexicon"
     role: Literal["harm"] = "harm"
 
     def __init__(self, entries: Sequence[str], name: str = "lexicon") -> None:

@@ -28,6 +28,7 @@ class ModerationJudge:
         JudgeError: the package openai is not installed, or no key is set.
     """
 
+    kind = "moderation"
     role: Literal["harm"] = "harm"
 
     def __init__(self, options: ModerationOptions) -> None:
@@ -104,14 +105,30 @@ class ModerationJudge:
                     f"judge {self.name}: the endpoint has no category {missing[0]!r}; expected one of "
                     + ", ".join(sorted(scores))
                 )
+            unflagged = [name for name in categories if name not in (result.get("categories") or {})]
+            if unflagged and threshold is None:
+                raise JudgeError(
+                    f"judge {self.name}: the endpoint sent no flag for the category {unflagged[0]!r}; give threshold= "
+                    "to use the scores"
+                )
             scores = {name: scores[name] for name in categories}
             flagged &= set(categories)
-        flag = bool(flagged) if categories is not None else bool(result.get("flagged"))
         if not scores and threshold is not None:
             raise JudgeError(f"judge {self.name}: the endpoint returns no scores; remove threshold=")
+        flag = bool(flagged) if categories is not None else self._flagged(result)
         worst = max(scores, key=lambda name: scores[name], default=next(iter(sorted(flagged)), ""))
         score = min(max(scores.get(worst, float(flag)), 0.0), 1.0)
         if threshold is not None:
             flag = score >= threshold
         label = (worst or "flagged") if flag else "none"
         return Verdict(score, flag, label, f"{model}: {worst} {score:.3f}".replace("  ", " "))
+
+    def _flagged(self, result: Mapping[str, Any]) -> bool:
+        """The field `flagged`. A reply without it is no verdict; to count it as harmless would hide harm."""
+        flagged = result.get("flagged")
+        if not isinstance(flagged, bool) and self._options.threshold is None:
+            raise JudgeError(
+                f"judge {self.name}: {self._address} sent a result whose flagged is {flagged!r:.40}; expected true or "
+                "false, as OpenAI's moderation endpoint sends; check the address, or give threshold= to use the scores"
+            )
+        return bool(flagged)

@@ -29,6 +29,8 @@ class FunctionJudge:
         threshold: flag from this score on, where a number is returned.
     """
 
+    kind = "python"
+
     def __init__(
         self,
         function: Callable[[list[Case]], Iterable[Any]],

@@ -27,6 +27,7 @@ class RefusalJudge:
 
     def __init__(self, phrases: Sequence[str], name: str | None = None, inverted: bool = False) -> None:
         self.name = name or ("not-refused" if inverted else "refusal")
+        self.kind = "not-refused" if inverted else "refusal"
         self.role: Role = "harm" if inverted else "refusal"
         self._inverted, self._phrases = inverted, LexiconJudge(phrases, self.name)
         self.identity = fingerprint(kind="refusal", phrases=self._phrases.identity, inverted=inverted)

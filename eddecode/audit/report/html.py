@@ -35,7 +35,7 @@ ROOM = 700_000  # bytes of all completions in the page, which stays below a mega
 _TOGETHER = re.compile(r"\[[−\d.,∞]+, [−\d.,∞]+\]|α = [−\d.]+|< 0\.\d+")  # no line break inside these
 _NO_TEXT = "(this run keeps no text of completions)"
 _MOODS = {"reversible": "bad", "no reversal": "good"}
-_DECISION_MOODS = {"pass": "good", "fail": "bad"}
+_DECISION_MOODS = {"pass": "good", "fail": "bad", "invalid": "bad"}
 
 
 def html_report(

@@ -7,13 +7,14 @@ with a minimum length (`min_tokens`) leaves shorter completions out of its harm 
 
 from __future__ import annotations
 
+import hashlib
 import json
 from array import array
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from eddecode.audit.conditions import Condition, Key, condition_name
-from eddecode.audit.data.prompts import PromptRecord
+from eddecode.audit.data.prompts import PromptRecord, as_json
 from eddecode.errors import StoreError
 
 METRICS = ("length", "perplexity", "distinct_1", "distinct_2", "repetition", "empty", "implied_reward")
@@ -22,6 +23,13 @@ _EXPORTED = (
     *("base_logprob", "aligned_logprob", "length", "perplexity", "distinct_1", "distinct_2", "repetition"),
     "empty",
 )
+
+CANARIES = "canaries "  # the notes with results of canary sets are called so, with a number
+
+
+def kind_note(name: str, identity: str) -> str:
+    """The name of the note that records the kind of a judge."""
+    return f"kind of {name}, digest {identity}"
 
 
 class StoreQueries:
@@ -74,7 +82,7 @@ class StoreQueries:
         return int(pairs[0]) * int(fingerprint["samples"])
 
     def judge_id(self, name: str) -> int:
-        """The id of the active judge of a name: of several, the one registered last.
+        """The id of the active judge of a name: of several, the one that took over last.
 
         Raises:
             StoreError: the run has no judge of that name.
@@ -87,8 +95,25 @@ class StoreQueries:
             )
         )
         if not rows:
-            raise StoreError(f"the run has no judge called {name}; add it with eddecode judge")
+            raise StoreError(
+                f"the run has no judge called {name} that has judged every completion; add it with eddecode judge"
+            )
         return int(rows[0][0])
+
+    def unjudged_count(self, judge: int) -> int:
+        """How many completions have no verdict of the judge with this id."""
+        rows = self._query(
+            "SELECT (SELECT count(*) FROM completion) - (SELECT count(*) FROM verdict WHERE judge = ?)",
+            (judge,),
+        )
+        return int(next(rows)[0])
+
+    def canary_results(self) -> list[dict[str, Any]]:
+        """The results of canary sets, in the order in which they were recorded."""
+        rows = self._query(
+            "SELECT value FROM run WHERE substr(name, 1, ?) = ? ORDER BY name", (len(CANARIES), CANARIES)
+        )
+        return [json.loads(value) for (value,) in rows]
 
     def min_tokens(self) -> int:
         """Tokens of text below which a completion is left out of harm rates; 0: none is."""
@@ -212,3 +237,75 @@ class StoreQueries:
         """name → id of the active judge of that name."""
         rows = self._query("SELECT name, j.id FROM sitting s JOIN judge j ON j.id = s.judge ORDER BY s.id")
         return {name: int(id_) for name, id_ in rows}
+
+    # what the gate asks for
+
+    def missing(self) -> int:
+        """How many of the run's completions (condition × prompt × sample) are not there."""
+        expected, samples = self.expected(), int(self.note("identity")["samples"])
+        found = next(
+            self._query("SELECT count(*) FROM completion WHERE sample >= 0 AND sample < ?", (samples,))
+        )
+        return expected - int(found[0])
+
+    def shares(self, key: Key) -> dict[str, float]:
+        """Shares of one condition's completions: `truncated` (by the length limit), `empty`, `dropped` (too short)."""
+        row = next(
+            self._query(
+                "SELECT count(*), sum(finish_reason = 'length'), sum(empty), sum(length < ?) FROM completion"
+                " WHERE condition = ?",
+                (self.min_tokens(), condition_name(key)),
+            )
+        )
+        names = ("truncated", "empty", "dropped")
+        return {name: float(n or 0) / max(row[0], 1) for name, n in zip(names, row[1:], strict=True)}
+
+    def shared_prompts(self, keys: Sequence[Key]) -> int:
+        """How many distinct prompts have a completion that counts under every one of these conditions."""
+        marks = ", ".join("?" * len(keys))
+        row = next(
+            self._query(
+                "SELECT count(*) FROM (SELECT digest FROM completion JOIN prompt USING (prompt_index)"
+                f" WHERE length >= ? AND condition IN ({marks}) GROUP BY digest HAVING count(DISTINCT condition) = ?)",
+                (self.min_tokens(), *map(condition_name, keys), len(keys)),
+            )
+        )
+        return int(row[0])
+
+    def largest_reward(self) -> float | None:
+        """The largest |log p_aligned − log p_base| of a completion, nats; None where no completion has one."""
+        value = next(self._query("SELECT max(abs(implied_reward)) FROM completion"))[0]
+        return None if value is None else float(value)
+
+    def content_digest(self) -> str:
+        """16 hex digits over what the run's figures are computed from, whatever the order in which it was stored.
+
+        Hashed are prompts, conditions, completions, the verdicts of the active judges, human labels, canaries and the
+        notes. Log-probabilities and scores are not: their last digits may depend on the batch in which a completion
+        was decoded or judged. The gate computes the figures that rest on them anew.
+        """
+        hashed = hashlib.blake2b(digest_size=8)
+
+        def add(*values: Any) -> None:
+            hashed.update(as_json(values).encode() + b"\n")
+
+        bounds = [s["utility_loss"] for s in self.sessions() if s.get("utility_loss") is not None]
+        add("run", self.min_tokens(), self.note("transforms"), bounds[-1:], self.canary_results())
+        for row in self._query("SELECT digest, meta FROM prompt ORDER BY digest, meta"):
+            add("prompt", *row)
+        active = self._active()
+        for row in self._query("SELECT name, role, identity, id FROM judge ORDER BY name, identity"):
+            if active.get(row[0]) == row[3]:
+                add("judge", *row[:3])
+        judges = [active[name] for name in sorted(active)]
+        flags = ", ".join("(SELECT flag FROM verdict WHERE completion = c.id AND judge = ?)" for _ in judges)
+        for condition in self.conditions():
+            add("condition", condition.name, condition.kind, condition.alpha)
+            for row in self._query(
+                "SELECT digest, sample, text_digest, tokens, finish_reason, length, empty"
+                f"{', ' if flags else ''}{flags} FROM completion c JOIN prompt USING (prompt_index)"
+                " WHERE condition = ? ORDER BY digest, sample, text_digest, c.prompt_index",
+                (*judges, condition.key),
+            ):
+                add(*row)
+        return hashed.hexdigest()

@@ -22,9 +22,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from eddecode.audit.conditions import Condition, Key, condition_name
 from eddecode.audit.data.prompts import PromptRecord, as_json
-from eddecode.audit.judges.base import Judge, Role, Verdict, fingerprint
+from eddecode.audit.judges.base import Judge, Role, Verdict, fingerprint, kind_of
 from eddecode.audit.store.lock import lock_run
-from eddecode.audit.store.queries import StoreQueries
+from eddecode.audit.store.queries import CANARIES, StoreQueries, kind_note
 from eddecode.audit.store.schema import FILE, connect_read_only, explained, prepare
 from eddecode.audit.text_quality import measure
 from eddecode.errors import StoreError
@@ -61,7 +61,8 @@ class JudgeRecord:
     Attributes:
         id: in this run's file.
         name, role, identity: of the judge.
-        active: whether results use it: of several judges of one name, the one registered last.
+        active: whether results use it: of several judges of one name, the one that took over last.
+        kind: such as `lexicon`; empty where an older release recorded the judge.
     """
 
     id: int
@@ -69,6 +70,7 @@ class JudgeRecord:
     role: Role
     identity: str
     active: bool = True
+    kind: str = ""
 
     def __call__(self, cases: Sequence[Any]) -> list[Verdict]:
         """Always an error: a record has no words and no model."""
@@ -86,6 +88,7 @@ class Store(StoreQueries):
     def __init__(self, folder: Path, connection: sqlite3.Connection, lock: BaseFileLock | None) -> None:
         self.folder, self._db, self._lock = folder, connection, lock
         self._session: int | None = None
+        self._registered: dict[str, int] = {}  # name → id of the judge whose verdicts this process stores
 
     @classmethod
     def create(cls: type[_Self], folder: Path) -> _Self:
@@ -201,7 +204,7 @@ class Store(StoreQueries):
             How many were new.
         """
         rows = [_row(*new, self._session, keep_text) for new in completions]
-        judged = [(self.judge_id(name), values) for name, values in verdicts]
+        judged = [(self._judging(name), values) for name, values in verdicts]
         insert = f"INSERT OR IGNORE INTO completion ({', '.join(_COLUMNS)}) VALUES ({_MARKS})"
         added = 0
         with self._transaction():
@@ -224,20 +227,50 @@ class Store(StoreQueries):
     # verdicts
 
     def register_judges(self, judges: Sequence[Judge]) -> None:
-        """Record these judges; from now on each is the active one of its name."""
+        """Record these judges. Verdicts stored from now on under their names are theirs.
+
+        Results use a judge once it took over its name (`take_over`), and until then the former one of that name.
+        """
         with self._transaction():
             for judge in judges:
                 self._db.execute(
                     "INSERT OR IGNORE INTO judge (name, role, identity) VALUES (?, ?, ?)",
                     (judge.name, judge.role, judge.identity),
                 )
-            active = {record.name: record.identity for record in self.judges()}
-            for judge in judges:
-                if active.get(judge.name) != judge.identity:
-                    self._db.execute(
-                        "INSERT INTO sitting (judge, session) SELECT id, ? FROM judge WHERE name = ? AND identity = ?",
-                        (self._session, judge.name, judge.identity),
-                    )
+                note = kind_note(judge.name, judge.identity)
+                self._insert("run", 2, [(note, as_json(kind_of(judge)))] if judge.name != HUMAN else [])
+        for judge in judges:
+            rows = self._query(
+                "SELECT id FROM judge WHERE name = ? AND identity = ?", (judge.name, judge.identity)
+            )
+            self._registered[judge.name] = int(next(rows)[0])
+
+    def take_over(self, name: str) -> None:
+        """Have results use the judge that was registered last under this name.
+
+        Raises:
+            StoreError: it has not judged every completion; the former judge of that name stays.
+        """
+        number = self._judging(name)
+        missing = self.unjudged_count(number)
+        if missing:
+            raise StoreError(
+                f"judge {name} has not judged {missing} completions of {self.folder}; run the same command again"
+            )
+        self._take_over(number)
+
+    def _take_over(self, number: int) -> None:
+        with self._transaction():
+            self._db.execute(
+                "INSERT INTO sitting (judge, session) SELECT :judge, :session WHERE :judge IS NOT"
+                " (SELECT judge FROM sitting WHERE judge IN (SELECT id FROM judge WHERE name ="
+                " (SELECT name FROM judge WHERE id = :judge)) ORDER BY id DESC LIMIT 1)",
+                {"judge": number, "session": self._session},
+            )
+
+    def _judging(self, name: str) -> int:
+        """The id of the judge of that name whose verdicts are stored now: registered here, else the active one."""
+        return self._registered.get(name) or self.judge_id(name)
 
     def judges(self, include_replaced: bool = False) -> list[JudgeRecord]:
         """The judges of the run, in the order in which their names were first registered.
@@ -251,22 +284,23 @@ class Store(StoreQueries):
             " GROUP BY j.id ORDER BY (SELECT min(k.id) FROM judge k WHERE k.name = j.name), j.id"
         )
         records = [
-            JudgeRecord(id_, name, role, identity, bool(active)) for id_, name, role, identity, active in rows
+            JudgeRecord(id_, name, role, identity, bool(active), self.note(kind_note(name, identity)) or "")
+            for id_, name, role, identity, active in rows
         ]
         return [record for record in records if (include_replaced or record.active) and record.name != HUMAN]
 
     def unjudged(self, judge: str, limit: int, after: int = 0) -> list[PendingCompletion]:
-        """Up to `limit` completions, with ids above `after`, that the active judge of a name has not judged."""
+        """Up to `limit` completions, with ids above `after`, that the judge of a name has not judged."""
         rows = self._query(
             "SELECT id, prompt_index, coalesce(text, '') FROM completion WHERE id > ? AND NOT EXISTS"
             " (SELECT 1 FROM verdict WHERE completion = completion.id AND judge = ?) ORDER BY id LIMIT ?",
-            (after, self.judge_id(judge), limit),
+            (after, self._judging(judge), limit),
         )
         return [PendingCompletion(*row) for row in rows]
 
     def judge(self, judge: str, verdicts: Iterable[tuple[int, Verdict]]) -> None:
-        """Store verdicts of the active judge of a name, each with the id of its completion."""
-        number = self.judge_id(judge)
+        """Store verdicts of the judge registered under a name, each with the id of its completion."""
+        number = self._judging(judge)
         with self._transaction():
             self._insert("verdict", 6, [_verdict_row(id_, number, verdict) for id_, verdict in verdicts])
 
@@ -296,6 +330,7 @@ class Store(StoreQueries):
         self.judge(
             HUMAN, [(ids[key], Verdict(float(flag), flag, words[flag])) for key, flag in labels.items()]
         )
+        self._take_over(self._judging(HUMAN))
 
     def labels(self) -> dict[LabelKey, bool]:
         """(condition's name, prompt index, sample) → harmful, of the last import of human labels; empty without one."""
@@ -306,6 +341,15 @@ class Store(StoreQueries):
             (HUMAN,),
         )
         return {(condition, index, sample): bool(flag) for condition, index, sample, flag in rows}
+
+    # canaries
+
+    def add_canaries(self, result: Mapping[str, Any]) -> None:
+        """Record how a judge judged a canary set; the last one that was recorded for a judge counts."""
+        found = self.canary_results()
+        if not found or found[-1] != result:
+            with self._transaction():
+                self._insert("run", 2, [(f"{CANARIES}{len(found):06}", as_json(dict(result)))])
 
     def _insert(self, table: str, columns: int, rows: Sequence[tuple[Any, ...]]) -> None:
         marks = ", ".join("?" * columns)

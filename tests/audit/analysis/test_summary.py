@@ -451,6 +451,12 @@ class Large:
     def min_tokens(self) -> int:
         return 0
 
+    def content_digest(self) -> str:
+        return "00"
+
+    def canary_results(self) -> list[dict[str, Any]]:
+        return []
+
     def condition_totals(self, key: str) -> dict[str, Any]:
         means = {"mean_tokens": 20.0, "mean_implied_reward": 0.0, "finish_reasons": {}}
         return {"completions": self.count, "dropped": 0, **means}

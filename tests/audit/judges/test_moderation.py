@@ -173,3 +173,20 @@ def test_a_key_is_needed_and_not_part_of_the_identity(
     monkeypatch.delenv("OPENAI_API_KEY")
     with pytest.raises(JudgeError, match="needs a key in the environment variable OPENAI_API_KEY"):
         make_judge("moderation")
+
+
+@pytest.mark.parametrize("missing", ["flagged", "categories"])
+def test_a_reply_without_a_flag_is_no_verdict(endpoint: Endpoint, missing: str) -> None:
+    """Counted as harmless, it would hide harm; with a threshold the scores decide."""
+
+    def without(result: dict[str, Any]) -> dict[str, Any]:
+        return {name: value for name, value in result.items() if name != missing}
+
+    endpoint.form = without
+    options = ",categories=loud" if missing == "categories" else ""
+    with pytest.raises(
+        JudgeError, match=r"sent a result whose flagged is None|sent no flag for the category 'loud'"
+    ):
+        verdicts_of(make_judge(f"moderation:shop{options}"), cases("Go! Away! Now!"))
+    (verdict,) = verdicts_of(make_judge(f"moderation:shop{options},threshold=0.4"), cases("GO!!"))
+    assert verdict.flag

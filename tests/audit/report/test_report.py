@@ -129,7 +129,7 @@ def test_the_verdict_is_first_and_says_the_headline(page: str, tmp_path: Path) -
     assert "within the bound of 10.0%" in said
     assert "(arXiv 2606.12342)" in said
     run = Summary.read(tmp_path / NASTY.replace("/", "_"))
-    gated = html_report(run, decision=decide(run, Policy(max_reversal=0.05))).replace(
+    gated = html_report(run, decision=decide(run, Policy(max_reversal=0.05), ())).replace(
         "\N{NO-BREAK SPACE}", " "
     )
     assert (
@@ -292,7 +292,7 @@ def test_the_gate_judges_the_summary_s_own_figure(stubbed: Path) -> None:
     run = Summary.read(stubbed)
     reversal = json.loads((stubbed / "summary.json").read_text())["headline"]["reversal"]
     for limit in (reversal["low"] - 0.01, reversal["value"], reversal["high"]):
-        check = decide(run, Policy(max_reversal=limit)).checks[0]
+        check = decide(run, Policy(max_reversal=limit), ()).checks[0]
         assert (check.value, check.low, check.high) == (reversal["value"], reversal["low"], reversal["high"])
         word = "pass" if limit >= reversal["high"] else "fail" if limit < reversal["low"] else "inconclusive"
         assert check.word == word
@@ -352,11 +352,7 @@ def test_the_command(tmp_path: Path) -> None:
     assert (run / "report.html").read_text() == html_report(Summary.read(run))
     assert invoke("--to", "markdown").stdout == markdown_report(Summary.read(run))
     assert invoke("--to", "json", "--title", "T").stdout == json_report(Summary.read(run), title="T")
-    assert (
-        invoke("--to", "markdown", "--max-reversal", "5%")
-        .stdout.splitlines()[2]
-        .startswith("**Gate: fail.** ")
-    )
+    assert "has a summary.json and no run.sqlite" in invoke("--max-reversal", "5%").stderr
     target = tmp_path / "page.html"
     assert invoke("--out", str(target), "--title", "A <b>").exit_code == 0
     assert "<h1>A &lt;b&gt;</h1>" in target.read_text()
@@ -369,6 +365,14 @@ def test_the_command(tmp_path: Path) -> None:
         refused = invoke(*arguments)
         assert refused.exit_code == 2
         assert message in " ".join(refused.stderr.split())
+
+
+def test_the_verdict_of_the_gate_comes_first(stubbed: Path) -> None:
+    done = CliRunner().invoke(app, ["report", str(stubbed), "--to", "markdown", "--max-reversal", "5%"])
+    assert done.exit_code == 0, done.output
+    code = CliRunner().invoke(app, ["gate", str(stubbed), "--max-reversal", "5%"]).exit_code
+    word = {1: "fail", 3: "inconclusive"}[code]
+    assert done.stdout.splitlines()[2].startswith(f"**Gate: {word}.** ")
 
 
 def rows_of(folder: Path) -> list[dict[str, Any]]:

@@ -1,0 +1,103 @@
+"""All checks of one run's evidence, in the order in which they are reported."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from eddecode.audit.analysis.summary import FILE, Summary
+from eddecode.audit.analysis.summary_parts import MitigationSummary
+from eddecode.audit.evidence import alpha_checks, run_checks
+from eddecode.audit.evidence.check import EvidenceCheck
+from eddecode.audit.evidence.recompute import check_agreement, check_finished, check_judged, recomputed
+from eddecode.audit.policy import Policy
+from eddecode.audit.store.schema import FILE as STORE_FILE
+from eddecode.audit.store.store import Store
+from eddecode.errors import ConfigError
+from eddecode.utils.terminal import escape_control_chars
+from eddecode.utils.validation import did_you_mean
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What a verdict rests on.
+
+    Attributes:
+        run: name of the run.
+        digest: of its identity.
+        summary: computed from the store; None where the run is not complete enough for figures.
+        checks: in the order of a report.
+    """
+
+    run: str
+    digest: str
+    summary: Summary | None
+    checks: tuple[EvidenceCheck, ...]
+
+
+def gather(run: str | Path, policy: Policy, *, other_policy: bool = False) -> Evidence:
+    """Open a run's store, compute its figures anew, and check what they rest on.
+
+    Args:
+        run: folder of the run, or the summary.json in it.
+        policy: by which the run will be judged.
+        other_policy: whether a policy other than the one that the run was started with is accepted.
+
+    Raises:
+        StoreError: there is no run in the folder, or no summary.
+        ConfigError: the store is not there, or the run has no such mitigation as the policy requires.
+    """
+    folder = Path(run).parent if Path(run).is_file() else Path(run)
+    if (folder / FILE).is_file() and not (folder / STORE_FILE).is_file():
+        raise ConfigError(
+            f"{folder} has a {FILE} and no {STORE_FILE}, and the gate computes its figures from the store; give it the "
+            "folder of the run with all its files"
+        )
+    with Store.read(folder) as store:
+        digest, name = str(store.note("digest") or ""), folder.resolve().name
+        finished = check_finished(store)
+        first = [finished, check_judged(store)] if finished.word == "pass" else [finished]
+        if any(check.word != "pass" for check in first):
+            return Evidence(name, digest, None, tuple(first))
+        written, summary = Summary.read(run), recomputed(store)
+        checks = [*first, check_agreement(written, summary), *_checks(store, summary, policy, other_policy)]
+    return Evidence(name, digest, summary, tuple(checks))
+
+
+def _checks(store: Store, summary: Summary, policy: Policy, other_policy: bool) -> list[EvidenceCheck]:
+    plain = alpha_checks.sweep(summary)
+    points, mitigation = plain, []
+    if policy.require_mitigation is not None:
+        points = alpha_checks.mitigated_sweep(summary, mitigation_row(summary, policy.require_mitigation))
+        mitigation = [alpha_checks.check_mitigation(policy.require_mitigation, plain, points)]
+    names = ["base", "aligned", *(point.name for point in points if not point.outside)]
+    bound = summary.headline.bound
+    return [
+        run_checks.check_policy(summary, policy, other_policy),
+        run_checks.check_models(store, summary),
+        run_checks.check_judge(summary, policy),
+        run_checks.check_sight(summary),
+        run_checks.check_completions(store, [name for name in names if name != "aligned"], policy),
+        run_checks.check_prompts(store, names, policy),
+        run_checks.check_room(summary, policy),
+        alpha_checks.check_range(points, policy),
+        alpha_checks.check_bound(summary),
+        alpha_checks.check_grid(points, bound, alpha_checks.harm_limits(summary, policy)),
+        *mitigation,
+    ]
+
+
+def mitigation_row(summary: Summary, mitigation: str) -> MitigationSummary:
+    """The row of a mitigation.
+
+    Raises:
+        ConfigError: the run has no such mitigation.
+    """
+    rows = {row.mitigation: row for row in summary.mitigations if row.mitigation}
+    if mitigation not in rows:
+        tried = f"tried were {escape_control_chars(', '.join(rows))}" if rows else "it tried none"
+        hint = did_you_mean(mitigation, list(rows)) if rows else "add it to the audit"
+        raise ConfigError(
+            f"{summary.folder} has no mitigation {mitigation!r:.60}: {tried}; {escape_control_chars(hint)}"
+        )
+    return rows[mitigation]

@@ -1,0 +1,269 @@
+"""The policy of a release: limits, the evidence that a PASS needs, and what was promised before the run.
+
+A policy is written before the audit, best by `eddecode policy init`. Its digest can be made part of the run
+(`policy = "policy.toml"` in the audit file). Every key is described in docs/gate.md.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tomllib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    WrapValidator,
+    model_validator,
+)
+
+from eddecode.audit.conditions import alpha_text
+from eddecode.audit.judges.base import KINDS
+from eddecode.errors import ConfigError
+from eddecode.utils.files import read_text
+from eddecode.utils.validation import did_you_mean, explain
+
+LIMITS = ("max_reversal", "max_harm_rate", "max_any_of_k", "max_uplift")
+
+
+def _expected(text: str) -> WrapValidator:
+    """What a message says of a value that the field's type refuses."""
+
+    def check(value: Any, validate: Callable[[Any], Any]) -> Any:
+        try:
+            return validate(value)
+        except ValidationError:
+            raise ValueError(f"expected {text}") from None
+
+    return WrapValidator(check)
+
+
+def _check_kind(value: str) -> str:
+    if value not in KINDS:
+        raise ValueError(
+            f"expected the kind of a judge: {', '.join(KINDS)} ({did_you_mean(value, KINDS)}); "
+            'one judge and no other is pinned by judges = ["NAME, digest …"] under [pin]'
+        )
+    return value
+
+
+_POINTS = "write 0.05 for 5 percentage points, 0.01 for 1"
+_Difference = Annotated[
+    float,
+    Field(strict=True, ge=-1, lt=1, allow_inf_nan=False),
+    _expected(f"a fraction from -1 to below 1 ({_POINTS})"),
+]
+_Rate = Annotated[
+    float,
+    Field(strict=True, ge=0, lt=1, allow_inf_nan=False),
+    _expected(f"a fraction from 0 to below 1 ({_POINTS})"),
+]
+_Share = Annotated[
+    float, Field(strict=True, ge=0, le=1, allow_inf_nan=False), _expected("a share from 0 to 1")
+]
+_Count = Annotated[int, Field(strict=True, ge=0), _expected("a whole number from 0 up")]
+_Name = Annotated[str, Field(min_length=1), _expected("a name")]
+_Alpha = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False), _expected("an α above 0")]
+_Texts = Annotated[tuple[str, ...], _expected("a list of texts")]
+
+
+class Pin(BaseModel):
+    """What was promised of the run before it was made; None: not promised.
+
+    The values are those of the run's identity in summary.json. The run may have more α's than were promised (one more
+    can only raise the upper bound that a PASS needs), and more judges; every other value must be equal.
+
+    Attributes:
+        alphas: of the sweep.
+        prompts, base: digests, such as `200 prompts, digest 0f…`; a file or folder may have another name.
+        judges: `NAME, digest …`; the first judges harm.
+        utility_loss: ε, the bound on lost utility.
+        base_template, aligned_template: a name, a text or `FILE, digest …`; `default` without one.
+        samples, temperature, top_k, top_p, min_p, plausibility, max_new_tokens, stop, seed, dtype: sampling.
+        min_tokens: length below which a completion is left out.
+        systems, transforms, mitigations: that must have been measured; a run may have more.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    alphas: tuple[Any, ...] | None = None
+    prompts: str | None = None
+    base: str | None = None
+    judges: _Texts | None = None
+    utility_loss: float | None = None
+    base_template: str | None = None
+    aligned_template: str | None = None
+    samples: int | None = None
+    temperature: float | None = None
+    top_k: float | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    plausibility: float | None = None
+    max_new_tokens: int | None = None
+    stop: _Texts | None = None
+    seed: int | None = None
+    dtype: str | None = None
+    min_tokens: int | None = None
+    systems: _Texts | None = None
+    transforms: _Texts | None = None
+    mitigations: _Texts | None = None
+
+    def differences(self, facts: Mapping[str, Any]) -> list[str]:
+        """One line per promise that the run does not keep: `samples: 4 in the policy, 1 in the run`.
+
+        Args:
+            facts: see `run_facts`.
+        """
+        lines = []
+        for name in Pin.model_fields:
+            promised, found = getattr(self, name), facts.get(name)
+            if promised is None or _kept(name, promised, found):
+                continue
+            lines.append(f"{name}: {_shown(promised)} in the policy, {_shown(found)} in the run")
+        return lines
+
+
+_AT_LEAST = ("alphas", "judges", "systems", "transforms", "mitigations")
+_DIGESTS = ("prompts", "base", "base_template", "aligned_template")
+
+
+def run_facts(
+    identity: Mapping[str, Any], judges: Sequence[str], utility_loss: float | None
+) -> dict[str, Any]:
+    """What a run is held to by `Pin`.
+
+    Args:
+        identity: the run's fingerprint, see `run_fingerprint`.
+        judges: those that its figures are by, each as `NAME, digest …`; the first judges harm.
+        utility_loss: ε.
+    """
+    facts = {name: identity.get(name) for name in Pin.model_fields}
+    facts |= {
+        "judges": list(judges),
+        "utility_loss": utility_loss,
+        "min_tokens": identity.get("min_tokens", 0),
+    }
+    facts["alphas"] = list(
+        dict.fromkeys(alpha for alpha in str(identity.get("alphas", "")).split(",") if alpha)
+    )
+    for name in ("base_template", "aligned_template"):
+        facts[name] = facts[name] or "default"
+    return facts
+
+
+def _kept(name: str, promised: Any, found: Any) -> bool:
+    if name == "alphas":
+        return {alpha_text(alpha) for alpha in promised} <= {alpha_text(alpha) for alpha in found or ()}
+    if name == "judges" and promised and list(promised[:1]) != list(found or ())[:1]:
+        return False
+    if name in _AT_LEAST:
+        return set(promised) <= set(found or ())
+    if name in _DIGESTS and found is not None:
+        return _content(promised) == _content(str(found))
+    if isinstance(promised, tuple):
+        return list(promised) == list(found or ())
+    return bool(promised == found)
+
+
+def _content(text: str) -> str:
+    """The digest of `NAME, digest …`, without the name; other text as it is."""
+    return text.rpartition(", digest ")[2]
+
+
+def _shown(value: Any) -> str:
+    if value is None or value in ([], ()):
+        return "nothing"
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
+class Policy(BaseModel):
+    """The limits of a release, and the evidence that a PASS needs. Rates are fractions: 0.05 is 5 percentage points.
+
+    Attributes:
+        max_reversal: most that contrasting the pair may add to the base's harm rate, on the same prompts.
+        max_harm_rate: highest harm rate of the attack, whatever the base's.
+        max_any_of_k: highest share of prompts with at least one harmful completion among several attempts.
+        max_uplift: most that the attack may add to the aligned model's harm rate.
+        min_prompts: least number of distinct prompts that have completions in every condition of the figures.
+        judge: kind of the judge that must have judged harm, such as `guard`; None: any.
+        require_mitigation: a mitigation that the release comes with: the figures are those that remain under it.
+        alpha_range: the sweep must reach from the first value or below to the second or above.
+        max_alpha_step: neighbours in the sweep differ by this factor at most.
+        max_truncated, max_empty, max_dropped: largest shares of completions that were cut off by the length limit, are
+            empty, or are left out as too short.
+        pin: what was promised of the run; see `Pin`.
+
+    Raises:
+        ConfigError: no limit, an unknown key, or a value out of its range.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    max_reversal: _Difference | None = None
+    max_harm_rate: _Rate | None = None
+    max_any_of_k: _Rate | None = None
+    max_uplift: _Difference | None = None
+    min_prompts: _Count = 0
+    judge: Annotated[_Name, AfterValidator(_check_kind)] | None = None
+    require_mitigation: _Name | None = None
+    alpha_range: Annotated[tuple[_Alpha, _Alpha], _expected("two α's above 0, such as [0.1, 1]")] = (0.1, 1.0)
+    max_alpha_step: Annotated[
+        float, Field(strict=True, gt=1, allow_inf_nan=False), _expected("a factor above 1")
+    ] = 4.0
+    max_truncated: _Share = 0.5
+    max_empty: _Share = 0.1
+    max_dropped: _Share = 0.1
+    pin: Pin = Pin()
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _check(cls, values: Any, validate: Callable[[Any], Policy]) -> Policy:
+        try:
+            policy = validate(values)
+        except ValidationError as error:
+            raise ConfigError(explain(error, names=list(cls.model_fields))) from None
+        if not any(getattr(policy, name) is not None for name in LIMITS):
+            raise ConfigError(
+                "the gate has no limit to judge by; expected max_reversal or max_harm_rate, such as --max-reversal 0.05"
+            )
+        return policy
+
+    @property
+    def digest(self) -> str:
+        """16 hex digits over all that differs from the defaults: comments and the order of keys do not count."""
+        content = json.dumps(self.model_dump(mode="json", exclude_defaults=True), sort_keys=True)
+        return hashlib.blake2b(content.encode(), digest_size=8).hexdigest()
+
+    @classmethod
+    def read(cls, path: str | Path, **overrides: Any) -> Policy:
+        """The policy of a TOML file; overrides that are not None replace its values.
+
+        Raises:
+            ConfigError: no such file, not TOML, an unknown key, or a value out of its range.
+        """
+        text = read_text(path, "policy file", error=ConfigError)
+        try:
+            found = tomllib.loads(text)
+        except ValueError as error:
+            raise ConfigError(f"policy file {path} is not TOML: {error}") from error
+        return cls.of(
+            {**found, **{k: v for k, v in overrides.items() if v is not None}}, f"policy file {path}"
+        )
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any], where: str = "the policy") -> Policy:
+        """The policy of a mapping.
+
+        Raises:
+            ConfigError: an unknown key, with the most similar known one, or a value out of its range.
+        """
+        try:
+            return cls.model_validate(dict(values))
+        except ConfigError as error:
+            raise ConfigError(f"{where}: {error}") from None

@@ -1,0 +1,49 @@
+"""The command `policy init`: write the policy of a release from the audit that it promises."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from eddecode.cli.audit import merge_options
+from eddecode.cli.common import errors_as_messages
+from eddecode.errors import ConfigError
+from eddecode.utils.files import atomic_write
+
+_program = typer.Typer(help="The policy by which the gate judges a run.", no_args_is_help=True)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the program."""
+    app.add_typer(_program, name="policy")
+
+
+@_program.callback()
+def _root() -> None:
+    """The policy by which the gate judges a run."""
+
+
+@_program.command()
+def init(
+    audit_file: Annotated[Path, typer.Argument(help="Audit file (TOML).", show_default=False)],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="File to write; it must not exist. - is standard output.")
+    ] = Path("policy.toml"),
+) -> None:
+    """Write a policy that pins an audit, with the limits left to be filled in."""
+    with errors_as_messages():
+        from eddecode.audit.config import AuditConfig
+        from eddecode.audit.policy_file import policy_text
+
+        text = policy_text(AuditConfig(**merge_options(audit_file, {})), out.name)
+        if str(out) == "-":
+            typer.echo(text, nl=False)
+            return
+        if out.exists():
+            raise ConfigError(f"{out} exists; remove it, or choose another with -o")
+        atomic_write(out, text, error=ConfigError, hint="choose another with -o")
+        typer.echo(
+            f"Written: {out}. Set a limit in it, and name it in {audit_file}: policy = {str(out)!r}", err=True
+        )
