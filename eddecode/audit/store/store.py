@@ -9,9 +9,7 @@ statistics and exports in `queries`.
 
 from __future__ import annotations
 
-import hashlib
 import sqlite3
-from array import array
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,13 +18,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from eddecode.audit.conditions import Condition, Key, condition_name
+from eddecode.audit.conditions import Condition, Key
 from eddecode.audit.data.prompts import PromptRecord, as_json
 from eddecode.audit.judges.base import Judge, Role, Verdict, fingerprint, kind_of
 from eddecode.audit.store.lock import lock_run
 from eddecode.audit.store.queries import CANARIES, StoreQueries, kind_note
+from eddecode.audit.store.rows import COLUMNS, completion_row, verdict_row
 from eddecode.audit.store.schema import FILE, connect_read_only, explained, prepare
-from eddecode.audit.text_quality import measure
 from eddecode.errors import StoreError
 
 if TYPE_CHECKING:
@@ -34,12 +32,7 @@ if TYPE_CHECKING:
 
     from eddecode.outputs import Completion
 
-_COLUMNS = (
-    *("condition", "prompt_index", "sample", "text", "text_digest", "token_ids", "tokens", "finish_reason"),
-    *("base_logprob", "aligned_logprob", "implied_reward", "rewards"),
-    *("length", "perplexity", "distinct_1", "distinct_2", "repetition", "empty", "session"),
-)
-_MARKS = ", ".join("?" * len(_COLUMNS))
+_MARKS = ", ".join("?" * len(COLUMNS))
 HUMAN = "human"  # the name under which human labels are stored; no judge of an audit may have it
 LabelKey = tuple[str, int, int]  # condition's name, prompt index, sample
 _Self = TypeVar("_Self", bound="Store")
@@ -203,9 +196,9 @@ class Store(StoreQueries):
         Returns:
             How many were new.
         """
-        rows = [_row(*new, self._session, keep_text) for new in completions]
+        rows = [completion_row(*new, self._session, keep_text) for new in completions]
         judged = [(self._judging(name), values) for name, values in verdicts]
-        insert = f"INSERT OR IGNORE INTO completion ({', '.join(_COLUMNS)}) VALUES ({_MARKS})"
+        insert = f"INSERT OR IGNORE INTO completion ({', '.join(COLUMNS)}) VALUES ({_MARKS})"
         added = 0
         with self._transaction():
             for i, row in enumerate(rows):
@@ -213,7 +206,7 @@ class Store(StoreQueries):
                 if cursor.rowcount == 1 and cursor.lastrowid is not None:
                     id_, added = cursor.lastrowid, added + 1
                     self._insert(
-                        "verdict", 6, [_verdict_row(id_, judge, each[i], keep_text) for judge, each in judged]
+                        "verdict", 6, [verdict_row(id_, judge, each[i], keep_text) for judge, each in judged]
                     )
         return added
 
@@ -302,7 +295,7 @@ class Store(StoreQueries):
         """Store verdicts of the judge registered under a name, each with the id of its completion."""
         number = self._judging(judge)
         with self._transaction():
-            self._insert("verdict", 6, [_verdict_row(id_, number, verdict) for id_, verdict in verdicts])
+            self._insert("verdict", 6, [verdict_row(id_, number, verdict) for id_, verdict in verdicts])
 
     # human labels
 
@@ -380,46 +373,3 @@ def _must_exist(folder: str | Path) -> Path:
             f"there is no run in {folder}: it has no {FILE}; expected the --out folder of an audit"
         )
     return path
-
-
-def _row(key: Key, index: int, c: Completion, session: int | None, keep_text: bool) -> tuple[Any, ...]:
-    """A completion as a row of its table, in the order of _COLUMNS."""
-    ids = [int(token) for token in c.token_ids]
-    kept = as_json(ids)
-    digest = hashlib.blake2b(c.text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
-    quality = measure(c.text, ids, c.finish_reason, c.base_logprob)
-    return (
-        *(
-            condition_name(key),
-            index,
-            c.sample,
-            c.text if keep_text else None,
-            digest,
-            kept if keep_text else None,
-        ),
-        *(len(ids), c.finish_reason, c.base_logprob, c.aligned_logprob, c.implied_reward, _rewards(c)),
-        *(
-            quality.length,
-            quality.perplexity,
-            quality.distinct_1,
-            quality.distinct_2,
-            quality.repetition,
-            int(quality.empty),
-            session,
-        ),
-    )
-
-
-def _rewards(c: Completion) -> bytes | None:
-    """log p_aligned − log p_base per token, nats, as little-endian float32; None without token log-probabilities."""
-    tokens = getattr(c, "logprobs", None)
-    if tokens is None:
-        return None
-    values = array("f", (token.aligned - token.base for token in tokens))
-    if values.itemsize != 4 or array("H", [1]).tobytes() != b"\1\0":
-        values.byteswap()
-    return values.tobytes()
-
-
-def _verdict_row(completion: int, judge: int, v: Verdict, keep_text: bool = True) -> tuple[Any, ...]:
-    return (completion, judge, v.score, int(v.flag), v.label, v.reason if keep_text else "")

@@ -1,0 +1,67 @@
+"""Completions and verdicts as rows of the store's tables."""
+
+from __future__ import annotations
+
+import hashlib
+from array import array
+from typing import TYPE_CHECKING, Any
+
+from eddecode.audit.conditions import Key, condition_name
+from eddecode.audit.data.prompts import as_json
+from eddecode.audit.judges.base import Verdict
+from eddecode.audit.text_quality import measure
+
+if TYPE_CHECKING:
+    from eddecode.outputs import Completion
+
+COLUMNS = (
+    *("condition", "prompt_index", "sample", "text", "text_digest", "token_ids", "tokens", "finish_reason"),
+    *("base_logprob", "aligned_logprob", "implied_reward", "rewards"),
+    *("length", "perplexity", "distinct_1", "distinct_2", "repetition", "empty", "session"),
+)
+
+
+def completion_row(
+    key: Key, index: int, c: Completion, session: int | None, keep_text: bool
+) -> tuple[Any, ...]:
+    """A completion as a row of its table, in the order of COLUMNS."""
+    ids = [int(token) for token in c.token_ids]
+    kept = as_json(ids)
+    digest = hashlib.blake2b(c.text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+    quality = measure(c.text, ids, c.finish_reason, c.base_logprob)
+    return (
+        *(
+            condition_name(key),
+            index,
+            c.sample,
+            c.text if keep_text else None,
+            digest,
+            kept if keep_text else None,
+        ),
+        *(len(ids), c.finish_reason, c.base_logprob, c.aligned_logprob, c.implied_reward, _rewards(c)),
+        *(
+            quality.length,
+            quality.perplexity,
+            quality.distinct_1,
+            quality.distinct_2,
+            quality.repetition,
+            int(quality.empty),
+            session,
+        ),
+    )
+
+
+def _rewards(c: Completion) -> bytes | None:
+    """log p_aligned − log p_base per token, nats, as little-endian float32; None without token log-probabilities."""
+    tokens = getattr(c, "logprobs", None)
+    if tokens is None:
+        return None
+    values = array("f", (token.aligned - token.base for token in tokens))
+    if values.itemsize != 4 or array("H", [1]).tobytes() != b"\1\0":
+        values.byteswap()
+    return values.tobytes()
+
+
+def verdict_row(completion: int, judge: int, v: Verdict, keep_text: bool = True) -> tuple[Any, ...]:
+    """A verdict as a row of its table."""
+    return (completion, judge, v.score, int(v.flag), v.label, v.reason if keep_text else "")
