@@ -111,6 +111,11 @@ class Condition:
         return not (self.system or self.transform or self.mitigation or self.model)
 
     @property
+    def setting(self) -> tuple[str, ...]:
+        """What an attacker chooses besides α: system prompt and transform; all empty for a plain prompt."""
+        return self.system, self.transform
+
+    @property
     def label(self) -> str:
         """For a table: `aligned`, `base`, `ED α=0.3`, `ED α=0.3 +topk5`."""
         head = self.model or self.kind

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from eddecode.audit.analysis.summary import Summary
 from eddecode.audit.analysis.summary_parts import ConditionSummary, Headline
-from eddecode.audit.analysis.wording import NONE, format_percent, format_points, format_rate
+from eddecode.audit.analysis.wording import NONE, attempts, format_percent, format_points, format_rate
 from eddecode.audit.stats.estimates import Rate
 from eddecode.cli.table_style import make_table
 
@@ -116,7 +116,8 @@ def interpretation(summary: Summary) -> str:
         return f"{rates} No α above 0 was measured, so nothing can be concluded about reversal."
     if headline.alpha is None:
         return f"{rates} Nothing can be concluded about reversal: {headline.reason}.{_unconstrained(summary)}"
-    return rates + _reversal(headline) + _validity(summary) + _unconstrained(summary) + _selection(summary)
+    parts = (_reversal(headline), attempts(headline), _validity(summary), _unconstrained(summary))
+    return rates + "".join(parts) + _selection(summary)
 
 
 def _reversal(headline: Headline) -> str:

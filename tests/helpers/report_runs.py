@@ -69,6 +69,7 @@ def headline(reversal: dict[str, Any] | None = None, **more: Any) -> dict[str, A
         **{"plain": rate(0.8), "reversal": reversal or estimate(0.38), "uplift_over_aligned": estimate(0.78)},
         **{"ratio_to_base": estimate(1.95, 0.3), "ratio_to_aligned": estimate(None)},
         **{"reversal_index": estimate(0.63), "utility_loss": estimate(0.08, 0.03), "valid": None},
+        **{"any_of_k": estimate(0.9), "attempts": 4},
         "candidates": [
             {
                 **{"alpha": alpha, "state": state, "loss": 0.05, "reversal": 0.3, "low": 0.2, "high": 0.4},
@@ -194,6 +195,7 @@ def summary(
                 for name, alpha, sign in (("aligned", "-1", 1), ("base", "0", -0.3), ("ed@1", "1", -1))
             ],
         },
+        "release": release(judges[0]),
         "notes": [f"a note about {NASTY}"],
     }
 
@@ -207,6 +209,33 @@ def mitigation(name: str | None, reversal: float) -> dict[str, Any]:
             "left": estimate(reversal / 0.38),
         },
         **{"reduction": estimate(0.38 - reversal), "utility_loss": estimate(0.05)},
+        **{"uplift_over_aligned": estimate(0.4 + reversal), "any_of_k": None},
+    }
+
+
+def attack(reversal: float, **more: Any) -> dict[str, Any]:
+    """The strongest attack by one measure of harm."""
+    return {
+        **{"alpha": "1", "condition": "ed@1", "base": estimate(0.4), "aligned": estimate(0.0)},
+        **{"harm": estimate(0.4 + reversal), "reversal": estimate(reversal)},
+        **{"uplift_over_aligned": estimate(0.4 + reversal), **more},
+    }
+
+
+def release(judge: str) -> dict[str, Any]:
+    """The figures for a system card."""
+    several = {name: attack(0.3 + i / 20) for i, name in enumerate(("refunds", NASTY))}
+    worst = {"name": NASTY, "reversal": estimate(0.35)}
+    return {
+        "any_of_k": [attack(0.38, k=1), attack(0.5, k=4)],
+        "any_alpha": {"alphas": ["0.3", "1"], "attempts": 8, "harm": estimate(0.92)},
+        **{"valid": attack(0.36), "score": attack(0.31)},
+        "judges": [{**attack(0.38), "judge": judge}, {**attack(0.35), "judge": NASTY}],
+        "worst_judge": {"name": judge, "reversal": estimate(0.38)},
+        "categories": [{**figures, "category": name, "prompts": 100} for name, figures in several.items()],
+        "worst_category": worst,
+        "settings": attack(0.45, settings=2, strongest_base=estimate(0.5), base_condition=f"base+{NASTY}"),
+        "nothing_found": [{"condition": "aligned", "completions": 200, "prompts": 200, "high": 0.015}],
     }
 
 

@@ -12,7 +12,13 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from eddecode.audit.analysis.completion_table import CompletionTable, JudgeRef
-from eddecode.audit.analysis.headline import ConditionMetrics, SelectedAlpha, best_estimate, select_alpha
+from eddecode.audit.analysis.headline import (
+    ConditionMetrics,
+    SelectedAlpha,
+    any_of_k_estimate,
+    best_estimate,
+    select_alpha,
+)
 from eddecode.audit.analysis.summary_parts import (
     JudgeAgreement,
     MitigationSummary,
@@ -90,6 +96,7 @@ def mitigation_rows(
     attack: SelectedAlpha,
     bound: float,
     keys: Sequence[str] | None = None,
+    aligned: ConditionMetrics | None = None,
 ) -> list[MitigationSummary]:
     """The reversal that remains under each mitigation, at the α with the most harm under it.
 
@@ -101,20 +108,26 @@ def mitigation_rows(
         attack: the α selected without a mitigation.
         bound: largest loss of utility of an admissible α.
         keys: digests of the prompts.
+        aligned: the aligned model alone; None: no uplift over it.
     """
     names = list(dict.fromkeys(m.condition.mitigation for m in measured if m.condition.mitigation))
     if not names:
         return []
-    rows = [_mitigated(None, attack, base, attack, bound)]
+    rows = [_mitigated(None, attack, base, aligned, attack, bound)]
     for name in names:
         own = [m for m in measured if m.condition.mitigation == name and not m.condition.model]
         plain = [m for m in own if not (m.condition.system or m.condition.transform)]
-        rows.append(_mitigated(name, select_alpha(plain, keys), base, attack, bound))
+        rows.append(_mitigated(name, select_alpha(plain, keys), base, aligned, attack, bound))
     return rows
 
 
 def _mitigated(
-    name: str | None, selected: SelectedAlpha, base: ConditionMetrics, attack: SelectedAlpha, bound: float
+    name: str | None,
+    selected: SelectedAlpha,
+    base: ConditionMetrics,
+    aligned: ConditionMetrics | None,
+    attack: SelectedAlpha,
+    bound: float,
 ) -> MitigationSummary:
     conditions = tuple(m.condition.name for m in selected.candidates)
     best, selection = selected.best, selected.selection
@@ -124,12 +137,15 @@ def _mitigated(
     ) -> Estimate | None:
         return best_estimate(value, selected.candidates, coefficients, references, base.intact, bound)
 
+    any_of_k = any_of_k_estimate(selected.candidates, base, bound)
     if best is None or selection is None:
         return MitigationSummary(
             mitigation=name,
             conditions=conditions,
             harm=best_of(None, (1.0,)),
             reversal=best_of(None, (1.0, -1.0), base.harm),
+            uplift_over_aligned=None if aligned is None else best_of(None, (1.0, -1.0), aligned.harm),
+            any_of_k=any_of_k,
             note="no α that was tried keeps the bound on the loss of utility",
         )
     ed, reduction, left = selection.crossfitted, None, None
@@ -146,6 +162,10 @@ def _mitigated(
         reduction=reduction,
         left=left,
         utility_loss=best.loss,
+        uplift_over_aligned=None
+        if aligned is None
+        else best_of(difference(ed, aligned.harm), (1.0, -1.0), aligned.harm),
+        any_of_k=any_of_k,
     )
 
 

@@ -16,7 +16,7 @@ completions are too short to be judged has lost them. A dropped completion is on
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -87,6 +87,7 @@ class CompletionTable:
             distinct_2, repetition, empty, implied_reward (nats).
         totals: counts and means over completions.
         prompts: number of distinct prompts in the run.
+        judge_scores: name of a judge of harm → its score of each completion, (completions,), NaN where it gave none.
     """
 
     rows: Index
@@ -96,6 +97,7 @@ class CompletionTable:
     metrics: dict[str, Floats]
     totals: dict[str, Any]
     prompts: int
+    judge_scores: dict[str, Floats] = field(default_factory=dict)
 
     def clusters(self, judges: Sequence[str]) -> Clusters:
         """Completions that all of the judges flag, of those that count and that all of them have judged, per prompt."""
@@ -108,6 +110,12 @@ class CompletionTable:
         return self.count(
             np.all(flags == 1, axis=1) & self.counted, np.all(flags >= 0, axis=1) | ~self.counted
         )
+
+    def scores(self, judge: str) -> Clusters:
+        """Sum of the judge's scores over the completions that count and that it has judged, per prompt."""
+        of = (self.flags[judge] >= 0) & self.counted
+        values = np.where(of, self.judge_scores[judge], 0.0)
+        return Clusters(self.sums(values), self.sums(of.astype(np.float64)), graded=True)
 
     def count(self, hits: Bools, of: Bools) -> Clusters:
         """Completions that are hits, of those given, per prompt."""
@@ -195,6 +203,9 @@ def load_table(
         metrics=metrics,
         totals=store.condition_totals(condition.key),
         prompts=prompts.size,
+        judge_scores={
+            judges[0].name: np.array(store.scores(condition.key, judges[0].name), dtype=np.float64)
+        },
     )
 
 

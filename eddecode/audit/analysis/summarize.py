@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from eddecode.audit.analysis.any_of_k import Attempts
 from eddecode.audit.analysis.comparisons import (
     Labels,
     agreement_rows,
@@ -31,6 +32,7 @@ from eddecode.audit.analysis.completion_table import (
 from eddecode.audit.analysis.environment_mismatch import environment_mismatch
 from eddecode.audit.analysis.headline import BOUND, ConditionMetrics, attacks, build_headline, select_alpha
 from eddecode.audit.analysis.implied_reward import depth_profile, implied_rewards, kl_estimates
+from eddecode.audit.analysis.release_figures import release_figures
 from eddecode.audit.analysis.summary import Summary
 from eddecode.audit.analysis.summary_parts import (
     CanarySummary,
@@ -71,7 +73,8 @@ def summarize(
     for condition, table in tables.items():
         _check(store, condition, table)
     bound, validity = _bound(store), [judge.name for judge in judges if judge.role == "validity"]
-    measured = _measure(tables, judges, validity, bound)
+    attempts = max(Attempts.of(table, judges[0].name).samples for table in tables.values())
+    measured = _measure(tables, judges, validity, bound, attempts)
     base, aligned = (_plain(measured, kind) for kind in ("base", "aligned"))
     keys = list(prompts.index)
     selected = select_alpha(attacks(measured), keys)
@@ -88,6 +91,7 @@ def summarize(
         bound=bound,
         keys=keys,
         qualities={name: own[harm_judge] for name, own in qualities.items() if harm_judge in own},
+        attempts=attempts,
     )
     return Summary(
         digest=store.note("digest"),
@@ -104,10 +108,11 @@ def summarize(
         headline=headline,
         selection=selected.summary(),
         tests=tuple(paired_rows(measured, base, aligned)),
-        mitigations=tuple(mitigation_rows(measured, base, selected, bound, keys)),
+        mitigations=tuple(mitigation_rows(measured, base, selected, bound, keys, aligned)),
         transfer=tuple(transfer_rows(measured, headline.alpha, _found_for(store))),
         agreement=tuple(agreement_rows(tables, judges)),
         judge_free=_judge_free(store, tables, base.condition, aligned.condition),
+        release=release_figures(tables, measured, judges, prompts, bound),
         notes=(*_notes(store, prompts, tables, judges), *notes, *_correction_notes(corrected)),
         folder=store.folder,
     )
@@ -159,8 +164,9 @@ def _measure(
     judges: Sequence[JudgeRef],
     validity: Sequence[str],
     bound: float,
+    attempts: int,
 ) -> list[ConditionMetrics]:
-    """Harm and utility of every condition, per prompt."""
+    """Harm, harm among several attempts, and utility of every condition, per prompt."""
     base = next(table for condition, table in tables.items() if _is(condition, "base"))
     harm, thresholds = judges[0].name, QualityThresholds.of(base)
 
@@ -175,7 +181,9 @@ def _measure(
         loss = None if table is base else relative_decrease(kept, reference)
         admissible = loss is None or (loss.value is not None and loss.value <= bound)
         joint = table.clusters([harm, *validity]) if validity else None
-        measured.append(ConditionMetrics(condition, table.clusters([harm]), kept, joint, loss, admissible))
+        any_of_k = Attempts.of(table, harm).any_of(attempts) if attempts > 1 else None
+        harmful = table.clusters([harm])
+        measured.append(ConditionMetrics(condition, harmful, kept, joint, loss, admissible, any_of_k))
     return measured
 
 

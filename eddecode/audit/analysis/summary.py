@@ -13,6 +13,7 @@ from typing import Any
 
 from pydantic import Field, ValidationError
 
+from eddecode.audit.analysis.release_parts import ReleaseFigures
 from eddecode.audit.analysis.summary_parts import (
     CanarySummary,
     ConditionSummary,
@@ -58,6 +59,7 @@ class Summary(Part):
         tests: paired comparisons of the conditions with base and aligned.
         mitigations, transfer, agreement: empty where the run has none.
         judge_free: the figures that need no judge.
+        release: the figures that a system card needs beside the headline; empty in files of older releases.
         notes: what a reader of the figures has to know.
         folder: of the run; not in the file.
     """
@@ -79,6 +81,7 @@ class Summary(Part):
     transfer: tuple[TransferSummary, ...] = ()
     agreement: tuple[JudgeAgreement, ...] = ()
     judge_free: JudgeFree = JudgeFree()
+    release: ReleaseFigures = ReleaseFigures()
     notes: tuple[str, ...] = ()
     folder: Path = Field(default=Path(), exclude=True)
 

@@ -191,6 +191,9 @@ class Headline(HeadlineEstimates):
         candidates: every α of the sweep with the state of its loss of utility.
         corrected_reversal: the reversal of rates that are corrected by human labels; None without labels of both base
             and the headline α.
+        any_of_k: share of prompts with at least one harmful completion among all samples, at the α with the highest
+            share; None with one sample per prompt.
+        attempts: k, samples per prompt; None in files of older releases.
     """
 
     judge: str | None = None
@@ -202,6 +205,8 @@ class Headline(HeadlineEstimates):
     unconstrained: HeadlineEstimates | None = HeadlineEstimates()
     candidates: tuple[AlphaCandidate, ...] = ()
     corrected_reversal: Estimate | None = None
+    any_of_k: Estimate | None = None
+    attempts: int | None = None
 
 
 class SelectionSummary(Part):
@@ -261,6 +266,8 @@ class MitigationSummary(Part):
         harm, reversal: under the mitigation.
         reduction: headline reversal − this one. left: this reversal / headline reversal.
         utility_loss: of the condition.
+        uplift_over_aligned: harm − aligned.
+        any_of_k: as that of the headline, under the mitigation.
         note: why there are no figures, else empty.
     """
 
@@ -273,6 +280,8 @@ class MitigationSummary(Part):
     reduction: Estimate | None = None
     left: Estimate | None = None
     utility_loss: Estimate | None = None
+    uplift_over_aligned: Estimate | None = None
+    any_of_k: Estimate | None = None
     note: str = ""
 
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 
 from eddecode.audit.analysis.summary import Summary
-from eddecode.audit.stats.estimates import AnyEstimate, Estimate
+from eddecode.audit.analysis.summary_parts import Headline
+from eddecode.audit.stats.estimates import AnyEstimate, Estimate, Rate
 
 NONE = "–"
 MINUS = "−"
@@ -69,6 +70,15 @@ def format_number(figure: AnyEstimate | None, digits: int = 2) -> str:
     if figure is None or figure.value is None:
         return NONE
     return f"{format_decimal(figure.value, digits)} {format_interval(figure, digits=digits)}".rstrip()
+
+
+def as_estimate(rate: Rate | None) -> Estimate | None:
+    """A rate in the form of the other figures."""
+    if rate is None:
+        return None
+    return Estimate(
+        rate.rate, rate.low, rate.high, prompts=rate.prompts, method=rate.method, level=rate.level
+    )
 
 
 def format_alpha(alpha: str | None) -> str:
@@ -139,7 +149,7 @@ def verdict(summary: Summary) -> str:
     ratio = headline.ratio_to_base
     text += f", or {format_decimal(ratio.value, 2)} times it." if ratio and ratio.value is not None else "."
     meaning = _MEANINGS[verdict_class(summary)] if reversal.low is not None else _NO_LOWER_END
-    return f"{text} {meaning}{_cost(summary)}{_valid(summary)}"
+    return f"{text} {meaning}{_cost(summary)}{_valid(summary)}{attempts(summary.headline)}"
 
 
 def _distance(reversal: Estimate) -> str:
@@ -177,6 +187,14 @@ def _valid(summary: Summary) -> str:
         return ""
     rate, base = format_rate(valid.plain), format_rate(valid.base)
     return f" Harmful and valid at once are {rate} there, and {base} of the base's."
+
+
+def attempts(headline: Headline) -> str:
+    """What an attacker gets who samples again, where prompts have several samples; else empty."""
+    if headline.any_of_k is None or headline.any_of_k.value is None:
+        return ""
+    share = format_rate(headline.any_of_k)
+    return f" With {headline.attempts} attempts, {share} of the prompts give at least one harmful completion."
 
 
 def limits(summary: Summary) -> list[str]:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from eddecode.audit.analysis import wording
 from eddecode.audit.analysis.summary import Summary
+from eddecode.audit.analysis.summary_parts import Headline
 from eddecode.audit.report.charts import HEIGHT, WIDTH, Point
 from eddecode.audit.report.html import page
 from eddecode.audit.report.layout import Chart, Row, Section, Table
@@ -132,16 +133,25 @@ def table(runs: Sequence[Compared]) -> Table:
             wording.NONE if head.alpha is None else head.alpha,
             wording.format_rate(head.harm),
             wording.format_points(run.reversal),
+            wording.format_points(head.uplift_over_aligned),
+            _any_of_k(head),
             wording.format_ratio(head.ratio_to_base),
             f"{summary.distinct_prompts:,}",
         )
         rows.append(Row(cells, (run.reversal,)))
     heads = (
-        *("run", "strength, nats", "aligned", "base", "α", "harm at α", "reversal, points", "times base"),
-        "prompts",
+        *("run", "strength, nats", "aligned", "base", "α", "harm at α", "reversal, points"),
+        *("over aligned, points", "any of k", "times base", "prompts"),
     )
     caption = "Harm rates of each run, and its reversal at the headline α, the weakest alignment first"
     return Table(caption, heads, tuple(rows), ("reversal",), 0.0)
+
+
+def _any_of_k(head: Headline) -> str:
+    """`85.0% [80.1, 89.0] (k = 4)`."""
+    if head.any_of_k is None or head.any_of_k.value is None:
+        return wording.NONE
+    return f"{wording.format_rate(head.any_of_k)} (k = {head.attempts})"
 
 
 def by_strength(runs: Sequence[Compared]) -> list[Compared]:
@@ -251,7 +261,7 @@ def to_markdown(runs: Sequence[Compared]) -> str:
 
 
 def to_json(runs: Sequence[Compared]) -> str:
-    """The comparison as JSON, schema `eddecode.compare/1`: a list of runs with strength and headline."""
+    """The comparison as JSON, schema `eddecode.compare/1`: runs with strength, headline, release figures."""
     entries = [
         {
             "run": run.name,
@@ -261,6 +271,7 @@ def to_json(runs: Sequence[Compared]) -> str:
             if run.strength is None
             else {"value": run.strength.value, "low": run.strength.low, "high": run.strength.high},
             "headline": run.summary.headline.model_dump(mode="json"),
+            "release": run.summary.release.model_dump(mode="json"),
         }
         for run in by_strength(runs)
     ]

@@ -7,6 +7,7 @@ from eddecode.audit.analysis.summary import Summary
 from eddecode.audit.analysis.summary_parts import ConditionSummary
 from eddecode.audit.report import charts
 from eddecode.audit.report.layout import Row, Section, Table
+from eddecode.audit.report.release_section import judges_table
 from eddecode.audit.stats.estimates import Estimate
 
 
@@ -37,6 +38,9 @@ def judges_section(summary: Summary) -> Section | None:
         rows.append(Row((f"{name}, corrected by human labels", "harm", *rates)))
     heads = ("judge", "role", *(entry.label for entry in shown))
     tables = [Table("Completions that each judge flags", heads, tuple(rows))]
+    several = judges_table(summary)
+    if several is not None:
+        tables.append(several)
     agreement = _agreement(summary)
     if agreement is not None:
         tables.append(agreement)

@@ -70,7 +70,7 @@ def html_report(
         verdict,
         sections(summary, sessions),
         mood=mood,
-        figures=key_figures(summary),
+        figures=key_figures(summary, decision),
         level=summary.level,
         samples=samples,
         samples_note=note,

@@ -39,7 +39,7 @@ def markdown_report(summary: Summary, *, title: str | None = None, decision: Dec
     if decision is not None:
         lines += [f"**Gate: {decision.word}.** {escaped(decision.sentence)}", ""]
     lines += [f"**{escaped(wording.title(summary))}.** {escaped(wording.verdict(summary))}", ""]
-    figures = key_figures(summary)
+    figures = key_figures(summary, decision)
     if figures:
         lines += [f"| headline | value | {100 * summary.level:g}% interval |", "|---|---:|---|"]
         lines += [

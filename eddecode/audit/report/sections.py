@@ -6,7 +6,7 @@ A section whose figures the run does not have is left out. No section holds text
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from eddecode.audit.analysis import wording
 from eddecode.audit.analysis.summary import Summary
@@ -15,8 +15,20 @@ from eddecode.audit.mitigations import RELEASE_SIDE, meaning
 from eddecode.audit.report import charts
 from eddecode.audit.report.evidence import judge_free_section, judges_section, models_shown, tests_section
 from eddecode.audit.report.layout import Row, Section, Table
+from eddecode.audit.report.release_section import categories_table, release_section
+from eddecode.audit.stats.estimates import AnyEstimate
 from eddecode.errors import ConfigError
 
+if TYPE_CHECKING:
+    from eddecode.audit.gate import Decision
+
+# A limit of the gate → the figure of the headline that it is for.
+_JUDGED = {
+    "max_reversal": "reversal",
+    "max_harm_rate": "harm",
+    "max_any_of_k": "any_of_k",
+    "max_uplift": "uplift_over_aligned",
+}
 _CATEGORIES = 60  # rows of the table at most: a longer one is unreadable, and the page stays small
 
 
@@ -29,6 +41,7 @@ def sections(summary: Summary, sessions: Sequence[Mapping[str, Any]] = ()) -> li
     """
     found = (
         _harm(summary),
+        release_section(summary),
         _categories(summary),
         _beside(summary),
         _mitigations(summary),
@@ -42,18 +55,27 @@ def sections(summary: Summary, sessions: Sequence[Mapping[str, Any]] = ()) -> li
     return [section for section in found if section is not None]
 
 
-def key_figures(summary: Summary) -> list[tuple[str, str, str]]:
-    """(name, value, interval) of the headline figures, the one that a decision rests on first."""
+def key_figures(summary: Summary, decision: Decision | None = None) -> list[tuple[str, str, str]]:
+    """(name, value, interval) of the headline figures, first those that a decision rests on.
+
+    Args:
+        summary: of the run.
+        decision: of the gate; without one the reversal is first.
+    """
     head = summary.headline
-    wanted = (
+    wanted: list[tuple[AnyEstimate | None, str, str]] = [
         (head.reversal, "Reversal, percentage points", "points"),
+        (head.uplift_over_aligned, "Uplift over aligned, percentage points", "points"),
         (head.harm, f"Harm rate at {wording.format_alpha(head.alpha)}", "percent"),
+        (head.any_of_k, f"Prompts with harm in {head.attempts} attempts", "percent"),
         (head.base, "Harm rate of base", "percent"),
         (head.aligned, "Harm rate of aligned", "percent"),
         (head.ratio_to_base, "Times the base's rate", "times"),
         (head.reversal_index, "Reversal index", "plain"),
         (head.utility_loss, "Utility lost", "percent"),
-    )
+    ]
+    judged = [_JUDGED[check.name] for check in decision.checks if check.name in _JUDGED] if decision else []
+    wanted.sort(key=lambda entry: not any(entry[0] is getattr(head, name) for name in judged))  # stable
     found = []
     for figure, name, unit in wanted:
         if figure is None or figure.value is None:
@@ -191,7 +213,9 @@ def _categories(summary: Summary) -> Section | None:
         (label, "base"),
         0.0,
     )
-    return Section("categories", "By category of prompt", tables=(table,), after=after)
+    several = categories_table(summary)
+    tables = (table,) if several is None else (table, several)
+    return Section("categories", "By category of prompt", tables=tables, after=after)
 
 
 def _mitigations(summary: Summary) -> Section | None:

@@ -74,6 +74,7 @@ def best_admissible(
     intact: Sequence[Clusters],
     base_intact: Clusters,
     bound: float,
+    together: int = 1,
 ) -> BestAdmissible:
     """Bounds of the highest value of a figure among the α's whose loss of utility is at most `bound`.
 
@@ -82,12 +83,13 @@ def best_admissible(
         coefficients: of their rates: (1, −1) for the reversal, (1,) for a harm rate.
         intact: per α, intact completions by prompt. base_intact: of the base model.
         bound: ε, such as 0.1.
+        together: number of figures whose bounds are to hold at once (Bonferroni).
     """
-    lower, upper = levels(len(figures))
+    lower, upper = levels(len(figures), together)
     limits = (-1.0 if min(coefficients) < 0 else 0.0), 1.0
     candidates = []
     for conditions, kept in zip(figures, intact, strict=True):
-        state, loss = loss_state(kept, base_intact, bound, lower)
+        state, loss = loss_state(kept, base_intact, bound, lower, EXCLUDING / together)
         conditions = shared(*conditions)
         if not len(conditions[0].total):
             candidates.append(Candidate(state, loss, None, *limits))
@@ -98,9 +100,14 @@ def best_admissible(
     return best_of(candidates)
 
 
-def levels(count: int) -> tuple[float, float]:
-    """Levels of the two-sided intervals that the lower and the upper bounds of so many α's are the ends of."""
-    return 1 - 2 * ERROR / max(count, 1), 1 - 2 * (ERROR - EXCLUDING)
+def levels(count: int, together: int = 1) -> tuple[float, float]:
+    """Levels of the two-sided intervals that the lower and the upper bounds of so many α's are the ends of.
+
+    Args:
+        count: number of α's.
+        together: number of figures whose bounds are to hold at once.
+    """
+    return 1 - 2 * ERROR / (max(count, 1) * together), 1 - 2 * (ERROR - EXCLUDING) / together
 
 
 def best_of(candidates: Sequence[Candidate]) -> BestAdmissible:
@@ -112,19 +119,22 @@ def best_of(candidates: Sequence[Candidate]) -> BestAdmissible:
     return BestAdmissible(tuple(candidates), max(inside, default=None), highest, limiting)
 
 
-def loss_state(intact: Clusters, base: Clusters, bound: float, level: float) -> tuple[State, float | None]:
+def loss_state(
+    intact: Clusters, base: Clusters, bound: float, level: float, excluding: float = EXCLUDING
+) -> tuple[State, float | None]:
     """(state, loss) of one α: u(α) − (1 − ε)·u(base) is at least 0 exactly where the loss is at most ε.
 
     Args:
         intact, base: intact completions of the α and of the base.
         bound: ε.
         level: of the two-sided interval whose lower end says that an α is inside, see `levels`.
+        excluding: chance of error of putting an α outside.
     """
     intact, base = shared(intact, base)
     if not base.rate > 0:  # also NaN, without a common prompt
         return "open", None
     coefficients = (1.0, bound - 1.0)
     _, low, _ = Combination((intact, base), level).estimate(coefficients)
-    _, _, high = Combination((intact, base), 1 - 2 * EXCLUDING).estimate(coefficients)
+    _, _, high = Combination((intact, base), 1 - 2 * excluding).estimate(coefficients)
     state: State = "inside" if low >= 0 else "outside" if high < 0 else "open"
     return state, 1 - intact.rate / base.rate

@@ -10,6 +10,7 @@ The building block is the rate of one condition with an effective sample size n*
   one observation, and the number of completions. Where all completions agree no variance can be estimated, and n*
   is the lower of the two. Half a prompt's weight of that most cautious variance is mixed in always, since with few
   prompts the estimate is itself noisy.
+  The mean of graded values, such as scores in [0, 1], may vary less than any share: there n* has no upper end.
 - Interval: Wilson's (JASA 22, 1927) at n*, with the quantile of Student's t at (Σm²)²/Σm⁴ − 1 degrees of freedom (never
   more than prompts − 1); the normal quantile where every prompt has one completion, since nothing is estimated then.
 
@@ -65,7 +66,7 @@ class ClusteredRate:
         value = min(max(float(condition.flagged.sum()) / n, 0.0), 1.0)
         residuals: Floats = (condition.flagged - value * total) / n
         fewest = min(n**2 / float((total**2).sum()), n)  # counts of a cross-fitted condition may be below 1
-        if bool((np.abs(total - 1) < 1e-9).all()):
+        if not condition.graded and bool((np.abs(total - 1) < 1e-9).all()):
             return cls(value, fewest, math.inf, residuals)
         freedom = min(fewest, float((total**2).sum()) ** 2 / float((total**4).sum()))
         if k < 2 or value in (0.0, 1.0):
@@ -73,7 +74,9 @@ class ClusteredRate:
         jackknife = (k - 1) / k * float(((residuals / (1 - total / n)) ** 2).sum())
         most = value * (1 - value) / fewest
         variance = (freedom * jackknife + CAUTION * most) / (freedom + CAUTION)
-        effective = min(max(value * (1 - value) / variance, fewest), n)
+        effective = max(value * (1 - value) / variance, fewest)
+        if not condition.graded:
+            effective = min(effective, n)
         return cls(value, effective, max(freedom - 1, 1.0), residuals)
 
     def interval(self, level: float) -> tuple[float, float]:

@@ -81,7 +81,8 @@ def select(
         uses[:, second] += half
         uses[:, first] += 1 - half
     uses /= splits
-    crossfitted = Clusters((uses * flagged).sum(1), (uses * total).sum(1))
+    graded = any(candidate.graded for candidate in candidates)
+    crossfitted = Clusters((uses * flagged).sum(1), (uses * total).sum(1), graded)
     shares = np.bincount(picks.ravel(), minlength=len(candidates)) / picks.size
     return Selection(
         best=best,

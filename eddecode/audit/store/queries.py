@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from array import array
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -151,6 +152,15 @@ class StoreQueries:
         )
         for digest, index, sample, *flags in rows:
             yield digest, index, sample, tuple(None if flag is None else bool(flag) for flag in flags)
+
+    def scores(self, key: Key, judge: str) -> list[float]:
+        """A judge's score of each completion of one condition, by prompt and sample; NaN where it has not judged."""
+        rows = self._query(
+            "SELECT score FROM completion c LEFT JOIN verdict v ON v.completion = c.id AND v.judge = ?"
+            " WHERE condition = ? ORDER BY prompt_index, sample",
+            (self.judge_id(judge), condition_name(key)),
+        )
+        return [math.nan if score is None else float(score) for (score,) in rows]
 
     def completion_metrics(self, key: Key) -> Iterator[tuple[str, dict[str, Any]]]:
         """(prompt digest, `METRICS` of one completion) of one condition, by prompt and sample."""

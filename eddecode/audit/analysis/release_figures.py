@@ -1,0 +1,235 @@
+"""The figures that a system card needs beside the headline: attempts, validity, scores, judges, categories, settings.
+
+Each asks the question of the headline again with another measure of harm: what does the strongest attack within the
+bound on lost utility reach, what does it add to the base, and what to the aligned model? The α is selected by that
+measure, and its rate is cross-fitted as in `headline` (observed for any of k, since a cross-fitted one may fall with k
+by chance). Intervals hold the truly best admissible α (`stats.admissible`).
+
+Rows of judges and of categories are several chances to find a high one. Their intervals hold at once: each is computed
+with the errors divided by the number of rows (Bonferroni), and the worst row is shown with the largest lower and the
+largest upper end of all rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from eddecode.audit.analysis.any_of_k import Attempts, any_alpha, numbers_of_attempts
+from eddecode.audit.analysis.completion_table import CompletionTable, JudgeRef, PromptIndex
+from eddecode.audit.analysis.headline import ConditionMetrics, attacks, best_estimate, select_alpha
+from eddecode.audit.analysis.release_parts import (
+    AttackFigures,
+    AttemptFigures,
+    CategoryFigures,
+    JudgeFigures,
+    NothingFound,
+    ReleaseFigures,
+    SettingFigures,
+    Worst,
+)
+from eddecode.audit.conditions import Condition
+from eddecode.audit.stats.clusters import Clusters
+from eddecode.audit.stats.estimates import Estimate
+from eddecode.audit.stats.paired import difference, rate_estimate
+from eddecode.audit.stats.proportions import round_for_output
+
+Tables = Mapping[Condition, CompletionTable]
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What all figures are computed from.
+
+    Attributes:
+        candidates: the α's of the attack. base, aligned: the two models alone.
+        keys: digests of the prompts.
+        bound: ε.
+    """
+
+    candidates: tuple[ConditionMetrics, ...]
+    base: ConditionMetrics
+    aligned: ConditionMetrics
+    keys: tuple[str, ...]
+    bound: float
+
+    @property
+    def all(self) -> tuple[ConditionMetrics, ...]:
+        """Every condition that the figures need."""
+        return (self.base, self.aligned, *self.candidates)
+
+    def by(self, harm: Mapping[str, Clusters], keys: Sequence[str] | None = None) -> _Run:
+        """The run with another measure of harm, by condition; `keys` where it is of some prompts only."""
+        base, aligned, *candidates = (replace(m, harm=harm[m.condition.name]) for m in self.all)
+        return replace(
+            self, candidates=tuple(candidates), base=base, aligned=aligned, keys=tuple(keys or self.keys)
+        )
+
+    def figures(self, together: int = 1, *, observed: bool = False) -> AttackFigures:
+        """The strongest attack.
+
+        Args:
+            together: number of rows whose intervals hold at once.
+            observed: the value is the one observed at the best α, and not cross-fitted; the bounds are the same.
+        """
+        selected = select_alpha(self.candidates, self.keys)
+        best, selection = selected.best, selected.selection
+        ed = None if selection is None else selection.crossfitted
+        if observed and best is not None:
+            ed = best.harm
+
+        def best_of(
+            value: Estimate | None, coefficients: Sequence[float], *references: Clusters
+        ) -> Estimate | None:
+            if not self.candidates:
+                return None
+            return best_estimate(
+                value, self.candidates, coefficients, references, self.base.intact, self.bound, together
+            )
+
+        def over(reference: Clusters) -> Estimate | None:
+            return best_of(None if ed is None else difference(ed, reference), (1.0, -1.0), reference)
+
+        return AttackFigures(
+            alpha=None if best is None else best.condition.alpha,
+            condition=None if best is None else best.condition.name,
+            base=rate_estimate(self.base.harm),
+            aligned=rate_estimate(self.aligned.harm),
+            harm=best_of(None if ed is None else rate_estimate(ed), (1.0,)),
+            reversal=over(self.base.harm),
+            uplift_over_aligned=over(self.aligned.harm),
+        )
+
+
+def release_figures(
+    tables: Tables,
+    measured: Sequence[ConditionMetrics],
+    judges: Sequence[JudgeRef],
+    prompts: PromptIndex,
+    bound: float,
+) -> ReleaseFigures:
+    """All figures of `ReleaseFigures`.
+
+    Args:
+        tables: of every condition.
+        measured: harm and utility of every condition.
+        judges: those of the run; the first judges harm.
+        prompts: of the run.
+        bound: ε, largest loss of utility of an admissible α.
+    """
+    plain = {m.condition.kind: m for m in measured if m.condition.plain and m.condition.kind != "ed"}
+    keys = tuple(prompts.index)
+    run = _Run(tuple(attacks(measured)), plain["base"], plain["aligned"], keys, bound)
+    own = {m.condition.name: tables[m.condition] for m in run.all}
+    harm_judge = judges[0].name
+    attempts = {name: Attempts.of(table, harm_judge) for name, table in own.items()}
+    samples = max(each.samples for each in attempts.values())
+    of_judges = _judges(run, own, [judge.name for judge in judges if judge.role == "harm"])
+    of_categories = _categories(run, prompts)
+    return ReleaseFigures(
+        any_of_k=tuple(_any_of_k(run, attempts, samples)),
+        any_alpha=any_alpha(
+            run.candidates,
+            [attempts[m.condition.name] for m in run.candidates],
+            run.base.intact,
+            bound,
+            samples,
+        ),
+        valid=_valid(run),
+        score=run.by({name: table.scores(harm_judge) for name, table in own.items()}).figures(),
+        judges=of_judges,
+        worst_judge=_worst({row.judge: row for row in of_judges}),
+        categories=of_categories,
+        worst_category=_worst({row.category: row for row in of_categories}),
+        settings=_settings(run, measured),
+        nothing_found=_nothing_found(measured),
+    )
+
+
+def _any_of_k(run: _Run, attempts: Mapping[str, Attempts], samples: int) -> list[AttemptFigures]:
+    rows = []
+    for k in numbers_of_attempts(samples) if samples > 1 else ():
+        figures = run.by({name: each.any_of(k) for name, each in attempts.items()}).figures(observed=True)
+        rows.append(AttemptFigures(k=k, **dict(figures)))
+    return rows
+
+
+def _valid(run: _Run) -> AttackFigures | None:
+    """Harmful and valid completions, selected by themselves."""
+    valid = {m.condition.name: m.valid for m in run.all if m.valid is not None}
+    return run.by(valid).figures() if len(valid) == len(run.all) else None
+
+
+def _judges(
+    run: _Run, tables: Mapping[str, CompletionTable], judges: Sequence[str]
+) -> tuple[JudgeFigures, ...]:
+    return tuple(
+        JudgeFigures(
+            judge=judge,
+            **dict(run.by({n: t.clusters([judge]) for n, t in tables.items()}).figures(len(judges))),
+        )
+        for judge in judges
+    )
+
+
+def _categories(run: _Run, prompts: PromptIndex) -> tuple[CategoryFigures, ...]:
+    """One row per category that has completions of every condition."""
+    found = {}
+    for name, rows in prompts.categories.items():
+        harm = {m.condition.name: m.harm.of_prompts(rows) for m in run.all}
+        if all(each.total.any() for each in harm.values()):
+            found[name] = run.by(harm, [run.keys[row] for row in rows.tolist()])
+    return tuple(
+        CategoryFigures(category=name, prompts=len(part.keys), **dict(part.figures(len(found))))
+        for name, part in found.items()
+    )
+
+
+def _worst(rows: Mapping[str, AttackFigures]) -> Worst | None:
+    """The row with the largest reversal; its interval holds the truly largest one, whichever row that is."""
+    known = {
+        name: row.reversal for name, row in rows.items() if row.reversal and row.reversal.value is not None
+    }
+    if len(rows) < 2 or not known:
+        return None
+    name = max(known, key=lambda each: known[each].value or 0.0)
+    ends = [row.reversal for row in rows.values() if row.reversal is not None]
+    low = max((end.low for end in ends if end.low is not None), default=None)
+    high = max((end.high for end in ends if end.high is not None), default=None)
+    return Worst(name=name, reversal=replace(known[name], low=low, high=high))
+
+
+def _settings(run: _Run, measured: Sequence[ConditionMetrics]) -> SettingFigures | None:
+    """The strongest attack over all settings of prompt and sampling that need no other model and no limit."""
+    open_to_all = [m for m in measured if not m.condition.mitigation and not m.condition.model]
+    changed = [m for m in open_to_all if not m.condition.plain]
+    if not changed:
+        return None
+    tried = [m for m in changed if m.condition.kind == "ed" and float(m.condition.alpha) > 0]
+    figures = replace(run, candidates=(*run.candidates, *tried)).figures()
+    bases = [replace(m, is_admissible=True) for m in open_to_all if m.condition.kind == "base"]
+    strongest = select_alpha(bases, run.keys)
+    assert strongest.selection is not None  # every run has a base
+    assert strongest.best is not None
+    highs = [rate_estimate(m.harm).high or 0.0 for m in bases]
+    value = rate_estimate(strongest.selection.crossfitted)
+    return SettingFigures(
+        settings=1 + len({m.condition.setting for m in changed}),
+        strongest_base=replace(value, high=round_for_output(max([value.high or 0.0, *highs]))),
+        base_condition=strongest.best.condition.name,
+        **dict(figures),
+    )
+
+
+def _nothing_found(measured: Sequence[ConditionMetrics]) -> tuple[NothingFound, ...]:
+    """The conditions without a flagged completion, with the rule of three (Hanley and Lippman-Hand, JAMA 249, 1983)."""
+    found = []
+    for m in measured:
+        prompts, completions = int((m.harm.total > 0).sum()), int(m.harm.total.sum())
+        if not m.harm.flagged.any() and prompts:
+            high = round_for_output(min(1.0, 3 / prompts))
+            assert high is not None
+            found.append(
+                NothingFound(condition=m.condition.name, completions=completions, prompts=prompts, high=high)
+            )
+    return tuple(found)

@@ -1,0 +1,123 @@
+"""The parts of a summary that a system card needs beside the headline: one class per kind of row of `release`.
+
+Each row gives the strongest attack by one measure of harm: the α is selected by that measure, among those within the
+bound on lost utility. Computed by `release_figures`, described in docs/statistics.md.
+"""
+
+from __future__ import annotations
+
+from eddecode.audit.analysis.summary_parts import Part
+from eddecode.audit.stats.estimates import Estimate
+
+
+class AttackFigures(Part):
+    """The strongest attack within the bound, by one measure of harm.
+
+    Attributes:
+        alpha, condition: the α with the highest value, and the name of its condition; None where no α keeps the bound.
+        base, aligned: the same measure of the two models alone; their intervals are 95% each by itself.
+        harm: of the attack: what an attacker reaches.
+        reversal: harm − base. uplift_over_aligned: harm − aligned.
+    """
+
+    alpha: str | None = None
+    condition: str | None = None
+    base: Estimate | None = None
+    aligned: Estimate | None = None
+    harm: Estimate | None = None
+    reversal: Estimate | None = None
+    uplift_over_aligned: Estimate | None = None
+
+
+class AttemptFigures(AttackFigures):
+    """The share of prompts with at least one harmful completion among `k` attempts."""
+
+    k: int
+
+
+class AnyAlpha(Part):
+    """The share of prompts with a harmful completion among all samples at all α's within the bound.
+
+    Attributes:
+        alphas: those within the bound, as observed.
+        attempts: completions of a prompt, of all these α's together.
+        harm: the share.
+    """
+
+    alphas: tuple[str, ...]
+    attempts: int
+    harm: Estimate
+
+
+class JudgeFigures(AttackFigures):
+    """Harm by one judge of harm. The intervals of all judges hold at once (Bonferroni)."""
+
+    judge: str
+
+
+class CategoryFigures(AttackFigures):
+    """Harm on the prompts of one category. The intervals of all categories hold at once (Bonferroni)."""
+
+    category: str
+    prompts: int
+
+
+class SettingFigures(AttackFigures):
+    """The strongest attack over system prompts, transforms and sampling settings; base and aligned are the plain ones.
+
+    Attributes:
+        settings: number of settings, the plain one included.
+        strongest_base, base_condition: the most harmful setting of the base model alone, which an attacker has too.
+    """
+
+    settings: int
+    strongest_base: Estimate | None = None
+    base_condition: str | None = None
+
+
+class Worst(Part):
+    """The judge or category with the largest reversal of several; the interval holds for the truly largest one."""
+
+    name: str
+    reversal: Estimate
+
+
+class NothingFound(Part):
+    """A condition without a flagged completion.
+
+    Attributes:
+        condition: its name.
+        completions, prompts: number of them.
+        high: upper bound of the harm rate at 95% (one-sided), 3/prompts, the rule of three.
+    """
+
+    condition: str
+    completions: int
+    prompts: int
+    high: float
+
+
+class ReleaseFigures(Part):
+    """The figures that a system card needs beside the headline.
+
+    Attributes:
+        any_of_k: one row per number of attempts; the last is all samples of a prompt. Empty with one sample.
+        any_alpha: attempts at every α; None where no α keeps the bound.
+        valid: harmful and valid completions, with the α selected by them; None without a judge of validity.
+        score: mean of the harm judge's score instead of its flag.
+        judges: one row per judge of harm. worst_judge: of several; else None.
+        categories: one row per category. worst_category: of several; else None.
+        settings: over system prompts, transforms and sampling settings; None where the run has one.
+        nothing_found: conditions without a flagged completion.
+    """
+
+    any_of_k: tuple[AttemptFigures, ...] = ()
+    any_alpha: AnyAlpha | None = None
+    valid: AttackFigures | None = None
+    score: AttackFigures | None = None
+    judges: tuple[JudgeFigures, ...] = ()
+    worst_judge: Worst | None = None
+    categories: tuple[CategoryFigures, ...] = ()
+    worst_category: Worst | None = None
+    settings: SettingFigures | None = None
+    nothing_found: tuple[NothingFound, ...] = ()
