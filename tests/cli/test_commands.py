@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -193,7 +194,11 @@ def assert_close(left: Any, right: Any, where: str = "") -> None:
 def stop_at(tenth: int, command: list[str], how: signal.Signals) -> tuple[int, str]:
     """Start a real process, stop it when it says that so many tenths are on disk; exit status and what it said then."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
+    # A shell starts background jobs with SIGINT ignored, and a child inherits that.
+    heeded = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    with subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, env=environment, preexec_fn=heeded  # noqa: PLW1509
+    ) as process:
         assert process.stderr is not None
         lines = []
         for line in process.stderr:
