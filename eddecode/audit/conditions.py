@@ -20,11 +20,16 @@ from eddecode.errors import ConfigError
 Key = str | tuple[str, str]  # a condition's name; of a plain one also (kind, alpha)
 PAIR, FINETUNED, ENSEMBLE = "", "finetuned", "ensemble"  # the models with which a condition is decoded
 
+_TEMPERATURE = "~t"  # in a name, before the temperature; no label and no mitigation has a ~
 _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]*")
 
 
-def alpha_text(value: str | float | Decimal) -> str:
+def alpha_text(value: str | float | Decimal, what: str = "alpha") -> str:
     """The canonical text of an α: `0.30`, `.3` and `3e-1` are all `0.3`, and `-0` is `0`.
+
+    Args:
+        value: the number.
+        what: name of the number in messages.
 
     Raises:
         ConfigError: not a finite number.
@@ -32,16 +37,20 @@ def alpha_text(value: str | float | Decimal) -> str:
     try:
         number = Decimal(str(value).strip())
     except InvalidOperation:
-        raise ConfigError(f"alpha {value!r} is not a number; expected one such as 0.3") from None
+        raise ConfigError(f"{what} {value!r} is not a number; expected one such as 0.3") from None
     if not number.is_finite() or not math.isfinite(float(number)):
-        raise ConfigError(f"alpha {value!r} is not finite; expected a number such as 0.3")
+        raise ConfigError(f"{what} {value!r} is not finite; expected a number such as 0.3")
     if abs(number.adjusted()) > 300:
-        raise ConfigError(f"alpha {value!r} is beyond what a float can hold; expected a number such as 0.3")
+        raise ConfigError(f"{what} {value!r} is beyond what a float can hold; expected a number such as 0.3")
     return format(number.normalize() if number else Decimal(0), "f")
 
 
-def parse_alphas(values: str | float | Sequence[str | float]) -> tuple[str, ...]:
+def parse_alphas(values: str | float | Sequence[str | float], what: str = "alpha") -> tuple[str, ...]:
     """Canonical α texts of `"0,0.3,1"` or of a sequence of numbers, in the order given.
+
+    Args:
+        values: the numbers.
+        what: name of a number in messages.
 
     Raises:
         ConfigError: an entry is not a finite number, or is given twice.
@@ -50,10 +59,10 @@ def parse_alphas(values: str | float | Sequence[str | float]) -> tuple[str, ...]
         values = [part for part in values.replace(",", " ").split() if part]
     elif isinstance(values, int | float):
         values = [values]
-    texts = tuple(alpha_text(value) for value in values)
+    texts = tuple(alpha_text(value, what) for value in values)
     for i, text in enumerate(texts):
         if text in texts[:i]:
-            raise ConfigError(f"alpha {text} is given twice; expected each value once")
+            raise ConfigError(f"{what} {text} is given twice; expected each value once")
     return texts
 
 
@@ -78,6 +87,7 @@ class Condition:
         system: name of the system prompt in front of the prompt; empty: none.
         transform: name of the transform of the prompt; empty: none.
         mitigation: limit on the contrast's access to the aligned model, such as `topk5`; empty: none.
+        temperature: exact text of another sampling temperature than the run's; empty: that of the run.
         model: empty: the pair; `finetuned`: a fine-tuned model alone; `ensemble`: several aligned models.
     """
 
@@ -87,10 +97,11 @@ class Condition:
     transform: str = ""
     mitigation: str = ""
     model: str = PAIR
+    temperature: str = ""
 
     @property
     def name(self) -> str:
-        """`base`, `aligned`, `ed@0.3`, `ed@0.3+topk5`, `base+system:rude`, `finetuned`, `ensemble@0.3`."""
+        """Such as `base`, `ed@0.3`, `ed@0.3+topk5`, `base+system:rude`, `finetuned`, `ensemble@0.3`, `ed@0.3~t0.7`."""
         head = self.model or self.kind
         at = "" if self.kind != "ed" else f"@{self.alpha}"
         extras = [
@@ -98,7 +109,8 @@ class Condition:
             f"transform:{self.transform}" if self.transform else "",
             self.mitigation,
         ]
-        return head + at + "".join(f"+{extra}" for extra in extras if extra)
+        temperature = f"{_TEMPERATURE}{self.temperature}" if self.temperature else ""
+        return head + at + "".join(f"+{extra}" for extra in extras if extra) + temperature
 
     @property
     def key(self) -> str:
@@ -108,12 +120,12 @@ class Condition:
     @property
     def plain(self) -> bool:
         """Whether it is the pair itself, with nothing changed; these conditions make up the curve."""
-        return not (self.system or self.transform or self.mitigation or self.model)
+        return not (self.system or self.transform or self.mitigation or self.model or self.temperature)
 
     @property
     def setting(self) -> tuple[str, ...]:
-        """What an attacker chooses besides α: system prompt and transform; all empty for a plain prompt."""
-        return self.system, self.transform
+        """What an attacker chooses besides α: system prompt, transform, temperature; empty where it is the run's."""
+        return self.system, self.transform, self.temperature
 
     @property
     def label(self) -> str:
@@ -121,8 +133,18 @@ class Condition:
         head = self.model or self.kind
         if self.kind == "ed":
             head = f"{self.model or 'ED'} α={self.alpha}"
-        rest = self.name.split("+")[1:]
-        return " ".join([head, *(f"+{extra}" for extra in rest)])
+        rest = [f"+{extra}" for extra in self.name.partition(_TEMPERATURE)[0].split("+")[1:]]
+        rest += [f"temperature {self.temperature}"] if self.temperature else []
+        return " ".join([head, *rest])
+
+
+def temperature_in(name: str) -> str:
+    """The temperature in a condition's name, or the empty text.
+
+    >>> temperature_in("ed@0.3~t0.7"), temperature_in("base")
+    ('0.7', '')
+    """
+    return name.partition(_TEMPERATURE)[2]
 
 
 ALIGNED = Condition("aligned", "-1")
@@ -139,6 +161,7 @@ def build_conditions(
     mitigations: Iterable[str] = (),
     finetuned: bool = False,
     ensemble: bool = False,
+    temperatures: Iterable[str] = (),
 ) -> list[Condition]:
     """All conditions of an audit: aligned, base, ED with α from low to high; then those with something changed.
 
@@ -148,6 +171,7 @@ def build_conditions(
         systems, transforms: names; each adds base, aligned and ED conditions, so that a text found for one model is
             measured on all (a transfer table).
         mitigations: names; each adds ED conditions. They change nothing for base or aligned alone.
+        temperatures: besides the run's; each adds base, aligned and ED conditions.
         finetuned, ensemble: whether there is such a model; an ensemble adds ED conditions.
     """
     swept = sorted(alphas, key=Decimal)
@@ -155,7 +179,7 @@ def build_conditions(
         [a for a in swept if Decimal(a) > 0] if extra_alphas is None else sorted(extra_alphas, key=Decimal)
     )
     found = [ALIGNED, BASE, *(Condition("ed", alpha) for alpha in swept)]
-    for field, names in (("system", systems), ("transform", transforms)):
+    for field, names in (("system", systems), ("transform", transforms), ("temperature", temperatures)):
         for name in names:
             changed = {field: name}
             found += [Condition("aligned", "-1", **changed), Condition("base", "0", **changed)]

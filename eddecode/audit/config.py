@@ -92,6 +92,10 @@ def _check_whole_model(value: str | Path | None) -> str | Path | None:
     return value
 
 
+def _temperatures(value: Any) -> tuple[str, ...]:
+    return parse_alphas(value, "temperature")
+
+
 Location = Annotated[str | Path, _instance(str, Path, expected="text or a path")]
 Number = Annotated[float, PlainValidator(_check_number)]
 Alphas = Annotated[
@@ -113,6 +117,7 @@ class AuditConfig:
         samples: completions per prompt and condition.
         temperature, top_k, top_p, min_p, plausibility, max_new_tokens, stop, seed: see `SamplingParams`, which checks
             their ranges when the audit starts.
+        temperatures: further temperatures to measure. Each adds base, aligned and ED conditions at it.
         dtype: of the weights: `auto`, `float32`, `bfloat16`, `float16`.
         device: of the models; None: a GPU if there is one.
         base_revision, aligned_revision: of hub ids.
@@ -148,6 +153,10 @@ class AuditConfig:
     alphas: Alphas = ("0.3",)
     samples: Annotated[Integer, Field(ge=1)] = 1
     temperature: Number = 1.0
+    temperatures: Annotated[
+        str | float | Sequence[str | float],
+        _parsed(_temperatures, "a list of numbers, or text such as 0.7,1.3"),
+    ] = ()
     top_k: Number = 0
     top_p: Number = 1.0
     min_p: Number = 0.0
@@ -187,12 +196,22 @@ class AuditConfig:
                 f"temperature 0 makes the same completion every time, and samples is {self.samples}; "
                 "set samples to 1, or a temperature above 0"
             )
-        extras = self.systems or self.transforms or self.mitigations or self.ensemble
+        further = [float(value) for value in _temperatures(self.temperatures)]
+        if self.temperature in further:
+            raise ConfigError(
+                f"temperatures holds {self.temperature:g}, the run's own temperature; expected others than temperature"
+            )
+        if 0 in further and self.samples > 1:
+            raise ConfigError(
+                f"temperatures holds 0, which makes the same completion every time, and samples is {self.samples}; "
+                "set samples to 1, or leave 0 out"
+            )
+        extras = self.systems or self.transforms or self.mitigations or self.ensemble or further
         alphas = parse_alphas(self.alphas if self.extra_alphas is None else self.extra_alphas)
         if extras and not [alpha for alpha in alphas if self.extra_alphas is not None or float(alpha) > 0]:
             raise ConfigError(
-                "no alpha is left for the conditions with a mitigation, system prompt, transform or ensemble; "
-                "give alphas above 0, or extra_alphas"
+                "no alpha is left for the conditions with a mitigation, system prompt, transform, other temperature or "
+                "ensemble; give alphas above 0, or extra_alphas"
             )
         return self
 
@@ -211,6 +230,7 @@ class AuditConfig:
             mitigations=parse_mitigations(self.mitigations),
             finetuned=self.finetuned is not None,
             ensemble=bool(self.ensemble),
+            temperatures=_temperatures(self.temperatures),
         )
 
     def sampling(self) -> dict[str, Any]:
@@ -227,6 +247,7 @@ class AuditConfig:
         from eddecode.sampling.params import SamplingParams
 
         access = access_of(condition.mitigation) if condition.mitigation else None
-        return SamplingParams(
-            alpha=float(condition.alpha), n=n, access=access, logprobs=True, **self.sampling()
-        )
+        sampling = self.sampling()
+        if condition.temperature:
+            sampling["temperature"] = float(condition.temperature)
+        return SamplingParams(alpha=float(condition.alpha), n=n, access=access, logprobs=True, **sampling)

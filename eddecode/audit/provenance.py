@@ -41,10 +41,15 @@ def run_fingerprint(
         **sampling,
         "judges": [f"{judge.name}, digest {judge.identity}" for judge in judges],
     }
-    return {**always, **{name: value for name, value in _optional(config, transforms).items() if value}}
+    return {
+        **always,
+        **{name: value for name, value in _optional(config, conditions, transforms).items() if value},
+    }
 
 
-def _optional(config: AuditConfig, transforms: Sequence[Transform]) -> dict[str, Any]:
+def _optional(
+    config: AuditConfig, conditions: Sequence[Condition], transforms: Sequence[Transform]
+) -> dict[str, Any]:
     """The settings that most runs do not have; those that are empty are left out of the fingerprint."""
     extras = config.extra_alphas
     return {
@@ -54,6 +59,7 @@ def _optional(config: AuditConfig, transforms: Sequence[Transform]) -> dict[str,
             for transform in transforms
         ],
         "mitigations": list(config.mitigations),
+        "temperatures": ",".join(dict.fromkeys(c.temperature for c in conditions if c.temperature)),
         "extra_alphas": "" if extras is None else ",".join(sorted(parse_alphas(extras), key=float)),
         "finetuned": "" if config.finetuned is None else checkpoint_identity(config.finetuned, None),
         "ensemble": [checkpoint_identity(path, None) for path in config.ensemble],

@@ -71,6 +71,9 @@ def audit(
     temperature: Annotated[
         float | None, typer.Option(help="Sampling temperature; 0 is greedy. Default: 1.")
     ] = None,
+    temperatures: Annotated[
+        str | None, typer.Option(help="Further temperatures to measure, separated by commas: 0.7,1.3.")
+    ] = None,
     top_p: Annotated[
         float | None,
         typer.Option(help="Nucleus sampling on the contrasted distribution. Default: 1 (off)."),
@@ -162,7 +165,7 @@ def audit(
         **{"base_revision": base_revision, "aligned_revision": aligned_revision},
         **{"mitigations": mitigations, "transforms": transforms, "extra_alphas": extra_alphas},
         **{"finetuned": finetuned, "ensemble": ensemble, "min_tokens": min_tokens},
-        **{"canaries": canaries, "policy": policy},
+        **{"canaries": canaries, "policy": policy, "temperatures": temperatures},
         **{"utility_loss": utility_loss, "keep_text": False if no_text else None},
     }
     with errors_as_messages(out):

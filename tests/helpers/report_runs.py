@@ -45,7 +45,7 @@ def condition(name: str, kind: str, alpha: str, judges: Sequence[str], **more: A
             "label": label,
             "condition": kind,
             "alpha": alpha,
-            **dict.fromkeys(("system", "transform", "mitigation", "model")),
+            **dict.fromkeys(("system", "transform", "mitigation", "model", "temperature")),
         },
         **{"completions": 200, "mean_tokens": 30.5, "finish_reasons": {"eos": 200}, "dropped": 0},
         "rates": {judge: rate(harm * (0.9**i)) for i, judge in enumerate(judges)},

@@ -54,7 +54,7 @@ def test_family(condition: Condition) -> str:
     """The family of tests of a condition: `ed`, `mitigation topk5`, `system rude`, `ensemble`."""
     parts = [
         f"{field} {value}"
-        for field in ("model", "system", "transform", "mitigation")
+        for field in ("model", "system", "transform", "mitigation", "temperature")
         if (value := getattr(condition, field))
     ]
     return ", ".join(parts) or condition.kind

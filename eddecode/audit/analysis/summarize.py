@@ -220,6 +220,7 @@ def _condition(
         transform=c.transform or None,
         mitigation=c.mitigation or None,
         model=c.model or None,
+        temperature=c.temperature or None,
         completions=totals["completions"],
         dropped=totals.get("dropped", 0),
         rates={judge.name: clustered_rate(table.clusters([judge.name]).pairs()) for judge in judges},

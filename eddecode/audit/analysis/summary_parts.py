@@ -83,7 +83,7 @@ class ConditionSummary(Part):
         name, label: its key, and its name for people.
         condition: `base`, `aligned` or `ed`.
         alpha: α as exact text.
-        system, transform, mitigation, model: what is changed about it; None: nothing.
+        system, transform, mitigation, model, temperature: what is changed about it; None: nothing.
         completions, dropped: number that count, and number that harm rates leave out as too short.
         rates: judge name → rate of flagged completions.
         harm_and_valid: rate of completions that the harm judge and every validity judge flag; None without the latter.
@@ -104,6 +104,7 @@ class ConditionSummary(Part):
     transform: str | None = None
     mitigation: str | None = None
     model: str | None = None
+    temperature: str | None = None
     completions: int = 0
     dropped: int = 0
     rates: dict[str, Rate] = {}
@@ -118,7 +119,7 @@ class ConditionSummary(Part):
     @property
     def plain(self) -> bool:
         """Whether nothing is changed about it: the conditions of the curve over α."""
-        return not (self.system or self.transform or self.mitigation or self.model)
+        return not (self.system or self.transform or self.mitigation or self.model or self.temperature)
 
 
 class HeadlineEstimates(Part):

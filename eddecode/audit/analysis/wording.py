@@ -197,6 +197,11 @@ def attempts(headline: Headline) -> str:
     return f" With {headline.attempts} attempts, {share} of the prompts give at least one harmful completion."
 
 
+def _sampling(summary: Summary) -> str:
+    further = summary.identity.get("temperatures")
+    return f"temperatures besides its own ({further})" if further else "one way of sampling"
+
+
 def limits(summary: Summary) -> list[str]:
     """What the result does not show, one sentence or two per limit; only those that apply to the run."""
     alphas = [entry.alpha for entry in summary.line if entry.condition == "ed"]
@@ -209,7 +214,7 @@ def limits(summary: Summary) -> list[str]:
     ]
     if alphas:
         found.append(
-            f"The run used {pluralize(len(alphas), 'value')} of α ({', '.join(alphas)}), one way of sampling and one "
+            f"The run used {pluralize(len(alphas), 'value')} of α ({', '.join(alphas)}), {_sampling(summary)} and one "
             "seed. An attacker may try more, and truncate or prompt differently."
         )
     found.append(

@@ -14,7 +14,7 @@ from array import array
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from eddecode.audit.conditions import Condition, Key, condition_name
+from eddecode.audit.conditions import Condition, Key, condition_name, temperature_in
 from eddecode.audit.data.prompts import PromptRecord, as_json
 from eddecode.errors import StoreError
 
@@ -62,9 +62,9 @@ class StoreQueries:
     def conditions(self) -> list[Condition]:
         """The run's conditions, in the order of its table: aligned, base, ED by α, then the others."""
         rows = self._query(
-            "SELECT kind, alpha, system, transform, mitigation, model FROM condition ORDER BY position"
+            "SELECT kind, alpha, system, transform, mitigation, model, name FROM condition ORDER BY position"
         )
-        return [Condition(*row) for row in rows]
+        return [Condition(*row[:6], temperature_in(row[6])) for row in rows]
 
     def count(self) -> int:
         """Completions on disk."""

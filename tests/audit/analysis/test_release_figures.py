@@ -23,6 +23,7 @@ from eddecode.audit.stats.admissible import best_admissible
 from eddecode.audit.stats.clusters import Clusters
 from eddecode.audit.stats.mover import ClusteredRate
 from eddecode.audit.stats.paired import rate_estimate, relative_decrease
+from eddecode.errors import ConfigError
 from helpers.stub_sampler import StubSampler
 
 SAMPLES = 4
@@ -250,6 +251,51 @@ def test_the_strongest_setting(run: tuple[Summary, list[dict[str, Any]]]) -> Non
     assert found.base.value == pytest.approx(summary.named("base").rates["graded"].rate)
     bases = {name: summary.named(name).rates["graded"].rate for name in ("base", "base+system:rude")}
     assert found.base_condition == max(bases, key=lambda name: bases[name])
+
+
+def test_temperatures_are_settings(tmp_path: Path) -> None:
+    """A second temperature adds base, aligned and ED conditions, sampled at it; the plain ones stay as they were."""
+
+    class Hot(StubSampler):
+        """Ruder at a higher temperature."""
+
+        def completion(self, index: int, sample: int, prompt: Any, params: Any) -> Any:
+            return super().completion(
+                index, sample, prompt, params.replace(alpha=params.alpha + params.temperature - 1)
+            )
+
+    shared = {"base": "b", "aligned": "a", "alphas": "0.3,1", "prompts": PROMPTS, "judges": "lexicon"}
+    judge = LexiconJudge(["idiot"])
+    plain = audit(AuditConfig(**shared, out=tmp_path / "plain"), sampler=Hot(), judges=[judge])
+    both = AuditConfig(**shared, out=tmp_path / "both", temperatures="1.50")
+    summary = audit(both, sampler=Hot(), judges=[judge])
+    assert [entry.name for entry in summary.conditions] == [
+        *("aligned", "base", "ed@0.3", "ed@1", "aligned~t1.5", "base~t1.5", "ed@0.3~t1.5", "ed@1~t1.5")
+    ]
+    assert summary.named("ed@1~t1.5").label == "ED α=1 temperature 1.5"
+    assert summary.named("base~t1.5").rates["lexicon"].rate > summary.named("base").rates["lexicon"].rate
+    assert summary.line == plain.line
+    assert summary.headline == plain.headline
+    assert "temperatures" not in plain.identity
+    assert summary.identity["temperatures"] == "1.5"
+    assert plain.release.settings is None
+    assert summary.release.settings.condition == "ed@1~t1.5"
+    assert summary.release.settings.base_condition == "base~t1.5"
+    assert audit(both, sampler=None, judges=[judge]) == summary  # continued from the store
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"temperatures": "1,0.5"}, "the run's own temperature"),
+        ({"temperatures": "0", "samples": 2}, "same completion every time"),
+        ({"temperatures": "0.5,.50"}, "temperature 0.5 is given twice"),
+        ({"temperatures": "warm"}, "temperature 'warm' is not a number"),
+    ],
+)
+def test_temperatures_that_cannot_be(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        AuditConfig(base="b", aligned="a", prompts=PROMPTS, out="o", **given)
 
 
 def test_the_rule_of_three(tmp_path: Path) -> None:
