@@ -197,7 +197,11 @@ def stop_at(tenth: int, command: list[str], how: signal.Signals) -> tuple[int, s
     # A shell starts background jobs with SIGINT ignored, and a child inherits that.
     heeded = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
     with subprocess.Popen(
-        command, stderr=subprocess.PIPE, text=True, env=environment, preexec_fn=heeded  # noqa: PLW1509
+        command,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        preexec_fn=heeded,  # noqa: PLW1509
     ) as process:
         assert process.stderr is not None
         lines = []

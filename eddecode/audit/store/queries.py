@@ -64,7 +64,7 @@ class StoreQueries:
         rows = self._query(
             "SELECT kind, alpha, system, transform, mitigation, model, name FROM condition ORDER BY position"
         )
-        return [Condition(*row[:6], temperature_in(row[6])) for row in rows]
+        return [Condition(*(*row[:6], temperature_in(row[6]))) for row in rows]
 
     def count(self) -> int:
         """Completions on disk."""

@@ -23,6 +23,7 @@ from eddecode.audit.stats.admissible import best_admissible
 from eddecode.audit.stats.clusters import Clusters
 from eddecode.audit.stats.mover import ClusteredRate
 from eddecode.audit.stats.paired import rate_estimate, relative_decrease
+from eddecode.audit.store.store import Store
 from eddecode.errors import ConfigError
 from helpers.stub_sampler import StubSampler
 
@@ -282,6 +283,8 @@ def test_temperatures_are_settings(tmp_path: Path) -> None:
     assert summary.release.settings.condition == "ed@1~t1.5"
     assert summary.release.settings.base_condition == "base~t1.5"
     assert audit(both, sampler=None, judges=[judge]) == summary  # continued from the store
+    with Store.read(tmp_path / "both") as store:
+        assert store.conditions() == both.conditions()
 
 
 @pytest.mark.parametrize(
