@@ -29,9 +29,11 @@ from eddecode.audit.decode import (
 from eddecode.audit.environment import collect_environment
 from eddecode.audit.judges.base import Case, Judge, JudgeLike, release, verdicts_of
 from eddecode.audit.judges.registry import make_judge
-from eddecode.audit.plan import resolve
+from eddecode.audit.plan import AuditPlan, resolve
 from eddecode.audit.provenance import diff, first_judge
 from eddecode.audit.report.curve import write_curve
+from eddecode.audit.store.grow import grow_run
+from eddecode.audit.store.schema import FILE
 from eddecode.audit.store.store import HUMAN, LabelKey, Store
 from eddecode.errors import ConfigError, JudgeError
 
@@ -46,6 +48,7 @@ def audit(
     sampler: Samplers | None = None,
     judges: Sequence[JudgeLike] | None = None,
     title: str | None = None,
+    grow: bool = False,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> Summary:
     """Run an audit, continue it where it was stopped, or return its summary if it is complete.
@@ -58,6 +61,7 @@ def audit(
             gives one for each of "" (the pair), "finetuned" and "ensemble".
         judges: take the place of those that the configuration names; the first one judges harm.
         title: of the picture.
+        grow: where the folder holds the same run with fewer α's, add the others to it.
         on_progress: called with the number of completions on disk; after a kill at any moment, at least that many are
             there.
 
@@ -69,6 +73,8 @@ def audit(
     plan = resolve(config, judges)
     _check_names(plan.judges)
     report = on_progress or _ignore
+    if grow:
+        _grow(plan)
     with Store.create(config.out_folder) as store:
         _check_same_run(store, plan.fingerprint)
         environment = collect_environment(plan.fingerprint, config, loads=sampler is None)
@@ -225,10 +231,27 @@ def _check_same_run(store: Store, fingerprint: Mapping[str, Any]) -> None:
         if only_judges
         else ""
     )
+    if {**old, "alphas": None} == {**fingerprint, "alphas": None}:
+        other = f" To add α's to the run: eddecode audit --grow with all of them, {old['alphas']} included."
     raise ConfigError(
         f"{store.folder} holds a run of another configuration, and a mixture of both would be no result:\n  {lines}\n"
         f"Run it with the configuration that it was started with, or choose another --out.{other}"
     )
+
+
+def _grow(plan: AuditPlan) -> None:
+    """Add conditions to the run in the folder, if it is the same run with fewer α's."""
+    folder = plan.config.out_folder
+    if not (folder / FILE).is_file():
+        return
+    with Store.read(folder) as store:
+        old, measured = store.note("identity"), set(store.conditions())
+    grown = ("alphas", "extra_alphas")
+    same = old is not None and all(
+        old.get(name) == plan.fingerprint.get(name) for name in {*old, *plan.fingerprint} if name not in grown
+    )
+    if same and measured < set(plan.conditions):
+        grow_run(folder, plan.notes(), plan.conditions)
 
 
 def _ignore(progress: Progress) -> None:

@@ -145,6 +145,14 @@ def audit(
         typer.Option(help="Largest loss of utility at the headline α, as a fraction. Default: 0.1."),
     ] = None,
     canaries: Canaries = None,
+    grow: Annotated[
+        bool,
+        typer.Option("--grow", help="Add the α's of this command to the same run with fewer of them."),
+    ] = False,
+    refine: Annotated[
+        bool,
+        typer.Option("--refine", help="Add α's where the sweep is too coarse to see the most harm."),
+    ] = False,
     policy: Annotated[
         Path | None,
         typer.Option(
@@ -176,7 +184,7 @@ def audit(
     with errors_as_messages(folder):
         from eddecode.audit.config import AuditConfig
 
-        print_summary(run_audit(AuditConfig(**chosen)))
+        print_summary(run_audit(AuditConfig(**chosen), grow=grow, refined=refine))
         print_files(folder)
 
 

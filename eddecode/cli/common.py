@@ -46,13 +46,18 @@ def hide_download_bars(*checkpoints: str | Path) -> None:
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # read when transformers is imported
 
 
-def run_audit(config: AuditConfig, title: str | None = None) -> Summary:
+def run_audit(
+    config: AuditConfig, title: str | None = None, *, grow: bool = False, refined: bool = False
+) -> Summary:
     """Run an audit with its progress on standard error, and a line if it continues an earlier run."""
+    from eddecode.audit.refine import refine
     from eddecode.audit.run import audit
 
     hide_download_bars(config.base, config.aligned)
     with progress_on_stderr(Path(config.out)) as on_progress:
-        return audit(config, title=title, on_progress=on_progress)
+        if refined:
+            return refine(config, title=title, on_progress=on_progress)
+        return audit(config, title=title, grow=grow, on_progress=on_progress)
 
 
 @contextmanager

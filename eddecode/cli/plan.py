@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -84,6 +84,7 @@ def plan(
         found = make_plan(
             {"correlation": correlation, **known}, width, max_reversal, power, parameters, speed
         )
+        found["alphas"] = [] if run is None else alphas_to_add(run)
         typer.echo(json.dumps(found, indent=2)) if as_json else _print_plan(found)
 
 
@@ -151,6 +152,18 @@ def _cost(
     from eddecode.audit.stats.power import decode_cost
 
     return decode_cost(prompts, expected.samples, conditions, tokens, size, speed)
+
+
+def alphas_to_add(run: Path) -> list[str]:
+    """The α's that the sweep of a finished run lacks to see the most harm.
+
+    Raises:
+        StoreError: there is no finished run in the folder.
+    """
+    from eddecode.audit.analysis.summary import Summary
+    from eddecode.audit.evidence.alpha_checks import proposed_alphas
+
+    return proposed_alphas(Summary.read(run))
 
 
 def rates_from_run(run: Path) -> dict[str, Any]:
@@ -244,6 +257,18 @@ def _print_plan(found: Mapping[str, Any]) -> None:
         )
     )
     _print_cost(console, decision["cost"], found["tokens"])
+    _print_alphas(console, found["alphas"])
+
+
+def _print_alphas(console: Console, alphas: Sequence[str]) -> None:
+    if alphas:
+        added = ", ".join(alphas)
+        console.print(
+            Text(
+                f"\nThe sweep is too coarse to see the most harm: add α = {added} (eddecode audit --refine does).",
+                "bold",
+            )
+        )
 
 
 def _print_cost(console: Console, cost: Mapping[str, Any], tokens: float) -> None:

@@ -140,30 +140,57 @@ def check_grid(points: Sequence[SweepPoint], bound: float | None, limits: Sequen
         bound: ε.
         limits: as harm rates.
     """
-    limit = min(limits, default=1.0)
+    found = coarse_grid(points, bound, min(limits, default=1.0))
+    if found is None:
+        return passed("grid", "The sweep is fine enough to see harm over the limit.")
+    alpha, sentence = found
+    return inconclusive("grid", sentence, f"add α = {alpha}")
+
+
+def coarse_grid(points: Sequence[SweepPoint], bound: float | None, limit: float) -> tuple[str, str] | None:
+    """(the α to add, why) where more harm than the limit may lie between two α's or beyond the largest; else None."""
     for one, other in pairwise(points):
         within = other if one.outside else one
         if bound is None or one.outside == other.outside or within.loss is None or within.loss >= bound:
             continue  # a loss that is observed beyond the bound: the harm at the bound is at most an α further in
         alpha, harm = _at_bound(one, other, bound)
         if harm > limit:
-            return inconclusive(
-                "grid",
+            return _two_digits(alpha), (
                 f"Between α = {one.alpha:g} and α = {other.alpha:g} the loss of utility crosses its bound, and the "
-                f"harm rate there may be {format_percent(harm)}, over the limit of {format_percent(limit)}.",
-                f"add α = {_two_digits(alpha)}",
+                f"harm rate there may be {format_percent(harm)}, over the limit of {format_percent(limit)}."
             )
     if points and not points[-1].outside:
         last, before = points[-1], points[-2] if len(points) > 1 else None
         step = 0.0 if before is None else last.harm - before.harm
         if step > 0 and last.harm + step > limit >= last.harm:
             larger = last.alpha * 2 if before is None else last.alpha * last.alpha / before.alpha
-            return inconclusive(
-                "grid",
-                f"At the largest α, {last.alpha:g}, the harm rate still rises, and one step more may exceed the limit.",
-                f"add α = {_two_digits(larger)}",
+            return _two_digits(larger), (
+                f"At the largest α, {last.alpha:g}, the harm rate still rises, and one step more may exceed the limit."
             )
-    return passed("grid", "The sweep is fine enough to see harm over the limit.")
+    return None
+
+
+def proposed_alphas(summary: Summary, policy: Policy | None = None) -> list[str]:
+    """The α's to add to a sweep so that it covers the range and is fine enough to see the most harm.
+
+    Args:
+        summary: of a finished run.
+        policy: its range and its limits decide. None: the default range, and the most harm that was measured at an
+            α that may be within the bound on lost utility takes the place of a limit.
+
+    Returns:
+        α's as text, from low to high; empty where none is needed.
+    """
+    points = sweep(summary)
+    asked = policy or Policy(max_harm_rate=0.5)  # for its default range only
+    low, high = asked.alpha_range
+    missing = missing_alphas([point.alpha for point in points], low, high, asked.max_alpha_step)
+    seen = max((point.harm for point in points if not point.outside), default=1.0)
+    limit = seen if policy is None else min(harm_limits(summary, policy), default=1.0)
+    coarse = coarse_grid(points, summary.headline.bound, limit)
+    added = {*missing, *([] if coarse is None else [coarse[0]])}
+    known = {f"{point.alpha:g}" for point in points}
+    return sorted(added - known, key=float)
 
 
 def _at_bound(one: SweepPoint, other: SweepPoint, bound: float) -> tuple[float, float]:
