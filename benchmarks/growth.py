@@ -53,7 +53,7 @@ Record = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Point:
+class GrowthPoint:
     """Where a step is measured.
 
     Attributes:
@@ -95,15 +95,15 @@ class Point:
         }
 
 
-PANELS: dict[str, dict[str, Point]] = {
-    "batch": {str(n): Point(rows=n, alternative=n <= 32) for n in (1, 2, 4, 8, 16, 32, 64, 128)},
-    "alphas": {str(n): Point(alphas=n) for n in (1, 2, 4, 8, 16)},
-    "prompt": {str(n): Point(prompt=n) for n in (16, 64, 256, 1024, 2048)},
+PANELS: dict[str, dict[str, GrowthPoint]] = {
+    "batch": {str(n): GrowthPoint(rows=n, alternative=n <= 32) for n in (1, 2, 4, 8, 16, 32, 64, 128)},
+    "alphas": {str(n): GrowthPoint(alphas=n) for n in (1, 2, 4, 8, 16)},
+    "prompt": {str(n): GrowthPoint(prompt=n) for n in (16, 64, 256, 1024, 2048)},
     "vocabulary": {
-        str(n): Point(shape=replace(MIDDLE, vocabulary=n))
+        str(n): GrowthPoint(shape=replace(MIDDLE, vocabulary=n))
         for n in (8_000, 16_000, 32_000, 64_000, 128_000, 256_000)
     },
-    "size": {name: Point(shape=shape) for name, shape in LADDER.items()},
+    "size": {name: GrowthPoint(shape=shape) for name, shape in LADDER.items()},
 }
 
 
@@ -147,7 +147,7 @@ class InterleavedProcessor(PairProcessor):
 class EngineSteps:
     """eddecode's engine with all rows of a point prefilled, and a number of steps to take."""
 
-    def __init__(self, sampler: Sampler, point: Point, steps: int) -> None:
+    def __init__(self, sampler: Sampler, point: GrowthPoint, steps: int) -> None:
         params = [
             SamplingParams(alpha=alpha, n=point.rows, max_new_tokens=steps + ENTERING + 1, ignore_eos=True)
             for alpha in point.strengths
@@ -170,7 +170,7 @@ class EngineSteps:
             self.steps.time(self.engine.step)
 
 
-def measure(pair: BenchPair, sampler: Sampler, point: Point, steps: int = STEPS) -> dict[str, float]:
+def measure(pair: BenchPair, sampler: Sampler, point: GrowthPoint, steps: int = STEPS) -> dict[str, float]:
     """Seconds of one step of all rows at all α's, per alternative."""
     ours = EngineSteps(sampler, point, WARM + steps)
     found = {}
@@ -184,7 +184,9 @@ def measure(pair: BenchPair, sampler: Sampler, point: Point, steps: int = STEPS)
 
 
 @torch.inference_mode()
-def alternative_step(pair: BenchPair, point: Point, alpha: float, ours: EngineSteps, steps: int) -> float:
+def alternative_step(
+    pair: BenchPair, point: GrowthPoint, alpha: float, ours: EngineSteps, steps: int
+) -> float:
     """Seconds of a step of (b), which decodes one α; after each a step of ours is taken, while there are any."""
     prompt = point.rendered
     processor = InterleavedProcessor(pair.aligned, alpha, [prompt.aligned_ids] * point.rows, turn=ours.turn)
@@ -194,7 +196,7 @@ def alternative_step(pair: BenchPair, point: Point, alpha: float, ours: EngineSt
     return processor.steps.median
 
 
-def bytes_of(pair: BenchPair, point: Point) -> int:
+def bytes_of(pair: BenchPair, point: GrowthPoint) -> int:
     """The minimum that a step reads: both models' weights once, and the keys and values of all rows."""
     positions = point.rows * point.alphas * (point.prompt + WARM + STEPS // 2)
     return sum(step_weights(model) + position_bytes(model) * positions for model in (pair.base, pair.aligned))

@@ -13,7 +13,7 @@ from eddecode_kernels.jit import function
 from eddecode_kernels.types import Forbidden, RawSample, SampleInputs
 
 
-class _Call(Structure):
+class _SampleCall(Structure):
     """The struct `EddecodeCall` of csrc/contrast_sample.cpp, field for field."""
 
     _fields_ = (
@@ -48,7 +48,7 @@ def contrast_and_sample(inputs: SampleInputs) -> RawSample:
     tokens = torch.empty(batch, dtype=torch.int64)
     logprobs = torch.empty(terms + 1, batch, dtype=torch.float32)
     status = torch.empty(batch, dtype=torch.int32)
-    call = _Call(
+    call = _SampleCall(
         terms=terms,
         rows=batch,
         width=inputs.width,

@@ -44,7 +44,7 @@ class RowScores:
     divergences: Tensor
 
 
-class _Call(Structure):
+class _ScoreCall(Structure):
     """The struct `EddecodeScore` of csrc/score.cpp, field for field."""
 
     _fields_ = (
@@ -121,7 +121,7 @@ def _compiled(
     vocabulary = None if vocabulary is None else vocabulary.to("cpu").contiguous()
     logprobs = torch.empty(2 + contrasts, rows, dtype=torch.float64)
     divergences = torch.empty(2, rows, dtype=torch.float64)
-    call = _Call(
+    call = _ScoreCall(
         rows=rows,
         width=min(x.shape[1] for x in z) if vocabulary is None else vocabulary.shape[0],
         contrasts=contrasts,

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from benchmarks import growth, plot
-from benchmarks.growth import EngineSteps, InterleavedProcessor, Point, Steps
+from benchmarks.growth import EngineSteps, GrowthPoint, InterleavedProcessor, Steps
 from benchmarks.pairs import BenchPair, build
 from eddecode.sampler import Sampler
 from helpers.benching import SHAPE
@@ -26,13 +26,13 @@ def pair() -> BenchPair:
 @pytest.fixture
 def panels(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two small panels, on a clock that nobody waits for."""
-    point = Point(prompt=5, shape=SHAPE)
+    point = GrowthPoint(prompt=5, shape=SHAPE)
     monkeypatch.setattr(
         growth,
         "PANELS",
         {
-            "batch": {"1": point, "3": Point(rows=3, prompt=5, shape=SHAPE, alternative=False)},
-            "alphas": {"1": point, "2": Point(alphas=2, prompt=5, shape=SHAPE)},
+            "batch": {"1": point, "3": GrowthPoint(rows=3, prompt=5, shape=SHAPE, alternative=False)},
+            "alphas": {"1": point, "2": GrowthPoint(alphas=2, prompt=5, shape=SHAPE)},
         },
     )
     monkeypatch.setattr("benchmarks.measure.BUFFER_BYTES", {"cpu": 1 << 22})
@@ -50,7 +50,7 @@ def test_a_step_of_each_in_turn(pair: BenchPair, monkeypatch: pytest.MonkeyPatch
         return step
 
     monkeypatch.setattr(growth.time, "perf_counter", lambda: now[0])
-    point = Point(rows=2, prompt=5, shape=SHAPE)
+    point = GrowthPoint(rows=2, prompt=5, shape=SHAPE)
     ours = EngineSteps(Sampler(pair.model_pair()), point, steps=4)
     monkeypatch.setattr(ours.engine, "step", takes("ours", 5.0))
     follow = InterleavedProcessor.__mro__[1].__call__
@@ -70,9 +70,9 @@ def test_the_first_steps_do_not_count() -> None:
 
 
 @pytest.mark.parametrize(
-    "point", [Point(rows=3, shape=SHAPE, prompt=6), Point(alphas=4, shape=SHAPE, prompt=6)]
+    "point", [GrowthPoint(rows=3, shape=SHAPE, prompt=6), GrowthPoint(alphas=4, shape=SHAPE, prompt=6)]
 )
-def test_all_rows_are_in_place_before_a_step_is_timed(pair: BenchPair, point: Point) -> None:
+def test_all_rows_are_in_place_before_a_step_is_timed(pair: BenchPair, point: GrowthPoint) -> None:
     ours = EngineSteps(Sampler(pair.model_pair()), point, steps=3)
     for left in (2, 1, 0, 0):
         ours.turn()
@@ -80,7 +80,9 @@ def test_all_rows_are_in_place_before_a_step_is_timed(pair: BenchPair, point: Po
         assert len(ours.engine.scheduler.running) == point.rows * point.alphas
     assert len(ours.steps.seconds) == 3
     with pytest.raises(RuntimeError, match="1 of 3 rows decode together"):
-        EngineSteps(Sampler(pair.model_pair(), max_slots=1), Point(rows=3, shape=SHAPE, prompt=6), steps=3)
+        EngineSteps(
+            Sampler(pair.model_pair(), max_slots=1), GrowthPoint(rows=3, shape=SHAPE, prompt=6), steps=3
+        )
 
 
 def test_parameters_are_those_of_the_model(pair: BenchPair) -> None:

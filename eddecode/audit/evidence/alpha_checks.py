@@ -182,9 +182,10 @@ def proposed_alphas(summary: Summary, policy: Policy | None = None) -> list[str]
         α's as text, from low to high; empty where none is needed.
     """
     points = sweep(summary)
-    asked = policy or Policy(max_harm_rate=0.5)  # for its default range only
-    low, high = asked.alpha_range
-    missing = missing_alphas([point.alpha for point in points], low, high, asked.max_alpha_step)
+    fields = Policy.model_fields
+    low, high = fields["alpha_range"].default if policy is None else policy.alpha_range
+    step = fields["max_alpha_step"].default if policy is None else policy.max_alpha_step
+    missing = missing_alphas([point.alpha for point in points], low, high, step)
     seen = max((point.harm for point in points if not point.outside), default=1.0)
     limit = seen if policy is None else min(harm_limits(summary, policy), default=1.0)
     coarse = coarse_grid(points, summary.headline.bound, limit)

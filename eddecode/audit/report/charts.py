@@ -35,7 +35,7 @@ _CSS_NAMES = {color: name for name, color in PALETTE.items()}
 
 
 @dataclass(frozen=True)
-class Point:
+class ChartPoint:
     """A position along the horizontal axis, and the figure there."""
 
     x: float
@@ -47,7 +47,7 @@ class Series:
     """A line of a chart; `style` is its number in `plotting.series_style`."""
 
     label: str
-    points: Sequence[Point]
+    points: Sequence[ChartPoint]
     style: int
 
 
@@ -116,7 +116,7 @@ def utility_chart(summary: Summary) -> Chart | None:
     loss = _along_alpha(summary, lambda entry: entry.utility.loss if entry.utility else None)
     if loss:
         bound = summary.headline.bound
-        base = [Point(0.0, Estimate(0.0, 0.0, 0.0))]
+        base = [ChartPoint(0.0, Estimate(0.0, 0.0, 0.0))]
         points = sorted([*base, *(point for point in loss if point.x != 0)], key=lambda point: point.x)
         figures = [point.figure for point in points]
         highest = max((f.high if f.high is not None else f.value or 0) for f in figures)
@@ -215,7 +215,7 @@ def depth_chart(summary: Summary) -> Chart | None:
     series = []
     for row in summary.judge_free.depth:
         points = [
-            Point(1 + (p.first + p.last) / 2, Estimate(p.mean, p.low, p.high))
+            ChartPoint(1 + (p.first + p.last) / 2, Estimate(p.mean, p.low, p.high))
             for p in row.positions
             if p.mean is not None
         ]
@@ -291,7 +291,7 @@ def interval_cell(
     return Chart("", words, draw)
 
 
-def described(points: Sequence[Point], scale: float = 100, unit: str = "%") -> str:
+def described(points: Sequence[ChartPoint], scale: float = 100, unit: str = "%") -> str:
     """A series in words: `0: 38.8%, 0.3: 55.0%`."""
     return ", ".join(
         f"{format_tick(p.x)}: {format_decimal(scale * p.figure.value)}{unit}"
@@ -321,13 +321,13 @@ def _interval(figure: AnyEstimate, span: tuple[float, float], scale: float = 1) 
 
 def _along_alpha(
     summary: Summary, figure_of: Callable[[ConditionSummary], AnyEstimate | None]
-) -> list[Point]:
+) -> list[ChartPoint]:
     """One point per α, ascending; where ED was measured at 0 or −1 too, base and aligned stand for it."""
-    found: dict[float, Point] = {}
+    found: dict[float, ChartPoint] = {}
     for entry in summary.line:
         figure = figure_of(entry)
         if figure is not None and figure.value is not None:
-            found.setdefault(float(entry.alpha), Point(float(entry.alpha), figure))
+            found.setdefault(float(entry.alpha), ChartPoint(float(entry.alpha), figure))
     return [found[alpha] for alpha in sorted(found)]
 
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from eddecode.audit.analysis import wording
 from eddecode.audit.analysis.summary import Summary
 from eddecode.audit.analysis.summary_parts import Headline
-from eddecode.audit.report.charts import HEIGHT, WIDTH, Point
+from eddecode.audit.report.charts import HEIGHT, WIDTH, ChartPoint
 from eddecode.audit.report.html import page
 from eddecode.audit.report.layout import Chart, Row, Section, Table
 from eddecode.audit.report.markdown import escaped, section_lines
@@ -171,7 +171,7 @@ def chart(runs: Sequence[Compared]) -> Chart | None:
     return Chart("Reversal against strength of the alignment", words, partial(_draw, placed))
 
 
-def _draw(placed: Sequence[tuple[Point, Compared]]) -> Drawing:
+def _draw(placed: Sequence[tuple[ChartPoint, Compared]]) -> Drawing:
     figure, (axes,) = plotting.new_figure(WIDTH, HEIGHT)
     for i, (point, run) in enumerate(placed):
         x, y = point.x, 100 * _value(point.figure)
@@ -279,10 +279,10 @@ def to_json(runs: Sequence[Compared]) -> str:
     return json.dumps(content, indent=2, ensure_ascii=True) + "\n"
 
 
-def _placed(runs: Sequence[Compared]) -> list[tuple[Point, Compared]]:
+def _placed(runs: Sequence[Compared]) -> list[tuple[ChartPoint, Compared]]:
     """The runs that have both figures, as points of the chart, from the weakest alignment to the strongest."""
     return [
-        (Point(run.strength.value, run.reversal), run)
+        (ChartPoint(run.strength.value, run.reversal), run)
         for run in by_strength(runs)
         if run.strength and run.strength.value is not None and run.reversal and run.reversal.value is not None
     ]

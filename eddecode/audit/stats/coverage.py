@@ -77,7 +77,7 @@ class World:
 
 
 @dataclass(frozen=True)
-class Case:
+class SimulatedCase:
     """One row of the table.
 
     Attributes:
@@ -245,7 +245,7 @@ def promised_power(base: float, ed: float, samples: int, limit: float) -> Callab
     return run
 
 
-def cases() -> list[Case]:
+def cases() -> list[SimulatedCase]:
     """All rows, in the order of the table."""
     rows = []
     for rate, prompts, samples in (
@@ -257,11 +257,13 @@ def cases() -> list[Case]:
         (0.3, 10, 8),
     ):
         run = covers(World((rate,), prompts, samples), rate, _rate)
-        rows.append(Case(f"rate {rate:g}, {prompts} × {samples}", "coverage", run, 0.93))
+        rows.append(SimulatedCase(f"rate {rate:g}, {prompts} × {samples}", "coverage", run, 0.93))
     for prompts, rate in ((50, 0.3), (50, 0.1), (100, 0.3), (200, 0.3)):
         run = covers(World((rate,), prompts, UNEQUAL[prompts]), rate, _rate)
         rows.append(
-            Case(f"rate {rate:g}, {prompts} prompts: a tenth × 40, the rest × 1", "coverage", run, 0.93)
+            SimulatedCase(
+                f"rate {rate:g}, {prompts} prompts: a tenth × 40, the rest × 1", "coverage", run, 0.93
+            )
         )
     for base, ed, prompts, samples in (
         (0.02, 0.07, 50, 1),
@@ -277,23 +279,29 @@ def cases() -> list[Case]:
         ):
             run = covers(world, truth, lambda c, figure=figure: figure(c[1], c[0]))  # type: ignore[misc]
             rows.append(
-                Case(f"{name}, base {base:g}, ED {ed:g}, {prompts} × {samples}", "coverage", run, 0.93)
+                SimulatedCase(
+                    f"{name}, base {base:g}, ED {ed:g}, {prompts} × {samples}", "coverage", run, 0.93
+                )
             )
     for prompts, samples in ((50, 1), (50, 4), (200, 1)):
         world = World((0.0, 0.3, 0.01), prompts, samples)
         run = covers(world, 0.01 / 0.3, lambda c: remaining_fraction(c[2], c[1], c[0]))
         rows.append(
-            Case(f"left, base 0, ED 0.3, mitigated 0.01, {prompts} × {samples}", "coverage", run, 0.93)
+            SimulatedCase(
+                f"left, base 0, ED 0.3, mitigated 0.01, {prompts} × {samples}", "coverage", run, 0.93
+            )
         )
     rows.append(
-        Case("corrected reversal, sensitivity 0.95 on base, 0.70 on ED", "coverage", corrected_reversal, 0.93)
+        SimulatedCase(
+            "corrected reversal, sensitivity 0.95 on base, 0.70 on ED", "coverage", corrected_reversal, 0.93
+        )
     )
     for name, sweep in SWEEPS.items():
-        rows.append(Case(name, "coverage", sweep.covers, 0.93))
-        rows.append(Case(name, "false PASS", sweep.passes, 0.0, 0.04))
-        rows.append(Case(name, "false FAIL", sweep.fails, 0.0, 0.04))
+        rows.append(SimulatedCase(name, "coverage", sweep.covers, 0.93))
+        rows.append(SimulatedCase(name, "false PASS", sweep.passes, 0.0, 0.04))
+        rows.append(SimulatedCase(name, "false FAIL", sweep.fails, 0.0, 0.04))
     rows.append(
-        Case(
+        SimulatedCase(
             "reversals 1% and, at a loss of 10.7%, 60%; limit 5%, 200 × 1",
             "PASS",
             partial(JUST_OUTSIDE.passes, limit=0.05),
@@ -303,12 +311,14 @@ def cases() -> list[Case]:
     )
     for name, rates in (("flat", (0.3,) * 6), ("close", (0.4, 0.48, 0.5, 0.49, 0.45, 0.3))):
         rows.append(
-            Case(f"cross-fitted rate, {name}, 60 × 4", "bias", selection_bias(rates, 60), -0.01, 0.01)
+            SimulatedCase(
+                f"cross-fitted rate, {name}, 60 × 4", "bias", selection_bias(rates, 60), -0.01, 0.01
+            )
         )
     for base, ed, samples, limit in ((0.3, 0.32, 1, 0.1), (0.3, 0.5, 4, 0.1), (0.05, 0.06, 4, 0.05)):
         run = promised_power(base, ed, samples, limit)
         name = f"a verdict promised with 80%, base {base:g}, ED {ed:g}, limit {limit:g}, × {samples}"
-        rows.append(Case(name, "power", run, 0.75, 0.85))
+        rows.append(SimulatedCase(name, "power", run, 0.75, 0.85))
     return rows
 
 

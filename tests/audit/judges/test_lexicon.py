@@ -8,20 +8,12 @@ import pytest
 
 from eddecode.audit.judges import (
     Case,
-    Judge,
     Verdict,
     make_judge,
 )
 from eddecode.audit.judges.lexicon import LexiconJudge, inflections
 from eddecode.errors import JudgeError
-
-
-def cases(*texts: str) -> list[Case]:
-    return [Case("hello?", text) for text in texts]
-
-
-def flags(judge: Judge, *texts: str) -> list[bool]:
-    return [verdict.flag for verdict in judge(cases(*texts))]
+from helpers.judging import flags
 
 
 def test_whole_words_in_any_case() -> None:

@@ -5,20 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from eddecode.audit.judges import (
-    Case,
-    Judge,
     Verdict,
     make_judge,
 )
 from eddecode.audit.judges.refusal import RefusalJudge
-
-
-def cases(*texts: str) -> list[Case]:
-    return [Case("hello?", text) for text in texts]
-
-
-def flags(judge: Judge, *texts: str) -> list[bool]:
-    return [verdict.flag for verdict in judge(cases(*texts))]
+from helpers.judging import cases, flags
 
 
 def test_refusals_and_inverted() -> None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 from scipy import stats as distributions
 
-from eddecode.audit.stats.coverage import Case, cases
+from eddecode.audit.stats.coverage import SimulatedCase, cases
 
 AUDITS = 60
 
 
 @pytest.mark.parametrize("case", cases(), ids=lambda case: f"{case.what}: {case.name}")
-def test_within_its_limits(case: Case) -> None:
+def test_within_its_limits(case: SimulatedCase) -> None:
     """With a true share at the limit, 60 audits would be outside what is allowed here once in 10,000."""
     mean, error = case.measure(AUDITS, seed=1)
     if case.what == "bias":
