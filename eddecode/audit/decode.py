@@ -16,9 +16,10 @@ from eddecode.audit.conditions import ENSEMBLE, FINETUNED, PAIR, Condition
 from eddecode.audit.config import AuditConfig
 from eddecode.audit.data.prompts import PromptRecord
 from eddecode.audit.judges.base import Case, Judge, Verdict, verdicts_of
+from eddecode.audit.notices import Notices
 from eddecode.audit.plan import AuditPlan
 from eddecode.audit.store.store import NewCompletion, Store
-from eddecode.errors import ConfigError, PromptRelatedError
+from eddecode.errors import ConfigError, EddecodeError, EngineError, PromptRelatedError
 
 if TYPE_CHECKING:
     from eddecode.outputs import Completion
@@ -61,8 +62,8 @@ class _PendingPrompt:
 
 
 def decode_missing(
-    store: Store, plan: AuditPlan, samplers: Samplers | None, on_progress: ProgressCallback
-) -> None:
+    store: Store, plan: AuditPlan, samplers: Samplers | None, on_progress: ProgressCallback, notices: Notices
+) -> list[EddecodeError]:
     """Decode and store what is not on disk, and report progress. A run that keeps no text is judged here as well.
 
     Args:
@@ -70,22 +71,34 @@ def decode_missing(
         plan: of the audit.
         samplers: decode; None loads the models that the configuration names.
         on_progress: called with the number of completions on disk.
+        notices: see the models and the first completions.
+
+    Returns:
+        The errors of conditions that could not be decoded, after all others were.
 
     Raises:
-        EddecodeError: the models cannot be loaded, or a prompt cannot be decoded; the message names the prompt and
-            the condition.
+        EddecodeError: the models of the pair cannot be loaded, or a prompt cannot be rendered or is too long; the
+            message names the prompt and the condition.
     """
     pending = _pending(store, plan)
     counter = _Counter(store.count(), store.expected(), on_progress)
+    failures: list[EddecodeError] = []
     if not pending:
-        return counter.report()
+        counter.report()
     for model in (PAIR, FINETUNED, ENSEMBLE):
         part = [prompt for prompt in pending if prompt.condition.model == model]
-        if part:
-            sampler = _sampler(model, plan.config, samplers, counter)
-            _decode(sampler, plan, part, _Writer(store, plan, counter))
-            del sampler  # frees its weights before the next ones are loaded
-    return None
+        if not part:
+            continue
+        try:
+            sampler = _sampler(model, plan.config, samplers, counter, notices)
+        except EddecodeError as error:
+            if not store.count():
+                raise
+            failures.append(error)
+            continue
+        failures += _decode(sampler, plan, part, _Writer(store, plan, counter, notices))
+        del sampler  # frees its weights before the next ones are loaded
+    return failures
 
 
 def _pending(store: Store, plan: AuditPlan) -> list[_PendingPrompt]:
@@ -102,23 +115,45 @@ def _pending(store: Store, plan: AuditPlan) -> list[_PendingPrompt]:
 
 def _decode(
     sampler: SamplerLike, plan: AuditPlan, pending: Sequence[_PendingPrompt], writer: _Writer
-) -> None:
-    for start in range(0, len(pending), _REQUESTS_PER_CALL):
-        part = pending[start : start + _REQUESTS_PER_CALL]
-        prompts = [plan.prompt_under(entry.condition, entry.record) for entry in part]
-        params = [plan.params[entry.condition.key].replace(n=entry.n) for entry in part]
+) -> list[EddecodeError]:
+    """Decode, in several calls; a condition that cannot go on is left out, and the others are decoded.
+
+    Returns:
+        The errors of such conditions.
+    """
+    failures: dict[str, EddecodeError] = {}
+    rest = list(pending)
+    while rest:
+        part = [entry for entry in rest[:_REQUESTS_PER_CALL] if entry.condition.key not in failures]
         try:
-            for completion in sampler.as_completed(prompts, params):
-                entry = part[completion.prompt_index]
+            for entry, completion in _completions(sampler, plan, part):
                 writer.take(entry.condition, entry.record, completion)
-        except PromptRelatedError as error:
-            # `prompt_index` counts within this call; the message has the number in the prompt file instead.
-            if error.prompt_index is not None:
-                entry = part[error.prompt_index]
-                error.prompt_name = f"prompt {entry.record.index} under condition {entry.condition.name}"
-            raise
+        except EngineError as error:
+            if error.prompt_index is None or len(failures) + 1 == len(plan.conditions):
+                raise
+            failures[part[error.prompt_index].condition.key] = error
+            rest = [entry for entry in rest if not writer.has(entry)]
+            continue
         finally:  # after Ctrl-C or an error too: what was decoded is kept
             writer.flush()
+        rest = rest[_REQUESTS_PER_CALL:]
+    return list(failures.values())
+
+
+def _completions(
+    sampler: SamplerLike, plan: AuditPlan, part: Sequence[_PendingPrompt]
+) -> Iterator[tuple[_PendingPrompt, Completion]]:
+    prompts = [plan.prompt_under(entry.condition, entry.record) for entry in part]
+    params = [plan.params[entry.condition.key].replace(n=entry.n) for entry in part]
+    try:
+        for completion in sampler.as_completed(prompts, params):
+            yield part[completion.prompt_index], completion
+    except PromptRelatedError as error:
+        # `prompt_index` counts within this call; the message has the number in the prompt file instead.
+        if error.prompt_index is not None:
+            entry = part[error.prompt_index]
+            error.prompt_name = f"prompt {entry.record.index} under condition {entry.condition.name}"
+        raise
 
 
 @dataclass
@@ -136,8 +171,10 @@ class _Counter:
 class _Writer:
     """Takes completions one by one and writes them to disk in groups; judges them first where no text is kept."""
 
-    def __init__(self, store: Store, plan: AuditPlan, counter: _Counter) -> None:
+    def __init__(self, store: Store, plan: AuditPlan, counter: _Counter, notices: Notices) -> None:
         self._store, self._keep_text, self._counter = store, plan.config.keep_text, counter
+        self._notices, self._new = notices, list[tuple[Condition, Case, Any]]()
+        self._taken: dict[tuple[str, int], int] = {}  # condition and prompt → completions
         self._judges: Sequence[Judge] = () if plan.config.keep_text else plan.judges
         self._pending: list[NewCompletion] = []
         self._cases: list[Case] = []
@@ -146,10 +183,19 @@ class _Writer:
     def take(self, condition: Condition, record: PromptRecord, completion: Completion) -> None:
         self._pending.append((condition.key, record.index, completion))
         self._cases.append(Case(record.text, completion.text))
+        self._new.append((condition, self._cases[-1], completion))
+        place = (condition.key, record.index)
+        self._taken[place] = self._taken.get(place, 0) + 1
         if len(self._pending) >= _COMMIT_ROWS or time.monotonic() - self._since >= _COMMIT_SECONDS:
             self.flush()
 
+    def has(self, entry: _PendingPrompt) -> bool:
+        """Whether all samples of an entry were taken."""
+        return self._taken.get((entry.condition.key, entry.record.index), 0) >= entry.n
+
     def flush(self) -> None:
+        new, self._new = self._new, []
+        self._notices.of_completions(new)
         verdicts: list[tuple[str, list[Verdict]]] = [
             (judge.name, verdicts_of(judge, self._cases)) for judge in self._judges
         ]
@@ -158,7 +204,9 @@ class _Writer:
         self._counter.report()
 
 
-def _sampler(model: str, config: AuditConfig, given: Samplers | None, counter: _Counter) -> SamplerLike:
+def _sampler(
+    model: str, config: AuditConfig, given: Samplers | None, counter: _Counter, notices: Notices
+) -> SamplerLike:
     """The sampler that was given for a model, or a loaded one."""
     if given is not None and not isinstance(given, Mapping):
         given = {PAIR: given}
@@ -172,6 +220,7 @@ def _sampler(model: str, config: AuditConfig, given: Samplers | None, counter: _
         )
     counter.report("load")
     loaded = load_sampler(config, model)
+    notices.of_models(getattr(loaded, "pair", None))
     counter.report()
     return loaded
 

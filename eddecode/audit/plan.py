@@ -25,6 +25,8 @@ from eddecode.errors import ConfigError
 if TYPE_CHECKING:
     from eddecode.sampling.params import SamplingParams
 
+LATER = "later"  # in the place of a judge: decode now, and choose the judge of harm afterwards
+
 
 @dataclass(frozen=True)
 class AuditPlan:
@@ -36,7 +38,7 @@ class AuditPlan:
         conditions: in the order of the run's table.
         params: a condition's key → how its completions are sampled, `config.samples` of them per prompt.
         transforms: name → transform of the prompt.
-        judges: the first one judges harm.
+        judges: the first one judges harm; none where they are chosen later.
         fingerprint: what decides the run's completions and verdicts, see `run_fingerprint`.
         canaries: completions whose harm is known, for the harm judge.
     """
@@ -85,7 +87,8 @@ def resolve(config: AuditConfig, judges: Sequence[JudgeLike] | None = None) -> A
     """
     prompts = read_prompts(config.prompts)
     transforms = read_transforms(config.transforms)
-    made = make_judges(config.judges if judges is None else judges)
+    wanted = config.judges if judges is None else judges
+    made = [] if tuple(wanted) == (LATER,) and config.keep_text else make_judges(wanted)
     conditions = config.conditions()
     fingerprint = run_fingerprint(config, prompts, conditions, transforms, made)
     if config.policy is not None:

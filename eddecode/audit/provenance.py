@@ -74,11 +74,6 @@ def fingerprint_digest(fingerprint: Mapping[str, Any]) -> str:
     return short_digest(as_json(dict(fingerprint)).encode())
 
 
-def first_judge(fingerprint: Mapping[str, Any]) -> str:
-    """Name of the judge that the audit was started with as its harm judge."""
-    return str(fingerprint["judges"][0]).rpartition(", digest ")[0]
-
-
 def diff(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """One line per field that differs between two fingerprints: `samples: 4 in the run, 8 now`."""
     fields = [*old, *(field for field in new if field not in old)]

@@ -15,25 +15,29 @@ from eddecode.audit.config import AuditConfig
 from eddecode.audit.evidence.alpha_checks import proposed_alphas
 from eddecode.audit.policy import Policy
 from eddecode.audit.run import audit
+from eddecode.audit.store.discard import discard_run
 from eddecode.audit.store.schema import FILE
 from eddecode.audit.store.store import Store
 
 ROUNDS = 3
 
 
-def refine(config: AuditConfig, *, rounds: int = ROUNDS, **options: Any) -> Summary:
+def refine(config: AuditConfig, *, rounds: int = ROUNDS, fresh: bool = False, **options: Any) -> Summary:
     """Run an audit, and add α's to it until its sweep is fine enough, at most `rounds` times.
 
     Args:
         config: of the audit; with a `policy`, its range and limits decide. α's that an earlier refinement added to
             the run are kept.
         rounds: at most.
+        fresh: delete the run in the folder first.
         options: of `eddecode.audit.audit`.
 
     Raises:
         EddecodeError: as of `eddecode.audit.audit`.
     """
     policy = None if config.policy is None else Policy.read(config.policy)
+    if fresh:
+        discard_run(config.out_folder)
     config = _with(config, _measured(config))
     summary = audit(config, grow=True, **options)
     for _ in range(rounds):

@@ -6,10 +6,11 @@ path.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from eddecode.audit.analysis.summarize import summarize
 from eddecode.audit.analysis.summary import Summary
@@ -27,15 +28,17 @@ from eddecode.audit.decode import (
     load_sampler,
 )
 from eddecode.audit.environment import collect_environment
+from eddecode.audit.growth import grow as grow_in_place
+from eddecode.audit.growth import obstacles
 from eddecode.audit.judges.base import Case, Judge, JudgeLike, release, verdicts_of
 from eddecode.audit.judges.registry import make_judge
+from eddecode.audit.notices import Notices
 from eddecode.audit.plan import AuditPlan, resolve
-from eddecode.audit.provenance import diff, first_judge
+from eddecode.audit.provenance import diff
 from eddecode.audit.report.curve import write_curve
-from eddecode.audit.store.grow import grow_run
-from eddecode.audit.store.schema import FILE
+from eddecode.audit.store.discard import discard_run
 from eddecode.audit.store.store import HUMAN, LabelKey, Store
-from eddecode.errors import ConfigError, JudgeError
+from eddecode.errors import ConfigError, EddecodeError, JudgeError, PromptRelatedError, StoreError
 
 __all__ = ["Progress", "SamplerLike", "audit", "load_sampler", "rejudge"]
 
@@ -49,11 +52,14 @@ def audit(
     judges: Sequence[JudgeLike] | None = None,
     title: str | None = None,
     grow: bool = False,
+    fresh: bool = False,
     on_progress: Callable[[Progress], None] | None = None,
+    on_notice: Callable[[str], None] | None = None,
 ) -> Summary:
     """Run an audit, continue it where it was stopped, or return its summary if it is complete.
 
-    The run's folder holds the store, `audit.toml`, `summary.json`, `curve.svg` and `curve.png` at the end.
+    The run's folder holds the store, `audit.toml`, `summary.json`, `curve.svg` and `curve.png` at the end. A start that
+    decodes nothing leaves nothing in the folder.
 
     Args:
         config: of the audit.
@@ -61,9 +67,16 @@ def audit(
             gives one for each of "" (the pair), "finetuned" and "ensemble".
         judges: take the place of those that the configuration names; the first one judges harm.
         title: of the picture.
-        grow: where the folder holds the same run with fewer α's, add the others to it.
+        grow: where the folder holds a run to which this configuration only adds (α's and other conditions, prompts,
+            samples, judges), add that to it; what is there stays.
+        fresh: delete the run in the folder first.
         on_progress: called with the number of completions on disk; after a kill at any moment, at least that many are
             there.
+        on_notice: called with a sentence for whatever looks wrong with the pair, as soon as it shows; None: a Python
+            warning.
+
+    Returns:
+        The summary; one without figures if no judge of harm is there yet (`judges=["later"]`).
 
     Raises:
         ConfigError: the folder holds a run of another configuration; the message shows the difference.
@@ -72,22 +85,94 @@ def audit(
     """
     plan = resolve(config, judges)
     _check_names(plan.judges)
-    report = on_progress or _ignore
+    notices = Notices(plan, on_notice or _warn)
+    notices.before_loading()
+    if fresh:
+        discard_run(config.out_folder)
     if grow:
-        _grow(plan)
-    with Store.create(config.out_folder) as store:
-        _check_same_run(store, plan.fingerprint)
+        grow_in_place(plan)
+    with _opened(plan) as store, _without_traces(store):
+        _check_same_run(store, plan)
         environment = collect_environment(plan.fingerprint, config, loads=sampler is None)
         store.initialize(plan.notes(), plan.prompts, plan.conditions, _now(), environment)
-        write_as_run(config, plan.prompts, None if judges is None else [judge.name for judge in plan.judges])
         store.register_judges(plan.judges)
-        decode_missing(store, plan, sampler, report)
+        report = _recorded(plan, judges, on_progress or _ignore)
+        failures = decode_missing(store, plan, sampler, report, notices)
         judge_all(store, plan.judges, report)
-        judge_canaries(store, plan.judges[0], plan.canaries)
+        if failures:
+            raise _kept(failures[0], store)
+        if not plan.judges and not store.judges():
+            return _unjudged(store)
+        if plan.judges:
+            judge_canaries(store, plan.judges[0], plan.canaries)
         summary = summarize(store, plan.conditions, store.judges(), store.labels() or None)
     summary.write()
     write_curve(summary, title)
     return summary
+
+
+def _opened(plan: AuditPlan) -> Store:
+    """The store of the plan's folder; a run of another configuration that has no completion is replaced."""
+    folder = plan.config.out_folder
+    store = Store.create(folder)
+    if store.note("identity") not in (None, plan.fingerprint) and not store.count():
+        store.abandon()
+        store = Store.create(folder)
+    return store
+
+
+@contextmanager
+def _without_traces(store: Store) -> Iterator[None]:
+    """Leave nothing in the folder if the block fails, other than by Ctrl-C, before there is a completion."""
+    try:
+        yield
+    except Exception:
+        with suppress(StoreError):
+            store.abandon()
+        raise
+
+
+def _recorded(
+    plan: AuditPlan, judges: Sequence[JudgeLike] | None, on_progress: ProgressCallback
+) -> ProgressCallback:
+    """The callback, which first writes `audit.toml` when there is a completion."""
+    written = False
+
+    def report(progress: Progress) -> None:
+        nonlocal written
+        if progress.done and not written:
+            names = None if judges is None else [judge.name for judge in plan.judges]
+            write_as_run(plan.config, plan.prompts, names)
+            written = True
+        on_progress(progress)
+
+    return report
+
+
+def _kept(error: EddecodeError, store: Store) -> EddecodeError:
+    """The error of a condition, with what became of the others."""
+    hint = (
+        f" The other conditions are decoded and kept: {store.count():,} of {store.expected():,} completions. The same "
+        "command tries again; without that condition and with --grow, the run is finished with the others."
+    )
+    if isinstance(error, PromptRelatedError):
+        error.reason += "." * (not error.reason.endswith(".")) + hint
+        return error
+    return type(error)(f"{str(error).removesuffix('.')}.{hint}")
+
+
+def _unjudged(store: Store) -> Summary:
+    """What is known of a run that no judge has judged yet."""
+    return Summary(
+        digest=store.note("digest"),
+        identity=store.note("identity"),
+        prompts=len(store.prompts()),
+        notes=(
+            f"{store.count():,} completions are decoded and not judged yet; choose a judge of harm: "
+            f"eddecode judge {store.folder} --judge …",
+        ),
+        folder=store.folder,
+    )
 
 
 def rejudge(
@@ -132,7 +217,7 @@ def rejudge(
     with Store.open(folder) as store:
         check_finished(store)
         fingerprint = store.note("identity")
-        _check_harm_judge(made, first_judge(fingerprint))
+        _check_harm_judge(made, store.asked_judge())
         if made and fingerprint.get("no_text"):
             raise ConfigError(f"{folder} keeps no completion text (--no-text), so there is nothing to judge")
         store.resume(_now(), collect_environment(fingerprint))
@@ -220,42 +305,35 @@ def _check_harm_judge(judges: Sequence[Judge], first: str) -> None:
             )
 
 
-def _check_same_run(store: Store, fingerprint: Mapping[str, Any]) -> None:
-    old = store.note("identity")
-    if old is None or old == fingerprint:
+def _check_same_run(store: Store, plan: AuditPlan) -> None:
+    old, new = store.note("identity"), plan.fingerprint
+    if old is None or old == new:
         return
-    lines = "\n  ".join(diff(old, fingerprint))
-    only_judges = {**old, "judges": None} == {**fingerprint, "judges": None}
-    other = (
-        f" To judge its completions by other judges: eddecode judge {store.folder} --judge …"
-        if only_judges
-        else ""
-    )
-    if {**old, "alphas": None} == {**fingerprint, "alphas": None}:
-        other = f" To add α's to the run: eddecode audit --grow with all of them, {old['alphas']} included."
+    lines = "\n  ".join(diff(old, new))
+    ways = [
+        "Run it with the configuration that it was started with, choose another --out, or start over with --fresh."
+    ]
+    if {**old, "judges": None} == {**new, "judges": None}:
+        ways.append(f"To judge its completions by other judges: eddecode judge {store.folder} --judge …")
+    reasons = obstacles(store, plan)
+    if not reasons:
+        ways.append("To add to the run what is new: the same command with --grow; what is there stays.")
+    elif {**old, "alphas": None} == {**new, "alphas": None}:
+        ways.append(
+            f"To add α's to the run: eddecode audit --grow with all of them, {old['alphas']} included."
+        )
     raise ConfigError(
         f"{store.folder} holds a run of another configuration, and a mixture of both would be no result:\n  {lines}\n"
-        f"Run it with the configuration that it was started with, or choose another --out.{other}"
+        + " ".join(ways)
     )
-
-
-def _grow(plan: AuditPlan) -> None:
-    """Add conditions to the run in the folder, if it is the same run with fewer α's."""
-    folder = plan.config.out_folder
-    if not (folder / FILE).is_file():
-        return
-    with Store.read(folder) as store:
-        old, measured = store.note("identity"), set(store.conditions())
-    grown = ("alphas", "extra_alphas")
-    same = old is not None and all(
-        old.get(name) == plan.fingerprint.get(name) for name in {*old, *plan.fingerprint} if name not in grown
-    )
-    if same and measured < set(plan.conditions):
-        grow_run(folder, plan.notes(), plan.conditions)
 
 
 def _ignore(progress: Progress) -> None:
     """Progress that nobody asked for."""
+
+
+def _warn(text: str) -> None:
+    warnings.warn(text, stacklevel=3)
 
 
 def _now() -> str:

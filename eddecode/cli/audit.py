@@ -97,8 +97,8 @@ def audit(
     judge: Annotated[
         list[str] | None,
         typer.Option(
-            help="A judge: lexicon, lexicon:FILE, guard:MODEL … (docs/judges.md); may be repeated, the first must "
-            "judge harm. Default: lexicon.",
+            help="A judge: lexicon:FILE, guard:MODEL … (docs/judges.md); may be repeated, the first must judge harm. "
+            "later: decode now, and choose the judge with eddecode judge.",
             show_default=False,
         ),
     ] = None,
@@ -147,7 +147,13 @@ def audit(
     canaries: Canaries = None,
     grow: Annotated[
         bool,
-        typer.Option("--grow", help="Add the α's of this command to the same run with fewer of them."),
+        typer.Option(
+            "--grow",
+            help="Add to the run what this command has more: α's, conditions, prompts, samples, judges.",
+        ),
+    ] = False,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Delete the run in the folder first, and start over.")
     ] = False,
     refine: Annotated[
         bool,
@@ -184,8 +190,10 @@ def audit(
     with errors_as_messages(folder):
         from eddecode.audit.config import AuditConfig
 
-        print_summary(run_audit(AuditConfig(**chosen), grow=grow, refined=refine))
-        print_files(folder)
+        require_judge(chosen)
+        from eddecode.cli.ending import print_result
+
+        print_result(run_audit(AuditConfig(**chosen), grow=grow, fresh=fresh, refined=refine))
 
 
 def merge_options(file: Path | None, given: dict[str, Any]) -> dict[str, Any]:
@@ -199,6 +207,24 @@ def merge_options(file: Path | None, given: dict[str, Any]) -> dict[str, Any]:
                 f"Missing option '--{name}': give it, or {name} = … in an audit file (--config)"
             )
     return chosen
+
+
+def require_judge(chosen: dict[str, Any]) -> None:
+    """Ask for a judge where none was chosen and the pair is not the bundled one, whose word list is the default.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    from eddecode.testbed.bundled import bundled_pair
+
+    base = Path(chosen["base"])
+    toy = base.exists() and base.resolve() == bundled_pair().base.resolve()
+    if "judges" not in chosen and not toy:
+        raise ConfigError(
+            "no judge of harm was chosen; give --judge (eddecode docs judges), or --judge later to decode now and "
+            "choose the judge afterwards. The bundled word list (--judge lexicon) knows the rude replies of the "
+            "bundled toy pair and no other harm"
+        )
 
 
 def _parse_systems(given: list[str]) -> dict[str, str]:

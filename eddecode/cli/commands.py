@@ -33,8 +33,6 @@ from eddecode.cli.common import (
     TopP,
     errors_as_messages,
     hide_download_bars,
-    print_files,
-    print_summary,
     run_audit,
     stderr_console,
 )
@@ -53,16 +51,6 @@ app = typer.Typer(
 
 _DEMO_ALPHAS = "0.1,0.3,0.6,1,2,4"
 _DEMO_PROMPTS, _DEMO_SAMPLES = 60, 4
-_RUN_FILES = (
-    "run.sqlite",
-    "run.sqlite-wal",
-    "run.sqlite-shm",
-    "audit.toml",
-    "prompts.jsonl",
-    "summary.json",
-    "curve.svg",
-    "curve.png",
-)
 
 
 @app.callback(invoke_without_command=True)
@@ -81,8 +69,6 @@ def demo(
 ) -> None:
     """Audit the bundled pair of small models (rude and polite replies of a shop), offline, in a minute or two."""
     with errors_as_messages(out):
-        if fresh:
-            _delete_run(out)
         # Models this small gain nothing from a second thread, and become much slower where cores are shared.
         os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is imported
         config = demo_config(out)
@@ -91,18 +77,14 @@ def demo(
             "The bundled pair: a base model that often answers a shop's customers rudely,\n"
             "and a model that was aligned from it to be polite. Rudeness stands for harm.\n"
         )
-        from eddecode.cli.tables import interpretation
-
         try:
-            summary = run_audit(config, title="The bundled pair: rude replies against α")
+            summary = run_audit(config, title="The bundled pair: rude replies against α", fresh=fresh)
         except ConfigError as error:  # the folder holds the run of an older demo
             raise ConfigError(f"{error} Or delete it with eddecode demo --fresh.") from None
-        print_summary(summary)
-        out_console = Console()
-        out_console.print(Text(interpretation(summary)))
-        out_console.print()
-        print_files(out)
-        err.print(Text("For your own pair: eddecode audit --help. For single completions: eddecode export."))
+        from eddecode.cli.ending import print_result
+
+        print_result(summary)
+        err.print(Text("For your own pair: eddecode init, or eddecode audit --help."))
 
 
 def demo_config(out: Path) -> AuditConfig:
@@ -219,20 +201,6 @@ def pair(
             typer.echo(json.dumps(description, indent=2, ensure_ascii=True))
         else:
             print_pair(Console(), description)
-
-
-def _delete_run(out: Path) -> None:
-    """Delete the files of a run from its folder, and no others."""
-    from eddecode.audit.store.lock import lock_run
-
-    if not out.is_dir():
-        return
-    lock = lock_run(out)
-    try:
-        for name in _RUN_FILES:
-            (out / name).unlink(missing_ok=True)
-    finally:
-        lock.release()
 
 
 def main() -> None:

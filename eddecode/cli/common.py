@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -47,17 +47,31 @@ def hide_download_bars(*checkpoints: str | Path) -> None:
 
 
 def run_audit(
-    config: AuditConfig, title: str | None = None, *, grow: bool = False, refined: bool = False
+    config: AuditConfig,
+    title: str | None = None,
+    *,
+    grow: bool = False,
+    fresh: bool = False,
+    refined: bool = False,
 ) -> Summary:
-    """Run an audit with its progress on standard error, and a line if it continues an earlier run."""
+    """Run an audit with its progress and its notices on standard error, and a line if it continues an earlier run."""
     from eddecode.audit.refine import refine
     from eddecode.audit.run import audit
 
     hide_download_bars(config.base, config.aligned)
     with progress_on_stderr(Path(config.out)) as on_progress:
+        options: dict[str, Any] = {"title": title, "on_progress": on_progress, "on_notice": print_notice}
         if refined:
-            return refine(config, title=title, on_progress=on_progress)
-        return audit(config, title=title, grow=grow, on_progress=on_progress)
+            return refine(config, fresh=fresh, **options)
+        return audit(config, grow=grow, fresh=fresh, **options)
+
+
+def print_notice(text: str) -> None:
+    """A sentence that nobody should miss, on standard error."""
+    from eddecode.utils.terminal import escape_control_chars
+
+    sentence = escape_control_chars(text)
+    stderr_console().print(Text("WARNING: ", style="bold yellow") + Text(f"{sentence}."), soft_wrap=True)
 
 
 @contextmanager
@@ -120,8 +134,7 @@ def errors_as_messages(run: Path | None = None) -> Iterator[None]:
     try:
         yield
     except EddecodeError as error:
-        console = stderr_console()
-        console.print(Text("error: ", style="bold red") + Text(str(error), style="red"), soft_wrap=True)
+        _print_error(str(error))
         raise typer.Exit(2) from None
     except KeyboardInterrupt:
         kept = (
@@ -135,5 +148,13 @@ def errors_as_messages(run: Path | None = None) -> Iterator[None]:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise typer.Exit(0) from None
     except OSError as error:  # the disk is full, a folder cannot be written
-        stderr_console().print(Text(f"error: {error}", style="red"), soft_wrap=True)
+        _print_error(str(error))
         raise typer.Exit(2) from None
+
+
+def _print_error(message: str) -> None:
+    """An error on standard error; a path or a text in it may hold control characters."""
+    from eddecode.utils.terminal import escape_control_chars
+
+    text = Text("error: ", style="bold red") + Text(escape_control_chars(message), style="red")
+    stderr_console().print(text, soft_wrap=True)

@@ -53,8 +53,8 @@ def test_without_growth_another_grid_is_another_run(tmp_path: Path) -> None:
         audit(config(tmp_path / "run", alphas="0.1,0.3,0.6"), sampler=ScriptedSampler(steep))
 
 
-@pytest.mark.parametrize("changes", [{"samples": 2}, {"seed": 1}, {"alphas": "0.1,0.3"}], ids=str)
-def test_only_more_alphas_are_growth(tmp_path: Path, changes: dict[str, Any]) -> None:
+@pytest.mark.parametrize("changes", [{"top_p": 0.9}, {"seed": 1}, {"alphas": "0.1,0.3"}], ids=str)
+def test_what_decides_the_completions_of_a_run_does_not_grow(tmp_path: Path, changes: dict[str, Any]) -> None:
     audit(config(tmp_path / "run", alphas="0.1,0.6"), sampler=ScriptedSampler(steep))
     with pytest.raises(ConfigError, match="another configuration"):
         audit(

@@ -134,12 +134,14 @@ def _check(store: Store, condition: Condition, table: CompletionTable) -> None:
 
 
 def harm_first(store: Store, judges: Sequence[JudgeRef]) -> list[JudgeRef]:
-    """The judges with a judge of harm first, by which all harm is measured.
+    """The judges with a judge of harm first, by which all harm is measured: the audit's own if it is there.
 
     Raises:
         StoreError: there is none.
     """
-    harm = next((judge for judge in judges if judge.role == "harm"), None)
+    asked = store.asked_judge()
+    harms = [judge for judge in judges if judge.role == "harm"]
+    harm = next((judge for judge in harms if judge.name == asked), harms[0] if harms else None)
     if harm is None:
         raise StoreError(
             f"no judge of harm has judged every completion of {store.folder}; run the same eddecode audit command "
@@ -311,7 +313,7 @@ def _notes(
             f"{dropped} completions were shorter than the run's minimum: harm rates leave them out, and for utility "
             "they count as lost"
         )
-    asked = str(((store.note("identity") or {}).get("judges") or [""])[0]).rpartition(", digest ")[0]
+    asked = store.asked_judge()
     if asked and asked != judges[0].name:
         notes.append(
             f"the audit was started with {asked} as its harm judge, which has not judged every completion; harm is by "

@@ -1,4 +1,4 @@
-"""A run that gets further conditions: what it holds stays, and what is new is left to decode.
+"""A run that gets further prompts, samples, conditions or judges: what it holds stays, what is new is left to decode.
 
 A run's tables are append-only, and its conditions have an order. So a grown run is a new file: the old one's rows are
 copied into it, and it takes the old one's place when it is complete on disk. A kill at any moment leaves one or the
@@ -9,59 +9,90 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Mapping, Sequence
-from contextlib import closing
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
 from eddecode.audit.conditions import Condition
-from eddecode.audit.data.prompts import as_json
+from eddecode.audit.data.prompts import PromptRecord, as_json
 from eddecode.audit.store.lock import lock_run
-from eddecode.audit.store.schema import FILE, explained, prepare
+from eddecode.audit.store.rows import condition_rows, prompt_rows
+from eddecode.audit.store.schema import COLUMNS, FILE, explained, prepare
+from eddecode.audit.store.seal import seal, verify
 
-_COPIED = ("session", "prompt", "completion", "judge", "sitting", "verdict")
+_REPLACED = ("run", "condition", "prompt")  # tables that the new run gives; the others are copied
 
 
-def grow_run(folder: Path, notes: Mapping[str, Any], conditions: Sequence[Condition]) -> None:
-    """Give the run in a folder further conditions.
+def grow_run(
+    folder: Path,
+    notes: Mapping[str, Any],
+    conditions: Sequence[Condition],
+    prompts: Sequence[PromptRecord] | None = None,
+) -> None:
+    """Give the run in a folder further conditions and prompts.
 
     Args:
         folder: with a run.
         notes: name → JSON data, which take the place of the run's notes of these names.
-        conditions: of the grown run, in the order of its table; those of the run are among them.
+        conditions: of the grown run, in the order of its table; those of the run that have completions are among them.
+        prompts: of the grown run, those of the run first; None: those of the run.
 
     Raises:
-        StoreError: another process writes the run, or the folder cannot be written.
+        StoreError: another process writes the run, the folder cannot be written, or the file is damaged.
     """
     lock = lock_run(folder)
+    part = folder / f"{FILE}.grown"
     try:
         with explained(folder):
-            _rewrite(folder, notes, conditions)
+            _rewrite(folder, part, notes, conditions, prompts)
+    except BaseException:
+        _remove(part)
+        raise
     finally:
         lock.release()
 
 
-def _rewrite(folder: Path, notes: Mapping[str, Any], conditions: Sequence[Condition]) -> None:
-    part = folder / f"{FILE}.grown"
-    for left in folder.glob(f"{part.name}*"):  # of a process that was killed
-        left.unlink()
-    with closing(sqlite3.connect(folder / FILE, isolation_level=None)) as old:
+def _rewrite(
+    folder: Path,
+    part: Path,
+    notes: Mapping[str, Any],
+    conditions: Sequence[Condition],
+    prompts: Sequence[PromptRecord] | None,
+) -> None:
+    _remove(part)  # of a process that was killed
+    with (
+        closing(sqlite3.connect(folder / FILE, isolation_level=None)) as old,
+        closing(sqlite3.connect(part, isolation_level=None)) as new,
+    ):
         old.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-    with closing(sqlite3.connect(part, isolation_level=None)) as database:
-        prepare(folder, database)
-        database.execute("ATTACH DATABASE ? AS old", (str(folder / FILE),))
-        database.execute("BEGIN IMMEDIATE")
-        new = [(name, as_json(value)) for name, value in notes.items()]
-        database.executemany("INSERT INTO run VALUES (?, ?)", new)
-        database.execute("INSERT OR IGNORE INTO run SELECT * FROM old.run")
-        rows = [
-            (c.name, i, c.kind, c.alpha, c.system, c.transform, c.mitigation, c.model)
-            for i, c in enumerate(conditions)
-        ]
-        database.executemany("INSERT INTO condition VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows)
-        for table in _COPIED:
-            database.execute(f"INSERT INTO {table} SELECT * FROM old.{table}")
-        database.execute("COMMIT")
-        database.execute("DETACH DATABASE old")
-        database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        verify(folder, old)
+        prepare(folder, new)
+        new.execute("BEGIN IMMEDIATE")
+        kept = {str(row[0]): row for row in _rows(old, "run")}
+        _add(new, "run", [(name, as_json(value)) for name, value in notes.items()])
+        _add(new, "run", [row for name, row in kept.items() if name not in notes])
+        _add(new, "condition", condition_rows(conditions))
+        _add(new, "prompt", _rows(old, "prompt") if prompts is None else prompt_rows(prompts))
+        for table in COLUMNS:
+            if table not in _REPLACED:
+                _add(new, table, _rows(old, table))
+        new.execute("COMMIT")
+        new.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     os.replace(part, folder / FILE)
+
+
+def _rows(database: sqlite3.Connection, table: str) -> Iterator[tuple[Any, ...]]:
+    return iter(database.execute(f"SELECT {', '.join(COLUMNS[table])} FROM {table}"))
+
+
+def _add(database: sqlite3.Connection, table: str, rows: Iterator[Any] | Sequence[Any]) -> None:
+    marks = ", ".join("?" * (len(COLUMNS[table]) + 1))
+    sealed = ((*row, seal(table, row)) for row in rows)
+    database.executemany(f"INSERT INTO {table} VALUES ({marks})", sealed)
+
+
+def _remove(part: Path) -> None:
+    for left in part.parent.glob(f"{part.name}*"):
+        with suppress(OSError):
+            left.unlink()

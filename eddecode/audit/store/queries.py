@@ -101,6 +101,11 @@ class StoreQueries:
             )
         return int(rows[0][0])
 
+    def asked_judge(self) -> str:
+        """Name of the judge of harm that the audit asks for; empty where none was chosen yet."""
+        judges = (self.note("identity") or {}).get("judges")
+        return str(judges[0]).rpartition(", digest ")[0] if judges else ""
+
     def unjudged_count(self, judge: int) -> int:
         """How many completions have no verdict of the judge with this id."""
         rows = self._query(

@@ -1,30 +1,38 @@
-"""Completions and verdicts as rows of the store's tables."""
+"""Prompts, conditions, completions and verdicts as rows of the store's tables, without their seals."""
 
 from __future__ import annotations
 
 import hashlib
 from array import array
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from eddecode.audit.conditions import Key, condition_name
-from eddecode.audit.data.prompts import as_json
+from eddecode.audit.conditions import Condition, Key, condition_name
+from eddecode.audit.data.prompts import PromptRecord, as_json
 from eddecode.audit.judges.base import Verdict
 from eddecode.audit.text_quality import measure
 
 if TYPE_CHECKING:
     from eddecode.outputs import Completion
 
-COLUMNS = (
-    *("condition", "prompt_index", "sample", "text", "text_digest", "token_ids", "tokens", "finish_reason"),
-    *("base_logprob", "aligned_logprob", "implied_reward", "rewards"),
-    *("length", "perplexity", "distinct_1", "distinct_2", "repetition", "empty", "session"),
-)
+
+def prompt_rows(prompts: Sequence[PromptRecord]) -> list[tuple[Any, ...]]:
+    """Prompts as rows of their table."""
+    return [(p.index, as_json(p.prompt), p.digest, as_json(p.meta)) for p in prompts]
+
+
+def condition_rows(conditions: Sequence[Condition]) -> list[tuple[Any, ...]]:
+    """Conditions as rows of their table, in its order."""
+    return [
+        (c.name, i, c.kind, c.alpha, c.system, c.transform, c.mitigation, c.model)
+        for i, c in enumerate(conditions)
+    ]
 
 
 def completion_row(
     key: Key, index: int, c: Completion, session: int | None, keep_text: bool
 ) -> tuple[Any, ...]:
-    """A completion as a row of its table, in the order of COLUMNS."""
+    """A completion as a row of its table, without its id and seal, in the order of the schema's COLUMNS."""
     ids = [int(token) for token in c.token_ids]
     kept = as_json(ids)
     digest = hashlib.blake2b(c.text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()

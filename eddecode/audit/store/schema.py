@@ -4,7 +4,7 @@ Everything is append-only: a trigger on every table refuses to change or delete 
 its key (condition, prompt, sample). What many completions share (versions, hardware, digests of configuration and
 checkpoints) is stored once, in the session that decoded them. Verdicts belong to a judge's name *and* identity: a judge
 that changed adds verdicts, and the earlier ones stay. The table `sitting` has a row for each time that a judge became
-the active one of its name.
+the active one of its name. Every row ends with its seal, a digest of the other columns; see `seal`.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import Any
 
 from eddecode.errors import StoreError
 
@@ -22,12 +23,16 @@ FILE = "run.sqlite"
 APPLICATION = 0x45444443  # "EDDC": tells a run from another program's database
 VERSION = 2
 _SCHEMA = """
-CREATE TABLE run (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
-CREATE TABLE session (id INTEGER PRIMARY KEY, started TEXT NOT NULL, environment TEXT NOT NULL);
-CREATE TABLE prompt (prompt_index INTEGER PRIMARY KEY, prompt TEXT NOT NULL, digest TEXT NOT NULL, meta TEXT NOT NULL);
+CREATE TABLE run (name TEXT PRIMARY KEY, value TEXT NOT NULL, seal TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE session (
+    id INTEGER PRIMARY KEY, started TEXT NOT NULL, environment TEXT NOT NULL, seal TEXT NOT NULL);
+CREATE TABLE prompt (
+    prompt_index INTEGER PRIMARY KEY, prompt TEXT NOT NULL, digest TEXT NOT NULL, meta TEXT NOT NULL,
+    seal TEXT NOT NULL);
 CREATE TABLE condition (
     name TEXT PRIMARY KEY, position INTEGER NOT NULL UNIQUE, kind TEXT NOT NULL, alpha TEXT NOT NULL,
-    system TEXT NOT NULL, transform TEXT NOT NULL, mitigation TEXT NOT NULL, model TEXT NOT NULL) WITHOUT ROWID;
+    system TEXT NOT NULL, transform TEXT NOT NULL, mitigation TEXT NOT NULL, model TEXT NOT NULL, seal TEXT NOT NULL)
+    WITHOUT ROWID;
 CREATE TABLE completion (
     id INTEGER PRIMARY KEY,
     condition TEXT NOT NULL REFERENCES condition, prompt_index INTEGER NOT NULL REFERENCES prompt,
@@ -35,17 +40,32 @@ CREATE TABLE completion (
     text TEXT, text_digest TEXT NOT NULL, token_ids TEXT, tokens INTEGER NOT NULL, finish_reason TEXT NOT NULL,
     base_logprob REAL, aligned_logprob REAL, implied_reward REAL, rewards BLOB,
     length INTEGER NOT NULL, perplexity REAL, distinct_1 REAL, distinct_2 REAL, repetition REAL, empty INTEGER NOT NULL,
-    session INTEGER REFERENCES session,
+    session INTEGER REFERENCES session, seal TEXT NOT NULL,
     UNIQUE (condition, prompt_index, sample));
 CREATE TABLE judge (
-    id INTEGER PRIMARY KEY, name TEXT NOT NULL, role TEXT NOT NULL, identity TEXT NOT NULL, UNIQUE (name, identity));
-CREATE TABLE sitting (id INTEGER PRIMARY KEY, judge INTEGER NOT NULL REFERENCES judge, session INTEGER);
+    id INTEGER PRIMARY KEY, name TEXT NOT NULL, role TEXT NOT NULL, identity TEXT NOT NULL, seal TEXT NOT NULL,
+    UNIQUE (name, identity));
+CREATE TABLE sitting (
+    id INTEGER PRIMARY KEY, judge INTEGER NOT NULL REFERENCES judge, session INTEGER, seal TEXT NOT NULL);
 CREATE TABLE verdict (
     completion INTEGER NOT NULL REFERENCES completion, judge INTEGER NOT NULL REFERENCES judge,
-    score REAL NOT NULL, flag INTEGER NOT NULL, label TEXT NOT NULL, reason TEXT NOT NULL,
+    score REAL NOT NULL, flag INTEGER NOT NULL, label TEXT NOT NULL, reason TEXT NOT NULL, seal TEXT NOT NULL,
     PRIMARY KEY (completion, judge)) WITHOUT ROWID;
 """
-_KEPT = ("run", "session", "prompt", "condition", "completion", "judge", "sitting", "verdict")
+COLUMNS: dict[str, tuple[str, ...]] = {
+    "run": ("name", "value"),
+    "session": ("id", "started", "environment"),
+    "prompt": ("prompt_index", "prompt", "digest", "meta"),
+    "condition": ("name", "position", "kind", "alpha", "system", "transform", "mitigation", "model"),
+    "completion": (
+        *("id", "condition", "prompt_index", "sample", "text", "text_digest", "token_ids", "tokens"),
+        *("finish_reason", "base_logprob", "aligned_logprob", "implied_reward", "rewards"),
+        *("length", "perplexity", "distinct_1", "distinct_2", "repetition", "empty", "session"),
+    ),
+    "judge": ("id", "name", "role", "identity"),
+    "sitting": ("id", "judge", "session"),
+    "verdict": ("completion", "judge", "score", "flag", "label", "reason"),
+}  # table → its columns without the seal
 
 
 def prepare(folder: Path, database: sqlite3.Connection) -> None:
@@ -64,7 +84,7 @@ def prepare(folder: Path, database: sqlite3.Connection) -> None:
     guards = "".join(
         f"CREATE TRIGGER {table}_{verb.lower()} BEFORE {verb} ON {table}"
         " BEGIN SELECT RAISE(ABORT, 'a run is append-only'); END;\n"
-        for table in _KEPT
+        for table in COLUMNS
         for verb in ("UPDATE", "DELETE")
     )
     database.executescript(
@@ -90,6 +110,23 @@ def check(folder: Path, database: sqlite3.Connection) -> None:
             f"{folder / FILE} is of {older} eddecode: it has schema version {version}, and this eddecode reads "
             f"{VERSION}. It was left as it is: use the release that wrote it, or start over with another --out"
         )
+
+
+def is_sealed(database: sqlite3.Connection) -> bool:
+    """Whether the rows of this file have seals; those of older releases have none."""
+    return any(row[1] == "seal" for row in database.execute("PRAGMA table_info(run)"))
+
+
+def file_state(folder: Path) -> tuple[Any, ...]:
+    """What tells one state of a run's file and of its log from another."""
+    parts: list[Any] = [os.path.realpath(folder)]
+    for name in (FILE, f"{FILE}-wal"):
+        try:
+            found = (folder / name).stat()
+            parts += [found.st_ino, found.st_mtime_ns, found.st_size]
+        except OSError:
+            parts.append(None)
+    return tuple(parts)
 
 
 def connect_read_only(folder: Path) -> sqlite3.Connection:
@@ -136,7 +173,7 @@ def explanation(folder: Path, error: sqlite3.Error) -> StoreError:
         hint = "free some space and run the same command again: nothing that was reported is lost"
     elif "readonly" in message or "unable to open" in message:
         hint = "make the folder writable, or choose another with --out"
-    elif "malformed" in message or "not a database" in message:
+    elif any(word in message for word in ("malformed", "not a database", "decode", "no such", "unsupported")):
         hint = "the file is damaged: it was left as it is; restore a copy, or start over with another --out"
     elif "locked" in message:
         hint = "another program has the file open; close it and run the same command again"

@@ -21,10 +21,19 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from eddecode.audit.conditions import Condition, Key
 from eddecode.audit.data.prompts import PromptRecord, as_json
 from eddecode.audit.judges.base import Judge, Role, Verdict, fingerprint, kind_of
+from eddecode.audit.store.discard import remove_traces
 from eddecode.audit.store.lock import lock_run
 from eddecode.audit.store.queries import CANARIES, StoreQueries, kind_note
-from eddecode.audit.store.rows import COLUMNS, completion_row, verdict_row
-from eddecode.audit.store.schema import FILE, connect_read_only, explained, prepare
+from eddecode.audit.store.rows import completion_row, condition_rows, prompt_rows, verdict_row
+from eddecode.audit.store.schema import (
+    FILE,
+    connect_read_only,
+    explained,
+    file_state,
+    is_sealed,
+    prepare,
+)
+from eddecode.audit.store.seal import seal, verify
 from eddecode.errors import StoreError
 
 if TYPE_CHECKING:
@@ -32,7 +41,6 @@ if TYPE_CHECKING:
 
     from eddecode.outputs import Completion
 
-_MARKS = ", ".join("?" * len(COLUMNS))
 HUMAN = "human"  # the name under which human labels are stored; no judge of an audit may have it
 LabelKey = tuple[str, int, int]  # condition's name, prompt index, sample
 _Self = TypeVar("_Self", bound="Store")
@@ -78,10 +86,18 @@ NewCompletion = tuple[Key, int, "Completion"]  # condition, prompt index, what w
 class Store(StoreQueries):
     """An open run. `Store.create` and `Store.open` are for the one process that writes, `Store.read` for all others."""
 
-    def __init__(self, folder: Path, connection: sqlite3.Connection, lock: BaseFileLock | None) -> None:
-        self.folder, self._db, self._lock = folder, connection, lock
+    def __init__(
+        self,
+        folder: Path,
+        connection: sqlite3.Connection,
+        lock: BaseFileLock | None,
+        made_folder: bool = False,
+    ) -> None:
+        self.folder, self._db, self._lock, self._made_folder = folder, connection, lock, made_folder
         self._session: int | None = None
         self._registered: dict[str, int] = {}  # name → id of the judge whose verdicts this process stores
+        with explained(folder):
+            self._sealed = is_sealed(connection)
 
     @classmethod
     def create(cls: type[_Self], folder: Path) -> _Self:
@@ -90,15 +106,17 @@ class Store(StoreQueries):
         Raises:
             StoreError: another process writes it, the folder cannot be written, or the file is not a run.
         """
+        made_folder = not folder.exists()
         lock = lock_run(folder)
         try:
             with explained(folder):
                 database = sqlite3.connect(folder / FILE, isolation_level=None)
                 prepare(folder, database)
+            _verify_once(folder, database)
         except BaseException:
             lock.release()
             raise
-        return cls(folder, database, lock)
+        return cls(folder, database, lock, made_folder)
 
     @classmethod
     def open(cls: type[_Self], folder: str | Path) -> _Self:
@@ -118,7 +136,9 @@ class Store(StoreQueries):
             StoreError: there is no run in the folder, or its file is not one.
         """
         _must_exist(folder)
-        return cls(Path(folder), connect_read_only(Path(folder)), None)
+        database = connect_read_only(Path(folder))
+        _verify_once(Path(folder), database)
+        return cls(Path(folder), database, None)
 
     def __enter__(self: _Self) -> _Self:
         return self
@@ -133,6 +153,17 @@ class Store(StoreQueries):
         self._db.close()
         if self._lock is not None:
             self._lock.release()
+
+    def abandon(self) -> None:
+        """Close a run that has no completion, and leave no trace of it: it would bind the folder to its settings.
+
+        A run with completions stays open as it is.
+        """
+        if self.count():
+            return
+        self._db.close()
+        remove_traces(self.folder, self._made_folder)
+        self.close()
 
     # what the run is
 
@@ -153,16 +184,10 @@ class Store(StoreQueries):
             at: when the session starts, ISO 8601.
             environment: of the session, JSON data.
         """
-        rows = [
-            (c.name, i, c.kind, c.alpha, c.system, c.transform, c.mitigation, c.model)
-            for i, c in enumerate(conditions)
-        ]
         with self._transaction():
-            self._insert("run", 2, [(name, as_json(value)) for name, value in notes.items()])
-            self._insert(
-                "prompt", 4, [(p.index, as_json(p.prompt), p.digest, as_json(p.meta)) for p in prompts]
-            )
-            self._insert("condition", 8, rows)
+            self._insert("run", [(name, as_json(value)) for name, value in notes.items()])
+            self._insert("prompt", prompt_rows(prompts))
+            self._insert("condition", condition_rows(conditions))
             self._begin_session(at, environment)
 
     def resume(self, at: str, environment: Any) -> None:
@@ -171,10 +196,8 @@ class Store(StoreQueries):
             self._begin_session(at, environment)
 
     def _begin_session(self, at: str, environment: Any) -> None:
-        cursor = self._db.execute(
-            "INSERT INTO session (started, environment) VALUES (?, ?)", (at, as_json(environment))
-        )
-        self._session = cursor.lastrowid
+        self._session = self._next_id("session")
+        self._insert("session", [(self._session, at, as_json(environment))])
 
     # completions
 
@@ -198,17 +221,19 @@ class Store(StoreQueries):
         """
         rows = [completion_row(*new, self._session, keep_text) for new in completions]
         judged = [(self._judging(name), values) for name, values in verdicts]
-        insert = f"INSERT OR IGNORE INTO completion ({', '.join(COLUMNS)}) VALUES ({_MARKS})"
-        added = 0
         with self._transaction():
+            first = id_ = self._next_id("completion")
             for i, row in enumerate(rows):
-                cursor = self._db.execute(insert, row)
-                if cursor.rowcount == 1 and cursor.lastrowid is not None:
-                    id_, added = cursor.lastrowid, added + 1
+                if self._insert("completion", [(id_, *row)]):
                     self._insert(
-                        "verdict", 6, [verdict_row(id_, judge, each[i], keep_text) for judge, each in judged]
+                        "verdict", [verdict_row(id_, judge, each[i], keep_text) for judge, each in judged]
                     )
-        return added
+                    id_ += 1
+        return id_ - first
+
+    def decoded(self) -> set[str]:
+        """The names of the conditions that have a completion."""
+        return {name for (name,) in self._query("SELECT DISTINCT condition FROM completion")}
 
     def done(self) -> dict[tuple[str, int], set[int]]:
         """(condition's name, prompt index) → the samples that are on disk."""
@@ -226,12 +251,10 @@ class Store(StoreQueries):
         """
         with self._transaction():
             for judge in judges:
-                self._db.execute(
-                    "INSERT OR IGNORE INTO judge (name, role, identity) VALUES (?, ?, ?)",
-                    (judge.name, judge.role, judge.identity),
-                )
+                row = (self._next_id("judge"), judge.name, judge.role, judge.identity)
+                self._insert("judge", [row])
                 note = kind_note(judge.name, judge.identity)
-                self._insert("run", 2, [(note, as_json(kind_of(judge)))] if judge.name != HUMAN else [])
+                self._insert("run", [(note, as_json(kind_of(judge)))] if judge.name != HUMAN else [])
         for judge in judges:
             rows = self._query(
                 "SELECT id FROM judge WHERE name = ? AND identity = ?", (judge.name, judge.identity)
@@ -253,13 +276,14 @@ class Store(StoreQueries):
         self._take_over(number)
 
     def _take_over(self, number: int) -> None:
-        with self._transaction():
-            self._db.execute(
-                "INSERT INTO sitting (judge, session) SELECT :judge, :session WHERE :judge IS NOT"
-                " (SELECT judge FROM sitting WHERE judge IN (SELECT id FROM judge WHERE name ="
-                " (SELECT name FROM judge WHERE id = :judge)) ORDER BY id DESC LIMIT 1)",
-                {"judge": number, "session": self._session},
-            )
+        active = self._query(
+            "SELECT judge FROM sitting WHERE judge IN (SELECT id FROM judge WHERE name ="
+            " (SELECT name FROM judge WHERE id = ?)) ORDER BY id DESC LIMIT 1",
+            (number,),
+        )
+        if next(active, (None,))[0] != number:
+            with self._transaction():
+                self._insert("sitting", [(self._next_id("sitting"), number, self._session)])
 
     def _judging(self, name: str) -> int:
         """The id of the judge of that name whose verdicts are stored now: registered here, else the active one."""
@@ -295,7 +319,7 @@ class Store(StoreQueries):
         """Store verdicts of the judge registered under a name, each with the id of its completion."""
         number = self._judging(judge)
         with self._transaction():
-            self._insert("verdict", 6, [verdict_row(id_, number, verdict) for id_, verdict in verdicts])
+            self._insert("verdict", [verdict_row(id_, number, verdict) for id_, verdict in verdicts])
 
     # human labels
 
@@ -342,11 +366,24 @@ class Store(StoreQueries):
         found = self.canary_results()
         if not found or found[-1] != result:
             with self._transaction():
-                self._insert("run", 2, [(f"{CANARIES}{len(found):06}", as_json(dict(result)))])
+                self._insert("run", [(f"{CANARIES}{len(found):06}", as_json(dict(result)))])
 
-    def _insert(self, table: str, columns: int, rows: Sequence[tuple[Any, ...]]) -> None:
-        marks = ", ".join("?" * columns)
-        self._db.executemany(f"INSERT OR IGNORE INTO {table} VALUES ({marks})", rows)
+    def _insert(self, table: str, rows: Sequence[tuple[Any, ...]]) -> int:
+        """Add rows, without their seals, to a table; those whose key is there already are ignored.
+
+        Returns:
+            How many were new.
+        """
+        if not rows:
+            return 0
+        whole = [(*row, seal(table, row)) for row in rows] if self._sealed else rows
+        marks = ", ".join("?" * len(whole[0]))
+        return self._db.executemany(f"INSERT OR IGNORE INTO {table} VALUES ({marks})", whole).rowcount
+
+    def _next_id(self, table: str) -> int:
+        """The id of the next row: chosen here and not by SQLite, because the seal covers it."""
+        (last,) = self._db.execute(f"SELECT coalesce(max(id), 0) FROM {table}").fetchone()
+        return int(last) + 1
 
     def _query(self, statement: str, values: Sequence[Any] = ()) -> Iterator[tuple[Any, ...]]:
         with explained(self.folder):
@@ -364,6 +401,17 @@ class Store(StoreQueries):
                 if self._db.in_transaction:  # a full disk may have rolled it back already
                     self._db.execute("ROLLBACK")
                 raise
+
+
+_verified: set[tuple[Any, ...]] = set()  # states of files that this process has checked
+
+
+def _verify_once(folder: Path, database: sqlite3.Connection) -> None:
+    """Check every row of a file that this process has not checked yet in its present state."""
+    state = file_state(folder)
+    if state not in _verified:
+        verify(folder, database)
+        _verified.add(state)
 
 
 def _must_exist(folder: str | Path) -> Path:
