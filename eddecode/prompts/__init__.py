@@ -7,14 +7,16 @@ from typing import TYPE_CHECKING
 from eddecode.utils.lazy import lazy_exports
 
 if TYPE_CHECKING:
+    from eddecode.prompts.encoding import encode
+    from eddecode.prompts.rendering import Rendering, render_chat
     from eddecode.prompts.templates import (
         CallableTemplate,
         ChatTemplate,
         PlainTemplate,
         Renderer,
         Template,
+        TemplateOptions,
         TemplateSpec,
-        encode,
         make_template,
     )
     from eddecode.prompts.types import Message, Prompt, RenderedPrompt, as_messages
@@ -27,11 +29,14 @@ _HOMES = {
     "Prompt": "eddecode.prompts.types",
     "RenderedPrompt": "eddecode.prompts.types",
     "Renderer": "eddecode.prompts.templates",
+    "Rendering": "eddecode.prompts.rendering",
     "Template": "eddecode.prompts.templates",
+    "TemplateOptions": "eddecode.prompts.templates",
     "TemplateSpec": "eddecode.prompts.templates",
     "as_messages": "eddecode.prompts.types",
-    "encode": "eddecode.prompts.templates",
+    "encode": "eddecode.prompts.encoding",
     "make_template": "eddecode.prompts.templates",
+    "render_chat": "eddecode.prompts.rendering",
 }
 
 __all__ = [
@@ -42,11 +47,14 @@ __all__ = [
     "Prompt",
     "RenderedPrompt",
     "Renderer",
+    "Rendering",
     "Template",
+    "TemplateOptions",
     "TemplateSpec",
     "as_messages",
     "encode",
     "make_template",
+    "render_chat",
 ]
 
 __getattr__ = lazy_exports(__name__, _HOMES)

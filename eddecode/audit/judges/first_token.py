@@ -111,7 +111,7 @@ class FirstTokenModel:
 
     def encode_raw(self, text: str) -> tuple[int, ...]:
         """Token ids of a whole prompt; tokens that the tokenizer puts in front of every text are added once."""
-        from eddecode.prompts.templates import encode
+        from eddecode.prompts.encoding import encode
 
         return tuple(encode(self.tokenizer, text))
 
