@@ -18,7 +18,7 @@ from typing import Any
 from eddecode.audit.config import AuditConfig
 from eddecode.audit.provenance import fingerprint_digest
 
-_COMPILED = ("float32", "bfloat16")  # dtypes of weights for which there is a compiled product
+_COMPILED = ("float32", "bfloat16", "float16")  # dtypes of weights for which there is a compiled product
 
 
 def collect_environment(
@@ -55,19 +55,20 @@ def collect_environment(
 
 
 def _products(dtype: str) -> dict[str, str]:
-    """How weights are multiplied on this CPU, by their dtype: `compiled`, or by the `library`.
+    """How weights are multiplied on this CPU, by their dtype: `compiled` for its instructions, or by the `library`.
 
     A choice by measurement, once per machine; see `eddecode_kernels.speed_check.is_faster_than_torch`.
     """
     import torch
 
     from eddecode.models.load_config import parse_dtype
+    from eddecode_kernels.jit import instruction_set
     from eddecode_kernels.speed_check import is_faster_than_torch
 
     wanted = parse_dtype(dtype)
     kinds = {name: getattr(torch, name) for name in _COMPILED}
     return {
-        name: "compiled" if is_faster_than_torch(kind) else "library"
+        name: f"compiled for {instruction_set()}" if is_faster_than_torch(kind) else "library"
         for name, kind in kinds.items()
         if wanted in ("auto", kind)
     }

@@ -49,10 +49,24 @@ def library() -> ctypes.CDLL:
 
 @cache
 def function(symbol: str, *argument_types: Any) -> Any:
-    """A function of the library that returns nothing. Raises as `library` does."""
-    found = getattr(library(), symbol)
+    """A function of the library that returns nothing.
+
+    Raises:
+        UnavailableError: as `library` does, or the processor lacks the instructions that the function needs.
+    """
+    try:
+        found = getattr(library(), symbol)
+    except AttributeError as error:
+        raise UnavailableError(f"this processor has no instructions for {symbol}") from error
     found.argtypes, found.restype = argument_types, None
     return found
+
+
+def instruction_set() -> str:
+    """The instructions that the library was compiled for, such as "AVX2". Raises as `library` does."""
+    name = library().eddecode_instruction_set
+    name.restype = ctypes.c_char_p
+    return str(name().decode())
 
 
 @cache  # failures too: a decode loop must not call a broken compiler for every token

@@ -32,12 +32,23 @@ _LINEAR = {  # (dtype of the weight, of the result) → symbol
     (torch.float32, torch.float32): "eddecode_linear_f32_f32",
     (torch.bfloat16, torch.float32): "eddecode_linear_bf16_f32",
     (torch.bfloat16, torch.bfloat16): "eddecode_linear_bf16_bf16",
+    (torch.float16, torch.float32): "eddecode_linear_f16_f32",
+    (torch.float16, torch.float16): "eddecode_linear_f16_f16",
 }
-_RMS_NORM = {torch.float32: "eddecode_rms_norm_f32", torch.bfloat16: "eddecode_rms_norm_bf16"}
-_ATTENTION = {torch.float32: "eddecode_attend_f32", torch.bfloat16: "eddecode_attend_bf16"}
+_RMS_NORM = {
+    torch.float32: "eddecode_rms_norm_f32",
+    torch.bfloat16: "eddecode_rms_norm_bf16",
+    torch.float16: "eddecode_rms_norm_f16",
+}
+_ATTENTION = {
+    torch.float32: "eddecode_attend_f32",
+    torch.bfloat16: "eddecode_attend_bf16",
+    torch.float16: "eddecode_attend_f16",
+}
 _DECODER_LAYERS = {
     torch.float32: "eddecode_decoder_layers_f32",
     torch.bfloat16: "eddecode_decoder_layers_bf16",
+    torch.float16: "eddecode_decoder_layers_f16",
 }
 _NORMS = ("input_norm", "post_attention_norm", "query_norm", "key_norm")
 LARGEST_HEAD = 1024  # numbers; the kernel holds one head on its stack

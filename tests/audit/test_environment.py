@@ -67,16 +67,19 @@ def test_another_choice_of_product_is_a_difference(tmp_path: Path, monkeypatch: 
 
     def loaded(compiled: bool, sampler: Any) -> Any:
         monkeypatch.setattr("eddecode_kernels.speed_check.is_faster_than_torch", lambda dtype: compiled)
+        monkeypatch.setattr("eddecode_kernels.jit.instruction_set", lambda: "AVX2")
         monkeypatch.setattr("eddecode.audit.decode.load_sampler", lambda *_: sampler)
         return run(settings, sampler=None)
 
     with pytest.raises(KeyboardInterrupt):
         loaded(True, Interrupted(100))
     (note,) = loaded(False, StubSampler()).notes
-    assert "differ in products of weights (float32 compiled; float32 library): the last digits" in note
+    assert (
+        "differ in products of weights (float32 compiled for AVX2; float32 library): the last digits" in note
+    )
     with Store.read(tmp_path / "run") as store:
         assert [session["products"] for session in store.decoded_in()] == [
-            {"float32": "compiled"},
+            {"float32": "compiled for AVX2"},
             {"float32": "library"},
         ]
 
@@ -84,7 +87,7 @@ def test_another_choice_of_product_is_a_difference(tmp_path: Path, monkeypatch: 
 @pytest.mark.usefixtures("cpu")
 @pytest.mark.parametrize(
     ("dtype", "kinds"),
-    [("auto", {"float32", "bfloat16"}), ("bf16", {"bfloat16"}), ("float16", set())],
+    [("auto", {"float32", "bfloat16", "float16"}), ("bf16", {"bfloat16"}), ("float16", {"float16"})],
 )
 def test_products_are_recorded_for_the_dtypes_that_have_a_choice(
     dtype: str, kinds: set[str], monkeypatch: pytest.MonkeyPatch
@@ -92,6 +95,7 @@ def test_products_are_recorded_for_the_dtypes_that_have_a_choice(
     monkeypatch.setattr(
         "eddecode_kernels.speed_check.is_faster_than_torch", lambda kind: kind == torch.bfloat16
     )
+    monkeypatch.setattr("eddecode_kernels.jit.instruction_set", lambda: "AVX2")
     found = environment.collect_environment({}, config(Path(), dtype=dtype), loads=True)["products"]
-    assert found == {kind: "compiled" if kind == "bfloat16" else "library" for kind in kinds}
+    assert found == {kind: "compiled for AVX2" if kind == "bfloat16" else "library" for kind in kinds}
     assert "products" not in environment.collect_environment({}, config(Path(), dtype=dtype))

@@ -39,7 +39,7 @@ def problem(shape: tuple[int, ...], dtype: torch.dtype) -> tuple[torch.Tensor, .
 
 @pytest.mark.parametrize("softcap", [0.0, 5.0])
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_against_float64(dtype: torch.dtype, shape: tuple[int, ...], softcap: float) -> None:
     query, key, value, first, stop = problem(shape, dtype)
     found = attend(query, key, value, first, stop, 0.2, softcap)
@@ -57,7 +57,7 @@ def test_against_float64(dtype: torch.dtype, shape: tuple[int, ...], softcap: fl
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_a_query_has_the_same_bits_alone(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
     query, key, value, first, stop = problem(shape, dtype)
     whole = attend(query, key, value, first, stop, 0.2)

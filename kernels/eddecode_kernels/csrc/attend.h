@@ -38,7 +38,7 @@ struct Query {
 // scores[m·pitch + position − first], for all positions that any of the queries sees. The values of these positions are
 // prefetched meanwhile: they are read next, and are elsewhere in memory.
 template <class D>
-void score(const typename D::T* keys, const typename D::T* packed, int64_t K, int M, int64_t first, int64_t stop,
+void score(const typename D::T* keys, const typename D::X* packed, int64_t K, int M, int64_t first, int64_t stop,
            float* scores, int64_t pitch, const char* values, int64_t value_bytes) {
     for (int64_t at = first; at < stop; at += ROWS) {
         const int rows = int(std::min<int64_t>(ROWS, stop - at));
@@ -62,12 +62,15 @@ inline float weigh(float* scores, int64_t span, int64_t from, int64_t to, float 
     F16 tops = all(-INF);
     for (int64_t i = 0; i < padded; i += LANES) {
         F16 s = load(scores + i) * scale;
-        if (softcap > 0)
-            for (int lane = 0; lane < LANES; ++lane) s[lane] = softcap * std::tanh(s[lane] / softcap);
-        for (int lane = 0; softcap > 0 && lane < LANES; ++lane)
-            if (i + lane < from || i + lane >= to) s[lane] = -INF;  // the softcap has made −inf finite
+        if (softcap > 0) {
+            auto each = lanes_of(s);
+            for (int lane = 0; lane < LANES; ++lane) each[lane] = softcap * std::tanh(each[lane] / softcap);
+            for (int lane = 0; lane < LANES; ++lane)
+                if (i + lane < from || i + lane >= to) each[lane] = -INF;  // the softcap has made −inf finite
+            s = vector_of(each);
+        }
         store(scores + i, s);
-        tops = s > tops ? s : tops;
+        tops = pick(s > tops, s, tops);
     }
     const float top = largest(tops);
     F16 sum{};
@@ -78,6 +81,40 @@ inline float weigh(float* scores, int64_t span, int64_t from, int64_t to, float 
     }
     return sum_of(sum);
 }
+
+#if defined(EDDECODE_NARROW)
+
+// The same as `gather` for V vectors: as many sums as there are registers for.
+template <class T, int M, int V>
+void gather_some(const T* values, int64_t size, int64_t last, const float* weights, int64_t pitch, int64_t first,
+                 int64_t stop, F16 (*sums)[WIDE]) {
+    F16 sum[M][V] = {};
+    for (int64_t at = first; at < stop; ++at) {
+        const T* value = values + at * size;
+        for (int v = 0; v < V; ++v) {
+            const F16 x = V == 1 ? widen_part(value, last) : widen(value + v * LANES);
+            for (int m = 0; m < M; ++m) sum[m][v] = fused(sum[m][v], all(weights[m * pitch + at - first]), x);
+        }
+    }
+    for (int m = 0; m < M; ++m)
+        for (int v = 0; v < V; ++v) sums[m][v] = sum[m][v];
+}
+
+// Weighted sums of `wide` vectors of the values for M queries; the last vector has `last` numbers.
+template <class T, int M>
+void gather(const T* values, int64_t size, int wide, int64_t last, const float* weights, int64_t pitch, int64_t first,
+            int64_t stop, F16 (*sums)[WIDE]) {
+    constexpr int V = M == 1 ? 4 : M == 2 ? 2 : 1;
+    const int whole = last < LANES ? wide - 1 : wide;
+    int v = 0;
+    for (; v + V <= whole; v += V)
+        gather_some<T, M, V>(values + v * LANES, size, LANES, weights, pitch, first, stop, (F16(*)[WIDE])(sums[0] + v));
+    for (; v < wide; ++v)
+        gather_some<T, M, 1>(values + v * LANES, size, v < whole ? LANES : last, weights, pitch, first, stop,
+                             (F16(*)[WIDE])(sums[0] + v));
+}
+
+#else
 
 // Weighted sums of `wide` vectors of the values for M queries; the last vector has `last` numbers.
 template <class T, int M>
@@ -91,10 +128,12 @@ void gather(const T* values, int64_t size, int wide, int64_t last, const float* 
             const T* part = value + v * LANES;
             F16 x = v + 1 == wide && last < LANES ? widen_part(part, last) : widen(part);
             for (int m = 0; m < M; ++m)
-                sums[m][v] = Float32::multiply_add(sums[m][v], all(weights[m * pitch + at - first]), x);
+                sums[m][v] = fused(sums[m][v], all(weights[m * pitch + at - first]), x);
         }
     }
 }
+
+#endif
 
 template <class D>
 void attend_queries(const Attention& a, int64_t row, int64_t key_head, const Query* query, int M) {
@@ -109,14 +148,17 @@ void attend_queries(const Attention& a, int64_t row, int64_t key_head, const Que
     first = first / LANES * LANES;  // a position always has the same lane: sums keep their order
     const int64_t span = stop - first, pitch = (span + LANES - 1) / LANES * LANES;
     static thread_local std::vector<float> scores;
-    static thread_local std::vector<T> packed;
+    static thread_local std::vector<typename D::X> packed;
     if (int64_t(scores.size()) < TOGETHER * pitch) scores.resize(TOGETHER * pitch * 2);
     if (int64_t(packed.size()) < TOGETHER * a.key_size) packed.resize(TOGETHER * a.key_size);
-    for (int m = 0; m < M; ++m)
-        std::memcpy(packed.data() + m * a.key_size,
-                    (const T*)a.queries + row * a.query_row + query[m].head * a.query_head +
-                        query[m].token * a.query_token,
-                    a.key_size * sizeof(T));
+    for (int m = 0; m < M; ++m) {
+        const T* from =
+            (const T*)a.queries + row * a.query_row + query[m].head * a.query_head + query[m].token * a.query_token;
+        if constexpr (std::is_same_v<typename D::X, T>)
+            std::memcpy(packed.data() + m * a.key_size, from, a.key_size * sizeof(T));
+        else
+            as_input<D>(from, a.key_size, packed.data() + m * a.key_size);
+    }
     score<D>(keys, packed.data(), a.key_size, M, first, stop, scores.data(), pitch, (const char*)values,
              a.value_size * sizeof(T));
     float total[TOGETHER];

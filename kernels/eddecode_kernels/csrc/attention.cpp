@@ -20,3 +20,6 @@ void attend(const Attention& a) {
 
 extern "C" void eddecode_attend_f32(const eddecode::Attention* a) { eddecode::attend<eddecode::Float32>(*a); }
 extern "C" void eddecode_attend_bf16(const eddecode::Attention* a) { eddecode::attend<eddecode::BFloat16>(*a); }
+#if defined(EDDECODE_HALF)
+extern "C" void eddecode_attend_f16(const eddecode::Attention* a) { eddecode::attend<eddecode::Float16>(*a); }
+#endif

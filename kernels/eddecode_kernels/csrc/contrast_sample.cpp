@@ -129,8 +129,8 @@ class RowSampler {
         F16 low = all(INF);
         for (int64_t j = 0; j < n; j += LANES) {
             F16 v = load(c + j);
-            v = v == -INF ? all(INF) : v;
-            low = v < low ? v : low;
+            v = pick(v == -INF, all(INF), v);
+            low = pick(v < low, v, low);
         }
         return smallest(low);
     }
@@ -293,7 +293,7 @@ class RowSampler {
             F16 some[CUTS] = {};
             for (int64_t j = start; j < std::min(n, start + 8 * LANES); j += LANES) {
                 const F16 value = load(c + j), mass = UNIT ? all(1.0f) : load(e + j);
-                for (int i = 0; i < CUTS; ++i) some[i] += value > cuts[i] ? mass : F16{};
+                for (int i = 0; i < CUTS; ++i) some[i] += pick(value > cuts[i], mass, F16{});
             }
             for (int i = 0; i < CUTS; ++i) sums[i].add(some[i]);
         }
@@ -320,7 +320,7 @@ class RowSampler {
         if (w_.tempered[b].top < least) return 0.0;
         Sum sum;
         const float *c = &w_.contrast[b * BLOCK], *e = &w_.exps[b * BLOCK];
-        for (int64_t j = 0; j < padded(count(b)); j += LANES) sum.add(load(c + j) >= least ? load(e + j) : F16{});
+        for (int64_t j = 0; j < padded(count(b)); j += LANES) sum.add(pick(load(c + j) >= least, load(e + j), F16{}));
         return sum.total() * w_.factors[b];
     }
 };

@@ -7,11 +7,10 @@
 // every sum depends on sizes alone: a row has the same bits in any batch, and whether its tokens come one by one or
 // together.
 
-#include <vector>
-
 #include "activation.h"
 #include "attend.h"
 #include "norm.h"
+#include "scratch.h"
 
 namespace eddecode {
 
@@ -52,20 +51,10 @@ namespace {
 constexpr int64_t CHUNK = 256;      // tokens at a time: their results fit a thread's stack and its cache
 constexpr int64_t SMALL = 1 << 18;  // multiplications below which a second thread costs more than it saves
 
-// Memory that is kept from call to call: fresh pages cost more than what is written to them. It starts at a cache line:
-// vectors that lie across two lines take twice as long to read.
-template <class X>
-X* scratch(std::vector<X>& kept, int64_t count) {
-    constexpr int64_t LINE = 64;  // bytes
-    const int64_t room = count + LINE / int64_t(sizeof(X));
-    if (int64_t(kept.size()) < room) kept.resize(room);
-    return (X*)((uintptr_t(kept.data()) + LINE - 1) / LINE * LINE);
-}
-
 template <class T>
 struct Scratch {
     std::vector<T> normed, queries, attended, middle, inner;
-    std::vector<float> projected, thin;
+    std::vector<float> projected, thin, input;
 };
 
 // Which of a chunk's tokens add the low-rank term.
@@ -81,7 +70,7 @@ struct LoraTokens {
 
 // thin[m·rank + j] = x·Aᵀ for all rows: few sums, cheaper than picking the rows that need them.
 template <class D>
-void multiply_lora_a(const Linear& linear, const typename D::T* x, int64_t M, float* thin) {
+void multiply_lora_a(const Linear& linear, const typename D::X* x, int64_t M, float* thin) {
     constexpr int64_t SHARE = 16;  // rows of x per task: A alone has too few rows to divide among the threads
 #pragma omp for collapse(2) schedule(static) nowait
     for (int64_t j = 0; j < linear.rank; j += ROWS)
@@ -96,24 +85,21 @@ void multiply_lora_a(const Linear& linear, const typename D::T* x, int64_t M, fl
         }
 }
 
-// out[m·16 + r] += thin·B for M of the tokens that add it, and outputs n … n+15.
+// out[m·ROWS + r] += thin·B for M of the tokens that add it, and outputs n … n+15.
 template <int M>
 void add_lora(const Linear& linear, int64_t n, int64_t rows, const float* thin, const int64_t* tokens, float* out) {
     F16 sum[M];
     for (F16& s : sum) s = F16{};
     for (int64_t j = 0; j < linear.rank; ++j) {
         const F16 b = widen_part(linear.lora_b + j * linear.n + n, rows);
-        for (int m = 0; m < M; ++m) sum[m] = Float32::multiply_add(sum[m], all(thin[tokens[m] * linear.rank + j]), b);
+        for (int m = 0; m < M; ++m) sum[m] = fused(sum[m], all(thin[tokens[m] * linear.rank + j]), b);
     }
     for (int m = 0; m < M; ++m) store(out + tokens[m] * ROWS, load(out + tokens[m] * ROWS) + sum[m]);
 }
 
-// Outputs n … n+15 of all rows, out[m·16 + r]; numbers beyond the last output are not defined.
-template <class D>
-void outputs(const Linear& linear, int64_t n, const typename D::T* x, int64_t M, const float* thin,
-             const LoraTokens& lora, float* out) {
-    const int rows = int(std::min<int64_t>(ROWS, linear.n - n));
-    strip<D>((const typename D::T*)linear.weight + n * linear.k, x, linear.k, M, rows, out);
+// Bias and low-rank term of outputs n … n+15, of which there are `rows`.
+inline void add_to_outputs(const Linear& linear, int64_t n, int64_t rows, int64_t M, const float* thin,
+                           const LoraTokens& lora, float* out) {
     if (linear.bias) {
         const F16 bias = widen_part(linear.bias + n, rows);
         for (int64_t m = 0; m < M; ++m) store(out + m * ROWS, load(out + m * ROWS) + bias);
@@ -124,9 +110,18 @@ void outputs(const Linear& linear, int64_t n, const typename D::T* x, int64_t M,
     for (; i < lora.count; ++i) add_lora<1>(linear, n, rows, thin, lora.tokens + i, out);
 }
 
-// done(n, rows, out) for every 16 outputs of a linear layer, by the threads of the team; no barrier at the end.
+// Outputs n … n+ROWS−1 of all rows, out[m·ROWS + r]; numbers beyond the last output are not defined.
+template <class D>
+void outputs(const Linear& linear, int64_t n, const typename D::X* x, int64_t M, const float* thin,
+             const LoraTokens& lora, float* out) {
+    const int rows = int(std::min<int64_t>(ROWS, linear.n - n));
+    strip<D>((const typename D::T*)linear.weight + n * linear.k, x, linear.k, M, rows, out);
+    for (int64_t r = 0; r < rows; r += LANES) add_to_outputs(linear, n + r, rows - r, M, thin, lora, out + r);
+}
+
+// done(n, rows, out) for every ROWS outputs of a linear layer, by the threads of the team; no barrier at the end.
 template <class D, class Done>
-void multiply(const Linear& linear, const typename D::T* x, int64_t M, const float* thin, const LoraTokens& lora,
+void multiply(const Linear& linear, const typename D::X* x, int64_t M, const float* thin, const LoraTokens& lora,
               Done done) {
 #pragma omp for schedule(static) nowait
     for (int64_t n = 0; n < linear.n; n += ROWS) {
@@ -160,6 +155,7 @@ void rotate(const float* x, const void* norm, const Layer& layer, int64_t rotary
 template <class D>
 struct Chunk {
     using T = typename D::T;
+    using X = typename D::X;
     const Layer& layer;
     const Context& context;
     const Cache& cache;
@@ -168,6 +164,7 @@ struct Chunk {
     T* y;
     T *normed, *queries, *attended, *middle, *inner;
     float *projected, *thin;
+    X* input;
     LoraTokens lora{context, row, tokens, M};
 
     int64_t at(int64_t m) const { return (row + m / tokens) * context.tokens + token + m % tokens; }
@@ -180,9 +177,17 @@ struct Chunk {
                       layer.weight_offset_one);
     }
 
+    // What the products read; see `as_input`.
+    const X* as_inputs(const T* from, int64_t size) const {
+        if constexpr (std::is_same_v<X, T>) return from;
+#pragma omp for schedule(static)
+        for (int64_t m = 0; m < M; ++m) as_input<D>(from + m * size, size, input + m * size);
+        return input;
+    }
+
     // x·Aᵀ of the linear layers that follow, one behind the other.
     template <class... Linears>
-    void prepare_lora(const T* from, const Linears&... linears) const {
+    void prepare_lora(const X* from, const Linears&... linears) const {
         if (!lora.count) return;
         float* to = thin;
         ((multiply_lora_a<D>(linears, from, M, to), to += M * linears.rank), ...);
@@ -190,12 +195,13 @@ struct Chunk {
     }
 
     void project() const {
-        prepare_lora(normed, layer.query, layer.key, layer.value);
+        const X* from = as_inputs(normed, layer.query.k);
+        prepare_lora(from, layer.query, layer.key, layer.value);
         const int64_t wide = layer.query.n + layer.key.n + layer.value.n;
         int64_t offset = 0;
         const float* thin_of = thin;
         for (const Linear* linear : {&layer.query, &layer.key, &layer.value}) {
-            multiply<D>(*linear, normed, M, thin_of, lora, [&](int64_t n, int64_t count, const float* out) {
+            multiply<D>(*linear, from, M, thin_of, lora, [&](int64_t n, int64_t count, const float* out) {
                 for (int64_t m = 0; m < M; ++m)
                     std::memcpy(projected + m * wide + offset + n, out + m * ROWS, count * sizeof(float));
             });
@@ -246,31 +252,34 @@ struct Chunk {
 
     // to = residual + linear layer of `from`.
     void multiply_and_add(const Linear& linear, const T* from, const T* residual, T* to) const {
-        prepare_lora(from, linear);
-        multiply<D>(linear, from, M, thin, lora, [&](int64_t n, int64_t count, const float* out) {
+        const X* read = as_inputs(from, linear.k);
+        prepare_lora(read, linear);
+        multiply<D>(linear, read, M, thin, lora, [&](int64_t n, int64_t count, const float* out) {
             for (int64_t m = 0; m < M; ++m)
-            {
-                const int64_t at = m * linear.n + n;
-                round_some(to + at, widen_part(residual + at, count) + load(out + m * ROWS), count);
-            }
+                for (int64_t r = 0; r < count; r += LANES) {
+                    const int64_t at = m * linear.n + n + r;
+                    round_some(to + at, widen_part(residual + at, count - r) + load(out + m * ROWS + r), count - r);
+                }
         });
 #pragma omp barrier
     }
 
     void gate_and_multiply() const {
-        prepare_lora(normed, layer.gate, layer.up);
+        const X* from = as_inputs(normed, layer.gate.k);
+        prepare_lora(from, layer.gate, layer.up);
         const float* thin_up = thin + M * layer.gate.rank;
 #pragma omp for schedule(static)
         for (int64_t n = 0; n < layer.gate.n; n += ROWS) {
             float gate[CHUNK * ROWS], up[CHUNK * ROWS];
-            outputs<D>(layer.gate, n, normed, M, thin, lora, gate);
-            outputs<D>(layer.up, n, normed, M, thin_up, lora, up);
+            outputs<D>(layer.gate, n, from, M, thin, lora, gate);
+            outputs<D>(layer.up, n, from, M, thin_up, lora, up);
             const int64_t count = std::min<int64_t>(ROWS, layer.gate.n - n);
-            for (int64_t m = 0; m < M; ++m) {
-                const F16 g = load(gate + m * ROWS);
-                const F16 activated = layer.activation ? gelu_tanh(g) : silu(g);
-                round_some(inner + m * layer.gate.n + n, activated * load(up + m * ROWS), count);
-            }
+            for (int64_t m = 0; m < M; ++m)
+                for (int64_t r = 0; r < count; r += LANES) {
+                    const F16 g = load(gate + m * ROWS + r);
+                    const F16 activated = layer.activation ? gelu_tanh(g) : silu(g);
+                    round_some(inner + m * layer.gate.n + n + r, activated * load(up + m * ROWS + r), count - r);
+                }
         }
     }
 
@@ -299,6 +308,9 @@ void run(const Layer& layer, const Context& context, const Cache& cache, const t
          *attended = scratch(s.attended, most * heads), *middle = scratch(s.middle, most * size),
          *inner = scratch(s.inner, most * layer.gate.n);
     float *projected = scratch(s.projected, most * wide), *thin = scratch(s.thin, most * rank);
+    typename D::X* input = nullptr;
+    if constexpr (!std::is_same_v<typename D::X, typename D::T>)
+        input = scratch(s.input, most * std::max(size, std::max(heads, layer.gate.n)));
     const int64_t work = context.rows * context.tokens * size * (wide + heads + 3 * layer.gate.n);
 #pragma omp parallel num_threads(context.threads) if (context.threads > 1 && work >= SMALL)
     for (int64_t row = 0; row < context.rows; row += rows)
@@ -306,7 +318,7 @@ void run(const Layer& layer, const Context& context, const Cache& cache, const t
             const int64_t r = std::min(rows, context.rows - row), t = std::min(tokens, context.tokens - token);
             const int64_t skip = (row * context.tokens + token) * size;
             Chunk<D>{layer, context, cache, row, r, token, t, r * t, x + skip, y + skip, normed, queries, attended,
-                     middle, inner, projected, thin}();
+                     middle, inner, projected, thin, input}();
         }
 }
 
@@ -324,3 +336,6 @@ using namespace eddecode;
 
 EDDECODE_DECODER_LAYERS(eddecode_decoder_layers_f32, Float32)
 EDDECODE_DECODER_LAYERS(eddecode_decoder_layers_bf16, BFloat16)
+#if defined(EDDECODE_HALF)
+EDDECODE_DECODER_LAYERS(eddecode_decoder_layers_f16, Float16)
+#endif

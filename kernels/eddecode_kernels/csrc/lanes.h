@@ -1,23 +1,16 @@
-// Sixteen floats at a time, by the vector extension that gcc and clang share: one source for SSE, AVX2, AVX-512 and
-// NEON. Nothing here depends on how wide the machine's registers are: the order of every sum is fixed by the code and
-// contraction into fused multiply-adds is off, so that a row has the same sums on every machine and in every batch.
+// Operations on sixteen floats at a time: one source for SSE, AVX2, AVX-512 and NEON. Nothing here depends on how wide
+// the machine's registers are: the order of every sum is fixed by the code and contraction into fused multiply-adds is
+// off, so that a row has the same sums on every machine and in every batch.
 #pragma once
 
 #include <cmath>
-#include <cstdint>
-#include <cstring>
 #include <limits>
+
+#include "vector16.h"
 
 namespace eddecode {
 
-constexpr int64_t LANES = 16;
 constexpr float INF = std::numeric_limits<float>::infinity();
-
-typedef float F16 __attribute__((vector_size(64)));
-typedef int32_t I16 __attribute__((vector_size(64)));
-typedef uint8_t B16 __attribute__((vector_size(16)));
-typedef float F8 __attribute__((vector_size(32)));
-typedef double D8 __attribute__((vector_size(64)));
 
 inline F16 load(const float* at) {
     F16 x;
@@ -29,26 +22,22 @@ inline void store(float* at, F16 x) { std::memcpy(at, &x, sizeof x); }
 
 inline F16 all(float x) { return F16{} + x; }
 
-// 16 flags of one byte each as a lane mask.
-inline I16 load_flags(const uint8_t* at) {
-    B16 bytes;
-    std::memcpy(&bytes, at, sizeof bytes);
-    return __builtin_convertvector(bytes, I16) != 0;
-}
-
-inline float largest(F16 x) {
+inline float largest(F16 vector) {
+    const auto x = lanes_of(vector);
     float top = x[0];
     for (int i = 1; i < LANES; ++i) top = x[i] > top ? x[i] : top;
     return top;
 }
 
-inline float smallest(F16 x) {
+inline float smallest(F16 vector) {
+    const auto x = lanes_of(vector);
     float low = x[0];
     for (int i = 1; i < LANES; ++i) low = x[i] < low ? x[i] : low;
     return low;
 }
 
-inline float sum_of(F16 x) {  // halves onto halves
+inline float sum_of(F16 vector) {  // halves onto halves
+    auto x = lanes_of(vector);
     for (int half = 8; half > 0; half /= 2)
         for (int i = 0; i < half; ++i) x[i] += x[i + half];
     return x[0];
@@ -72,7 +61,7 @@ inline F16 exp_nonpositive(F16 x) {
     bits = (bits << 23) + 0x3f800000;  // 2^n: the shifter's own bits leave at the top
     F16 power;
     std::memcpy(&power, &bits, sizeof power);
-    return x < -87.0f ? F16{} : mantissa * power;
+    return pick(x < -87.0f, F16{}, mantissa * power);
 }
 
 // A sum of floats in double precision, lane by lane.
@@ -82,14 +71,11 @@ struct Sum {
     void add(F16 x) {
         F8 half[2];
         std::memcpy(half, &x, sizeof x);
-        low += __builtin_convertvector(half[0], D8);
-        high += __builtin_convertvector(half[1], D8);
+        low += as_doubles(half[0]);
+        high += as_doubles(half[1]);
     }
 
-    double total() const {
-        D8 both = low + high;
-        return ((both[0] + both[4]) + (both[2] + both[6])) + ((both[1] + both[5]) + (both[3] + both[7]));
-    }
+    double total() const { return sum_of(low + high); }
 };
 
 }  // namespace eddecode

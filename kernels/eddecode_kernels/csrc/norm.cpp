@@ -11,3 +11,6 @@
 
 EDDECODE_RMS_NORM(eddecode_rms_norm_f32, float)
 EDDECODE_RMS_NORM(eddecode_rms_norm_bf16, uint16_t)
+#if defined(EDDECODE_HALF)
+EDDECODE_RMS_NORM(eddecode_rms_norm_f16, eddecode::Half)
+#endif

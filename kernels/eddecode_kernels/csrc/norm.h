@@ -17,7 +17,8 @@ void normalize(const X* x, const T* weight, Y* y, int64_t size, double epsilon, 
         sums += v * v;
     }
     float total = 0;
-    for (int lane = 0; lane < LANES; ++lane) total += sums[lane];
+    const auto each = lanes_of(sums);
+    for (int lane = 0; lane < LANES; ++lane) total += each[lane];
     const float scale = 1.0f / std::sqrt(total / float(size) + float(epsilon));
     for (int64_t i = 0; i < size; i += LANES) {
         F16 v = widen_part(x + i, size - i) * scale;

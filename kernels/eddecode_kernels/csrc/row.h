@@ -68,7 +68,7 @@ inline float largest_of(const float* x, int64_t count) {
     F16 top = all(-INF);
     for (int64_t j = 0; j < count; j += LANES) {
         F16 v = load(x + j);
-        top = v > top ? v : top;
+        top = pick(v > top, v, top);
     }
     return largest(top);
 }
@@ -118,15 +118,15 @@ struct Row {
             const float* z = whole_lanes(logits(i) + begin, count, room);
             for (int64_t j = 0; j < count; j += LANES) {
                 F16 v = load(z + j);
-                store(out + j, v == -INF ? v : load(out + j) + v * w);
+                store(out + j, pick(v == -INF, v, load(out + j) + v * w));
             }
         }
         const float* base = whole_lanes(logits(0) + begin, count, room);
         if (mask_only || plausible > -INF)
             for (int64_t j = 0; j < count; j += LANES) {
                 F16 v = load(base + j), c = load(out + j);
-                if (mask_only) c = c == -INF ? c : v;
-                store(out + j, v < plausible ? all(-INF) : c);
+                if (mask_only) c = pick(c == -INF, c, v);
+                store(out + j, pick(v < plausible, all(-INF), c));
             }
         if (call.vocabulary) mask_outside(begin, count, out);
         if (call.forbidden_starts)
@@ -142,7 +142,7 @@ struct Row {
         const uint8_t* allowed = call.vocabulary + begin;
         if (count % LANES) allowed = static_cast<uint8_t*>(std::memcpy(room, allowed, count));
         for (int64_t j = 0; j < count; j += LANES)
-            store(out + j, load_flags(allowed + j) ? load(out + j) : all(-INF));
+            store(out + j, pick(load_flags(allowed + j), load(out + j), all(-INF)));
     }
 };
 

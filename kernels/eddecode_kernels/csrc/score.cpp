@@ -57,13 +57,13 @@ inline F16 clamped(F16 x) {  // NaN stays NaN
 #if defined(__AVX512F__)
     return (F16)_mm512_min_ps((__m512)all(CEILING), (__m512)x);
 #else
-    return x > CEILING ? all(CEILING) : x;
+    return pick(x > CEILING, all(CEILING), x);
 #endif
 }
 
 // exp(x) for any x, at most exp(CEILING); see exp_nonpositive. Fused where the machine can: one rounding fewer each.
 inline F16 exp_clamped(F16 x) {
-    const auto fused = [](F16 a, F16 b, F16 c) { return Float32::multiply_add(c, a, b); };  // a·b + c
+    const auto fused = [](F16 a, F16 b, F16 c) { return eddecode::fused(c, a, b); };  // a·b + c
     x = clamped(x);
     F16 shifted = fused(x, all(1.44269504f), all(12582912.0f));
     F16 n = shifted - 12582912.0f;
@@ -79,7 +79,7 @@ inline F16 exp_clamped(F16 x) {
     bits = (bits << 23) + 0x3f800000;
     F16 power;
     std::memcpy(&power, &bits, sizeof power);
-    return x < -87.0f ? F16{} : mantissa * power;
+    return pick(x < -87.0f, F16{}, mantissa * power);
 }
 
 struct Range {
@@ -92,12 +92,13 @@ Range range_of(const float* x, int64_t count) {
     I16 nan{};
     for (int64_t j = 0; j < count; j += LANES) {
         F16 v = load(x + j);
-        top = v > top ? v : top;
-        low = v < low ? v : low;
+        top = pick(v > top, v, top);
+        low = pick(v < low, v, low);
         nan |= v != v;
     }
     int32_t any = 0;
-    for (int lane = 0; lane < LANES; ++lane) any |= nan[lane];
+    const auto each = lanes_of(nan);
+    for (int lane = 0; lane < LANES; ++lane) any |= each[lane];
     return {largest(top), smallest(low), any != 0};
 }
 
@@ -118,12 +119,13 @@ void add(Running& to, const float* x, const float* y, int64_t count, const Range
         F16 v = load(x + j), w = load(y + j), e = exp_nonpositive(v - to.top), difference = v - w;
         if (!plain) {
             alone |= (v > -INF) & (w == -INF);
-            difference = (v > -INF) & (w > -INF) ? difference : F16{};
+            difference = pick((v > -INF) & (w > -INF), difference, F16{});
         }
         sum.add(e);
         moment.add(e * difference);
     }
-    for (int lane = 0; lane < LANES; ++lane) infinite |= alone[lane] != 0;
+    const auto each = lanes_of(alone);
+    for (int lane = 0; lane < LANES; ++lane) infinite |= each[lane] != 0;
     to.sum += sum.total();
     to.moment += moment.total();
 }
@@ -187,8 +189,8 @@ struct Scorer {
     void carefully(Running& to, const float* base, const float* aligned, float v, float w, int64_t count) {
         for (int64_t j = 0; j < count; j += LANES) {
             F16 x = load(base + j), y = load(aligned + j), c{};
-            if (v != 0.0f) c = x == -INF ? x : c + x * v;
-            if (w != 0.0f) c = y == -INF ? y : c == -INF ? c : c + y * w;
+            if (v != 0.0f) c = pick(x == -INF, x, c + x * v);
+            if (w != 0.0f) c = pick(y == -INF, y, pick(c == -INF, c, c + y * w));
             store(mixed + j, c);
         }
         add(to, mixed, count, range_of(mixed, count));

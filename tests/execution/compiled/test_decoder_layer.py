@@ -131,7 +131,7 @@ def test_a_layer_with_a_hook_or_a_quantized_part_is_not_replaced() -> None:
     assert compile_decoder_layer(layer, "", CpuBackend()) is None
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("name", ["llama", "llama, wide heads", "qwen3"])
 def test_the_same_bits_alone_in_a_batch_and_several_tokens_at_once(name: str, dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(3)

@@ -20,41 +20,10 @@ needs_compiler = pytest.mark.skipif(
     compiled_linear(torch.zeros(1, 1), None, torch.float32) is None,
     reason="no C++ compiler: the library's product is used",
 )
-DTYPES = [(torch.float32, torch.float32), (torch.bfloat16, torch.float32), (torch.bfloat16, torch.bfloat16)]
-# One rounding of a sum of K products of size about 1 each: float32 sums, and one more rounding for a bf16 result.
-LIMIT = {torch.float32: 1e-5, torch.bfloat16: 2**-8}
 
 
 def random(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-@needs_compiler
-@pytest.mark.parametrize(("dtype", "out"), DTYPES)
-@pytest.mark.parametrize(("n", "k"), [(64, 96), (50, 33), (7, 5), (1, 1), (33, 31), (3, 700)])
-def test_against_float64(dtype: torch.dtype, out: torch.dtype, n: int, k: int) -> None:
-    weight, bias, x = random(n, k).to(dtype), random(n, seed=1).to(dtype), random(9, k, seed=2).to(dtype)
-    for b in (bias, None):
-        linear = compiled_linear(weight, b, out)
-        assert linear is not None
-        y = linear(x)
-        expected = x.double() @ weight.double().T + (0 if b is None else b.double())
-        assert y.dtype == out
-        scale = (x.double().abs() @ weight.double().abs().T).max()
-        assert ((y.double() - expected).abs().max() / scale) < LIMIT[out]
-
-
-@needs_compiler
-@pytest.mark.parametrize(("dtype", "out"), DTYPES)
-def test_a_row_has_the_same_bits_in_any_batch(dtype: torch.dtype, out: torch.dtype) -> None:
-    x = random(300, 77).to(dtype)
-    linear = compiled_linear(random(70, 77, seed=1).to(dtype), random(70, seed=2).to(dtype), out)
-    assert linear is not None
-    whole = linear(x)
-    for rows in (1, 2, 3, 4, 5, 6, 7, 8, 16, 257):
-        assert torch.equal(linear(x[:rows]), whole[:rows])
-    assert torch.equal(linear(x[:12].reshape(3, 4, 77)), whole[:12].reshape(3, 4, 70))
-    assert torch.equal(linear(x[100:105]), whole[100:105])
 
 
 @needs_compiler
@@ -133,17 +102,19 @@ def test_without_a_compiler_the_tokens_are_the_same(arch: str, monkeypatch: pyte
 @needs_compiler
 def test_unsupported_dtypes_and_layouts_are_left_to_torch() -> None:
     for weight, dtype in itertools.product(
-        (torch.zeros(4, 4, dtype=torch.float16), torch.zeros(4, 8)[:, ::2]), (torch.float32, torch.float16)
+        (torch.zeros(4, 4, dtype=torch.float64), torch.zeros(4, 8)[:, ::2]), (torch.float32, torch.float64)
     ):
         assert compiled_linear(weight, None, dtype) is None
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("weight_offset_one", [False, True])
 @needs_compiler
 def test_rms_norm_against_its_formula(dtype: torch.dtype, weight_offset_one: bool) -> None:
     weight, x = random(37).to(dtype), random(5, 3, 37, seed=1).to(dtype)
     norm = compiled_rms_norm(weight, 1e-5, weight_offset_one=weight_offset_one)
+    if norm is None and dtype == torch.float16:
+        pytest.skip("this processor does not convert float16")
     assert norm is not None
     normal = x.double() / (x.double().pow(2).mean(-1, keepdim=True) + 1e-5).sqrt()
     expected = normal * (weight.double() + weight_offset_one)
