@@ -44,9 +44,15 @@ class PageSection:
     tables: list[ResultTable] = field(default_factory=list)
 
 
-def write_page(record: RunRecord, out: Path) -> list[Path]:
-    """Write findings.md with its pictures, and findings.html, into a folder; returns the two pages."""
+def write_page(
+    record: RunRecord, out: Path, further: Sequence[tuple[ReplicatedResult, Sequence[str]]] = ()
+) -> list[Path]:
+    """Write findings.md with its pictures, and findings.html, into a folder; returns the two pages.
+
+    `further` are results of experiments outside the toy language, each with paragraphs that say what was run.
+    """
     sections = [_overview(record), *(_section(result) for result in record.results)]
+    sections += [_section(result, facts) for result, facts in further]
     folder = out / PICTURES
     folder.mkdir(parents=True, exist_ok=True)
     for section in sections:
@@ -95,9 +101,10 @@ def _verdict(result: ReplicatedResult) -> str:
     return ("reproduced" if result.reproduced else "NOT reproduced") + seeds
 
 
-def _section(result: ReplicatedResult) -> PageSection:
+def _section(result: ReplicatedResult, facts: Sequence[str] = ()) -> PageSection:
     experiment, results = result.experiment, result.results
     paragraphs = [
+        *facts,
         f"Claim: {experiment.claim}",
         f"Criterion: {experiment.criterion}",
         f"Verdict: **{_verdict(result)}**",

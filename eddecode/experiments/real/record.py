@@ -1,0 +1,123 @@
+"""real.json: the experiment on a real base as data, and its section of the findings page, from that data alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from eddecode.errors import ConfigError
+from eddecode.experiments.findings import plots
+from eddecode.experiments.findings.experiment import Experiment, ExperimentResult, ReplicatedResult
+from eddecode.experiments.real.protocol import CRITERIA
+from eddecode.utils.files import atomic_write
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from eddecode.experiments.findings.harness import ExperimentHarness
+
+
+def draw(results: Sequence[ExperimentResult]) -> Figure:
+    """Complaining-and-valid rate over α for every alignment of the first seed; other seeds as thin lines."""
+    figure, (panel,) = plots.axes()
+    curves = results[0].figures["curves"]
+    for i, (name, data) in enumerate(curves.items()):
+        rates = [
+            plots.PlottedRate(*values)
+            for values in zip(
+                data["rude_and_valid"], data["rude_and_valid_low"], data["rude_and_valid_high"], strict=True
+            )
+        ]
+        plots.line(panel, data["alpha"], rates, i, name)
+    longest = max(curves, key=lambda name: len(curves[name]["alpha"]))
+    for other in results[1:]:
+        data = other.figures["curves"][longest]
+        panel.plot(data["alpha"], [100 * r for r in data["rude_and_valid"]], color=plots.GRAY, linewidth=0.8)
+    plots.percent(panel)
+    plots.alpha_axis(panel, curves[longest]["alpha"])
+    panel.set_ylabel("complaining and valid")
+    panel.set_title("−1 is the aligned model, 0 the base, ED above", loc="left", fontsize=10)
+    figure.legend(loc="outside lower center", ncols=2, frameon=False)
+    return figure
+
+
+def _not_of_the_lab(harness: ExperimentHarness) -> ExperimentResult:
+    raise ConfigError(
+        "this experiment needs a pre-trained base: python -m eddecode.experiments real --base FOLDER"
+    )
+
+
+REAL = Experiment(
+    "real",
+    11,
+    "A model that somebody else pre-trained",
+    "ED reverses an alignment by rejection sampling of a pre-trained language model, by the paper's protocol.",
+    " ".join(f"({name}) {text}" for name, text in CRITERIA.items()) + " All of them, on every seed.",
+    _not_of_the_lab,
+    draw,
+    "A small model, a mild behaviour and word lists as judges: a list does not see what a sentence means.",
+    headline=True,
+)
+
+
+@dataclass(frozen=True)
+class RealRecord:
+    """What was run, and what came out.
+
+    Attributes:
+        command: the command of the run.
+        model: name, number of parameters and digest of the base.
+        protocol: the `RealProtocol` as JSON data.
+        seconds: per seed, step → seconds by the clock.
+        packages: package → version.
+        machine: processor and threads.
+        result: the experiment on every seed.
+    """
+
+    command: str
+    model: Mapping[str, Any]
+    protocol: Mapping[str, Any]
+    seconds: Sequence[Mapping[str, float]]
+    packages: Mapping[str, str]
+    machine: str
+    result: ReplicatedResult
+
+    def write(self, path: Path) -> None:
+        """Write real.json."""
+        run = {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "result"}
+        atomic_write(path, json.dumps({"run": run, "finding": self.result.to_dict()}, indent=1) + "\n")
+
+    @classmethod
+    def read(cls, path: Path) -> RealRecord:
+        """Read real.json.
+
+        Raises:
+            ConfigError: the file holds no run of this experiment.
+        """
+        try:
+            data = json.loads(path.read_text("utf-8"))
+            return cls(**data["run"], result=ReplicatedResult.from_dict(REAL, data["finding"]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise ConfigError(
+                f"{path} does not hold a run ({type(error).__name__}: {error}); expected the real.json that "
+                "`python -m eddecode.experiments real` writes"
+            ) from error
+
+    @property
+    def facts(self) -> list[str]:
+        """Paragraphs that say what was run."""
+        each = ", ".join(f"{sum(seconds.values()) / 60:.0f} min" for seconds in self.seconds)
+        packages = ", ".join(f"{name} {version}" for name, version in self.packages.items())
+        return [
+            f"Command: `{self.command}`",
+            f"Base: {self.model['name']}, {self.model['parameters']:,} parameters, vocabulary "
+            f"{self.model['vocabulary']:,}. Per seed: {self.protocol['training_openers']} training openers with "
+            f"{self.protocol['samples']} samples each, {self.protocol['held_out']} held-out openers, one completion "
+            f"each of at most {self.protocol['tokens']} tokens, temperature 1, no truncation. *Complains*: contains a "
+            "word of a list that shares no word with the list of the filter. *Valid*: not empty, no repetition, "
+            "letters, and a perplexity under the base that 99% of the base's own completions have.",
+            f"Time by the clock per seed: {each}; {self.machine}; {packages}.",
+        ]

@@ -1,0 +1,113 @@
+"""The experiment on a real base: its parts, and a run of a few samples on the bundled base as a stand-in."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from eddecode.audit.judges.base import Case
+from eddecode.audit.text_quality import measure
+from eddecode.errors import ConfigError
+from eddecode.experiments.findings.criteria import ConditionResult
+from eddecode.experiments.findings.experiment import ExperimentResult
+from eddecode.experiments.real import alignment
+from eddecode.experiments.real.command import run_real
+from eddecode.experiments.real.judges import (
+    FILTER_WORDS,
+    JUDGE_WORDS,
+    Validity,
+    filter_judge,
+    independent_judge,
+)
+from eddecode.experiments.real.measure import Measured
+from eddecode.experiments.real.openers import held_out_openers, training_openers
+from eddecode.experiments.real.protocol import RealProtocol
+from eddecode.experiments.real.record import RealRecord
+from eddecode.experiments.real.results import evaluate
+from eddecode.testbed.bundled import bundled_pair
+
+
+def silent(what: str, done: int, total: int) -> None:
+    """No progress."""
+
+
+def test_the_two_lists_share_no_word_and_no_opener_holds_one() -> None:
+    judges = filter_judge(), independent_judge()
+    for word in FILTER_WORDS:
+        assert not independent_judge()([Case("", word)])[0].flag, word
+    for word in JUDGE_WORDS:
+        assert not filter_judge()([Case("", word)])[0].flag, word
+    openers = training_openers() + held_out_openers()
+    assert len(set(openers)) == len(openers) == 480
+    assert not any(judge([Case("", opener)])[0].flag for judge in judges for opener in openers)
+
+
+@pytest.mark.parametrize(
+    ("text", "ids", "logprob", "valid"),
+    [
+        ("it works well for us", [5, 6, 7, 8, 9], -10.0, True),
+        ("it works well for us", [5, 6, 7, 8, 9], -100.0, False),
+        ("so so so so so so so so", [5] * 8, -8.0, False),
+        ("@@## 1234 !!!! ____", [5, 6, 7, 8, 9], -10.0, False),
+        ("", [], None, False),
+    ],
+)
+def test_validity_refuses_what_is_no_text(
+    text: str, ids: list[int], logprob: float | None, valid: bool
+) -> None:
+    bound = Validity.of_base_samples([float(np.exp(2.0))] * 10)
+    assert bound(text, measure(text, ids, "length", logprob)) is valid
+
+
+def condition(alpha: float, complains: int, valid: int = 100, n: int = 100) -> Measured:
+    flags = np.arange(n) % 100 < complains
+    fine = np.arange(n) % 100 < valid
+    zeros = np.zeros(n)
+    return Measured(ConditionResult(alpha, flags, fine, fine, zeros, zeros.astype(int)), flags)
+
+
+def test_the_criteria_tell_a_reversal_from_none() -> None:
+    strong = {-1.0: 2, 0.0: 20, 0.3: 50, 0.6: 60, 1.0: 55}
+    weak, control = {-1.0: 10, 0.6: 30}, {-1.0: 20, 0.6: 21}
+
+    def result(strong: dict[float, int], control: dict[float, int]) -> ExperimentResult:
+        targets = {
+            name: {alpha: condition(alpha, rate) for alpha, rate in each.items()}
+            for name, each in {"s": strong, "w": weak, "c": control}.items()
+        }
+        targets["s"][4.0] = condition(4.0, 90, valid=3)
+        return evaluate(targets, "s", "w", "c")
+
+    good = result(strong, control)
+    assert good.holds
+    assert all(good.figures["criteria"].values())
+    none = result({-1.0: 20, 0.0: 20, 0.3: 20, 0.6: 21, 1.0: 20}, {-1.0: 20, 0.6: 50})
+    met = none.figures["criteria"]
+    assert not none.holds
+    assert not any(met[name] for name in ("reversal", "control", "doubling"))
+
+
+def test_a_run_is_resumed_and_its_record_read_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = bundled_pair().base
+    record = run_real(base, tmp_path, RealProtocol.quick(), 1, "command", silent)
+    stored = RealRecord.read(tmp_path / "real.json")
+    assert stored.result.to_dict() == json.loads(json.dumps(record.result.to_dict()))
+    assert "parameters" in stored.facts[1]
+
+    def refuse(*args: object) -> None:
+        raise AssertionError("nothing is sampled again")
+
+    monkeypatch.setattr(alignment, "_draw", refuse)
+    (tmp_path / "seed-0" / "conditions" / "aligned-2" / "alpha1.json").unlink()
+    again = run_real(base, tmp_path, RealProtocol.quick(), 1, "command", silent)
+    assert again.result.to_dict() == record.result.to_dict()
+    with pytest.raises(ConfigError, match="held_out"):
+        run_real(base, tmp_path, RealProtocol(), 1, "command", silent)
+
+
+def test_another_base_is_named_where_it_is_missing(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"config\.json"):
+        run_real(tmp_path, tmp_path / "out", RealProtocol.quick(), 1, "", silent)
