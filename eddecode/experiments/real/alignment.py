@@ -145,7 +145,7 @@ def fine_tune_adapter(
                 group["lr"] = protocol.learning_rate * (1 - 0.9 * share)
             loss = _loss(tuned, *collate(batch, tokenizer.pad_token_id or 0))
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(parameters, 1.0)
             optimizer.step()
             report(f"{folder.name}, epoch {epoch} of {epochs}, loss {loss.item():.2f}", step + 1, steps)
