@@ -21,6 +21,7 @@ Key = str | tuple[str, str]  # a condition's name; of a plain one also (kind, al
 PAIR, FINETUNED, ENSEMBLE = "", "finetuned", "ensemble"  # the models with which a condition is decoded
 
 _TEMPERATURE = "~t"  # in a name, before the temperature; no label and no mitigation has a ~
+_AT_ALPHA = re.compile(r"(ed|ensemble)@([^+~]+)(.*)", re.DOTALL)
 _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]*")
 
 
@@ -188,6 +189,21 @@ def build_conditions(
     found += [DIRECT] * finetuned
     found += [Condition("ed", alpha, model=ENSEMBLE) for alpha in extra] if ensemble else []
     return found
+
+
+def canonical_name(name: str) -> str:
+    """A condition's name with its α as it is stored: `ed@0.30+topk5` is `ed@0.3+topk5`; any other text stays.
+
+    >>> canonical_name("ed@.30+topk5"), canonical_name("base")
+    ('ed@0.3+topk5', 'base')
+    """
+    found = _AT_ALPHA.fullmatch(name)
+    if found is None:
+        return name
+    try:
+        return f"{found[1]}@{alpha_text(found[2])}{found[3]}"
+    except ConfigError:
+        return name
 
 
 def condition_name(key: Key) -> str:

@@ -118,8 +118,13 @@ class AuditConfig:
         temperature, top_k, top_p, min_p, plausibility, max_new_tokens, stop, seed: see `SamplingParams`, which checks
             their ranges when the audit starts.
         temperatures: further temperatures to measure. Each adds base, aligned and ED conditions at it.
+        suppress_eos, ignore_eos: see `SamplingParams`.
         dtype: of the weights: `auto`, `float32`, `bfloat16`, `float16`.
         device: of the models; None: a GPU if there is one.
+        device_map, quantization: of the models, see `ModelPair.load`.
+        batch_size: most completions that are decoded together; None: as many as `Sampler` takes. No completion depends
+            on it.
+        speculation: what drafts tokens, see `Sampler`. No completion depends on it.
         base_revision, aligned_revision: of hub ids.
         base_template, aligned_template: `chat`, a preset's name, or a file with `{prompt}`; None: a plain instruction
             template for the base model, its chat template for the aligned model.
@@ -164,8 +169,14 @@ class AuditConfig:
     max_new_tokens: Number = 128
     stop: Annotated[Sequence[str], _parsed(_as_tuple, "text or a list of texts")] = ()
     seed: Number = 0
+    suppress_eos: StrictBool = False
+    ignore_eos: StrictBool = False
     dtype: str = "auto"
     device: str | None = None
+    device_map: str | Mapping[str, Any] | None = None
+    quantization: str | None = None
+    batch_size: Annotated[Integer, Field(ge=1)] | None = None
+    speculation: str = "off"
     base_revision: str | None = None
     aligned_revision: str | None = None
     base_template: Location | None = None
@@ -250,4 +261,5 @@ class AuditConfig:
         sampling = self.sampling()
         if condition.temperature:
             sampling["temperature"] = float(condition.temperature)
+        sampling |= {"suppress_eos": self.suppress_eos, "ignore_eos": self.ignore_eos}
         return SamplingParams(alpha=float(condition.alpha), n=n, access=access, logprobs=True, **sampling)

@@ -72,6 +72,10 @@ def read_config_file(path: str | Path) -> dict[str, Any]:
         table = tomllib.loads(read_text(path, "audit file", error=ConfigError))
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"audit file {path} is not TOML: {error}") from error
+    except RecursionError:
+        raise ConfigError(
+            f"audit file {path} is nested too deeply; expected the fields of an audit"
+        ) from None
     values = {
         name: _located(path.parent, name, value) for name, value in _with_plain_names(path, table).items()
     }

@@ -236,9 +236,10 @@ def load_sampler(config: AuditConfig, model: str = PAIR) -> SamplerLike:
         PromptError: a template cannot be used.
     """
     from eddecode.models.pair import ModelPair
-    from eddecode.sampler import Sampler
+    from eddecode.sampler import MAX_SLOTS, Sampler
 
     options: dict[str, Any] = {"dtype": config.dtype, "device": config.device}
+    options |= {"device_map": config.device_map, "quantization": config.quantization}
     group: Any
     if model == ENSEMBLE:
         from eddecode.models.ensemble import Ensemble
@@ -260,6 +261,10 @@ def load_sampler(config: AuditConfig, model: str = PAIR) -> SamplerLike:
             **options,
         )
     sampler: SamplerLike = Sampler(
-        group, base_template=config.base_template, aligned_template=config.aligned_template
+        group,
+        base_template=config.base_template,
+        aligned_template=config.aligned_template,
+        max_slots=config.batch_size or MAX_SLOTS,
+        speculation=config.speculation,
     )
     return sampler

@@ -49,9 +49,27 @@ def collect_environment(
     }
     if config is not None:
         found |= {"device": _device(config.device), "utility_loss": config.utility_loss}
+        found |= {"threads": _threads(), **_asked(config)}
         if loads and found["device"] == "cpu":
             found["products"] = _products(config.dtype)
     return found
+
+
+def _threads() -> int:
+    """How many threads torch computes with: the order of a sum that is split among them depends on it."""
+    import torch
+
+    return torch.get_num_threads()
+
+
+def _asked(config: AuditConfig) -> dict[str, Any]:
+    """How the models are placed and decoded, where the configuration says so; no completion depends on it."""
+    asked = {
+        "device_map": config.device_map,
+        "batch_size": config.batch_size,
+        "speculation": config.speculation,
+    }
+    return {name: value for name, value in asked.items() if value not in (None, "off")}
 
 
 def _products(dtype: str) -> dict[str, str]:
@@ -72,6 +90,11 @@ def _products(dtype: str) -> dict[str, str]:
         for name, kind in kinds.items()
         if wanted in ("auto", kind)
     }
+
+
+def processor_name() -> str:
+    """The name of the processor, or the empty text."""
+    return _processor()
 
 
 def _processor() -> str:

@@ -252,6 +252,10 @@ class Policy(BaseModel):
             found = tomllib.loads(text)
         except ValueError as error:
             raise ConfigError(f"policy file {path} is not TOML: {error}") from error
+        except RecursionError:
+            raise ConfigError(
+                f"policy file {path} is nested too deeply; expected the limits of a gate"
+            ) from None
         return cls.of(
             {**found, **{k: v for k, v in overrides.items() if v is not None}}, f"policy file {path}"
         )

@@ -9,16 +9,30 @@ import typer
 
 from eddecode.cli.common import (
     AlignedTemplate,
+    AsJson,
     BaseTemplate,
+    BatchSize,
     Device,
+    DeviceMap,
+    IgnoreEos,
+    MinP,
+    Quantization,
     Revision,
+    Speculation,
     Stop,
-    errors_as_messages,
+    SuppressEos,
+    TopK,
+    decoding_options,
+    given_only,
+    parse_systems,
     print_files,
+    print_json,
     print_summary,
     progress_on_stderr,
     run_audit,
 )
+from eddecode.cli.messages import errors_as_messages
+from eddecode.cli.program import add_command
 from eddecode.errors import ConfigError
 
 _ALPHAS = "0.1,0.3,0.6,1,2"
@@ -36,7 +50,7 @@ _RunFolder = Annotated[Path, typer.Argument(help="Folder of a run.", show_defaul
 def register(app: typer.Typer) -> None:
     """Add the commands to the program."""
     for command in (audit, judge, export):
-        app.command()(command)
+        add_command(app, command)
 
 
 def audit(
@@ -78,9 +92,13 @@ def audit(
         float | None,
         typer.Option(help="Nucleus sampling on the contrasted distribution. Default: 1 (off)."),
     ] = None,
+    top_k: TopK = None,
+    min_p: MinP = None,
     max_new_tokens: Annotated[
         int | None, typer.Option(help="Maximum length of a completion, in tokens. Default: 128.")
     ] = None,
+    suppress_eos: SuppressEos = False,
+    ignore_eos: IgnoreEos = False,
     stop: Stop = None,
     seed: Annotated[
         int | None, typer.Option(help="Random seed; the same seed gives the same completions. Default: 0.")
@@ -90,6 +108,10 @@ def audit(
         typer.Option(help="Data type of the weights: auto, float32, bfloat16 or float16. Default: auto."),
     ] = None,
     device: Device = None,
+    device_map: DeviceMap = None,
+    quantization: Quantization = None,
+    batch_size: BatchSize = None,
+    speculation: Speculation = None,
     base_template: BaseTemplate = None,
     aligned_template: AlignedTemplate = None,
     base_revision: Revision = None,
@@ -97,8 +119,8 @@ def audit(
     judge: Annotated[
         list[str] | None,
         typer.Option(
-            help="A judge: lexicon:FILE, guard:MODEL … (docs/judges.md); may be repeated, the first must judge harm. "
-            "later: decode now, and choose the judge with eddecode judge.",
+            help="A judge: lexicon:FILE, guard:MODEL … (eddecode docs judges); may be repeated, the first must judge "
+            "harm. later: decode now, and choose the judge with eddecode judge.",
             show_default=False,
         ),
     ] = None,
@@ -166,6 +188,7 @@ def audit(
             show_default=False,
         ),
     ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Measure how far a pair can be reversed: harm rates of base, aligned, and their contrast at each α.
 
@@ -183,9 +206,12 @@ def audit(
         **{"utility_loss": utility_loss, "keep_text": False if no_text else None},
     }
     with errors_as_messages(out):
+        given |= decoding_options(
+            device_map, quantization, batch_size, speculation, top_k, min_p, suppress_eos, ignore_eos
+        )
         if system:
-            given["systems"] = _parse_systems(system)
-        chosen = merge_options(config, {name: value for name, value in given.items() if value is not None})
+            given["systems"] = parse_systems(system)
+        chosen = merge_options(config, given_only(given))
         folder = Path(chosen["out"])
     with errors_as_messages(folder):
         from eddecode.audit.config import AuditConfig
@@ -193,7 +219,8 @@ def audit(
         require_judge(chosen)
         from eddecode.cli.ending import print_result
 
-        print_result(run_audit(AuditConfig(**chosen), grow=grow, fresh=fresh, refined=refine))
+        summary = run_audit(AuditConfig(**chosen), grow=grow, fresh=fresh, refined=refine)
+        print_json(summary.to_dict()) if as_json else print_result(summary)
 
 
 def merge_options(file: Path | None, given: dict[str, Any]) -> dict[str, Any]:
@@ -227,24 +254,11 @@ def require_judge(chosen: dict[str, Any]) -> None:
         )
 
 
-def _parse_systems(given: list[str]) -> dict[str, str]:
-    found: dict[str, str] = {}
-    for entry in given:
-        name, sign, text = entry.partition("=")
-        if not sign or name in found:
-            raise ConfigError(f"--system is {entry!r:.60}; expected NAME=TEXT or NAME=@FILE, each name once")
-        try:
-            found[name] = Path(text[1:]).read_text(encoding="utf-8") if text.startswith("@") else text
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"--system {name}: {text[1:]} cannot be read ({error})") from error
-    return found
-
-
 def judge(
     run: _RunFolder,
     judge: Annotated[
         list[str] | None,
-        typer.Option(help="A judge (docs/judges.md); may be repeated.", show_default=False),
+        typer.Option(help="A judge (eddecode docs judges); may be repeated.", show_default=False),
     ] = None,
     labels: Annotated[
         Path | None,

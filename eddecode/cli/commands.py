@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import os
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,25 +19,42 @@ from rich.text import Text
 
 from eddecode import __version__
 from eddecode.cli import audit as cli_audit
+from eddecode.cli import docs as cli_docs
+from eddecode.cli import doctor as cli_doctor
+from eddecode.cli import init as cli_init
 from eddecode.cli import plan as cli_plan
 from eddecode.cli import policy as cli_policy
+from eddecode.cli import preview as cli_preview
 from eddecode.cli import report as cli_report
+from eddecode.cli import runs as cli_runs
 from eddecode.cli.common import (
     AlignedTemplate,
+    AsJson,
     BaseTemplate,
+    BatchSize,
     Device,
+    DeviceMap,
     Dtype,
+    IgnoreEos,
+    MinP,
+    Quantization,
     Revision,
     Seed,
+    Speculation,
     Stop,
+    SuppressEos,
     Temperature,
     Tokens,
+    TopK,
     TopP,
-    errors_as_messages,
+    decoding_options,
+    given_only,
     hide_download_bars,
+    print_json,
     run_audit,
-    stderr_console,
 )
+from eddecode.cli.messages import errors_as_messages, stderr_console
+from eddecode.cli.program import EXIT_CODES, add_command
 from eddecode.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -44,9 +63,10 @@ if TYPE_CHECKING:
 app = typer.Typer(
     name="eddecode",
     help="Measure, before a release, how far an aligned model can be reversed by anyone who also has its base model.",
+    epilog=EXIT_CODES,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 _DEMO_ALPHAS = "0.1,0.3,0.6,1,2,4"
@@ -62,16 +82,21 @@ def _root(
         raise typer.Exit
 
 
-@app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="Folder of the run.")] = Path("demo-run"),
     fresh: Annotated[bool, typer.Option("--fresh", help="Delete the run in that folder first.")] = False,
+    device: Device = None,
+    batch_size: BatchSize = None,
+    speculation: Speculation = None,
+    as_json: AsJson = False,
 ) -> None:
     """Audit the bundled pair of small models (rude and polite replies of a shop), offline, in a minute or two."""
     with errors_as_messages(out):
         # Models this small gain nothing from a second thread, and become much slower where cores are shared.
         os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is imported
-        config = demo_config(out)
+        config = demo_config(
+            out, **given_only({"device": device, "batch_size": batch_size, "speculation": speculation})
+        )
         err = stderr_console()
         err.print(
             "The bundled pair: a base model that often answers a shop's customers rudely,\n"
@@ -83,12 +108,14 @@ def demo(
             raise ConfigError(f"{error} Or delete it with eddecode demo --fresh.") from None
         from eddecode.cli.ending import print_result
 
+        if as_json:
+            return print_json(summary.to_dict())
         print_result(summary)
         err.print(Text("For your own pair: eddecode init, or eddecode audit --help."))
 
 
-def demo_config(out: Path) -> AuditConfig:
-    """The configuration of the audit that `eddecode demo` runs."""
+def demo_config(out: Path, **options: Any) -> AuditConfig:
+    """The configuration of the audit that `eddecode demo` runs; options: further fields of `AuditConfig`."""
     from eddecode.audit.config import AuditConfig
     from eddecode.audit.data.prompts import read_prompts
     from eddecode.testbed.bundled import bundled_pair
@@ -106,12 +133,15 @@ def demo_config(out: Path) -> AuditConfig:
         max_new_tokens=64,
         judges=("lexicon", "grammar"),
         dtype="float32",
+        **options,
     )
 
 
-@app.command()
 def generate(
-    prompts: Annotated[list[str], typer.Argument(help="One or more prompts.", show_default=False)],
+    prompts: Annotated[
+        list[str],
+        typer.Argument(help="One or more prompts; - is one that standard input holds.", show_default=False),
+    ],
     base: Annotated[str | None, typer.Option(help="Base checkpoint. Default: the bundled one.")] = None,
     aligned: Annotated[str | None, typer.Option(help="Aligned checkpoint. Default: the bundled one.")] = None,
     alpha: Annotated[
@@ -119,15 +149,26 @@ def generate(
     ] = "0.3",
     temperature: Temperature = 1.0,
     top_p: TopP = 1.0,
+    top_k: TopK = None,
+    min_p: MinP = None,
     max_new_tokens: Tokens = 128,
+    suppress_eos: SuppressEos = False,
+    ignore_eos: IgnoreEos = False,
     stop: Stop = None,
     seed: Seed = 0,
     dtype: Dtype = "auto",
     device: Device = None,
+    device_map: DeviceMap = None,
+    quantization: Quantization = None,
+    batch_size: BatchSize = None,
+    speculation: Speculation = None,
     base_template: BaseTemplate = None,
     aligned_template: AlignedTemplate = None,
     base_revision: Revision = None,
     aligned_revision: Revision = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print a JSON object per completion, when it is finished.")
+    ] = False,
 ) -> None:
     """Decode single completions and print them token by token."""
     with errors_as_messages():
@@ -146,7 +187,12 @@ def generate(
             bundled = bundled_pair()
             base, aligned = str(bundled.base), str(bundled.aligned)
             base_template = base_template or str(bundled.base_template)
+        prompts = [sys.stdin.read().rstrip("\r\n") if prompt == "-" else prompt for prompt in prompts]
+        further = decoding_options(
+            device_map, quantization, batch_size, speculation, top_k, min_p, suppress_eos, ignore_eos
+        )
         config = AuditConfig(
+            **given_only(further),
             base=base,
             aligned=aligned,
             prompts=prompts,
@@ -171,6 +217,9 @@ def generate(
         several = len(prompts) * len(conditions) > 1
         for prompt in prompts:
             for condition, chosen in zip(conditions, params, strict=True):
+                if as_json:
+                    _print_completion(prompt, sampler.generate(prompt, chosen)[0])
+                    continue
                 if several:
                     typer.echo(f"── α={condition.alpha} · {escape_control_chars(prompt)}")
                 for piece in sampler.stream(prompt, chosen):
@@ -178,7 +227,21 @@ def generate(
                 typer.echo("\n" if several else "")
 
 
-@app.command()
+def _print_completion(prompt: str, done: Any) -> None:
+    """One completion as a line of JSON."""
+    names = (
+        "alpha",
+        "text",
+        "token_ids",
+        "finish_reason",
+        "base_logprob",
+        "aligned_logprob",
+        "implied_reward",
+    )
+    found = {"prompt": prompt, **{name: getattr(done, name) for name in names}}
+    typer.echo(json.dumps(found, ensure_ascii=True))
+
+
 def pair(
     base: Annotated[str, typer.Argument(help="Base checkpoint: a local folder or a hub id.")],
     aligned: Annotated[str, typer.Argument(help="Aligned checkpoint: a local folder or a hub id.")],
@@ -210,5 +273,10 @@ def main() -> None:
 
 cli_audit.register(app)
 cli_report.register(app)
+_COMMANDS: tuple[Callable[..., None], ...] = (
+    *(demo, generate, pair, cli_plan.plan),
+    *(cli_init.init, cli_preview.preview, cli_runs.runs, cli_doctor.doctor, cli_docs.docs),
+)
+for _command in _COMMANDS:
+    add_command(app, _command)
 cli_policy.register(app)
-app.command()(cli_plan.plan)

@@ -1,14 +1,13 @@
-"""What the commands share: options, errors as messages, and the output of a run.
+"""What the commands share: options, progress, and the output of a run.
 
-Slow imports are inside the functions that need them. An expected error (`EddecodeError`) is one message on standard
-error and exit code 2; Ctrl-C is exit code 130 and a line that tells how to continue.
+Slow imports are inside the functions that need them.
 """
 
 from __future__ import annotations
 
+import json
 import os
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,7 +16,8 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from eddecode.errors import EddecodeError
+from eddecode.cli.messages import print_notice, stderr_console
+from eddecode.errors import ConfigError
 from eddecode.prompts.presets import FAMILIES
 
 if TYPE_CHECKING:
@@ -37,7 +37,102 @@ TopP = Annotated[float, typer.Option(help="Nucleus sampling on the contrasted di
 Tokens = Annotated[int, typer.Option(help="Maximum length of a completion, in tokens.")]
 Seed = Annotated[int, typer.Option(help="Random seed; the same seed gives the same completions.")]
 Stop = Annotated[list[str] | None, typer.Option(help="A string that ends a completion; may be repeated.")]
+DeviceMap = Annotated[
+    str | None,
+    typer.Option(
+        help='Where the layers go, as in transformers: auto, or a JSON object {"base": …, "aligned": …}.'
+    ),
+]
+Quantization = Annotated[
+    str | None, typer.Option(help="Round the weights as they are loaded: 8bit or 4bit (needs bitsandbytes).")
+]
+BatchSize = Annotated[
+    int | None,
+    typer.Option(help="Most completions that are decoded together; none depends on it. Default: 64.", min=1),
+]
+Speculation = Annotated[
+    str | None,
+    typer.Option(
+        help="What drafts tokens: off, base, ngram, auto, or a small model; no completion depends on it."
+    ),
+]
+TopK = Annotated[int | None, typer.Option(help="Keep the k most likely tokens; 0 turns it off. Default: 0.")]
+MinP = Annotated[
+    float | None,
+    typer.Option(help="Keep tokens with this share of the most likely one's probability. Default: 0 (off)."),
+]
+SuppressEos = Annotated[bool, typer.Option("--suppress-eos", help="Never sample the end of a text.")]
+IgnoreEos = Annotated[
+    bool, typer.Option("--ignore-eos", help="Do not stop at the end of a text, but at the length limit.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.", show_default=False)]
+
+
+def parse_device_map(text: str | None) -> Any:
+    """`auto` and the like as they are; a JSON object as a mapping.
+
+    Raises:
+        ConfigError: it begins like a JSON object and is none.
+    """
+    if text is None or not text.lstrip().startswith("{"):
+        return text
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise ConfigError(
+            f"--device-map is {text!r:.60}, which is not JSON ({error}); expected auto, or an object"
+        ) from None
+
+
+def decoding_options(
+    device_map: str | None,
+    quantization: str | None,
+    batch_size: int | None,
+    speculation: str | None,
+    top_k: int | None,
+    min_p: float | None,
+    suppress_eos: bool,
+    ignore_eos: bool,
+) -> dict[str, Any]:
+    """The fields of `AuditConfig` for the options that every command that decodes has; None: not given."""
+    return {
+        **{
+            "device_map": parse_device_map(device_map),
+            "quantization": quantization,
+            "batch_size": batch_size,
+        },
+        **{"speculation": speculation, "top_k": top_k, "min_p": min_p},
+        **{"suppress_eos": suppress_eos or None, "ignore_eos": ignore_eos or None},
+    }
+
+
+def parse_systems(given: Sequence[str]) -> dict[str, str]:
+    """Name → text of system prompts given as NAME=TEXT or NAME=@FILE.
+
+    Raises:
+        ConfigError: another form, a name twice, or a file that cannot be read.
+    """
+    found: dict[str, str] = {}
+    for entry in given:
+        name, sign, text = entry.partition("=")
+        if not sign or name in found:
+            raise ConfigError(f"--system is {entry!r:.60}; expected NAME=TEXT or NAME=@FILE, each name once")
+        try:
+            found[name] = Path(text[1:]).read_text(encoding="utf-8") if text.startswith("@") else text
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"--system {name}: {text[1:]} cannot be read ({error})") from error
+    return found
+
+
+def given_only(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that were given."""
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def print_json(value: Any) -> None:
+    """Data on standard output as JSON."""
+    typer.echo(json.dumps(value, indent=2, ensure_ascii=True))
 
 
 def hide_download_bars(*checkpoints: str | Path) -> None:
@@ -64,14 +159,6 @@ def run_audit(
         if refined:
             return refine(config, fresh=fresh, **options)
         return audit(config, grow=grow, fresh=fresh, **options)
-
-
-def print_notice(text: str) -> None:
-    """A sentence that nobody should miss, on standard error."""
-    from eddecode.utils.terminal import escape_control_chars
-
-    sentence = escape_control_chars(text)
-    stderr_console().print(Text("WARNING: ", style="bold yellow") + Text(f"{sentence}."), soft_wrap=True)
 
 
 @contextmanager
@@ -117,44 +204,3 @@ def print_files(out: Path) -> None:
     console = Console(soft_wrap=True)
     for what, name in (("run", ""), ("summary", "summary.json"), ("picture", "curve.svg"), ("", "curve.png")):
         console.print(Text(f"{what:8} {out / name}"))
-
-
-def stderr_console() -> Console:
-    """The console for everything that is not data."""
-    return Console(stderr=True, highlight=False)
-
-
-@contextmanager
-def errors_as_messages(run: Path | None = None) -> Iterator[None]:
-    """Turn expected errors into a message and an exit code; any other error keeps its traceback.
-
-    Args:
-        run: folder of the run, named when the user interrupts the command.
-    """
-    try:
-        yield
-    except EddecodeError as error:
-        _print_error(str(error))
-        raise typer.Exit(2) from None
-    except KeyboardInterrupt:
-        kept = (
-            f" The completions so far are in {run}; the same command continues from there."
-            if run is not None
-            else ""
-        )
-        stderr_console().print(Text(f"Stopped.{kept}"), soft_wrap=True)
-        raise typer.Exit(130) from None
-    except BrokenPipeError:  # the reader of a pipe has ended, as in `eddecode export RUN | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise typer.Exit(0) from None
-    except OSError as error:  # the disk is full, a folder cannot be written
-        _print_error(str(error))
-        raise typer.Exit(2) from None
-
-
-def _print_error(message: str) -> None:
-    """An error on standard error; a path or a text in it may hold control characters."""
-    from eddecode.utils.terminal import escape_control_chars
-
-    text = Text("error: ", style="bold red") + Text(escape_control_chars(message), style="red")
-    stderr_console().print(text, soft_wrap=True)

@@ -17,6 +17,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from eddecode.cli.messages import errors_as_messages
 from eddecode.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -66,8 +67,6 @@ def plan(
     as_json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
 ) -> None:
     """Compute how many prompts an audit needs, for the width of its intervals and for a verdict; and the cost."""
-    from eddecode.cli.common import errors_as_messages
-
     with errors_as_messages():
         known = {} if run is None else rates_from_run(run)
         known |= {

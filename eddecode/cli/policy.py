@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from eddecode.cli.audit import merge_options
-from eddecode.cli.common import errors_as_messages
+from eddecode.cli.messages import errors_as_messages
+from eddecode.cli.program import add_command
 from eddecode.errors import ConfigError
 from eddecode.utils.files import atomic_write
 
@@ -17,6 +18,7 @@ _program = typer.Typer(help="The policy by which the gate judges a run.", no_arg
 
 def register(app: typer.Typer) -> None:
     """Add the commands to the program."""
+    add_command(_program, init, "policy init")
     app.add_typer(_program, name="policy")
 
 
@@ -25,7 +27,6 @@ def _root() -> None:
     """The policy by which the gate judges a run."""
 
 
-@_program.command()
 def init(
     audit_file: Annotated[Path, typer.Argument(help="Audit file (TOML).", show_default=False)],
     out: Annotated[

@@ -2,12 +2,49 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
 
 from eddecode.audit.decode import Progress
+
+
+class Pace:
+    """How fast a stage goes, counted from the first report of it: what was there before is no work of now."""
+
+    def __init__(self) -> None:
+        self._stage, self._since, self._start, self._done = "", 0.0, 0, 0
+
+    def see(self, progress: Progress) -> None:
+        """Take note of a report."""
+        if progress.stage != self._stage:
+            self._stage, self._since, self._start = progress.stage, time.monotonic(), progress.done
+        self._done = progress.done
+
+    @property
+    def rate(self) -> float:
+        """Completions per second; 0 where nothing is done yet."""
+        seconds = time.monotonic() - self._since
+        return (self._done - self._start) / seconds if seconds > 0 else 0.0
+
+    def rate_text(self) -> str:
+        """`12.3/s`, or nothing."""
+        return f"{self.rate:.3g}/s" if self.rate else ""
+
+    def left_text(self, progress: Progress) -> str:
+        """` (12.3/s, 4 min left)`, or nothing."""
+        left = progress.total - progress.done
+        if not self.rate or not left:
+            return ""
+        return f" ({self.rate_text()}, {_duration(left / self.rate)} left)"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 @contextmanager
@@ -19,9 +56,10 @@ def progress_display(console: Console) -> Iterator[Callable[[Progress], None]]:
     from rich import progress as bars
 
     columns = (bars.TextColumn("{task.description:9}"), bars.BarColumn(None), bars.MofNCompleteColumn())
-    times = (bars.TimeElapsedColumn(), bars.TimeRemainingColumn())
+    times = (bars.TextColumn("{task.fields[rate]}"), bars.TimeElapsedColumn(), bars.TimeRemainingColumn())
     bar = bars.Progress(*columns, *times, console=console, transient=True)
     tasks: dict[str, bars.TaskID] = {}
+    pace = Pace()
 
     def display(progress: Progress) -> None:
         if progress.stage == "load":  # a line and no bar: loading has bars of its own
@@ -30,8 +68,10 @@ def progress_display(console: Console) -> Iterator[Callable[[Progress], None]]:
         if progress.stage not in tasks:
             bar.start()
             word = "decoding" if progress.stage == "decode" else "judging"
-            tasks[progress.stage] = bar.add_task(word, total=progress.total)
-        bar.update(tasks[progress.stage], completed=progress.done)
+            # What is there already is no work of now: the time left would be too short.
+            tasks[progress.stage] = bar.add_task(word, total=progress.total, rate="")
+        pace.see(progress)
+        bar.update(tasks[progress.stage], completed=progress.done, rate=pace.rate_text())
 
     try:
         yield display
@@ -41,17 +81,18 @@ def progress_display(console: Console) -> Iterator[Callable[[Progress], None]]:
 
 def _lines(console: Console) -> Callable[[Progress], None]:
     printed: dict[str, int] = {}  # stage → the last tenth with a line
+    pace = Pace()
 
     def display(progress: Progress) -> None:
         if progress.stage == "load":
             console.print("Loading the models.")
             return
+        pace.see(progress)
         tenth = 10 * progress.done // max(progress.total, 1)
         if tenth > printed.get(progress.stage, -1):
             printed[progress.stage] = tenth
             word = "on disk" if progress.stage == "decode" else "judged"
-            console.print(
-                f"{progress.done} of {progress.total} completions {word}", highlight=False, soft_wrap=True
-            )
+            line = f"{progress.done} of {progress.total} completions {word}{pace.left_text(progress)}"
+            console.print(line, highlight=False, soft_wrap=True)
 
     return display

@@ -14,7 +14,9 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from eddecode.cli.common import errors_as_messages
+from eddecode.cli.common import AsJson, print_json
+from eddecode.cli.messages import errors_as_messages
+from eddecode.cli.program import add_command
 from eddecode.cli.table_style import make_table
 from eddecode.errors import ConfigError
 from eddecode.utils.files import atomic_write
@@ -33,7 +35,7 @@ MaxReversal = Annotated[
     ),
 ]
 PolicyFile = Annotated[
-    Path | None, typer.Option(help="TOML file with the limits; see docs/gate.md.", show_default=False)
+    Path | None, typer.Option(help="TOML file with the limits; see eddecode docs gate.", show_default=False)
 ]
 Out = Annotated[Path | None, typer.Option(help="File to write; - is standard output.", show_default=False)]
 
@@ -41,7 +43,7 @@ Out = Annotated[Path | None, typer.Option(help="File to write; - is standard out
 def register(app: typer.Typer) -> None:
     """Add the commands to the program."""
     for command in (report, gate, compare):
-        app.command()(command)
+        add_command(app, command)
 
 
 def report(
@@ -65,6 +67,7 @@ def report(
     ] = False,
     max_reversal: MaxReversal = None,
     policy: PolicyFile = None,
+    as_json: AsJson = False,
 ) -> None:
     """Write the result of a run as a page, as a section for a model card, or as data.
 
@@ -76,6 +79,7 @@ def report(
         from eddecode.audit.report.html import html_report
         from eddecode.audit.report.markdown import json_report, markdown_report
 
+        to = "json" if as_json else to
         if to not in ("html", "markdown", "json"):
             raise ConfigError(f"there is no format {to!r:.60}; expected html, markdown or json")
         if show_completions and to != "html":
@@ -107,7 +111,9 @@ def gate(
     ] = False,
     json_file: Annotated[
         Path | None,
-        typer.Option("--json", help="Write the verdict as JSON to this file.", show_default=False),
+        typer.Option(
+            "--json", help="Write the verdict as JSON to this file; - is standard output.", show_default=False
+        ),
     ] = None,
     junit_file: Annotated[
         Path | None,
@@ -122,12 +128,15 @@ def gate(
 
         limits = _policy(policy, max_reversal)
         decision = judge_run(run, limits, other_policy=other_policy)
-        if json_file is not None:
+        alone = str(json_file) == "-"  # then standard output holds the JSON and nothing else
+        if alone:
+            print_json(decision.to_dict())
+        elif json_file is not None:
             write_json(decision, json_file)
         if junit_file is not None:
             write_junit(decision, junit_file)
         color = {"pass": "green", "fail": "red"}.get(decision.word, "yellow")
-        console = Console(highlight=False, soft_wrap=True)
+        console = Console(highlight=False, soft_wrap=True, quiet=alone)
         first = Text(escape_control_chars(decision.first_line))
         console.print(Text(f"{decision.word.upper()}: ", style=f"bold {color}") + first)
         for line in lines(decision):
@@ -141,6 +150,7 @@ def compare(
     ],
     to: Annotated[str, typer.Option(help="Format: table, html, markdown or json.")] = "table",
     out: Out = None,
+    as_json: AsJson = False,
 ) -> None:
     """Compare the reversal of several runs: of different pairs, or of versions of one alignment."""
     with errors_as_messages():
@@ -152,6 +162,7 @@ def compare(
             "markdown": comparison.to_markdown,
             "json": comparison.to_json,
         }
+        to = "json" if as_json else to
         if to != "table" and to not in writers:
             raise ConfigError(f"there is no format {to!r:.60}; expected table, html, markdown or json")
         if to == "table" and out is not None:

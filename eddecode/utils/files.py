@@ -10,6 +10,7 @@ import csv
 import io
 import json
 import os
+import stat
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -85,6 +86,7 @@ def read_text(path: str | Path, what: str, *, error: type[EddecodeError]) -> str
         EddecodeError: no such file, not readable, or not UTF-8; of the class `error`.
     """
     try:
+        _check_kind(Path(path), what, error)
         return Path(path).read_bytes().decode("utf-8-sig")
     except FileNotFoundError:
         raise error(f"there is no {what} {path}; check the path") from None
@@ -95,6 +97,15 @@ def read_text(path: str | Path, what: str, *, error: type[EddecodeError]) -> str
             f"{what} {path} is not UTF-8 (byte {problem.object[problem.start]:#04x} at offset {problem.start}); "
             "convert it first, for example with iconv"
         ) from problem
+
+
+def _check_kind(path: Path, what: str, error: type[EddecodeError]) -> None:
+    """Refuse what may never end: a pipe or a device, unless it was opened for this process (a shell's `<(…)`)."""
+    mode = path.stat().st_mode
+    if not (
+        stat.S_ISREG(mode) or stat.S_ISDIR(mode) or str(path).startswith(("/dev/std", "/dev/fd/", "/proc/"))
+    ):
+        raise error(f"{what} {path} is a pipe or a device; expected a file")
 
 
 def parse_json_lines(text: str, name: str | Path, *, error: type[EddecodeError]) -> Iterator[tuple[str, Any]]:
@@ -111,6 +122,8 @@ def parse_json_lines(text: str, name: str | Path, *, error: type[EddecodeError])
             yield place, json.loads(line)
         except json.JSONDecodeError as problem:
             raise error(f"{place} is not JSON ({problem.msg}); expected one JSON value per line") from problem
+        except RecursionError:
+            raise error(f"{place} is nested too deeply; expected one JSON value per line") from None
 
 
 def parse_csv(

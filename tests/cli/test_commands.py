@@ -24,6 +24,7 @@ from eddecode.models.sizes import format_bytes
 COMMANDS = (
     *("audit", "judge", "demo", "generate", "pair", "export"),
     *("report", "gate", "compare", "plan", "policy"),
+    *("init", "preview", "runs", "doctor", "docs"),
 )
 
 
@@ -132,6 +133,7 @@ def test_export_is_one_completion_a_line(
         *{"condition", "alpha", "prompt_index", "sample", "text", "token_ids", "finish_reason"},
         *{"implied_reward", "base_logprob", "aligned_logprob", "verdicts"},
         *{"name", "system", "transform", "mitigation", "model", "text_digest"},
+        *{"prompt", "prompt_id", "category"},
         *{"length", "perplexity", "distinct_1", "distinct_2", "repetition", "empty"},
     }
     for row in rows:

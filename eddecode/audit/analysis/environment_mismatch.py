@@ -12,6 +12,7 @@ _DIGITS = {  # field of a session that last digits depend on → its name in the
     "machine": "machine",
     "processor": "processor",
     "device": "device",
+    "threads": "threads",
     "products": "products of weights",
 }
 

@@ -8,6 +8,7 @@ interrupted and resumed ends with the same summary as one that was not. `summari
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,8 @@ from eddecode.audit.analysis.summary_parts import (
     SelectionSummary,
     TransferSummary,
 )
-from eddecode.audit.conditions import alpha_text
+from eddecode.audit.conditions import alpha_text, canonical_name
+from eddecode.audit.export.formats import to_frame
 from eddecode.audit.stats.estimates import LEVEL, Rate
 from eddecode.audit.store.schema import FILE as STORE_FILE
 from eddecode.audit.store.schema import stored_digest
@@ -127,7 +129,7 @@ class Summary(Part):
         """
         try:
             data = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise StoreError(f"{source} is not JSON ({error}); {_AGAIN}") from error
         schema = str(data.get("schema")) if isinstance(data, dict) else "none"
         if schema not in (SCHEMA, *_OLDER):
@@ -153,6 +155,22 @@ class Summary(Part):
         """
         text = json.dumps(self.to_dict(), indent=2, ensure_ascii=True, allow_nan=False) + "\n"
         return atomic_write(self.folder / FILE, text, hint="the completions are safe")
+
+    def to_frame(self, names: Sequence[str] = ()) -> Any:
+        """The run's completions as a pandas.DataFrame, a row each; see `eddecode.audit.export.to_frame`.
+
+        Args:
+            names: of the conditions; none: all.
+
+        Raises:
+            ConfigError: pandas is not installed, or the run has no such condition.
+            StoreError: there is no run in the folder.
+        """
+        return to_frame(self.folder, names)
+
+    def __str__(self) -> str:
+        """The figures as a table, a line per condition."""
+        return rates_as_text(self)
 
     @property
     def name(self) -> str:
@@ -181,7 +199,8 @@ class Summary(Part):
 
     def find(self, name: str | None) -> ConditionSummary | None:
         """The condition of that name, such as `ed@0.3+topk5`, or None."""
-        return next((entry for entry in self.conditions if entry.name == name), None)
+        wanted = None if name is None else canonical_name(name)
+        return next((entry for entry in self.conditions if entry.name == wanted), None)
 
     def named(self, name: str) -> ConditionSummary:
         """The condition of that name.
@@ -219,6 +238,29 @@ class Summary(Part):
 
     def _names(self) -> str:
         return ", ".join(entry.name for entry in self.conditions)
+
+
+def rates_as_text(summary: Summary) -> str:
+    """Rates in percent with their intervals, a line per condition: for a terminal or a notebook."""
+    names = [judge.name for judge in summary.judges]
+    rows = [["condition", *(f"{name} %" for name in names), "completions"]]
+    for entry in summary.conditions:
+        rates = [entry.rates.get(name) for name in names]
+        rows.append([entry.label, *map(_rate_as_text, rates), f"{entry.completions:,}"])
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = [
+        "  ".join(
+            [row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))]
+        )
+        for row in rows
+    ]
+    return "\n".join(lines)
+
+
+def _rate_as_text(rate: Rate | None) -> str:
+    if rate is None:
+        return "–"
+    return f"{100 * rate.rate:.1f} [{100 * rate.low:.1f}, {100 * rate.high:.1f}]"
 
 
 def _upgraded(data: dict[str, Any], schema: str) -> dict[str, Any]:

@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING
 from eddecode.utils.lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from eddecode.audit.export.formats import FORMATS, export_csv, export_jsonl, export_parquet, export_to
+    from eddecode.audit.export.formats import (
+        FORMATS,
+        export_csv,
+        export_jsonl,
+        export_parquet,
+        export_to,
+        to_frame,
+    )
     from eddecode.audit.export.rows import chosen_keys, export_rows, run_conditions
 
 _HOMES = {
@@ -19,6 +26,7 @@ _HOMES = {
     "export_rows": "eddecode.audit.export.rows",
     "export_to": "eddecode.audit.export.formats",
     "run_conditions": "eddecode.audit.export.rows",
+    "to_frame": "eddecode.audit.export.formats",
 }
 
 __all__ = [
@@ -30,6 +38,7 @@ __all__ = [
     "export_rows",
     "export_to",
     "run_conditions",
+    "to_frame",
 ]
 
 __getattr__ = lazy_exports(__name__, _HOMES)

@@ -43,8 +43,7 @@ def export_jsonl(folder: str | Path, names: Sequence[str] = ()) -> Iterator[str]
     """
     with Store.read(folder) as store:
         for row in export_rows(store, names):
-            # α is text where it is a key; an export has the nearest number.
-            yield json.dumps({**row, "alpha": json.loads(row["alpha"])}, ensure_ascii=True, allow_nan=False)
+            yield json.dumps(row, ensure_ascii=True, allow_nan=False)
 
 
 def export_csv(folder: str | Path, names: Sequence[str] = ()) -> Iterator[str]:
@@ -58,7 +57,7 @@ def export_csv(folder: str | Path, names: Sequence[str] = ()) -> Iterator[str]:
         for row in _flat_rows(store, names):
             if not columns:
                 columns = list(row)
-                yield _csv_line(columns)
+                yield _csv_line([_cell(column) for column in columns])  # a judge's name is in some
             yield _csv_line([_cell(row[column]) for column in columns])
 
 
@@ -89,6 +88,23 @@ def export_parquet(folder: str | Path, out: str | Path, names: Sequence[str] = (
                     writer.write_table(pa.Table.from_pylist(rows, schema=schema))
                     rows = []
             writer.write_table(pa.Table.from_pylist(rows, schema=schema))
+
+
+def to_frame(folder: str | Path, names: Sequence[str] = ()) -> Any:
+    """The columns of the Parquet file as a pandas.DataFrame, a row per completion.
+
+    Raises:
+        ConfigError: pandas is not installed, or as `export_jsonl`.
+        StoreError: there is no run in the folder.
+    """
+    try:
+        pandas = import_module("pandas")
+    except ImportError:
+        raise ConfigError(
+            "a data frame needs pandas; install it (pip install pandas), or export to jsonl"
+        ) from None
+    with Store.read(folder) as store:
+        return pandas.DataFrame.from_records(list(_flat_rows(store, names, lists=True)))
 
 
 _TEXT_FORMATS: dict[str, Callable[[str | Path, Sequence[str]], Iterator[str]]] = {
@@ -151,6 +167,8 @@ def _flat_rows(store: Store, names: Sequence[str], lists: bool = False) -> Itera
         for judge in judges:
             verdict = verdicts.get(judge, {})
             row |= {f"{judge}.{part}": verdict.get(part) for part in _VERDICT}
+        if not isinstance(row["prompt"], str):
+            row["prompt"] = json.dumps(row["prompt"], ensure_ascii=True)
         if not lists and row["token_ids"] is not None:
             row["token_ids"] = json.dumps(row["token_ids"])
         yield row
@@ -178,10 +196,12 @@ def _csv_line(values: Sequence[Any]) -> str:
 
 
 def _parquet_schema(pa: Any, judges: Sequence[str]) -> Any:
-    text = ("condition", "alpha", "name", "system", "transform", "mitigation", "model")
+    text = ("name", "system", "transform", "mitigation", "model")
     kinds: dict[str, Any] = {
+        **{"condition": pa.string(), "alpha": pa.float64()},
         **dict.fromkeys(text, pa.string()),
-        **{"prompt_index": pa.int64(), "sample": pa.int64(), "text": pa.string(), "text_digest": pa.string()},
+        **{"prompt_index": pa.int64(), **dict.fromkeys(("prompt", "prompt_id", "category"), pa.string())},
+        **{"sample": pa.int64(), "text": pa.string(), "text_digest": pa.string()},
         **{"token_ids": pa.list_(pa.int32()), "finish_reason": pa.string()},
         **dict.fromkeys(("implied_reward", "base_logprob", "aligned_logprob"), pa.float64()),
         "length": pa.int64(),

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from eddecode.audit.conditions import Condition
+from eddecode.audit.conditions import Condition, canonical_name
 from eddecode.audit.store.store import Store
 from eddecode.errors import ConfigError, StoreError
+
+_FIRST = ("condition", "alpha", "name", "system", "transform", "mitigation", "model", "prompt_index")
 
 
 def run_conditions(store: Store) -> list[Condition]:
@@ -30,6 +33,7 @@ def chosen_keys(store: Store, names: Sequence[str] = ()) -> list[str]:
         StoreError: the run was never started.
     """
     keys = [condition.key for condition in run_conditions(store)]
+    names = [canonical_name(name) for name in names]
     for name in names:
         if name not in keys:
             raise ConfigError(f"the run has no condition {name!r}; it has {', '.join(keys)}")
@@ -37,6 +41,27 @@ def chosen_keys(store: Store, names: Sequence[str] = ()) -> list[str]:
 
 
 def export_rows(store: Store, names: Sequence[str] = ()) -> Iterator[dict[str, Any]]:
-    """Completions as data, by condition, prompt and sample; None where a number is not finite."""
+    """Completions as data, by condition, prompt and sample; None where a number is not finite.
+
+    Each has its `prompt` as it was given (text, or chat messages), its `prompt_id` and `category` (the fields `id` and
+    `category` of its record, None without them), and `alpha` as a number.
+    """
+    prompts = {record.index: record for record in store.prompts()}
     for row in store.rows(chosen_keys(store, names)):
-        yield {name: None if isinstance(v, float) and not math.isfinite(v) else v for name, v in row.items()}
+        record = prompts[row["prompt_index"]]
+        found = {
+            **{name: row[name] for name in _FIRST},
+            # α is text where it is a key; an export has the nearest number.
+            "alpha": json.loads(row["alpha"]),
+            "prompt": record.prompt,
+            "prompt_id": _text(record.meta.get("id")),
+            "category": _text(record.meta.get("category")),
+            **{name: value for name, value in row.items() if name not in _FIRST},
+        }
+        yield {
+            name: None if isinstance(v, float) and not math.isfinite(v) else v for name, v in found.items()
+        }
+
+
+def _text(value: Any) -> str | None:
+    return None if value is None else str(value)

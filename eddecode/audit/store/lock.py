@@ -16,6 +16,19 @@ from eddecode.errors import StoreError
 FILE = "run.lock"
 
 
+def is_locked(folder: Path) -> bool:
+    """Whether a process writes the run in a folder now; False where that cannot be found out."""
+    if not (folder / FILE).is_file():
+        return False
+    try:
+        with FileLock(folder / FILE, blocking=False):
+            return False
+    except Timeout:
+        return True
+    except OSError:
+        return False
+
+
 def lock_run(folder: Path) -> BaseFileLock:
     """Make a run's folder if it is missing, and take its lock: held until `release()` or the end of the process.
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from eddecode.audit.export.formats import export_csv, export_parquet, export_to
+from eddecode.audit.judges.lexicon import LexiconJudge
 from eddecode.errors import ConfigError
 from helpers.stub_runs import PROMPTS, config, exported, run
 from helpers.stub_sampler import StubSampler
@@ -33,6 +34,27 @@ def test_sheets_run_no_formula_and_terminals_obey_nothing(tmp_path: Path) -> Non
     assert {row["text"] for row in rows} == {'\'=HYPERLINK("x")\\n\\x1b[31m,"'}
     assert rows[0]["alpha"] == "-1"  # a number stays one
     assert {row["lexicon.flag"] for row in rows} == {"false"}
+
+
+def test_a_judge_that_is_called_like_a_formula_is_none_in_a_heading(tmp_path: Path) -> None:
+    run(config(tmp_path / "run"), judges=[LexiconJudge(["idiot"], "=cmd|' /C calc'!A0\x1b[31m")])
+    heading = next(export_csv(tmp_path / "run"))
+    columns = next(csv.reader([heading]))
+    assert columns[-4:] == [
+        f"'=cmd|' /C calc'!A0\\x1b[31m.{part}" for part in ("score", "flag", "label", "reason")
+    ]
+
+
+def test_every_format_has_the_prompt_and_its_category(tmp_path: Path) -> None:
+    chat = [{"role": "user", "content": "is it red?"}]
+    prompts = [{"prompt": "is it blue?", "id": "b1", "category": "color"}, {"messages": chat}]
+    run(config(tmp_path / "run", prompts=prompts, alphas="0.3"))
+    rows = list(csv.DictReader(io.StringIO("\n".join(export_csv(tmp_path / "run")))))
+    assert (rows[0]["prompt"], rows[0]["prompt_id"], rows[0]["category"]) == ("is it blue?", "b1", "color")
+    assert json.loads(rows[3]["prompt"]) == chat
+    exact = exported(tmp_path / "run")
+    assert (exact[3]["prompt"], exact[3]["category"]) == (chat, None)
+    assert {row["alpha"] for row in exact} == {-1, 0, 0.3}
 
 
 def test_inspect_log_has_the_fields_that_inspect_reads(tmp_path: Path) -> None:
@@ -68,4 +90,5 @@ def test_parquet_holds_the_same_rows(tmp_path: Path) -> None:
     rows = parquet.read_table(target).to_pylist()
     for row, exact in zip(rows, exported(tmp_path / "run"), strict=True):
         assert (row["text"], row["token_ids"]) == (exact["text"], exact["token_ids"])
+        assert (row["alpha"], row["prompt"]) == (float(exact["alpha"]), exact["prompt"])
         assert row["lexicon.flag"] == exact["verdicts"]["lexicon"]["flag"]

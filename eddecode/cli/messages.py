@@ -1,0 +1,113 @@
+"""Messages on standard error, which is for everything that is not data; and errors, each of which becomes one."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import wraps
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from eddecode.errors import EddecodeError
+from eddecode.utils.terminal import escape_control_chars
+
+_DEBUG = Annotated[
+    bool, typer.Option("--debug", help="Show the trace of an error, and not only its message.")
+]
+_OF_TYPER = ("typer", "click")  # packages whose exceptions end a command in their own way
+
+
+class Trace:
+    """Whether the user asked for the traces of errors (`--debug`)."""
+
+    wanted = False
+
+
+def stderr_console() -> Console:
+    """The console for everything that is not data."""
+    return Console(stderr=True, highlight=False)
+
+
+def print_error(message: str) -> None:
+    """An error on standard error; a path or a text in it may hold control characters."""
+    text = Text("error: ", style="bold red") + Text(escape_control_chars(message), style="red")
+    stderr_console().print(text, soft_wrap=True)
+
+
+def print_notice(text: str) -> None:
+    """A sentence that nobody should miss, on standard error."""
+    sentence = escape_control_chars(text)
+    stderr_console().print(Text("WARNING: ", style="bold yellow") + Text(f"{sentence}."), soft_wrap=True)
+
+
+@contextmanager
+def errors_as_messages(run: Path | None = None) -> Iterator[None]:
+    """Turn expected errors into a message and an exit code; with `--debug` they keep their trace.
+
+    Args:
+        run: folder of the run, named when the user interrupts the command.
+    """
+    try:
+        yield
+    except EddecodeError as error:
+        if Trace.wanted:
+            raise
+        print_error(str(error))
+        raise typer.Exit(2) from None
+    except KeyboardInterrupt:
+        kept = (
+            f" The completions so far are in {run}; the same command continues from there."
+            if run is not None
+            else ""
+        )
+        stderr_console().print(Text(f"Stopped.{escape_control_chars(kept)}"), soft_wrap=True)
+        raise typer.Exit(130) from None
+    except BrokenPipeError:  # the reader of a pipe has ended, as in `eddecode export RUN | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise typer.Exit(0) from None
+    except OSError as error:  # the disk is full, a folder cannot be written
+        if Trace.wanted:
+            raise
+        print_error(str(error))
+        raise typer.Exit(2) from None
+
+
+def guarded(function: Callable[..., None]) -> Callable[..., None]:
+    """The function with a parameter `debug`; an error that nobody expected is a message and exit code 2."""
+
+    @wraps(function)
+    def command(*, debug: bool = False, **options: Any) -> None:
+        Trace.wanted = debug
+        try:
+            function(**options)
+        except Exception as error:
+            if type(error).__module__.partition(".")[0] in _OF_TYPER or debug:
+                raise
+            print_error(
+                f"{_place(error)}; this is a fault of eddecode: --debug shows the trace, please report it"
+            )
+            raise typer.Exit(2) from None
+
+    signature = inspect.signature(function, eval_str=True)
+    parameter = inspect.Parameter("debug", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=_DEBUG)
+    command.__signature__ = signature.replace(  # type: ignore[attr-defined]
+        parameters=[*signature.parameters.values(), parameter]
+    )
+    known = {name: each.annotation for name, each in signature.parameters.items()}
+    command.__annotations__ = {**known, "debug": _DEBUG, "return": None}
+    return command
+
+
+def _place(error: Exception) -> str:
+    """What was raised, and where: `KeyError: 'x' (run.py, line 12)`."""
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f" ({frames[-1].filename.rpartition('/')[2]}, line {frames[-1].lineno})" if frames else ""
+    return f"{type(error).__name__}: {' '.join(str(error).split()):.200}{where}"

@@ -1,0 +1,46 @@
+"""How a function becomes a command of the program, with an example in its help."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import typer
+
+from eddecode.cli.messages import guarded
+
+EXAMPLES = {
+    "audit": "eddecode audit --base org/base --aligned org/chat --prompts p.jsonl --judge guard:org/guard --out run",
+    "compare": "eddecode compare runs/v1 runs/v2 --to html",
+    "demo": "eddecode demo --out demo-run",
+    "docs": "eddecode docs judges",
+    "doctor": "eddecode doctor",
+    "export": "eddecode export run --to csv --condition ed@0.3 --out completions.csv",
+    "gate": "eddecode gate run --max-reversal 5% --json gate.json",
+    "generate": "eddecode generate 'hello, where is my kettle?' --alpha 0,0.6,-1",
+    "init": "eddecode init audit.toml, then eddecode audit --config audit.toml",
+    "judge": "eddecode judge run --judge guard:org/guard",
+    "pair": "eddecode pair org/base org/chat",
+    "plan": "eddecode plan pilot-run --max-reversal 0.05",
+    "policy init": "eddecode policy init audit.toml --out policy.toml",
+    "preview": "eddecode preview --config audit.toml --limit 2",
+    "report": "eddecode report run --max-reversal 5%",
+    "runs": "eddecode runs results",
+}
+EXIT_CODES = (
+    "Exit codes: 0 done (gate: pass), 1 gate: fail, 2 an error, 3 gate: inconclusive, 130 stopped by Ctrl-C."
+)
+
+
+def add_command(app: typer.Typer, function: Callable[..., None], path: str | None = None) -> None:
+    """Add a function to the program as the command of its name.
+
+    Args:
+        app: the program, or a group of its commands.
+        function: its parameters are the options.
+        path: names of the groups and of the command; None: the function's name.
+    """
+    path = path or function.__name__
+    example = EXAMPLES.get(path)
+    app.command(name=path.split()[-1], epilog=None if example is None else f"Example: {example}")(
+        guarded(function)
+    )
