@@ -251,7 +251,16 @@ class BatchedKVCache(Cache):  # type: ignore[misc]
         """
         positions = self._write.positions.to(mask.start.device)
         cos, sin = (each.expand(*positions.shape, each.shape[-1]) for each in angles)
-        return ForwardContext(cos, sin, positions, mask.start, mask.end, lora_rows)
+        return ForwardContext(
+            cos.contiguous(),
+            sin.contiguous(),
+            positions,
+            mask.start,
+            mask.end,
+            lora_rows,
+            self._write.end,
+            mask.tiles,
+        )
 
     def _layer(self, layer_idx: int) -> LayerKVCache:
         while len(self.layers) <= layer_idx:
@@ -291,6 +300,10 @@ class BatchedKVCache(Cache):  # type: ignore[misc]
         copies = pack_copies([buffer[slot, :, :length] for buffer in buffers])
         return list(zip(copies[::2], copies[1::2], strict=True))
 
+    def part_of_row(self, start: int, stop: int) -> list[tuple[Tensor, Tensor]]:
+        """The positions start … stop−1 of the only row, as `add` takes them: views, not copies."""
+        return [(layer.keys[0, :, start:stop], layer.values[0, :, start:stop]) for layer in self.layers]
+
     def remove(self, slot: int) -> None:
         """Vacate a slot; the last occupied slot moves into its place."""
         last = len(self.lengths) - 1
@@ -314,16 +327,18 @@ class KeyRangeMask(torch.Tensor):
 
     Attributes:
         start, end: (B, T) int64 contiguous; a query sees the keys start ≤ position < end.
+        tiles: of a packed pass, see `ForwardContext`; else None.
     """
 
     start: Tensor
     end: Tensor
+    tiles: Tensor | None
 
     @staticmethod
-    def of(start: Tensor, end: Tensor) -> KeyRangeMask:
+    def of(start: Tensor, end: Tensor, tiles: Tensor | None = None) -> KeyRangeMask:
         """The mask of ranges (B, T)."""
         mask = torch.empty(1, 1, 1, 0).as_subclass(KeyRangeMask)
-        mask.start, mask.end = start.contiguous(), end.contiguous()
+        mask.start, mask.end, mask.tiles = start.contiguous(), end.contiguous(), tiles
         return mask
 
 
@@ -349,6 +364,20 @@ class AttentionMaskBuilder:
     def key_ranges(self, positions: Tensor) -> KeyRangeMask | dict[str, KeyRangeMask]:
         """The same as ranges, for `eddecode.execution.attention.slot_attention`."""
         return self._each(positions, KeyRangeMask.of)
+
+    def packed_key_ranges(
+        self, positions: Tensor, origins: Tensor, tiles: Tensor
+    ) -> KeyRangeMask | dict[str, KeyRangeMask]:
+        """The ranges of texts one after another in one row.
+
+        Args:
+            positions: (1, T) of tokens in their texts.
+            origins: (1, T) where the texts begin in the row.
+            tiles: see `ForwardContext`.
+        """
+        return self._each(
+            positions, lambda start, end: KeyRangeMask.of(start + origins, end + origins, tiles)
+        )
 
     def _each(self, positions: Tensor, make: Callable[[Tensor, Tensor], T]) -> T | dict[str, T]:
         end = positions + 1

@@ -20,8 +20,16 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from eddecode_kernels import layers_triton, triton_trial
 from eddecode_kernels.layers_cpu import compiled_linear
+from eddecode_kernels.norm_triton import float32_linear
 from eddecode_kernels.speed_check import is_faster_than_torch
+
+
+def triton_runs(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether Triton's products, whose rows do not depend on their batch, run for this device and dtype."""
+    return layers_triton.available(device, dtype) and triton_trial.failure(device, dtype) is None
+
 
 CONVERT_ROWS = 4096  # rows of the head that are converted at a time: the scratch stays within a CPU's cache
 _MISSING = object()
@@ -95,6 +103,12 @@ class Float32LMHead:
     def project(self, hidden: Tensor) -> Tensor:
         """Hidden states (B, K, d) of any float dtype to logits (B, K, V) float32."""
         weight, bias = self.linear.weight, self.linear.bias
+        if triton_runs(weight.device, weight.dtype) and weight.is_contiguous():
+            rows = rearrange(hidden.to(weight.dtype), "b k d -> (b k) d").contiguous()
+            logits = float32_linear(rows, weight)
+            if bias is not None:
+                logits += bias.float()
+            return rearrange(logits, "(b k) v -> b k v", b=hidden.shape[0])
         if self._compiled is not None and is_faster_than_torch(weight.dtype):
             return self._compiled(hidden.to(weight.dtype))
         bias = None if bias is None else bias.float()

@@ -21,6 +21,7 @@ from torch import Tensor
 from eddecode.execution.attention import attention_in, can_attend
 from eddecode.execution.compiled.replace import CompiledModules
 from eddecode.execution.kv_cache import AttentionMaskBuilder, BatchedKVCache
+from eddecode.execution.packing import PACKED_CHUNK, PackedTexts
 from eddecode.execution.patching import Float32LMHead, patched_forward
 from eddecode.execution.rotary import rope_window
 from eddecode.models.sizes import PREFILL_CHUNK, input_device
@@ -110,7 +111,7 @@ class CachedModelRunner:
         self.cache = BatchedKVCache()
         self.head = Float32LMHead(model)
         self.masks = AttentionMaskBuilder(model.config.get_text_config())
-        self.dense_mask = dense_mask or not can_attend(model)
+        self.dense_mask = dense_mask or not (can_attend(model) or self.layers.all_layers)
         self.device = input_device(model)
 
     def clone_empty(self) -> CachedModelRunner:
@@ -119,7 +120,9 @@ class CachedModelRunner:
 
     @torch.inference_mode()
     def prefill(self, texts: Sequence[tuple[int, ...]]) -> list[PrefillResult]:
-        """Run texts, padded on the right to the longest, chunk by chunk; see `ModelRunner.prefill`."""
+        """Run texts chunk by chunk, packed or padded on the right to the longest; see `ModelRunner.prefill`."""
+        if self.layers.tile_tokens is not None and not self.dense_mask:
+            return self._prefill_packed(texts)
         cache = BatchedKVCache()
         cache.lengths = [0] * len(texts)
         longest = max(len(text) for text in texts)
@@ -140,6 +143,49 @@ class CachedModelRunner:
             for row, (text, z) in enumerate(zip(texts, logits, strict=True))
             if z is not None
         ]
+
+    def _prefill_packed(self, texts: Sequence[tuple[int, ...]]) -> list[PrefillResult]:
+        """Run texts one after another in one row, without padding; each text's states are a part of that row."""
+        packed = PackedTexts(texts)
+        cache = BatchedKVCache()
+        cache.lengths = [0]
+        cache.reserve(1, packed.total)
+        logits: list[Tensor] = []
+        for start in range(0, packed.total, PACKED_CHUNK):
+            stop = min(start + PACKED_CHUNK, packed.total)
+            ends = packed.ends_within(start, stop)
+            positions = torch.tensor([[end - start for end in ends] or [0]])
+            with self.head.selecting(positions):
+                inputs = self._packed_inputs(cache, packed, start, stop)
+                result = self._call(self.model, inputs)
+            after = self.head.select(result.logits, positions)[0]  # (K, V)
+            logits += list(after[: len(ends)])
+            cache.advance([stop - start])
+        return [
+            PrefillResult(stop - start, z, cache.part_of_row(start, stop), text)
+            for (start, stop), text, z in zip(packed.spans, texts, logits, strict=True)
+        ]
+
+    def _packed_inputs(
+        self, cache: BatchedKVCache, packed: PackedTexts, start: int, stop: int
+    ) -> dict[str, Any]:
+        """The arguments of the model for the tokens start … stop−1 of packed texts."""
+        cache.prepare_write(stop - start)
+        tiles = packed.tiles(start, stop, self.layers.tile_tokens or 1)
+        ids, positions, origins, tiles = (
+            copy_to_device(each, self.device)
+            for each in (
+                *(each[None, start:stop] for each in (packed.ids, packed.positions, packed.origins)),
+                tiles,
+            )
+        )
+        return {
+            "input_ids": ids,
+            "attention_mask": self.masks.packed_key_ranges(positions, origins, tiles),
+            "position_ids": positions,
+            "past_key_values": cache,
+            "use_cache": True,
+        }
 
     @property
     def occupied(self) -> int:
@@ -191,11 +237,14 @@ class CachedModelRunner:
         self, part: Any, cache: BatchedKVCache, tokens: Tensor, slots: slice = slice(None)
     ) -> Any:
         """What `part`, the model or its body without the head, returns for (B, T) new tokens of slots of a cache."""
+        return self._call(part, self._inputs(cache, tokens, slots))
+
+    def _call(self, part: Any, inputs: dict[str, Any]) -> Any:
         attention: AbstractContextManager[None] = nullcontext()
         if not (self.dense_mask or self.layers.handles_attention):
             attention = attention_in(self.masks.config)
         with patched_forward(self.layers.forwards), attention:
-            return part(**self._inputs(cache, tokens, slots))
+            return part(**inputs)
 
     def _inputs(self, cache: BatchedKVCache, tokens: Tensor, slots: slice) -> dict[str, Any]:
         """Begin a pass over the cache, and make the arguments of the model for it."""

@@ -38,19 +38,24 @@ class DecoderLayerWeights:
 
     Attributes:
         linears: by the names in LINEARS.
-        input_norm, post_attention_norm: (d,) weights of the RMSNorms before attention and before the feed-forward.
-        query_norm, key_norm: (head_dim,) weights of RMSNorms of every head, or None.
+        input_norm, post_attention_norm: (d,) weights of the RMSNorms before attention and before the feed-forward; None
+            where there is none (OLMo 2, arXiv 2501.00656, §2.1).
+        query_norm, key_norm: (head_dim,) weights of RMSNorms of every head, or of all heads together, or None.
         norm_epsilon: added to the mean square in all norms.
         weight_offset_one: norms multiply by 1 + weight, as Gemma's do.
         activation: of the gate, one of ACTIVATIONS.
         num_heads, num_kv_heads, head_dim: of attention.
         attention_scale: factor of the scores before the softmax.
         attention_softcap: c in c·tanh(score/c) (Gemma 2, arXiv 2408.00118, §2); 0 is none.
+        attention_out_norm, feed_forward_out_norm: (d,) weights of RMSNorms of what is added to the residual, or None.
+        residual_scale: factor of what is added to the residual (Granite).
+        norm_rounds_last: norms multiply by the weight before they round (Gemma, OLMo 2), not after.
+        rotary: whether queries and keys are rotated (not in every layer of SmolLM3).
     """
 
     linears: dict[str, LinearWeights]
-    input_norm: Tensor
-    post_attention_norm: Tensor
+    input_norm: Tensor | None
+    post_attention_norm: Tensor | None
     query_norm: Tensor | None
     key_norm: Tensor | None
     norm_epsilon: float
@@ -61,13 +66,30 @@ class DecoderLayerWeights:
     head_dim: int
     attention_scale: float
     attention_softcap: float = 0.0
+    attention_out_norm: Tensor | None = None
+    feed_forward_out_norm: Tensor | None = None
+    residual_scale: float = 1.0
+    norm_rounds_last: bool = False
+    rotary: bool = True
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is a layer as Llama's, perhaps with norms of heads, a soft cap, or norms of 1 + weight."""
+        norms = (self.query_norm, self.key_norm)
+        return (
+            self.input_norm is not None
+            and self.post_attention_norm is not None
+            and self.attention_out_norm is self.feed_forward_out_norm is None
+            and all(norm is None or norm.shape[0] == self.head_dim for norm in norms)
+            and self.residual_scale == 1.0
+            and self.rotary
+        )
 
     @property
     def shape(self) -> DecoderLayerShape:
         """What layers must have in common to run as one call."""
-        return DecoderLayerShape(
-            self.input_norm.shape[0], self.num_kv_heads, self.head_dim, self.input_norm.dtype
-        )
+        down = self.linears["down"].weight
+        return DecoderLayerShape(down.shape[0], self.num_kv_heads, self.head_dim, down.dtype)
 
 
 @dataclass(frozen=True)
@@ -90,6 +112,9 @@ class ForwardContext:
         positions: (B, T) int64, where keys and values are written.
         key_start, key_end: (B, T) int64; a query sees the keys key_start ≤ position < key_end.
         lora_rows: which rows of the batch add the low-rank terms; None is none.
+        capacity: no `key_end` is above it; 0 is not known.
+        tiles: where one row holds several texts (B = 1): (n, 3) int64, the first token of a tile, its number of tokens,
+            and where the keys of its text begin. No tile has tokens of two texts.
     """
 
     cos: Tensor
@@ -98,6 +123,8 @@ class ForwardContext:
     key_start: Tensor
     key_end: Tensor
     lora_rows: slice | None
+    capacity: int = 0
+    tiles: Tensor | None = None
 
 
 class KVPointers:

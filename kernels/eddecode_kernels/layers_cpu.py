@@ -333,9 +333,10 @@ class CpuDecoderLayers:
     def _check(self, hidden: Tensor, contexts: Sequence[ForwardContext], caches: KVPointers) -> None:
         shape = self.shape
         dtypes = {hidden.dtype, *(context.cos.dtype for context in contexts)}
-        if any(each.input_norm.dtype != shape.dtype for each in self.weights) or dtypes != {shape.dtype}:
+        stored = {each.input_norm.dtype for each in self.weights if each.input_norm is not None}
+        if stored != {shape.dtype} or dtypes != {shape.dtype}:
             raise ValueError(
-                f"hidden states are {hidden.dtype} and the weights are now {self.weights[0].input_norm.dtype}; "
+                f"hidden states are {hidden.dtype} and the weights are now {stored}; "
                 f"expected {shape.dtype}: a model must not be converted while it decodes"
             )
         for context in set(contexts):
@@ -367,7 +368,9 @@ class CpuDecoderLayers:
 
 def compile_decoder_layer(weights: DecoderLayerWeights) -> CpuDecoderLayers | None:
     """The compiled decoder layer, or None where C++ does not serve it: its dtype, device or layout, or no compiler."""
-    dtype = weights.input_norm.dtype
+    dtype = weights.shape.dtype
+    if not weights.is_plain:
+        return None
     tensors = [getattr(weights, name) for name in _NORMS]
     for linear in weights.linears.values():
         tensors += [linear.weight, linear.lora_a]

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from eddecode.execution.compiled.cpu_backend import CpuBackend
+from eddecode.execution.compiled.triton_backend import TritonBackend
 from eddecode_kernels.decoder_layer import DecoderLayerShape, DecoderLayerWeights, ForwardContext, KVPointers
 
 
@@ -44,9 +45,11 @@ class CompiledBackend(Protocol):
 
     Attributes:
         name: of the backend.
+        packs_texts: whether its layers can read several texts in one row (`ForwardContext.tiles`).
     """
 
     name: str
+    packs_texts: bool
 
     def available_for(self, device: torch.device, dtype: torch.dtype) -> bool:
         """Whether it can be used on this machine for models of this device and dtype."""
@@ -65,7 +68,8 @@ class CompiledBackend(Protocol):
         ...
 
 
-BACKENDS: tuple[CompiledBackend, ...] = (CpuBackend(),)
+# On a CPU, Triton's comes in for tests in its interpreter only.
+BACKENDS: tuple[CompiledBackend, ...] = (TritonBackend(), CpuBackend())
 
 
 def backend_for(device: torch.device, dtype: torch.dtype) -> CompiledBackend | None:

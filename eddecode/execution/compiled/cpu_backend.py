@@ -20,6 +20,7 @@ class CpuBackend:
     """See `eddecode.execution.compiled.backends.CompiledBackend`."""
 
     name = "cpu"
+    packs_texts = False
 
     def available_for(self, device: torch.device, dtype: torch.dtype) -> bool:
         """Float32 and bfloat16 on a CPU, where there is a C++ compiler."""

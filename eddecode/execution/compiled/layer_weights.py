@@ -1,8 +1,9 @@
 """Recognizes a decoder layer by its parts, and takes its weights as one record.
 
 Most of today's models are built of one kind of decoder layer: normalize, attend over rotated queries and keys, add;
-normalize, gated feed-forward, add. Every parameter of a layer must have its place in that, and nothing may be hooked or
-replaced. What a layer computes with these weights is not looked at here: a trial shows it (`decoder_layer`).
+normalize, gated feed-forward, add. Some normalize what is added, too, or instead (Gemma 2, OLMo 2). Every parameter of
+a layer must have its place in that, and nothing may be hooked or replaced. What a layer computes with these weights is
+not looked at here: a trial shows it (`decoder_layer`).
 """
 
 from __future__ import annotations
@@ -13,11 +14,11 @@ from typing import Any
 from torch import nn
 
 from eddecode.execution.compiled.lora import LoraDelta
-from eddecode.execution.compiled.rms_norm import norm_epsilon
+from eddecode.execution.compiled.rms_norm import norm_epsilon, rounds_last
 from eddecode.execution.patching import has_hooks
 from eddecode_kernels.decoder_layer import LINEARS, DecoderLayerWeights, LinearWeights
 
-_PARTS = ("self_attn", "mlp", "input_layernorm", "post_attention_layernorm")
+_PARTS = ("self_attn", "mlp", "post_attention_layernorm")
 _MODULES = {  # name of a linear layer → (module, its child)
     "query": ("self_attn", "q_proj"),
     "key": ("self_attn", "k_proj"),
@@ -31,6 +32,10 @@ _JOINED = {  # linear layers whose weights are rows of one matrix (Phi-3)
     ("self_attn", "qkv_proj"): ("query", "key", "value"),
     ("mlp", "gate_up_proj"): ("gate", "up"),
 }
+NORMS = (
+    *("input_norm", "post_attention_norm", "query_norm", "key_norm"),
+    *("attention_out_norm", "feed_forward_out_norm"),
+)
 _ACTIVATIONS = {  # class of the activation module → name in `DecoderLayerWeights`
     "SiLU": "silu",
     "SiLUActivation": "silu",
@@ -55,33 +60,51 @@ def decoder_layer_weights(
     head_dim, scale = getattr(attention, "head_dim", None), getattr(attention, "scaling", None)
     activation = getattr(layer.mlp, "act_fn", getattr(layer.mlp, "activation_fn", None))
     activation_name = _ACTIVATIONS.get(type(activation).__name__)
-    epsilon = norm_epsilon(layer.input_layernorm)
-    if linears is None or not head_dim or scale is None or activation_name is None or epsilon is None:
+    norms = _norms(layer)
+    epsilons = {norm_epsilon(norm) for norm in norms.values()}
+    if linears is None or not head_dim or scale is None or activation_name is None or len(epsilons) != 1:
         return None
-    norms: list[Any] = [layer.input_layernorm, layer.post_attention_layernorm]
-    norms += [getattr(attention, "q_norm", None), getattr(attention, "k_norm", None)]
-    input_norm, post_attention_norm, query_norm, key_norm = (getattr(n, "weight", None) for n in norms)
-    if input_norm is None or post_attention_norm is None:
+    epsilon = epsilons.pop()
+    norm_weights = {name: getattr(norm, "weight", None) for name, norm in norms.items()}
+    if epsilon is None or any(weight is None for weight in norm_weights.values()):
         return None
-    used = [input_norm, post_attention_norm, query_norm, key_norm]
+    used = [*norm_weights.values()]
     used += [tensor for linear in linears.values() for tensor in (linear.weight, linear.bias)]
     known = {tensor.untyped_storage().data_ptr() for tensor in used if tensor is not None}
     if any(parameter.untyped_storage().data_ptr() not in known for parameter in layer.parameters()):
         return None  # some parameter has no place in a layer of this kind
     return DecoderLayerWeights(
         linears,
-        input_norm,
-        post_attention_norm,
-        query_norm,
-        key_norm,
+        **{name: norm_weights.get(name) for name in NORMS},
         norm_epsilon=epsilon,
         weight_offset_one=weight_offset_one,
+        norm_rounds_last=rounds_last(next(iter(norms.values())), weight_offset_one),
         activation=activation_name,
         num_heads=linears["query"].weight.shape[0] // head_dim,
         num_kv_heads=linears["key"].weight.shape[0] // head_dim,
         head_dim=head_dim,
         attention_scale=float(scale),
+        attention_softcap=float(getattr(attention, "attn_logit_softcapping", None) or 0.0),
+        residual_scale=float(getattr(layer, "residual_multiplier", 1.0)),
+        rotary=bool(getattr(attention, "use_rope", True)),
     )
+
+
+def _norms(layer: Any) -> dict[str, Any]:
+    """The norms of a layer, by their names in `DecoderLayerWeights`; families call them by their number."""
+    before = getattr(layer, "input_layernorm", None)
+    after = layer.post_attention_layernorm
+    last = getattr(layer, "post_feedforward_layernorm", None)
+    middle = getattr(layer, "pre_feedforward_layernorm", None)
+    named = {
+        "input_norm": before,
+        "post_attention_norm": after if last is None else middle,
+        "query_norm": getattr(layer.self_attn, "q_norm", None),
+        "key_norm": getattr(layer.self_attn, "k_norm", None),
+        "attention_out_norm": None if last is None else after,
+        "feed_forward_out_norm": last,
+    }
+    return {name: norm for name, norm in named.items() if norm is not None}
 
 
 def _is_changed(layer: Any) -> bool:
@@ -123,6 +146,8 @@ def _split(layer: Any, linear: nn.Linear, names: tuple[str, ...]) -> list[slice]
 
 def _linear(linear: nn.Linear, delta: LoraDelta | None, rows: slice) -> LinearWeights:
     bias = None if linear.bias is None else linear.bias[rows]
+    # The parameter itself where it is one layer's: a backend may join it with others in place.
+    weight = linear.weight if rows == slice(None) else linear.weight[rows]
     if delta is None:
-        return LinearWeights(linear.weight[rows], bias)
-    return LinearWeights(linear.weight[rows], bias, delta.a, delta.b[rows])
+        return LinearWeights(weight, bias)
+    return LinearWeights(weight, bias, delta.a, delta.b[rows])

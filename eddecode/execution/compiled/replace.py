@@ -36,7 +36,10 @@ class CompiledModules:
     Attributes:
         num_layers: how many whole decoder layers are replaced.
         stack: the whole body as one call, or None.
-        handles_attention: whether the replaced modules do all the attention of a pass.
+        handles_attention: whether the replaced body does all the attention of a pass.
+        all_layers: whether every decoder layer is replaced, so that no mask is needed beyond ranges of keys.
+        tile_tokens: where several texts can be packed into one row, the tokens of a tile (`ForwardContext.tiles`); else
+            None.
         forwards: the compiled forward passes, by module; see `patched_forward`.
         has_backend: whether there is a backend for whole layers, whether or not it recognized any.
     """
@@ -49,9 +52,11 @@ class CompiledModules:
         backend = backend_for(model.device, model.dtype) if whole_layers else None
         self.has_backend = backend is not None
         layers: dict[Any, CompiledDecoderLayer] = {}
+        attending = 0
         if backend is not None:
             for name, module in model.named_modules():
                 if hasattr(module, "self_attn"):
+                    attending += 1
                     compiled = compile_decoder_layer(module, name, backend, deltas)
                     if compiled is not None:
                         layers[module] = compiled
@@ -63,6 +68,10 @@ class CompiledModules:
         if self.stack is not None:
             self.forwards[model.base_model] = self.stack
         self.handles_attention = self.stack is not None
+        self.all_layers = 0 < self.num_layers == attending
+        self.tile_tokens: int | None = None
+        if backend is not None and backend.packs_texts and self.all_layers:
+            self.tile_tokens = min(layer.compiled.tile_tokens for layer in layers.values())  # type: ignore[attr-defined]
 
     def __len__(self) -> int:
         return len(self.forwards)

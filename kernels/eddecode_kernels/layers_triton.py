@@ -1,0 +1,302 @@
+"""What Triton does for a model's layers on a GPU: each function here launches one kernel.
+
+They are operators of torch, so that a captured step can be recorded and checked like any other. Tests run them on a CPU
+in Triton's interpreter (TRITON_INTERPRET=1), in float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from eddecode_kernels.triton_tiles import bucket_of, part_size, shared_memory, split_of, tile_for
+
+CHUNK = 256  # keys of a chunk: part of the result's bits
+BLOCK = 64  # keys that are read at a time; divides CHUNK
+TILE_ROWS = 64  # query rows of one program in a packed pass
+COPY_BLOCK = 1024
+DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+MIN_CAPABILITY = (8, 0)
+
+Function = TypeVar("Function", bound=Callable[..., None])
+_library: Any = torch.library.Library("eddecode", "FRAGMENT")  # type: ignore[no-untyped-call]
+
+
+def _operator(schema: str) -> Callable[[Function], Function]:
+    """Defines an operator of torch, `torch.ops.eddecode.<name>`, implemented by the function below it."""
+
+    def register(function: Function) -> Function:
+        _library.define(schema)
+        _library.impl(schema.split("(", maxsplit=1)[0], function, "CompositeExplicitAutograd")
+        return function
+
+    return register
+
+
+@cache
+def kernels() -> Any:
+    """The modules with the kernels, or None where triton is not installed."""
+    try:
+        from eddecode_kernels import triton_attention, triton_kernels, triton_linear, triton_rows
+    except ImportError:
+        return None
+    return {
+        "attention": triton_attention,
+        "linear": triton_linear,
+        "rows": triton_rows,
+        "interpreted": triton_kernels.INTERPRETED,
+    }
+
+
+def available(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether the kernels can run for this device and dtype; on a CPU, in the interpreter only."""
+    if dtype not in DTYPES or kernels() is None:
+        return False
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= MIN_CAPABILITY
+    return device.type == "cpu" and bool(kernels()["interpreted"]) and dtype == torch.float32
+
+
+def power_of_two(number: int) -> int:
+    """The smallest power of two that is not below a number."""
+    return 1 << max(number - 1, 0).bit_length()
+
+
+# Products ----------------------------------------------------------------------------------------------------------
+
+
+@_operator("linear(Tensor x, Tensor weight, Tensor(a!) out) -> ()")
+def linear_into(x: Tensor, weight: Tensor, out: Tensor) -> None:
+    """x (M, K) · weightᵀ (N, K) in out.shape[0] parts: out (SPLIT, M, N) float32, contiguous."""
+    rows, depth = x.shape
+    columns, split = weight.shape[0], out.shape[0]
+    tile = tile_for(bucket_of(rows), columns, depth, split, weight.dtype, shared_memory(weight.device))
+    part = part_size(depth, split)
+    even = part * split == depth and columns % tile.columns == 0
+    grid = (-(-columns // tile.columns), -(-rows // tile.rows), split)
+    kernels()["linear"].linear[grid](
+        x, weight, out, rows, columns, depth, x.stride(0), rows * columns, part,
+        EVEN=even, IEEE=weight.dtype == torch.float32, BM=tile.rows, BN=tile.columns, BK=tile.depth,
+        num_warps=tile.warps, num_stages=tile.stages,
+    )  # fmt: skip
+
+
+def product(x: Tensor, weight: Tensor, split: int | None = None) -> Tensor:
+    """The parts (SPLIT, M, N) float32 of x (M, K) · weightᵀ (N, K); `split` is by default what the shape asks for."""
+    parts = split_of(*weight.shape) if split is None else split
+    out = torch.empty(parts, x.shape[0], weight.shape[0], dtype=torch.float32, device=x.device)
+    torch.ops.eddecode.linear(x, weight, out)
+    return out
+
+
+@_operator("add_low_rank(Tensor t, Tensor b, Tensor(a!) out, int tokens, int start, int step) -> ()")
+def add_low_rank(t: Tensor, b: Tensor, out: Tensor, tokens: int, start: int, step: int) -> None:
+    """Add t · bᵀ to out (M, N) float32 in the rows start, start + step, …, each of `tokens` lines.
+
+    t is (parts, M, r) float32, b (N, r).
+    """
+    parts, rows, rank = t.shape
+    columns = b.shape[0]
+    kernels()["linear"].add_low_rank[(-(-columns // 64), -(-rows // 16))](
+        t, b, out, rows, columns, tokens, start, step, t.stride(0), t.stride(1),
+        RANK=rank, PARTS=parts, BR=max(16, power_of_two(rank)), BN=64, IEEE=b.dtype == torch.float32,
+    )  # fmt: skip
+
+
+# Between the products ----------------------------------------------------------------------------------------------
+
+
+@_operator(
+    "add_and_norm(Tensor(a!) hidden, Tensor? parts, Tensor? bias, Tensor? after, Tensor? weight, Tensor(b!)? out, "
+    "float epsilon, float scale, bool offset, bool late) -> ()"
+)
+def add_and_norm(
+    hidden: Tensor,
+    parts: Tensor | None,
+    bias: Tensor | None,
+    after: Tensor | None,
+    weight: Tensor | None,
+    out: Tensor | None,
+    epsilon: float,
+    scale: float,
+    offset: bool,
+    late: bool,
+) -> None:
+    """hidden (M, d) += scale · norm(parts + bias; after), then out = norm(hidden; weight); what is None is left out."""
+    rows, size = hidden.shape
+    kernels()["rows"].add_and_norm[(rows,)](
+        hidden, parts if parts is not None else hidden, bias if bias is not None else hidden,
+        after if after is not None else hidden, weight if weight is not None else hidden,
+        out if out is not None else hidden, size, rows * size, epsilon, scale,
+        SPLIT=0 if parts is None else parts.shape[0], BIAS=bias is not None, AFTER=after is not None,
+        SCALED=scale != 1.0, NORM=weight is not None, OFFSET=offset, LATE=late, BLOCK=power_of_two(size),
+        num_warps=8 if size > 1024 else 4,
+    )  # fmt: skip
+
+
+@_operator(
+    "rotate_and_write(Tensor parts, Tensor? bias, Tensor? query_norm, Tensor? key_norm, Tensor cos, Tensor sin, "
+    "Tensor positions, Tensor(a!) query, Tensor(b!) keys, Tensor(c!) values, int rotary, float epsilon, bool offset, "
+    "bool late) -> ()"
+)
+def rotate_and_write(
+    parts: Tensor,
+    bias: Tensor | None,
+    query_norm: Tensor | None,
+    key_norm: Tensor | None,
+    cos: Tensor,
+    sin: Tensor,
+    positions: Tensor,
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    rotary: int,
+    epsilon: float,
+    offset: bool,
+    late: bool,
+) -> None:
+    """The product of q, k and v: query (M, H, D) normalized and rotated, keys and values into the cache.
+
+    Args:
+        parts: (SPLIT, M, (H + 2·HK)·D) float32, M = rows · tokens.
+        bias: ((H + 2·HK)·D,) or None.
+        query_norm, key_norm: (D,) for every head by itself, (H·D,) and (HK·D,) for all together, or None.
+        cos, sin: (B, T, rotary) contiguous.
+        positions: (B, T) int64, where keys and values are written.
+        query: (M, H, D), written.
+        keys, values: (rows, HK, capacity, D), the innermost two axes contiguous, written.
+        rotary: how many numbers of a head are rotated; 0 is none.
+        epsilon, offset, late: of the norms.
+    """
+    tokens, (_, heads, size), kv_heads = positions.shape[1], query.shape, keys.shape[1]
+    norm = 0 if query_norm is None else 1 if query_norm.shape[0] == size else 2
+    kernels()["rows"].rotate_and_write[(query.shape[0], heads + 2 * kv_heads)](
+        parts, bias if bias is not None else parts, query_norm if query_norm is not None else parts,
+        key_norm if key_norm is not None else parts, cos, sin, positions, query, keys, values,
+        parts.stride(0), tokens, keys.stride(0), keys.stride(1), values.stride(0), values.stride(1), epsilon,
+        H=heads, HK=kv_heads, D=size, ROTARY=rotary, SPLIT=parts.shape[0], BIAS=bias is not None, NORM=norm,
+        OFFSET=offset, LATE=late, BLOCK=power_of_two(size), num_warps=1,
+    )  # fmt: skip
+
+
+@_operator("gate(Tensor parts, Tensor? bias, Tensor(a!) out, bool gelu) -> ()")
+def gate(parts: Tensor, bias: Tensor | None, out: Tensor, gelu: bool) -> None:
+    """out (M, F) = activation(gate) · up of a product (SPLIT, M, 2·F): SiLU, or GELU by its tanh form."""
+    rows, size = out.shape
+    block = min(1024, power_of_two(size))
+    kernels()["rows"].gate[(rows, -(-size // block))](
+        parts, bias if bias is not None else parts, out, size, parts.stride(0),
+        SPLIT=parts.shape[0], BIAS=bias is not None, GELU=gelu, BLOCK=block, num_warps=4,
+    )  # fmt: skip
+
+
+# Attention ---------------------------------------------------------------------------------------------------------
+
+
+@_operator(
+    "attend(Tensor query, Tensor keys, Tensor values, Tensor start, Tensor end, Tensor(a!) out, int capacity, "
+    "float scale, float softcap) -> ()"
+)
+def attend(
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    start: Tensor,
+    end: Tensor,
+    out: Tensor,
+    capacity: int,
+    scale: float,
+    softcap: float,
+) -> None:
+    """Attention of query (B·T, H, D) over keys start ≤ position < end (B, T) of their rows: out (B·T, H, D).
+
+    Args:
+        query, out: contiguous.
+        keys, values: (rows, HK, capacity, D), the innermost two axes contiguous.
+        start, end: int64, contiguous.
+        capacity: no `end` is above it.
+        scale: of the scores.
+        softcap: c in c·tanh(score/c); 0 is none.
+    """
+    (count, heads, size), kv_heads = query.shape, keys.shape[1]
+    parts = -(-capacity // CHUNK)
+    wide, rows = max(16, power_of_two(size)), max(16, power_of_two(heads // kv_heads))
+    if parts == 1:
+        sums = tops = out
+    else:
+        sums = torch.empty(count, heads, parts, size, dtype=torch.float32, device=query.device)
+        tops = torch.empty(count, heads, parts, 2, dtype=torch.float32, device=query.device)
+    module = kernels()["attention"]
+    module.attend[(count, kv_heads, parts)](
+        query, keys, values, start, end, out, sums, tops, start.shape[1],
+        keys.stride(0), keys.stride(1), values.stride(0), values.stride(1), scale, softcap,
+        H=heads, HK=kv_heads, D=size, BD=wide, ROWS=rows, BT=BLOCK, CHUNK=CHUNK, PARTS=parts,
+        CAPPED=softcap != 0.0, IEEE=query.dtype == torch.float32,
+        num_warps=2 if wide <= 128 and rows <= 16 else 4, num_stages=2,
+    )  # fmt: skip
+    if parts > 1:
+        module.join_chunks[(count, heads)](
+            start, end, out, sums, tops, H=heads, D=size, BD=wide, CHUNK=CHUNK, PARTS=parts, num_warps=1
+        )
+
+
+@_operator(
+    "attend_packed(Tensor query, Tensor keys, Tensor values, Tensor start, Tensor end, Tensor tiles, Tensor(a!) out, "
+    "float scale, float softcap) -> ()"
+)
+def attend_packed(
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    start: Tensor,
+    end: Tensor,
+    tiles: Tensor,
+    out: Tensor,
+    scale: float,
+    softcap: float,
+) -> None:
+    """As `attend`, for one row that holds several texts: bit for bit what `attend` gives each text in a row of its own.
+
+    Args:
+        query, out: (T, H, D).
+        keys, values: (1, HK, capacity, D).
+        start, end: (1, T) int64.
+        tiles: (n, 3) int64: first token, number of tokens (at most `tile_tokens`), and where its text's keys begin.
+        scale, softcap: see `attend`.
+    """
+    (_, heads, size), kv_heads = query.shape, keys.shape[1]
+    wide, group = max(16, power_of_two(size)), power_of_two(heads // kv_heads)
+    kernels()["attention"].attend_tile[(tiles.shape[0], kv_heads)](
+        query, keys, values, start, end, tiles, out, keys.stride(1), values.stride(1), scale, softcap,
+        H=heads, HK=kv_heads, D=size, BD=wide, RP=group, ROWS=max(TILE_ROWS, group), BT=BLOCK, CHUNK=CHUNK,
+        CAPPED=softcap != 0.0, IEEE=query.dtype == torch.float32,
+        num_warps=4 if wide <= 64 else 8, num_stages=2 if wide <= 128 else 1,
+    )  # fmt: skip
+
+
+def tile_tokens(heads: int, kv_heads: int) -> int:
+    """How many tokens of a text one program of `attend_packed` serves at most."""
+    group = power_of_two(heads // kv_heads)
+    return max(TILE_ROWS, group) // group
+
+
+# Rows --------------------------------------------------------------------------------------------------------------
+
+
+@_operator("copy_blocks(Tensor table, int longest, int itemsize) -> ()")
+def copy_blocks(table: Tensor, longest: int, itemsize: int) -> None:
+    """Copy stretches of memory: table (n, 3) int64 of addresses from and to, and numbers of 2 or 4 bytes."""
+    kernels()["rows"].copy_blocks[(table.shape[0], -(-longest // COPY_BLOCK))](
+        table, BYTES=itemsize, BLOCK=COPY_BLOCK, num_warps=4
+    )
+
+
+@_operator("philox_uniforms(Tensor keys, Tensor positions, Tensor(a!) out) -> ()")
+def philox_uniforms(keys: Tensor, positions: Tensor, out: Tensor) -> None:
+    """Uniforms (n,) float64 of random streams with keys (n, 2) int64 at positions (n,) int64."""
+    count = positions.shape[0]
+    kernels()["rows"].philox_uniforms[(-(-count // 64),)](keys, positions, out, count, BLOCK=64, num_warps=2)

@@ -1,0 +1,62 @@
+"""A trial of the Triton kernels on a device, once per process: do they run, and does a row keep its bits in any batch?
+
+The tiles of a product differ with the number of rows. On the GPUs where it was measured (H200) the order of a sum is
+fixed by SPLIT alone, whichever instructions multiply the tiles; a GPU on which that is not so uses one kind of tile.
+"""
+
+from __future__ import annotations
+
+import logging
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from eddecode_kernels import layers_triton as kernels
+from eddecode_kernels import triton_tiles
+
+_log = logging.getLogger(__name__)
+
+ROWS = (1, 16, 40, 100, 300)  # one per kind of tile, and one alone
+TOLERANCE = (
+    1e-3  # of sums of 768 products of size about 1: float32 sums are off by 1e-5, TF32 products by 1e-2
+)
+
+
+@cache
+def failure(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why the kernels are not used on a device; None if they pass."""
+    if device.type != "cuda":
+        return None
+    try:
+        return _trial(device, dtype)
+    except (
+        Exception
+    ) as error:  # whatever a compiler or a driver raises: the model's own forward pass still runs
+        why = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
+        _log.warning("the Triton kernels cannot be used on %s in %s: %s", device, dtype, why)
+        return why
+
+
+@torch.inference_mode()
+def _trial(device: torch.device, dtype: torch.dtype) -> str | None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(max(ROWS), 768, generator=generator).to(device, dtype)
+    weight = torch.randn(320, 768, generator=generator).to(device, dtype)
+    error = (kernels.product(x, weight).double().sum(0) - x.double() @ weight.double().T).abs().max()
+    if not error <= TOLERANCE:
+        return f"a product was off by {float(error):.2g}"
+    if not same_bits(x, weight):
+        triton_tiles.use_small_tiles_only()
+        _log.warning(
+            "on %s in %s products differ between tiles: small tiles are used for every batch", device, dtype
+        )
+        if not same_bits(x, weight):
+            return "a row of a product depends on its batch"
+    return None
+
+
+def same_bits(x: Tensor, weight: Tensor) -> bool:
+    """Whether the last row of a product is the same to the bit alone and in batches of every kind of tile."""
+    alone = kernels.product(x[-1:], weight)
+    return all(torch.equal(kernels.product(x[-rows:], weight)[:, -1:], alone) for rows in ROWS)

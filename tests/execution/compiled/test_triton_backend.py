@@ -1,0 +1,179 @@
+"""Decoder layers in Triton inside whole models: every family, packed prompts, joined weights, bits in any batch.
+
+On a GPU where there is one, else in Triton's interpreter (`tests/kernels/test_interpreter.py`), in float32.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma2Config,
+    Gemma3TextConfig,
+    GemmaConfig,
+    GraniteConfig,
+    LlamaConfig,
+    MistralConfig,
+    Olmo2Config,
+    Phi3Config,
+    Qwen2Config,
+    Qwen3Config,
+    SmolLM3Config,
+)
+
+from eddecode import ModelPair, Sampler
+from eddecode.execution.compiled.lora import LoraDelta, LoraRows
+from eddecode.execution.compiled.replace import CompiledModules
+from eddecode.execution.runner import CachedModelRunner
+from eddecode_kernels.decoder_triton import join_in_place
+from helpers import decoding, reference, tiny
+from helpers.interpreter import DEVICE, runs
+
+pytestmark = runs
+VOCAB = 40
+SHAPE: dict[str, Any] = {
+    **{"vocab_size": VOCAB, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1},
+    **{"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8, "max_position_embeddings": 128},
+    **{"initializer_range": 0.3, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2},
+}
+HALF = {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}
+FAMILIES = {
+    "llama with biases": LlamaConfig(**SHAPE, attention_bias=True, mlp_bias=True),
+    "mistral": MistralConfig(**{**SHAPE, "sliding_window": 3}),
+    "qwen2": Qwen2Config(**SHAPE),
+    "qwen3": Qwen3Config(**SHAPE),
+    "phi3": Phi3Config(**SHAPE, rope_parameters=HALF),
+    "gemma": GemmaConfig(**SHAPE),
+    "gemma2": Gemma2Config(
+        **{**SHAPE, "num_hidden_layers": 2}, sliding_window=3, query_pre_attn_scalar=8, attn_logit_softcapping=5.0,
+        final_logit_softcapping=10.0,
+    ),
+    "gemma3": Gemma3TextConfig(
+        **{**SHAPE, "num_hidden_layers": 2}, sliding_window=3, query_pre_attn_scalar=8,
+        layer_types=["sliding_attention", "full_attention"],
+    ),
+    "olmo2": Olmo2Config(**SHAPE),
+    "smollm3": SmolLM3Config(**{**SHAPE, "num_hidden_layers": 2}, no_rope_layers=[1, 0], use_sliding_window=False),
+    "granite": GraniteConfig(
+        **SHAPE, residual_multiplier=0.5, attention_multiplier=0.3, embedding_multiplier=3.0, logits_scaling=2.0
+    ),
+}  # fmt: skip
+ONE_CALL = {"llama with biases", "mistral", "qwen2", "qwen3", "phi3", "olmo2", "smollm3"}
+
+
+def model_of(config: Any, seed: int = 0) -> Any:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        for parameter in model.parameters():  # no bias stays at zero, no norm at one
+            parameter.data += 0.1 * torch.randn_like(parameter)
+    return model.eval().requires_grad_(False).to(DEVICE)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_is_recognized_and_agrees_with_its_own_forward_pass(family: str) -> None:
+    """Prompts of two lengths packed into one row, then a token after each; the window is shorter than the texts."""
+    config = FAMILIES[family]
+    model = model_of(config)
+    model_runner = CachedModelRunner(model)
+    assert model_runner.layers.num_layers == config.num_hidden_layers
+    assert model_runner.layers.all_layers
+    assert (model_runner.layers.stack is not None) == (family in ONE_CALL)
+    assert not model_runner.dense_mask
+    assert model_runner.layers.tile_tokens == 32
+    texts = [decoding.ids(1, 5, VOCAB), decoding.ids(2, 2, VOCAB)]
+    for prefix in model_runner.prefill([text[:-1] for text in texts]):
+        model_runner.add(prefix)
+    found = model_runner.forward(torch.tensor([text[-1:] for text in texts]))[:, 0]
+    expected = [model(input_ids=torch.tensor([text], device=DEVICE)).logits[0, -1] for text in texts]
+    torch.testing.assert_close(found, torch.stack(expected), rtol=1e-4, atol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def llama() -> Any:
+    return model_of(FAMILIES["llama with biases"])
+
+
+def test_the_same_bits_alone_in_a_batch_and_several_tokens_at_once(llama: Any) -> None:
+    """Also for prompts that were packed with others: what a preempted row reads again gives the same bits."""
+    texts = [decoding.ids(seed, length, VOCAB) for seed, length in enumerate((4, 9, 6))]
+    model_runner = CachedModelRunner(llama)
+    together = model_runner.clone_empty()
+    for prefix in model_runner.prefill([text[:-2] for text in texts]):
+        together.add(prefix)
+    at_once = together.forward(torch.tensor([text[-2:] for text in texts]))
+    again = model_runner.prefill(texts)
+    for text, expected, whole in zip(texts, at_once, again, strict=True):
+        alone = model_runner.clone_empty()
+        alone.add(model_runner.prefill([text[:-2]])[0])
+        singly = [alone.forward(torch.tensor([[token]]))[0, 0] for token in text[-2:]]
+        assert torch.equal(torch.stack(singly), expected)
+        assert torch.equal(whole.logits, expected[-1])
+
+
+def test_long_prompts_are_read_in_chunks(llama: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = [decoding.ids(seed, length, VOCAB) for seed, length in enumerate((3, 8, 2))]
+    whole = CachedModelRunner(llama).prefill(texts)
+    monkeypatch.setattr("eddecode.execution.runner.PACKED_CHUNK", 5)
+    for one, other in zip(whole, CachedModelRunner(llama).prefill(texts), strict=True):
+        assert torch.equal(one.logits, other.logits)
+        for a, b in zip(one.states, other.states, strict=True):
+            assert torch.equal(a[0], b[0])
+            assert torch.equal(a[1], b[1])
+
+
+def test_joined_weights_are_held_once_and_models_that_share_them_still_do() -> None:
+    one = model_of(FAMILIES["qwen2"])
+    other = model_of(FAMILIES["qwen2"])
+    for a, b in zip(one.parameters(), other.parameters(), strict=True):
+        b.data = a.data  # as `share_identical` leaves equal weights
+    before = {name: tensor.clone() for name, tensor in one.state_dict().items()}
+    layers = [CompiledModules(model) for model in (one, other)]
+    attention, twin = (model.model.layers[0].self_attn for model in (one, other))
+    assert (
+        attention.q_proj.weight.untyped_storage().data_ptr()
+        == attention.v_proj.weight.untyped_storage().data_ptr()
+    )
+    assert attention.k_proj.weight.data_ptr() == twin.k_proj.weight.data_ptr()
+    assert all(torch.equal(before[name], tensor) for name, tensor in one.state_dict().items())
+    assert all(each.num_layers for each in layers)
+    pieces = [attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight]
+    assert join_in_place(pieces).data_ptr() == attention.q_proj.weight.data_ptr()  # already joined
+
+
+def test_a_low_rank_change_applies_to_its_rows_only() -> None:
+    config = FAMILIES["qwen2"]
+    base, merged = model_of(config), model_of(config)
+    rows, changes = LoraRows(), {}
+    generator = torch.Generator().manual_seed(5)
+    for key, module in merged.model.named_modules():
+        if isinstance(module, torch.nn.Linear) and not key.endswith(("k_proj", "o_proj")):
+            a = (0.2 * torch.randn(3, module.in_features, generator=generator)).to(DEVICE)
+            b = (0.2 * torch.randn(module.out_features, 3, generator=generator)).to(DEVICE)
+            module.weight.data += b @ a
+            changes[f"model.{key}"] = LoraDelta(a, b, rows)
+    model_runner = CachedModelRunner(base, layers=CompiledModules(base, changes))
+    assert model_runner.layers.num_layers
+    text = decoding.ids(1, 5, VOCAB)
+    rows.active = slice(1, None, 2)
+    for prefix in CachedModelRunner(base).prefill([(1,)] * 2):
+        model_runner.add(prefix)
+    model_runner.truncate([0] * 2)
+    found = model_runner.forward(torch.tensor([text, text]))
+    for row, model in enumerate((base, merged)):
+        expected = model(input_ids=torch.tensor([text], device=DEVICE)).logits[0]
+        torch.testing.assert_close(found[row], expected, atol=1e-4, rtol=1e-4)
+
+
+def test_a_pair_decodes_the_tokens_of_two_plain_models() -> None:
+    base = model_of(FAMILIES["llama with biases"])
+    pair = ModelPair.from_models(base, tiny.tiny_aligned(base).to(DEVICE))
+    prompts = [decoding.prompt(i, 2 + 3 * i, 4 - i, VOCAB) for i in range(2)]
+    params = [decoding.GREEDY.replace(alpha=alpha, max_new_tokens=4) for alpha in (-1.0, 0.7)]
+    found = decoding.tokens(Sampler(pair, cuda_graphs=False).generate(prompts, params))
+    models = [model.cpu() for model in pair.models]
+    for prompt, param, tokens in zip(prompts, params, found, strict=True):
+        assert tokens == reference.generate(models, prompt.ids, param.alpha, 4).ids
