@@ -7,17 +7,12 @@ decodes the tokens to text. `generate` returns when all are finished, `as_comple
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from eddecode.engine.detokenizer import (
-    StopStrings,
-    decode,
-    decode_incremental,
-    stable_prefix,
-    truncate_at_stop,
-)
+from eddecode.engine.detokenizer import StopStrings, TextDecoder
 from eddecode.engine.engine import Engine
 from eddecode.engine.sequence import Request, SequenceState
 from eddecode.engine.speculative.factory import speculator_for
@@ -26,7 +21,7 @@ from eddecode.execution.cuda_graph import CudaGraph
 from eddecode.execution.factory import runner_for
 from eddecode.execution.runner import PairRunner
 from eddecode.outputs import Completion, Piece, TokenLogprobs
-from eddecode.prompts.templates import Renderer, make_template
+from eddecode.prompts.templates import ChatTemplate, Renderer, TemplateOptions, make_template
 from eddecode.prompts.types import Prompt, RenderedPrompt
 from eddecode.sampling.params import SamplingParams
 from eddecode.sampling.rng import stream_key
@@ -57,6 +52,10 @@ class Sampler:
         memory_budget: bytes for keys and values; None takes half of what is free on the device when decoding starts.
         cuda_graphs: on a GPU, capture the models' steps as CUDA graphs. A model whose step cannot be captured is
             decoded without, with a warning. See docs/gpu.md.
+        template_variables: for chat templates, such as {"enable_thinking": False}.
+        fold_system: where a chat template takes no system message, put its text before the first user message.
+        prefill: text with which the assistant's turn begins, for both models; completions follow it.
+        escape_specials: special tokens that are spelt in a prompt stay text.
     """
 
     def __init__(
@@ -69,6 +68,10 @@ class Sampler:
         memory_budget: int | None = None,
         speculation: str | Path | Any = "off",
         cuda_graphs: bool = False,
+        template_variables: Mapping[str, Any] | None = None,
+        fold_system: bool = False,
+        prefill: str = "",
+        escape_specials: bool = True,
     ) -> None:
         if max_slots < 1:
             raise ParamsError(f"max_slots is {max_slots}; expected at least 1")
@@ -84,7 +87,8 @@ class Sampler:
         self.memory_budget = memory_budget
         self.speculator = speculator_for(pair, speculation)
         self._specs = (base_template, aligned_template)
-        self._renderer: Renderer | None = None
+        self._options = TemplateOptions(template_variables or {}, fold_system, prefill, escape_specials)
+        self._decoders: dict[int | None, TextDecoder] = {}  # by the model whose tokenizer it is
         self._runner: PairRunner | None = None
         self._scorer: Scorer | None = None
 
@@ -100,13 +104,36 @@ class Sampler:
         """A prompt, rendered for both models."""
         if isinstance(prompt, RenderedPrompt):
             return prompt
-        if self._renderer is None:  # a pair without templates still serves prompts that are rendered already
-            base, aligned = self._specs
-            self._renderer = Renderer(
-                make_template(base, self.pair.base_tokenizer, "base"),
-                make_template(aligned, self.pair.aligned_tokenizer, "aligned"),
-            )
-        return self._renderer(prompt)
+        return self.renderer(prompt)
+
+    @cached_property
+    def renderer(self) -> Renderer:
+        """Both templates, made on first use: a pair without any still serves prompts that are rendered already.
+
+        Raises:
+            PromptError: a template cannot be used, or no chat template reads one of the variables.
+        """
+        base, aligned = self._specs
+        return Renderer(
+            make_template(base, self.pair.base_tokenizer, "base", options=self._options),
+            make_template(aligned, self.pair.aligned_tokenizer, "aligned", options=self._options),
+        ).checked(self._options.variables)
+
+    @cached_property
+    def _eos_ids(self) -> tuple[frozenset[int], ...]:
+        """Per model, the ids that end its text, with those by which the chat template that it reads ends a turn."""
+        if self._specs == (None, None):
+            return self.pair.eos_ids
+        try:
+            base, aligned = self.renderer.base_template, self.renderer.aligned_template
+        except PromptError:  # rendered prompts need no templates
+            return self.pair.eos_ids
+        ends = {
+            side: frozenset(template.end_of_turn_ids() if isinstance(template, ChatTemplate) else ())
+            for side, template in (("base", base), ("aligned", aligned))
+        }
+        sides = getattr(self.pair, "sides", ("base", "aligned"))
+        return tuple(ids | ends[side] for ids, side in zip(self.pair.eos_ids, sides, strict=True))
 
     def generate(
         self,
@@ -218,6 +245,9 @@ class Sampler:
             max_slots=self.max_slots,
             memory_budget=self._budget(),
             speculator=self.speculator and self.speculator.bind(runner, vocabulary),
+            partial_vocabularies={
+                active: ids.to(self.pair.device) for active, ids in self.pair.partial_vocabularies.items()
+            },
         )
         return engine, engine.submit(requests)
 
@@ -248,14 +278,14 @@ class Sampler:
         return rendered
 
     def _requests(self, index: int, prompt: RenderedPrompt, params: SamplingParams) -> list[Request]:
-        tokenizer = self.pair.tokenizer
-        if params.stop and tokenizer is None:
+        weights = self.pair.logit_weights(params.alpha)
+        decoder = self._decoder(weights)
+        if params.stop and decoder.tokenizer is None:
             raise ParamsError(
                 f"stop strings {list(params.stop)} need a tokenizer and the pair has none; use stop_token_ids"
             )
-        weights = self.pair.logit_weights(params.alpha)
         # The EOS ids of models with weight 0 do not count: at α=0 a completion ends where the base alone would end it.
-        weighted = [eos for weight, eos in zip(weights, self.pair.eos_ids, strict=True) if weight != 0]
+        weighted = [eos for weight, eos in zip(weights, self._eos_ids, strict=True) if weight != 0]
         return [
             Request(
                 prompt_index=index,
@@ -265,10 +295,19 @@ class Sampler:
                 weights=weights,
                 eos_ids=frozenset().union(*weighted),
                 rng_key=stream_key(params.seed, prompt.digest, sample),
-                stop_checker=StopStrings(tokenizer, params.stop) if params.stop else None,
+                stop_checker=StopStrings(decoder, params.stop) if params.stop else None,
             )
             for sample in range(params.n)
         ]
+
+    def _decoder(self, weights: Sequence[float]) -> TextDecoder:
+        """What decodes completions: the pair's tokenizer, but the own one of a model that may write ids of its own."""
+        active = tuple(weight != 0 for weight in weights)
+        first = active.index(True) if active in self.pair.partial_vocabularies else None
+        if first not in self._decoders:
+            tokenizer = None if first is None else self.pair.tokenizers[first]
+            self._decoders[first] = TextDecoder(tokenizer or self.pair.tokenizer)
+        return self._decoders[first]
 
     def _completions(self, engine: Engine) -> Iterator[Completion]:
         while engine.busy:
@@ -296,16 +335,17 @@ class Sampler:
                 else:
                     del yielded[sequence]
 
+    def _stop_strings(self, sequence: SequenceState) -> StopStrings:
+        request = sequence.request
+        return StopStrings(self._decoder(request.weights), request.params.stop)
+
     def _stable_text(self, sequence: SequenceState, count: int) -> str:
-        text = decode(self.pair.tokenizer, sequence.tokens[:count])
-        return stable_prefix(text, sequence.request.params.stop)
+        return self._stop_strings(sequence).settled(sequence.tokens[:count])
 
     def _text(self, sequence: SequenceState) -> str:
-        text, start = decode_incremental(self.pair.tokenizer, sequence.tokens)
-        if sequence.finish_reason != "stop":
-            return text
-        # A stop string before min_new_tokens did not end the completion, and stays in it.
-        return truncate_at_stop(text, sequence.request.params.stop, start)
+        if sequence.finish_reason == "stop":
+            return self._stop_strings(sequence).cut(sequence.tokens)
+        return self._decoder(sequence.request.weights).text(sequence.tokens)
 
     def _completion(self, sequence: SequenceState) -> Completion:
         # The contrast's weights at α = 0 and at α = −1: of a pair, the base and the aligned model alone.

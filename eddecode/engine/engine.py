@@ -18,7 +18,7 @@ from torch import Tensor
 
 from eddecode.engine.draft import Draft, Speculator
 from eddecode.engine.scheduler import Scheduler
-from eddecode.engine.sequence import Request, SamplingBatch, SequenceState, sample
+from eddecode.engine.sequence import Partial, Request, SamplingBatch, SequenceState, sample
 from eddecode.errors import ContextError, EngineError
 from eddecode.execution.runner import PairRunner
 from eddecode.utils.memory import is_out_of_memory, release_memory, trim_heap
@@ -37,6 +37,7 @@ class Engine:
         max_slots: most sequences that are decoded together.
         memory_budget: bytes that keys and values of all models may take; None is no limit.
         speculator: proposes tokens for speculative decoding; None decodes one token per step.
+        partial_vocabularies: which models have a weight → other ids that may be sampled there.
     """
 
     def __init__(
@@ -48,9 +49,10 @@ class Engine:
         max_slots: int = 64,
         memory_budget: int | None = None,
         speculator: Speculator | None = None,
+        partial_vocabularies: Partial | None = None,
     ) -> None:
         self.runner = runner
-        self.vocabulary = vocabulary
+        self.vocabulary, self.partial_vocabularies = vocabulary, partial_vocabularies
         self.windows = tuple(windows)
         self.speculator = speculator
         self.scheduler = Scheduler(
@@ -87,7 +89,7 @@ class Engine:
                 draft = self._propose()
                 logits = self._forward(draft)
                 batch = self._sampling_batch(draft)
-                sampled = sample(batch, logits, self.vocabulary, self.runner.names)
+                sampled = self._sample(batch, logits)
                 self._append(batch, sampled, draft)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
@@ -112,7 +114,7 @@ class Engine:
 
         batch = SamplingBatch.next_tokens(admitted, self.runner.device)
         logits = [torch.stack([r.logits for r in column]) for column in zip(*results, strict=True)]
-        self._append(batch, sample(batch, logits, self.vocabulary, self.runner.names), NO_DRAFT)
+        self._append(batch, self._sample(batch, logits), NO_DRAFT)
 
         together = [*scheduler.running, *admitted]
         self.runner.reserve(len(together), scheduler.max_positions(together))
@@ -160,6 +162,9 @@ class Engine:
             for i in range(len(draft.tokens) + 1)
         ]
         return SamplingBatch.from_positions(positions, self.runner.device)
+
+    def _sample(self, batch: SamplingBatch, logits: Sequence[Tensor]) -> SampledTokens:
+        return sample(batch, logits, self.vocabulary, self.runner.names, self.partial_vocabularies)
 
     def _append(self, batch: SamplingBatch, sampled: SampledTokens, draft: Draft) -> None:
         """Append what was sampled, up to the first token that is not the drafted one."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from eddecode.errors import EngineError
@@ -187,8 +189,15 @@ class SamplingBatch:
         return limited
 
 
+Partial = Mapping[tuple[bool, ...], Tensor]  # which models have a weight → the ids that may be sampled there
+
+
 def sample(
-    batch: SamplingBatch, logits: Sequence[Tensor], vocabulary: Tensor, names: tuple[str, ...]
+    batch: SamplingBatch,
+    logits: Sequence[Tensor],
+    vocabulary: Tensor,
+    names: tuple[str, ...],
+    partial: Partial | None = None,
 ) -> SampledTokens:
     """Sample the tokens of a batch from the contrast of the models' logits.
 
@@ -197,15 +206,19 @@ def sample(
         logits: per model, (n, V_i) float32.
         vocabulary: (V,) bool, ids that may be sampled.
         names: of the models, for errors.
+        partial: other vocabularies, for tokens where not all models have a weight.
 
     Raises:
         EngineError: a token cannot be sampled; it names the request and the model.
     """
     limited = batch.accessible(logits)
     try:
-        sampled = contrast_and_sample(
-            limited, batch.weights, batch.sampling, batch.uniforms(), vocabulary, batch.forbidden()
-        )
+        if partial:
+            sampled = _sample_by_vocabulary(batch, limited, vocabulary, partial)
+        else:
+            sampled = contrast_and_sample(
+                limited, batch.weights, batch.sampling, batch.uniforms(), vocabulary, batch.forbidden()
+            )
     except EngineError as error:
         if error.row is None:
             raise
@@ -214,6 +227,43 @@ def sample(
         raise error.named(request.prompt_index, request.sample, position, names) from error
     for model, (seen, full) in enumerate(zip(limited, logits, strict=True)):
         if seen is not full:  # report the model's own log-probability, not the limited one
-            own = full.log_softmax(dim=-1)
+            own = widened(full, int(sampled.tokens.max()) + 1).log_softmax(dim=-1)
             sampled.logprobs[model] = own.gather(-1, sampled.tokens[:, None].to(own.device))[:, 0]
     return sampled
+
+
+def _sample_by_vocabulary(
+    batch: SamplingBatch, logits: Sequence[Tensor], vocabulary: Tensor, partial: Partial
+) -> SampledTokens:
+    """As `contrast_and_sample`, each token from the vocabulary of the models that have a weight there."""
+    groups: dict[tuple[bool, ...], list[int]] = {}
+    for row, weights in enumerate(batch.weights.T.tolist()):
+        active = tuple(weight != 0 for weight in weights)
+        groups.setdefault(active if active in partial else (), []).append(row)
+    uniforms, forbidden = batch.uniforms(), dict(batch.forbidden())
+    tokens = torch.empty(len(batch.positions), dtype=torch.int64)
+    logprobs = torch.empty(len(logits) + 1, len(batch.positions), dtype=torch.float32)
+    for active, rows in groups.items():
+        ids = partial.get(active, vocabulary)
+        at = torch.tensor(rows, device=batch.device)
+        try:
+            sampled = contrast_and_sample(
+                [widened(z[at], len(ids)) for z in logits],
+                batch.weights[:, at].contiguous(),
+                SamplingRows(**{name: value[at] for name, value in vars(batch.sampling).items()}),
+                uniforms[at],
+                ids,
+                [(i, forbidden[row]) for i, row in enumerate(rows) if row in forbidden],
+            )
+        except EngineError as error:
+            if error.row is not None:
+                error.row = rows[error.row]
+            raise
+        tokens[rows], logprobs[:, rows] = sampled.tokens, sampled.logprobs
+    return SampledTokens(tokens, logprobs)
+
+
+def widened(logits: Tensor, width: int) -> Tensor:
+    """Logits (n, W) as (n, V) or wider: an id that a model does not have is −inf."""
+    missing = max(0, width - logits.shape[1])
+    return F.pad(logits, (0, missing), value=-math.inf) if missing else logits

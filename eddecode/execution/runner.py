@@ -281,6 +281,10 @@ class PairRunner:
         self.names, self.device = pair.names, pair.device
         self.models, self._context_windows = pair.models, pair.context_windows
         self.model_runners = list(model_runners)
+        largest = [int(model.get_input_embeddings().weight.shape[0]) - 1 for model in self.models]
+        # Per model, the id that stands for those it has no embedding for. Such an id is sampled only where the model
+        # has no weight, and what it makes of the text is not used.
+        self._largest_ids = [each if each < max(largest) else None for each in largest]
 
     @property
     def windows(self) -> list[int | None]:
@@ -308,9 +312,13 @@ class PairRunner:
 
     def prefill(self, model: int, texts: Sequence[tuple[int, ...]]) -> list[PrefillResult]:
         """Run one model over texts, in one padded batch, without touching a slot."""
-        prefixes = self.model_runners[model].prefill(texts)
-        for prefix in prefixes:
+        largest, known = self._largest_ids[model], texts
+        if largest is not None:
+            known = [tuple(min(i, largest) for i in text) for text in texts]
+        prefixes = self.model_runners[model].prefill(known)
+        for prefix, text in zip(prefixes, texts, strict=True):
             prefix.logits = prefix.logits.to(self.device)
+            prefix.ids = text
         return prefixes
 
     def reserve(self, slots: int, positions: Sequence[int] = ()) -> None:
@@ -353,6 +361,8 @@ class PairRunner:
     def forward_model(self, model: int, tokens: Tensor, lengths: Sequence[int]) -> Tensor:
         """Append (n, T) tokens to every row of one model, of the given lengths before; logits after each, (n, T, V)."""
         runner = self.model_runners[model]
+        if (largest := self._largest_ids[model]) is not None:
+            tokens = tokens.clamp(max=largest)
         runner.truncate(lengths)
         return runner.forward(tokens).to(self.device)
 

@@ -20,7 +20,7 @@ from eddecode.models.description import describe_model, describe_shared
 from eddecode.models.diagnostics import Diagnostic
 from eddecode.models.load_config import LoadConfig
 from eddecode.models.load_group import CheckpointRef, LoadedModels, MemoryRequirement, load_group
-from eddecode.models.pair import ModelPair, check_ids
+from eddecode.models.pair import MaskIds, ModelPair, check_ids, partial_vocabularies
 from eddecode.models.tensor_bytes import model_digest
 from eddecode.prompts.types import RenderedPrompt
 
@@ -36,6 +36,7 @@ class LoadOptions(TypedDict, total=False):
     check_memory: bool
     slots: int
     length: int | None
+    mask_ids: MaskIds
 
 
 class LogitMixture:
@@ -46,7 +47,8 @@ class LogitMixture:
             constraint is relative to it.
         sides: per model, "base" or "aligned": which of a prompt's two texts it gets.
         base_tokenizer, aligned_tokenizer: those that render the two texts (the first model's of each side).
-        tokenizer, vocabulary, eos_ids, context_windows, device, notes: as in `ModelPair`, over all models.
+        tokenizer, vocabulary, partial_vocabularies, eos_ids, context_windows, device, notes: as in `ModelPair`, over
+            all models.
     """
 
     sides: tuple[str, ...]
@@ -76,6 +78,7 @@ class LogitMixture:
             raise PairError(
                 f"no id is known to all of {', '.join(self.names)}; every model of a group must share one tokenizer"
             )
+        self.partial_vocabularies = partial_vocabularies(self.models, self.tokenizers, self.vocabulary)
         self.device: torch.device = pairs[0][0].device
         self._pairs = list(pairs)
         self._digests: tuple[str, ...] | None = None
@@ -320,14 +323,17 @@ def _load_pairs(
     check_memory: bool = True,
     slots: int = 1,
     length: int | None = None,
+    mask_ids: MaskIds = None,
     **options: Any,
 ) -> tuple[list[ModelPair], list[Diagnostic]]:
     """Load checkpoints, each once, and pair them: (one ModelPair per two positions in `pairs`, notes on all models)."""
     loaded = load_group(refs, LoadConfig.create(**options), MemoryRequirement(slots, length, check_memory))
-    return [_pair(loaded, positions, refs) for positions in pairs], loaded.notes
+    return [_pair(loaded, positions, refs, mask_ids) for positions in pairs], loaded.notes
 
 
-def _pair(loaded: LoadedModels, positions: tuple[int, int], refs: Sequence[CheckpointRef]) -> ModelPair:
+def _pair(
+    loaded: LoadedModels, positions: tuple[int, int], refs: Sequence[CheckpointRef], mask_ids: MaskIds
+) -> ModelPair:
     """Two of the loaded models as a pair; errors use the group's names for them."""
     names = refs[positions[0]].side, refs[positions[1]].side
-    return ModelPair.from_loaded(loaded, positions, notes=[], names=names)
+    return ModelPair.from_loaded(loaded, positions, notes=[], names=names, mask_ids=mask_ids)

@@ -9,26 +9,31 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from eddecode.errors import PairError, PromptError
 from eddecode.models.checkpoint import Checkpoint
 from eddecode.models.description import describe_model, describe_shared, dtype_name, logit_width
 from eddecode.models.diagnostics import Diagnostic
+from eddecode.models.end_of_text import Sources, eos_sources, source_notes
 from eddecode.models.load_config import LoadConfig
 from eddecode.models.load_group import CheckpointRef, LoadedModels, MemoryRequirement, load_group
 from eddecode.models.loader import freeze, require_eager_for_softcap
 from eddecode.models.sizes import input_device
 from eddecode.models.tensor_bytes import model_digest
-from eddecode.models.tokenizer_compat import check_vocabularies, eos_notes, tokens_by_id
+from eddecode.models.tokenizer_compat import check_vocabularies, eos_notes, sampleable_ids, tokens_by_id
 from eddecode.models.weight_diff import compare_tensors
 from eddecode.prompts.types import RenderedPrompt
 
-__all__ = ["Diagnostic", "ModelPair"]
+__all__ = ["Diagnostic", "MaskIds", "ModelPair"]
+
+MaskIds: TypeAlias = Literal["differing"] | None
 
 _WINDOW_FIELDS = (
     "max_position_embeddings",
@@ -48,7 +53,8 @@ class ModelPair:
         base_tokenizer, aligned_tokenizer: or None; a side without one uses the other's, with a note.
         tokenizer: the one that decodes completions (aligned's, else base's, else None).
         vocabulary: (V,) bool on the CPU, True where an id may be sampled; V is the smaller of the two logit widths.
-        eos_ids: per model, the ids that end its text.
+            Where one model alone has a weight: `partial_vocabularies`.
+        eos_ids: per model, the ids that end its text. eos_sources: the same, each with where it was found.
         context_windows: per model, the number of positions, or None if unlimited.
         device: where token ids are sent (the device of the base's embedding).
         notes: what is worth knowing, warnings first.
@@ -63,9 +69,13 @@ class ModelPair:
         checkpoints: tuple[Checkpoint, Checkpoint] | None = None,
         notes: list[Diagnostic] | None = None,
         names: tuple[str, str] = ("base", "aligned"),
+        mask_ids: MaskIds = None,
     ) -> None:
-        """notes: on loading the two. names: what notes and errors call them."""
+        """notes: on loading the two. names: what notes and errors call them. mask_ids: as `load` takes it."""
+        if mask_ids not in (None, "differing"):
+            raise PairError(f"mask_ids is {mask_ids!r}; expected 'differing' or None")
         self.base, self.aligned, self.names = base, aligned, names
+        self._mask_ids = mask_ids
         self._load_notes, self._own_tokenizers = list(notes or []), tokenizers
         self.base_tokenizer, self.aligned_tokenizer = (
             tokenizers[0] or tokenizers[1],
@@ -73,7 +83,8 @@ class ModelPair:
         )
         self.checkpoints = checkpoints
         self._digests: tuple[str, str] | None = None
-        self.eos_ids = (_eos_ids(base, self.base_tokenizer), _eos_ids(aligned, self.aligned_tokenizer))
+        self.eos_sources = self._eos_sources()
+        self.eos_ids = (frozenset(self.eos_sources[0]), frozenset(self.eos_sources[1]))
         self.context_windows = (_context_window(base), _context_window(aligned))
         self.device: torch.device = input_device(base)
         self.vocabulary: Tensor
@@ -94,6 +105,19 @@ class ModelPair:
     def tokenizer(self) -> Any:
         """The tokenizer that decodes completions, or None."""
         return self.aligned_tokenizer or self.base_tokenizer
+
+    @property
+    def tokenizers(self) -> tuple[Any, Any]:
+        """(base_tokenizer, aligned_tokenizer)."""
+        return self.base_tokenizer, self.aligned_tokenizer
+
+    @cached_property
+    def partial_vocabularies(self) -> dict[tuple[bool, ...], Tensor]:
+        """Which models have a weight → the ids that may be sampled there, (V,) bool, where these are not `vocabulary`.
+
+        At α = 0 and α = −1 one model alone has a weight, and what it alone knows may be sampled.
+        """
+        return partial_vocabularies(self.models, self.tokenizers, self.vocabulary)
 
     @staticmethod
     def logit_weights(alpha: float) -> tuple[float, float]:
@@ -122,6 +146,7 @@ class ModelPair:
         check_memory: bool = True,
         slots: int = 1,
         length: int | None = None,
+        mask_ids: MaskIds = None,
     ) -> ModelPair:
         """Load two checkpoints: local folders or hub ids; `aligned` may be a PEFT adapter over the base.
 
@@ -139,6 +164,8 @@ class ModelPair:
             check_memory: refuse a pair that does not fit.
             slots, length: completions at a time, and tokens of each with its prompt (default 2,048, or the models' own
                 limit), that must fit beside the weights.
+            mask_ids: "differing" masks the ids that stand for different tokens in the two tokenizers; None refuses such
+                a pair, unless only control tokens differ.
 
         Raises:
             PairError: a checkpoint is missing, damaged, incomplete, not in safetensors, needs its own code, is no
@@ -156,7 +183,7 @@ class ModelPair:
             CheckpointRef(aligned, "aligned", aligned_revision or revision, adapter_base=0),
         )
         loaded = load_group(sources, load_config, MemoryRequirement(slots, length, check_memory))
-        return cls.from_loaded(loaded, (0, 1))
+        return cls.from_loaded(loaded, (0, 1), mask_ids=mask_ids)
 
     @classmethod
     def from_loaded(
@@ -165,6 +192,7 @@ class ModelPair:
         at: tuple[int, int],
         notes: list[Diagnostic] | None = None,
         names: tuple[str, str] = ("base", "aligned"),
+        mask_ids: MaskIds = None,
     ) -> ModelPair:
         """A pair of the models at two positions of a loaded group; notes: instead of the group's."""
         i, j = at
@@ -175,11 +203,18 @@ class ModelPair:
             checkpoints=(loaded.checkpoints[i], loaded.checkpoints[j]),
             notes=loaded.notes if notes is None else notes,
             names=names,
+            mask_ids=mask_ids,
         )
 
     @classmethod
     def from_models(
-        cls, base: Any, aligned: Any, base_tokenizer: Any = None, aligned_tokenizer: Any = None
+        cls,
+        base: Any,
+        aligned: Any,
+        base_tokenizer: Any = None,
+        aligned_tokenizer: Any = None,
+        *,
+        mask_ids: MaskIds = None,
     ) -> ModelPair:
         """A pair of models that are in memory already; both are put in eval mode, without gradients.
 
@@ -194,7 +229,7 @@ class ModelPair:
                 )
             require_eager_for_softcap(model.config)
             freeze(model)
-        return cls(base, aligned, (base_tokenizer, aligned_tokenizer))
+        return cls(base, aligned, (base_tokenizer, aligned_tokenizer), mask_ids=mask_ids)
 
     # Checks ------------------------------------------------------------------------------------------------------
 
@@ -211,9 +246,17 @@ class ModelPair:
         """(vocabulary, notes on the two models); PairError if they cannot be decoded against each other."""
         notes = self._tokenizer_notes(names)
         widths = (logit_width(self.base), logit_width(self.aligned))
-        tokenizers = (self.base_tokenizer, self.aligned_tokenizer)
-        vocabulary, more = check_vocabularies(widths, tokenizers, names)
+        tokenizers = self.tokenizers
+        vocabulary, more = check_vocabularies(
+            widths,
+            tokenizers,
+            names,
+            shared_ends=self.eos_ids[0] & self.eos_ids[1],
+            mask_differing=self._mask_ids == "differing",
+        )
         table = tokens_by_id(self.tokenizer) if self.tokenizer else None
+        for name, sources in zip(names, self.eos_sources, strict=True):
+            more += source_notes(name, sources, table)
         notes += more + eos_notes(self.eos_ids, vocabulary, table, names)
         if self.aligned_tokenizer is not None and not getattr(self.aligned_tokenizer, "chat_template", None):
             notes.append(
@@ -239,6 +282,15 @@ class ModelPair:
                 )
             )
         return vocabulary, notes
+
+    def _eos_sources(self) -> tuple[Sources, Sources]:
+        """Per model, the ids that end its text. The aligned model is the one that reads a chat template by default."""
+        base, aligned = self.checkpoints or (None, None)
+        own = self._own_tokenizers
+        return (
+            eos_sources(self.base, own[0], base, chat=False),
+            eos_sources(self.aligned, own[1], aligned, chat=True),
+        )
 
     def _tokenizer_notes(self, names: tuple[str, str]) -> list[Diagnostic]:
         missing = [tokenizer is None for tokenizer in self._own_tokenizers]
@@ -307,10 +359,7 @@ class ModelPair:
 
         A relative change is ‖aligned − base‖ / ‖base‖ (Frobenius); None where the base's tensor is all zeros.
         """
-        tokenizers, checkpoints = (
-            (self.base_tokenizer, self.aligned_tokenizer),
-            self.checkpoints or (None, None),
-        )
+        tokenizers, checkpoints = self.tokenizers, self.checkpoints or (None, None)
         result: dict[str, Any] = {
             name: describe_model(
                 self.models[i], tokenizers[i], checkpoints[i], self.eos_ids[i], self.context_windows[i]
@@ -333,6 +382,21 @@ def _warnings_first(notes: list[Diagnostic]) -> list[Diagnostic]:
     return sorted(notes, key=lambda note: note.level != "warning")
 
 
+def partial_vocabularies(
+    models: Sequence[Any], tokenizers: Sequence[Any], vocabulary: Tensor
+) -> dict[tuple[bool, ...], Tensor]:
+    """The vocabularies of the first model alone, and of the others without it, where they are not `vocabulary`."""
+    first = tuple(i == 0 for i in range(len(models)))
+    found = {}
+    for active in (first, tuple(not is_active for is_active in first)):
+        chosen = [i for i, is_active in enumerate(active) if is_active]
+        own = sampleable_ids([logit_width(models[i]) for i in chosen], [tokenizers[i] for i in chosen])
+        width = max(len(own), len(vocabulary))
+        if not torch.equal(*(F.pad(mask, (0, width - len(mask))) for mask in (own, vocabulary))):
+            found[active] = own
+    return found
+
+
 def check_ids(name: str, model: Any, ids: Sequence[int]) -> None:
     """PromptError if a model has no embedding for an id; on a GPU such an id would end the process."""
     rows = int(model.get_input_embeddings().weight.shape[0])
@@ -341,15 +405,6 @@ def check_ids(name: str, model: Any, ids: Sequence[int]) -> None:
             f"id {max(ids)} is beyond the {rows} embeddings of the {name} model; render the prompt with the tokenizer "
             "of that model"
         )
-
-
-def _eos_ids(model: Any, tokenizer: Any) -> frozenset[int]:
-    """The ids that end a text: generation_config's (an id or a list), else config's, else the tokenizer's."""
-    for owner in (getattr(model, "generation_config", None), model.config.get_text_config(), tokenizer):
-        ids = getattr(owner, "eos_token_id", None)
-        if ids is not None and ids != []:
-            return frozenset(int(i) for i in (ids if isinstance(ids, (list, tuple)) else [ids]))
-    return frozenset()
 
 
 def _context_window(model: Any) -> int | None:

@@ -1,14 +1,16 @@
-"""Which ids may be sampled: those with a logit in both models and the same token in every tokenizer.
+"""Which ids may be sampled: those with a logit in every model that has a weight, and the same token in its tokenizers.
 
 The contrast multiplies the aligned model's logit by −α. An id that only one model was trained with (a padded row of the
 embedding, or a token that the aligned model was trained never to generate) would be boosted without bound. Such ids are
-masked, and the mask is reported.
+masked, and the mask is reported. Where one model alone has a weight, as the aligned one at α = −1, what it alone knows
+may be sampled.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 from typing import Any
 
 import torch
@@ -30,27 +32,60 @@ def tokens_by_id(tokenizer: Any) -> dict[int, str]:
     return {int(i): token for token, i in tokenizer.get_vocab().items()}
 
 
+def sampleable_ids(widths: Sequence[int], tokenizers: Sequence[Any]) -> torch.Tensor:
+    """The ids that every one of these models knows, under one name: bool (min width,).
+
+    widths: numbers of logits. A tokenizer may be None; without any, every id is taken to be a token.
+    """
+    width = min(widths)
+    tables = [tokens_by_id(tokenizer) for tokenizer in tokenizers if tokenizer is not None]
+    if not tables:
+        return torch.ones(width, dtype=torch.bool)
+    first, *others = tables
+    known = [i for i, token in first.items() if i < width and all(table.get(i) == token for table in others)]
+    vocabulary = torch.zeros(width, dtype=torch.bool)
+    vocabulary[torch.tensor(sorted(known), dtype=torch.long)] = True
+    return vocabulary
+
+
 def check_vocabularies(
-    widths: tuple[int, int], tokenizers: tuple[Any, Any], names: Names
+    widths: tuple[int, int],
+    tokenizers: tuple[Any, Any],
+    names: Names,
+    *,
+    shared_ends: AbstractSet[int] = frozenset(),
+    mask_differing: bool = False,
 ) -> tuple[torch.Tensor, list[Diagnostic]]:
     """(sampleable ids as a bool tensor of shape (min width,), notes).
 
-    widths: the numbers of logits of the two models. A tokenizer may be None. names: of the models.
-    PairError if an id stands for different tokens in the two tokenizers, or no id is known to both.
+    Args:
+        widths: the numbers of logits of the two models.
+        tokenizers: one may be None.
+        names: of the models.
+        shared_ends: ids that end a text of both models: under two names, too, they mean the same.
+        mask_differing: mask ids that have two names, where the pair would else be refused.
+
+    Raises:
+        PairError: an id stands for different tokens in the two tokenizers, or no id is known to both.
     """
     tables = [tokens_by_id(tokenizer) for tokenizer in tokenizers if tokenizer is not None]
     notes = _width_notes(widths, tables, names)
-    width = min(widths)
-    vocabulary = torch.ones(width, dtype=torch.bool)
-    if not tables:
-        return vocabulary, notes
-    known = set.intersection(*(set(table) for table in tables))
+    vocabulary = sampleable_ids(widths, tokenizers)
     if len(tables) == 2 and tokenizers[0] is not tokenizers[1]:
-        renamed, more = _compare(tables[0], tables[1], names)
-        known -= renamed
-        notes += more
-    vocabulary[:] = False
-    vocabulary[torch.tensor([i for i in sorted(known) if i < width], dtype=torch.long)] = True
+        added = set(_added_ids(tokenizers[0])) & set(_added_ids(tokenizers[1]))
+        notes += _compare(tables[0], tables[1], names, added, mask_differing)
+        ends = sorted(
+            i
+            for i in shared_ends & tables[0].keys() & tables[1].keys()
+            if i < len(vocabulary) and not vocabulary[i]
+        )
+        vocabulary[torch.tensor(ends, dtype=torch.long)] = True
+        if ends:
+            shown = _examples(ends, tables[0], tables[1], names)
+            note = f"ids that end a text of both models have two names: {shown}"
+            notes.append(
+                Diagnostic("info", "vocabulary", note, "They may be sampled, since they mean the same")
+            )
     if not vocabulary.any():
         raise PairError(
             f"no id is known to both models and their tokenizers (logit widths {widths[0]} and {widths[1]}); are "
@@ -59,42 +94,47 @@ def check_vocabularies(
     return vocabulary, notes
 
 
+def _added_ids(tokenizer: Any) -> list[int]:
+    """The ids that a tokenizer does not build from text: control tokens."""
+    return [int(i) for i in getattr(tokenizer, "added_tokens_decoder", {})]
+
+
 def _compare(
-    base: dict[int, str], aligned: dict[int, str], names: Names
-) -> tuple[set[int], list[Diagnostic]]:
-    """(ids to mask because they were renamed, notes); PairError if the tokenizers disagree on any other id."""
+    base: dict[int, str], aligned: dict[int, str], names: Names, added: AbstractSet[int], mask_differing: bool
+) -> list[Diagnostic]:
+    """Notes on ids that have two names and are masked; PairError if the tokenizers disagree on ordinary ids.
+
+    added: control tokens of both; a release may rename those of its base, which has not learned to use them.
+    """
     shared = base.keys() & aligned.keys()
     differing = sorted(i for i in shared if base[i] != aligned[i])
-    renamed = [i for i in differing if any(_PLACEHOLDER.search(table[i]) for table in (base, aligned))]
-    conflicts = sorted(set(differing) - set(renamed))
-    if conflicts:
+    reserved = {i for i in differing if any(_PLACEHOLDER.search(table[i]) for table in (base, aligned))}
+    conflicts = [i for i in differing if i not in reserved and i not in added]
+    if conflicts and (not mask_differing or 2 * len(conflicts) > len(shared)):
         raise PairError(
             _conflict_message(len(conflicts), len(shared), _examples(conflicts, base, aligned, names))
         )
     notes = []
-    if renamed:
-        notes.append(
-            Diagnostic(
-                "warning",
-                "vocabulary",
-                f"{len(renamed)} reserved ids have two names: {_examples(renamed, base, aligned, names)}",
-                "They are never sampled; if one of them ends a turn, completions need a stop string instead",
-            )
-        )
+    for what, ids in (
+        ("reserved", [i for i in differing if i in reserved]),
+        ("control", [i for i in differing if i in added and i not in reserved]),
+        ("ordinary", conflicts),
+    ):
+        if ids:
+            note = f"{len(ids)} {what} ids have two names: {_examples(ids, base, aligned, names)}"
+            way_out = "They are never sampled where both models have a weight; if one of them ends a turn, completions "
+            notes.append(Diagnostic("warning", "vocabulary", note, way_out + "need a stop string instead"))
     for name, own, other in ((names[0], base, aligned), (names[1], aligned, base)):
-        added = sorted(own.keys() - other.keys())
-        if added:
-            shown = ", ".join(f"{i} ({own[i]!r})" for i in added[:_MAX_EXAMPLES])
-            notes.append(
-                Diagnostic(
-                    "info",
-                    "vocabulary",
-                    f"{len(added)} tokens are known to the {name} tokenizer alone: {shown}"
-                    f"{', …' if len(added) > _MAX_EXAMPLES else ''}",
-                    "They may occur in its prompt and are never sampled",
-                )
+        alone = sorted(own.keys() - other.keys())
+        if alone:
+            shown = ", ".join(f"{i} ({own[i]!r})" for i in alone[:_MAX_EXAMPLES])
+            more = ", …" if len(alone) > _MAX_EXAMPLES else ""
+            note = f"{len(alone)} tokens are known to the {name} tokenizer alone: {shown}{more}"
+            way_out = (
+                "They may occur in its prompt, and are sampled only where it is the only model with a weight"
             )
-    return set(renamed), notes
+            notes.append(Diagnostic("info", "vocabulary", note, way_out))
+    return notes
 
 
 def _conflict_message(conflicts: int, shared: int, examples: str) -> str:
@@ -106,7 +146,8 @@ def _conflict_message(conflicts: int, shared: int, examples: str) -> str:
         )
     return (
         f"the tokenizers disagree on {conflicts} of {shared} common ids: {examples}. The same id must mean the "
-        "same token in both models; check that both checkpoints contain the tokenizer that they were trained with"
+        "same token in both models; check that both checkpoints contain the tokenizer that they were trained with. If "
+        "they differ in these names alone, mask them: mask_ids='differing', --mask-ids differing"
     )
 
 

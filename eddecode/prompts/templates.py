@@ -23,6 +23,7 @@ from typing import Any, Literal, TypeAlias
 
 from eddecode.errors import PromptError
 from eddecode.prompts.encoding import encode, encode_rendering, special_pattern, token_ids
+from eddecode.prompts.end_of_turn import end_of_turn_ids
 from eddecode.prompts.presets import FAMILIES, INSTRUCTION_TEMPLATE, Family
 from eddecode.prompts.rendering import Rendering, chat_source, render_chat
 from eddecode.prompts.template_process import variables_of
@@ -43,6 +44,7 @@ __all__ = [
 PLACEHOLDER = "{prompt}"
 JINJA_SUFFIXES = (".jinja", ".jinja2", ".j2")
 Side = Literal["base", "aligned"]
+_OWN_VARIABLES = frozenset({"messages", "add_generation_prompt"})
 
 
 @dataclass(frozen=True)
@@ -181,6 +183,10 @@ class ChatTemplate(TextTemplate):
     def variables(self) -> frozenset[str]:
         """The names of the variables that the template reads."""
         return variables_of(chat_source(self.tokenizer) if self.source is None else self.source)
+
+    def end_of_turn_ids(self) -> tuple[int, ...]:
+        """The ids by which the template ends the assistant's turn."""
+        return end_of_turn_ids(self.tokenizer, self.source)
 
 
 @dataclass(frozen=True)
@@ -334,6 +340,21 @@ class Renderer:
             self._side("base", self.base_template, prompt),
             self._side("aligned", self.aligned_template, prompt),
         )
+
+    def checked(self, variables: Mapping[str, Any]) -> Renderer:
+        """The renderer itself; PromptError if no chat template of it reads one of the variables."""
+        chats = [
+            each for each in (self.base_template, self.aligned_template) if isinstance(each, ChatTemplate)
+        ]
+        read = frozenset().union(*(chat.variables for chat in chats))
+        for name in variables:
+            if name not in read:
+                known = ", ".join(sorted(read - _OWN_VARIABLES)) or "none but the messages"
+                raise PromptError(
+                    f"the template variable {name!r} was given and no chat template reads it (they read {known}); "
+                    "leave it out, or give a template that reads it"
+                )
+        return self
 
     @staticmethod
     def _side(side: Side, template: Template, prompt: str | Sequence[Message]) -> tuple[int, ...]:

@@ -43,3 +43,13 @@ def save_adapter(base: Path, folder: Path, **settings: Any) -> Any:
             parameter.data.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
     wrapped.save_pretrained(folder)
     return wrapped
+
+
+def swap_tokens(folder: Path, *pairs: tuple[int, int]) -> None:
+    """Exchange the meanings of ids in a saved tokenizer."""
+    content = json.loads((folder / "tokenizer.json").read_text())
+    tokens = {i: token for token, i in content["model"]["vocab"].items()}
+    for a, b in pairs:
+        tokens[a], tokens[b] = tokens[b], tokens[a]
+    content["model"]["vocab"] = {token: i for i, token in tokens.items()}
+    (folder / "tokenizer.json").write_text(json.dumps(content))

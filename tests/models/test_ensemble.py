@@ -14,6 +14,7 @@ from eddecode import ModelPair, RenderedPrompt, Sampler, SamplingParams
 from eddecode.errors import PairError, PromptError
 from eddecode.models.ensemble import Ensemble, LogitMixture, Transfer
 from helpers import decoding, reference, tiny
+from helpers.pairs import swap_tokens
 
 ALPHAS = (-1.0, -0.4, 0.0, 0.5, 2.0)
 
@@ -169,18 +170,13 @@ def test_only_ids_that_all_models_and_tokenizers_know_can_be_sampled() -> None:
 
 def test_errors_about_tokenizers_use_the_group_s_names(tmp_path: Path) -> None:
     base, first = tiny.save_pair(tmp_path / "a")
-    second = tiny.save_model(
-        tmp_path / "second", tiny.tiny_model(vocab=301), tiny.tiny_tokenizer(extra=("<|x|>",))
-    )
-    other = tiny.save_model(
-        tmp_path / "other", tiny.tiny_model(vocab=301), tiny.tiny_tokenizer(extra=("<|base|>",))
-    )
-    with pytest.raises(
-        PairError, match=r"id 300 is '<\|base\|>' in base and '<\|x\|>' in aligned 2\. The same id"
-    ):
-        Ensemble.load(other, [first, second])
-    with pytest.raises(PairError, match=r"id 300 is '<\|x\|>' in large and '<\|base\|>' in aligned\."):
-        Transfer.load(second, base, other)
+    other, second = tiny.save_pair(tmp_path / "b")
+    swap_tokens(second, (40, 41))
+    swap_tokens(other, (42, 43))
+    with pytest.raises(PairError, match=r"id 40 is 'C' in base and 'D' in aligned 2, .*The same id"):
+        Ensemble.load(base, [first, second])
+    with pytest.raises(PairError, match=r"id 42 is 'E' in large and 'F' in aligned,"):
+        Transfer.load(base, other, other)
 
 
 # Loading ---------------------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import (
+    AutoTokenizer,
     BartConfig,
     BartForConditionalGeneration,
     BertConfig,
@@ -24,6 +25,7 @@ from transformers import (
 from eddecode import ModelPair
 from eddecode.errors import PairError
 from helpers import tiny
+from helpers.pairs import noted, swap_tokens
 
 
 @pytest.fixture
@@ -233,16 +235,6 @@ def test_other_kinds_of_models(folders: tuple[Path, Path], tmp_path: Path, make:
 # Tokenizers ------------------------------------------------------------------------------------------------------
 
 
-def swap_tokens(folder: Path, *pairs: tuple[int, int]) -> None:
-    """Exchange the meanings of ids in a saved tokenizer."""
-    content = json.loads((folder / "tokenizer.json").read_text())
-    tokens = {i: token for token, i in content["model"]["vocab"].items()}
-    for a, b in pairs:
-        tokens[a], tokens[b] = tokens[b], tokens[a]
-    content["model"]["vocab"] = {token: i for i, token in tokens.items()}
-    (folder / "tokenizer.json").write_text(json.dumps(content))
-
-
 def test_tokenizers_that_disagree_are_refused_with_examples(folders: tuple[Path, Path]) -> None:
     swap_tokens(folders[1], (40, 41))
     refused(
@@ -267,13 +259,27 @@ def test_entirely_different_vocabularies_have_their_own_message(folders: tuple[P
     )
 
 
-def test_in_memory_pairs_are_checked_too() -> None:
-    models = tiny.tiny_pair_models(vocab=301)
-    tokenizers = (tiny.tiny_tokenizer(extra=("<|a|>",)), tiny.tiny_tokenizer(extra=("<|b|>",)))
-    with pytest.raises(
-        PairError, match=r"disagree on 1 of 301 common ids: id 300 is '<\|a\|>' in base and '<\|b\|>'"
-    ):
-        ModelPair.from_models(*models, *tokenizers)
+def test_in_memory_pairs_are_checked_too(folders: tuple[Path, Path]) -> None:
+    swap_tokens(folders[1], (40, 41))
+    other = AutoTokenizer.from_pretrained(folders[1])
+    with pytest.raises(PairError, match=r"disagree on 2 of 300 common ids: id 40 is 'C' in base and 'D' in"):
+        ModelPair.from_models(*tiny.tiny_pair_models(), tiny.tiny_tokenizer(), other)
+
+
+def test_ids_with_two_names_are_masked_where_that_is_asked_for(folders: tuple[Path, Path]) -> None:
+    swap_tokens(folders[1], (40, 41))
+    refused(*folders, r"mask them: mask_ids='differing', --mask-ids differing")
+    pair = ModelPair.load(*folders, mask_ids="differing")
+    assert [i for i in range(300) if not pair.vocabulary[i]] == [40, 41]
+    assert noted(pair, "2 ordinary ids have two names: id 40 is 'C' in base and 'D' in aligned")
+    with pytest.raises(PairError, match=r"mask_ids is 'all'; expected 'differing' or None"):
+        ModelPair.load(*folders, mask_ids="all")  # type: ignore[arg-type]
+
+
+def test_different_vocabularies_are_refused_even_then(folders: tuple[Path, Path]) -> None:
+    swap_tokens(folders[1], *((i, i + 145) for i in range(6, 151)))
+    with pytest.raises(PairError, match=r"have different vocabularies"):
+        ModelPair.load(*folders, mask_ids="differing")
 
 
 def test_a_broken_tokenizer_is_named(folders: tuple[Path, Path]) -> None:

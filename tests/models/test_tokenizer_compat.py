@@ -124,14 +124,21 @@ def test_a_prompt_beyond_the_embedding_is_refused() -> None:
 # End of sequence -------------------------------------------------------------------------------------------------
 
 
-def test_eos_ids_come_from_generation_config_then_config_then_tokenizer() -> None:
+def test_eos_ids_are_those_of_generation_config_or_config_and_of_the_tokenizer() -> None:
     base, aligned = tiny.tiny_pair_models()
     base.generation_config.eos_token_id = [2, 4]
     aligned.generation_config.eos_token_id = None
     aligned.config.eos_token_id = 5
     pair = ModelPair.from_models(base, aligned, *[tiny.tiny_tokenizer()] * 2)
-    assert pair.eos_ids == (frozenset({2, 4}), frozenset({5}))
-    assert noted(pair, "base ends at 2 ('</s>'), 4 ('<|assistant|>'), aligned at 5 ('<|system|>')")
+    assert pair.eos_ids == (frozenset({2, 4}), frozenset({2, 5}))
+    assert noted(
+        pair, "base ends at 2 ('</s>'), 4 ('<|assistant|>'), aligned at 2 ('</s>'), 5 ('<|system|>')"
+    )
+    assert noted(
+        pair,
+        "base: its text ends at 2 ('</s>') by its generation config, tokenizer; 4 ('<|assistant|>') by its",
+    )
+    assert noted(pair, "2 ('</s>') by its tokenizer, chat template; 5 ('<|system|>') by its config")
     aligned.config.eos_token_id = None
     assert ModelPair.from_models(base, aligned, *[tiny.tiny_tokenizer()] * 2).eos_ids[1] == {2}
     assert all(bool(pair.vocabulary[i]) for ids in pair.eos_ids for i in ids)

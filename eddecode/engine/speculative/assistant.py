@@ -9,16 +9,14 @@ draft are read together with the next one, in the same pass.
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from eddecode.engine.sequence import SequenceState, sample
+from eddecode.engine.sequence import SequenceState, sample, widened
 from eddecode.engine.speculative.drafters import (
     OVERHEAD,
     UNLIMITED,
@@ -115,7 +113,7 @@ class AssistantDrafter:
                     slot.num_read = len(slot.sequence.tokens)
                 else:
                     slot.drafted += read
-            logits = _widened(logits, len(vocabulary)).to(device)
+            logits = widened(logits, len(vocabulary)).to(device)
             places = replace(batch, positions=next_positions(mine, i))
             drafted = sample(places, [logits], vocabulary, self._runner.names).tokens
             ids, levels = drafted.tolist(), confidence_levels(logits)
@@ -141,12 +139,6 @@ class AssistantDrafter:
                     prefilled[text] = self._runner.prefill(0, [text])[0]
                 self._runner.add([prefilled[text]])
                 self._slots.append(Slot(sequence, len(sequence.tokens) - 1))
-
-
-def _widened(logits: Tensor, width: int) -> Tensor:
-    """Logits (n, W) as (n, V) or wider: ids that the assistant does not know are never proposed."""
-    missing = max(0, width - logits.shape[1])
-    return F.pad(logits, (0, missing), value=-math.inf) if missing else logits
 
 
 def _length(sequence: SequenceState) -> int:
