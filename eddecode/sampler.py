@@ -1,8 +1,8 @@
 """Sampler: the public interface to decoding and scoring. Prompts and parameters in, completions out.
 
 It renders prompts for both models, makes a request of every sample, has the engine decode all of them together, and
-decodes the tokens to text. `generate` returns when all are finished, `as_completed` yields each as it finishes, and
-`stream` yields it token by token.
+decodes the tokens to text. `generate` returns when all are finished, `as_completed` yields each as it finishes,
+`stream` yields it token by token, and an `OpenBatch` takes further requests while it is decoded.
 """
 
 from __future__ import annotations
@@ -181,6 +181,10 @@ class Sampler:
         """The completions of `generate` token by token; tokens of different completions are interleaved."""
         return self._stream(*self._submit(prompts, params))
 
+    def open_batch(self) -> OpenBatch:
+        """An empty batch that requests can join at any time, also while it is decoded."""
+        return OpenBatch(self)
+
     def score(
         self,
         prompts: Prompt | Sequence[Prompt],
@@ -235,10 +239,14 @@ class Sampler:
         requests = [
             request
             for index, (prompt, p) in enumerate(zip(listed, self._params(params, len(listed)), strict=True))
-            for request in self._requests(index, self._rendered(index, prompt), p)
+            for request in self._requests(index, self._rendered(index, prompt), p, range(p.n))
         ]
+        engine = self._engine()
+        return engine, engine.submit(requests)
+
+    def _engine(self) -> Engine:
         runner, vocabulary = self.runner.clone_empty(), self.pair.vocabulary.to(self.pair.device)
-        engine = Engine(
+        return Engine(
             runner,
             vocabulary,
             windows=self.runner.windows,
@@ -249,7 +257,6 @@ class Sampler:
                 active: ids.to(self.pair.device) for active, ids in self.pair.partial_vocabularies.items()
             },
         )
-        return engine, engine.submit(requests)
 
     def _budget(self) -> int:
         if self.memory_budget is not None:
@@ -277,7 +284,9 @@ class Sampler:
             raise
         return rendered
 
-    def _requests(self, index: int, prompt: RenderedPrompt, params: SamplingParams) -> list[Request]:
+    def _requests(
+        self, index: int, prompt: RenderedPrompt, params: SamplingParams, samples: Sequence[int]
+    ) -> list[Request]:
         weights = self.pair.logit_weights(params.alpha)
         decoder = self._decoder(weights)
         if params.stop and decoder.tokenizer is None:
@@ -297,7 +306,7 @@ class Sampler:
                 rng_key=stream_key(params.seed, prompt.digest, sample),
                 stop_checker=StopStrings(decoder, params.stop) if params.stop else None,
             )
-            for sample in range(params.n)
+            for sample in samples
         ]
 
     def _decoder(self, weights: Sequence[float]) -> TextDecoder:
@@ -368,6 +377,66 @@ class Sampler:
         )
 
 
+class OpenBatch:
+    """Requests that are decoded together, and that others may join between two steps; for one thread.
+
+    A completion is the one that `Sampler.generate` makes of the same prompt, parameters and sample.
+
+    Args:
+        sampler: of the models.
+
+    Attributes:
+        last_size: how many requests the last step decoded.
+    """
+
+    def __init__(self, sampler: Sampler) -> None:
+        self._sampler = sampler
+        self._engine = sampler._engine()
+        self._open: set[SequenceState] = set()
+        self.last_size = 0
+
+    @property
+    def busy(self) -> bool:
+        """Whether anything is left to decode."""
+        return self._engine.busy
+
+    def add(
+        self, key: int, prompt: Prompt, params: SamplingParams, samples: Sequence[int] = (0,)
+    ) -> list[SequenceState]:
+        """Add a request for each of a prompt's samples, and return one handle for each.
+
+        Args:
+            key: the `prompt_index` of the completions and of errors; the caller's own number.
+            prompt: as `Sampler.generate` takes it.
+            params: of all samples; `n` does not count.
+            samples: numbers of the samples.
+
+        Raises:
+            PromptError, ParamsError, ContextError: this request cannot be decoded. The batch goes on without it.
+        """
+        rendered = self._sampler._rendered(key, prompt)
+        added = self._engine.submit(self._sampler._requests(key, rendered, params, samples))
+        self._open.update(added)
+        return added
+
+    def step(self) -> list[tuple[SequenceState, Completion]]:
+        """Decode one token of every request that has a slot; the requests that finished, with their completions.
+
+        Raises:
+            EngineError: the batch cannot go on, and is of no more use.
+        """
+        scheduler, ended = self._engine.scheduler, self._engine.step()
+        self.last_size = len(scheduler.running) + len(ended)
+        finished = [sequence for sequence in ended if sequence in self._open]
+        self._open.difference_update(finished)
+        return [(sequence, self._sampler._completion(sequence)) for sequence in finished]
+
+    def cancel(self, handle: SequenceState) -> None:
+        """Decode this request no further. `step` does not return it."""
+        self._open.discard(handle)
+        handle.finish_reason = handle.finish_reason or "cancelled"
+
+
 def _weighted_sum(weights: Sequence[float], logprobs: Sequence[float]) -> float:
     """Σ wᵢ·log pᵢ; a term of weight zero does not count, even at −inf."""
     return sum(weight * value for weight, value in zip(weights, logprobs, strict=True) if weight != 0)
@@ -383,4 +452,4 @@ def _as_list(prompts: Any) -> list[Any]:
     return listed
 
 
-__all__ = ["Completion", "Piece", "Sampler", "TokenLogprobs"]
+__all__ = ["Completion", "OpenBatch", "Piece", "Sampler", "TokenLogprobs"]

@@ -1,0 +1,108 @@
+"""The pair that the arguments of another tool name (`-M base=… -M aligned=…`), and the sampler that decodes it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import BeforeValidator, ConfigDict, Field, model_validator
+from pydantic.dataclasses import dataclass
+
+from eddecode.errors import ConfigError
+from eddecode.models.fingerprint import checkpoint_identity
+from eddecode.utils.validation import Integer, raises
+
+if TYPE_CHECKING:
+    from eddecode.sampler import Sampler
+
+
+def _as_text(value: Any) -> Any:
+    return str(value) if isinstance(value, Path) else value
+
+
+Text = Annotated[str | None, BeforeValidator(_as_text)]
+SAMPLER_OPTIONS = (
+    *("base_template", "aligned_template", "max_slots", "memory_budget", "speculation", "cuda_graphs"),
+)
+_LOAD_OPTIONS = ("dtype", "device", "base_revision", "aligned_revision", "quantization")
+
+
+@raises(ConfigError)
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+class PairOptions:
+    """Two checkpoints, and how they are loaded and decoded; without both checkpoints, the bundled pair.
+
+    Attributes:
+        base, aligned: local folders or hub ids; `aligned` may be an adapter.
+        base_template, aligned_template: see `eddecode.Sampler`.
+        dtype, device, base_revision, aligned_revision, quantization: see `eddecode.ModelPair.load`.
+        max_slots, memory_budget, speculation, cuda_graphs: see `eddecode.Sampler`.
+
+    Raises:
+        ConfigError: an option is unknown or out of its range, or one checkpoint is given without the other.
+    """
+
+    base: Text = None
+    aligned: Text = None
+    base_template: Text = None
+    aligned_template: Text = None
+    dtype: str = "auto"
+    device: str | None = None
+    base_revision: str | None = None
+    aligned_revision: str | None = None
+    quantization: str | None = None
+    max_slots: Annotated[Integer, Field(ge=1)] = 256
+    memory_budget: Annotated[Integer, Field(ge=1)] | None = None
+    speculation: str = "off"
+    cuda_graphs: bool = False
+
+    @model_validator(mode="after")
+    def _check_both(self) -> PairOptions:
+        if (self.base is None) != (self.aligned is None):
+            missing = "aligned" if self.aligned is None else "base"
+            raise ConfigError(
+                f"{missing} is missing; give base and aligned (checkpoint folders or hub ids), or neither for the "
+                "bundled pair"
+            )
+        return self
+
+    @property
+    def is_bundled(self) -> bool:
+        """Whether it is the pair of small models that ships with eddecode."""
+        return self.base is None
+
+    def resolved(self) -> PairOptions:
+        """The same with the bundled pair's files, where no checkpoints are given."""
+        if not self.is_bundled:
+            return self
+        from eddecode.testbed.bundled import bundled_pair
+
+        files = bundled_pair()
+        given = asdict(self)
+        given |= {"base": str(files.base), "aligned": str(files.aligned)}
+        given["base_template"] = self.base_template or str(files.base_template)
+        return PairOptions(**given)
+
+    def identities(self) -> dict[str, str]:
+        """The two checkpoints as a run records them: name, and digest of the files or revision."""
+        own = self.resolved()
+        return {
+            "base": checkpoint_identity(str(own.base), own.base_revision),
+            "aligned": checkpoint_identity(str(own.aligned), own.aligned_revision),
+        }
+
+    def load(self) -> Sampler:
+        """The sampler of the pair.
+
+        Raises:
+            PairError: the checkpoints cannot be loaded, or cannot be decoded against each other.
+        """
+        from eddecode.models.pair import ModelPair
+        from eddecode.sampler import Sampler
+
+        own = self.resolved()
+        pair = ModelPair.load(
+            str(own.base), str(own.aligned), **{name: getattr(own, name) for name in _LOAD_OPTIONS}
+        )
+        return Sampler(pair, **{name: getattr(own, name) for name in SAMPLER_OPTIONS})
