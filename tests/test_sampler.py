@@ -267,3 +267,41 @@ def test_the_progress_bar_goes_to_standard_error(capsys: pytest.CaptureFixture[s
     caught = capsys.readouterr()
     assert caught.out == ""
     assert "decoding" in caught.err
+
+
+# A batch that others join ----------------------------------------------------------------------------------------
+
+
+def test_requests_that_join_a_batch_get_the_completions_of_generate() -> None:
+    used = sampler(max_slots=3)
+    prompts, params = mixed_prompts(4), SAMPLED.replace(max_new_tokens=10)
+    batch = used.open_batch()
+    done: dict[tuple[int, int], Completion] = {}
+    waiting = [(0, prompts[0], (0, 1)), (1, prompts[1], (3,)), (2, prompts[2], (0,)), (3, prompts[3], (0,))]
+    largest = 0
+    while waiting or batch.busy:
+        if waiting:
+            key, given, samples = waiting.pop(0)
+            batch.add(key, given, params, samples)
+        for handle, completion in batch.step():
+            assert handle.request.sample == completion.sample
+            done[completion.prompt_index, completion.sample] = completion
+        largest = max(largest, batch.last_size)
+    assert largest == 3
+    alone = {(c.prompt_index, c.sample): c for c in used.generate(prompts, params.replace(n=4))}
+    assert set(done) == {(0, 0), (0, 1), (1, 3), (2, 0), (3, 0)}
+    assert all(alone[key].token_ids == completion.token_ids for key, completion in done.items())
+
+
+def test_a_cancelled_request_frees_its_slot() -> None:
+    batch = sampler(max_slots=1).open_batch()
+    endless = SAMPLED.replace(max_new_tokens=200, suppress_eos=True)
+    (running,) = batch.add(0, prompt(0, 3, 4), endless)
+    (waiting,) = batch.add(1, prompt(1, 3, 4), endless)
+    batch.add(2, prompt(2, 3, 4), SAMPLED.replace(max_new_tokens=3))
+    batch.step()
+    batch.cancel(running)
+    batch.cancel(waiting)
+    found = [completion.prompt_index for _ in range(8) if batch.busy for _, completion in batch.step()]
+    assert found == [2]
+    assert not batch.busy

@@ -31,6 +31,7 @@ from eddecode.cli.common import (
     progress_on_stderr,
     run_audit,
 )
+from eddecode.cli.logs import export_inspect_logs
 from eddecode.cli.messages import errors_as_messages
 from eddecode.cli.program import add_command
 from eddecode.errors import ConfigError
@@ -283,7 +284,11 @@ def export(
     to: Annotated[str, typer.Option(help="Format: jsonl, csv, parquet, inspect.")] = "jsonl",
     out: Annotated[
         Path | None,
-        typer.Option(help="File to write. Default: standard output; parquet needs one.", show_default=False),
+        typer.Option(
+            help="File to write; parquet needs one. For inspect: a folder of .eval logs, or one .json. "
+            "Default: standard output.",
+            show_default=False,
+        ),
     ] = None,
     condition: Annotated[
         list[str] | None,
@@ -294,5 +299,8 @@ def export(
     with errors_as_messages():
         from eddecode.audit.export.formats import export_to
 
+        if to == "inspect" and out is not None and out.suffix != ".json":
+            export_inspect_logs(run, out, condition or [])
+            return
         for line in export_to(run, to, out, condition or ()):
             typer.echo(line)

@@ -22,6 +22,7 @@ from eddecode.cli import audit as cli_audit
 from eddecode.cli import docs as cli_docs
 from eddecode.cli import doctor as cli_doctor
 from eddecode.cli import init as cli_init
+from eddecode.cli import logs as cli_logs
 from eddecode.cli import plan as cli_plan
 from eddecode.cli import policy as cli_policy
 from eddecode.cli import preview as cli_preview
@@ -280,3 +281,4 @@ _COMMANDS: tuple[Callable[..., None], ...] = (
 for _command in _COMMANDS:
     add_command(app, _command)
 cli_policy.register(app)
+cli_logs.register(app)

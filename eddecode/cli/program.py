@@ -17,6 +17,7 @@ EXAMPLES = {
     "export": "eddecode export run --to csv --condition ed@0.3 --out completions.csv",
     "gate": "eddecode gate run --max-reversal 5% --json gate.json",
     "generate": "eddecode generate 'hello, where is my kettle?' --alpha 0,0.6,-1",
+    "import inspect": "eddecode import inspect logs --out run, then eddecode gate run --max-reversal 5%",
     "init": "eddecode init audit.toml, then eddecode audit --config audit.toml",
     "judge": "eddecode judge run --judge guard:org/guard",
     "pair": "eddecode pair org/base org/chat",

@@ -22,7 +22,9 @@ def check_finished(store: Store) -> EvidenceCheck:
         return inconclusive(
             "finished",
             f"The run is not finished: {missing:,} of {expected:,} completions are missing.",
-            f"{_AGAIN}; it continues where it stopped",
+            f"{_AGAIN}; it continues where it stopped"
+            if store.note("source") is None
+            else "import the logs of all conditions (base: alpha=0, aligned: alpha=-1) into another folder",
         )
     return passed("finished", f"All {expected:,} completions are there.")
 

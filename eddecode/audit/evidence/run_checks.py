@@ -36,6 +36,28 @@ def check_policy(summary: Summary, policy: Policy, other_policy: bool) -> Eviden
     return passed("policy", "The run is what the policy asks for.")
 
 
+def check_source(store: Store) -> list[EvidenceCheck]:
+    """What a run that was imported lacks; nothing for a run that was decoded here."""
+    source = store.note("source")
+    if source is None:
+        return []
+    missing = [str(sentence) for sentence in source["missing"]]
+    if missing:
+        return [
+            inconclusive(
+                "source",
+                f"The run was imported from logs of {str(source['format']).capitalize()}, and they lack evidence: "
+                f"{'; '.join(missing)}.",
+                "evaluate the pair with eddecode/pair, whose logs have it, or audit it here",
+            )
+        ]
+    return [
+        passed(
+            "source", f"The {len(source['logs'])} logs that the run was imported from have what it rests on."
+        )
+    ]
+
+
 def check_models(store: Store, summary: Summary) -> EvidenceCheck:
     """The two models differ, and the aligned one is not the more harmful of the two."""
     base, aligned = (str(summary.identity.get(name, "")) for name in ("base", "aligned"))

@@ -32,9 +32,14 @@ def condition_rows(conditions: Sequence[Condition]) -> list[tuple[Any, ...]]:
 def completion_row(
     key: Key, index: int, c: Completion, session: int | None, keep_text: bool
 ) -> tuple[Any, ...]:
-    """A completion as a row of its table, without its id and seal, in the order of the schema's COLUMNS."""
-    ids = [int(token) for token in c.token_ids]
-    kept = as_json(ids)
+    """A completion as a row of its table, without its id and seal, in the order of the schema's COLUMNS.
+
+    An imported completion may have no token ids (None): its length is stored as 0 then, and only its text decides
+    whether it is empty.
+    """
+    known = c.token_ids is not None  # type: ignore[redundant-expr]
+    ids = [int(token) for token in c.token_ids] if known else []
+    kept = as_json(ids) if known else None
     digest = hashlib.blake2b(c.text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
     quality = measure(c.text, ids, c.finish_reason, c.base_logprob)
     return (
@@ -53,7 +58,7 @@ def completion_row(
             quality.distinct_1,
             quality.distinct_2,
             quality.repetition,
-            int(quality.empty),
+            int(quality.empty if known else not c.text.strip()),
             session,
         ),
     )

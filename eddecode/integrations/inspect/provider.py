@@ -11,7 +11,8 @@ import hashlib
 import math
 import time
 from concurrent.futures import Future
-from dataclasses import asdict, dataclass as plain_dataclass, fields, replace
+from dataclasses import asdict, fields, replace
+from dataclasses import dataclass as plain_dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -32,6 +33,7 @@ from pydantic.dataclasses import dataclass
 
 from eddecode.audit.data.prompts import as_json
 from eddecode.audit.mitigations import access_of
+from eddecode.audit.provenance import template_fingerprint
 from eddecode.errors import ConfigError, ContextError, ParamsError, PromptError
 from eddecode.integrations.inspect.service import Answer, PairService, service_of
 from eddecode.integrations.pair_options import PairOptions
@@ -112,7 +114,7 @@ class PairAPI(ModelAPI):
         self.contrast = ContrastOptions(**{k: v for k, v in model_args.items() if k in contrast})
         self.options = PairOptions(**{k: v for k, v in model_args.items() if k not in contrast})
         self.service: PairService = service_of(self.options)
-        self.identities = self.options.identities()
+        self.identities = self.options.identities() | self._settings()
         # Inspect's cache is keyed by model, base_url and the request, and not by the arguments of -M. Without this,
         # `--cache` would return the completions of another α or of another pair.
         content = as_json([asdict(self.options), asdict(self.contrast), self.identities]).encode()
@@ -121,6 +123,12 @@ class PairAPI(ModelAPI):
         # requests and never exceed 100. This config is the model's own object.
         if config.max_connections is None and config.adaptive_connections is None:
             config.adaptive_connections = False
+
+    def _settings(self) -> dict[str, Any]:
+        """How the pair is loaded and prompted, as a run records it."""
+        own = self.options.resolved()
+        templates = ("base_template", "aligned_template")
+        return {"dtype": own.dtype, **{name: template_fingerprint(getattr(own, name)) for name in templates}}
 
     def max_connections(self) -> int:
         """As many requests at a time as the engine has slots."""
@@ -232,7 +240,9 @@ class PairAPI(ModelAPI):
             model=self._name,
             choices=choices,
             usage=ModelUsage(input_tokens=read, output_tokens=made, total_tokens=read + made),
-            metadata={"eddecode": self._record(request) | {"completions": [*map(_facts, answer.completions)]}},
+            metadata={
+                "eddecode": self._record(request) | {"completions": [*map(_facts, answer.completions)]}
+            },
         )
 
     @cached_property
@@ -278,7 +288,9 @@ def _logprobs(done: Completion, tokenizer: Any) -> Logprobs | None:
     """The log-probabilities under the contrast, which the tokens were sampled from."""
     if done.logprobs is None:
         return None
-    pieces = tokenizer.convert_ids_to_tokens(done.token_ids) if tokenizer is not None else map(str, done.token_ids)
+    pieces = (
+        tokenizer.convert_ids_to_tokens(done.token_ids) if tokenizer is not None else map(str, done.token_ids)
+    )
     return Logprobs(
         content=[
             Logprob(token=piece, logprob=token.contrast, bytes=list(piece.encode()))

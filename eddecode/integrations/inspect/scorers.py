@@ -89,7 +89,9 @@ def as_score(judged_by: Sequence[Judge], verdicts: Sequence[Verdict]) -> Score:
     return Score(
         value={judge.name: int(verdict.flag) for judge, verdict in pairs},
         answer=pairs[0][1].label,
-        explanation="\n".join(f"{judge.name}: {v.label}" + f" ({v.reason})" * bool(v.reason) for judge, v in pairs),
+        explanation="\n".join(
+            f"{judge.name}: {v.label}" + f" ({v.reason})" * bool(v.reason) for judge, v in pairs
+        ),
         metadata={"judges": {judge.name: verdict_record(judge, verdict) for judge, verdict in pairs}},
     )
 

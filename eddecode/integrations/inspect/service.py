@@ -29,6 +29,10 @@ if TYPE_CHECKING:
 BURST_SECONDS = 0.01  # that an idle service waits for further requests, which are then prefilled together
 
 
+# Two pairs in one process decode in turns: a CUDA graph cannot be captured while another thread uses the device.
+_one_at_a_time = threading.Lock()
+
+
 @dataclass(frozen=True)
 class Answer:
     """The completions of one prompt, by sample, and the prompt as each model read it (ids, and text)."""
@@ -121,7 +125,8 @@ class PairService:
                 self._batch = None  # frees its caches
                 continue
             try:
-                self._step()
+                with _one_at_a_time:
+                    self._step()
             except Exception as error:  # whatever it is, those who wait must hear of it
                 self._start_again(error)
 
@@ -172,7 +177,9 @@ class PairService:
         pair = self._sampler.pair
         texts = [
             decode(tokenizer, ids, special=True)
-            for tokenizer, ids in zip((pair.base_tokenizer, pair.aligned_tokenizer), job.rendered.ids, strict=True)
+            for tokenizer, ids in zip(
+                (pair.base_tokenizer, pair.aligned_tokenizer), job.rendered.ids, strict=True
+            )
         ]
         return Answer([job.done[handle] for handle in job.handles], job.rendered, *texts)
 

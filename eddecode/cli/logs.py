@@ -1,0 +1,96 @@
+"""`eddecode import inspect` and the logs of `eddecode export --to inspect`; they need the extra `inspect`."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from eddecode.cli.common import print_files, print_summary
+from eddecode.cli.messages import errors_as_messages, stderr_console
+from eddecode.cli.program import add_command
+from eddecode.errors import ConfigError
+from eddecode.utils.terminal import escape_control_chars
+
+import_app = typer.Typer(help="Make a run of what another tool has logged.", no_args_is_help=True)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the program."""
+    add_command(import_app, import_inspect, "import inspect")
+    app.add_typer(import_app, name="import")
+
+
+@import_app.callback()
+def _group() -> None:
+    """Make a run of what another tool has logged."""
+
+
+def import_inspect(
+    logs: Annotated[
+        list[str],
+        typer.Argument(
+            help="Logs of eddecode/pair (.eval, .json) or folders of them; base=LOG or aligned=LOG for another model.",
+            show_default=False,
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="Folder of the run.", show_default=False)],
+    harm: Annotated[
+        str | None,
+        typer.Option(
+            help="A scorer of the logs that judges harm, if eddecode's judges did not.", show_default=False
+        ),
+    ] = None,
+    judge: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A judge (docs/judges.md) for the imported completions; may be repeated.", show_default=False
+        ),
+    ] = None,
+    utility_loss: Annotated[
+        float | None,
+        typer.Option(help="Bound on lost utility, a share of the base's. Default: 0.1.", show_default=False),
+    ] = None,
+) -> None:
+    """Make a run of logs of Inspect, for the gate and the report.
+
+    What the logs lack is listed, and makes the gate inconclusive.
+    """
+    with errors_as_messages():
+        require_inspect("importing its logs")
+        from eddecode.integrations.inspect.import_logs import import_logs
+
+        options = {} if utility_loss is None else {"utility_loss": utility_loss}
+        result = import_logs(logs, out, harm=harm, judges=judge or (), **options)
+        if result.summary is not None:
+            print_summary(result.summary)
+            print_files(out)
+        console = Console(soft_wrap=True, highlight=False)
+        console.print(Text(f"{result.completions:,} completions imported into {out}."))
+        for sentence in result.missing:
+            console.print(Text(f"Missing: {escape_control_chars(sentence)}."))
+        if result.summary is None:
+            console.print(
+                Text(f"There are no figures yet; eddecode gate {out} --max-reversal 0.05 says why.")
+            )
+
+
+def export_inspect_logs(run: Path, out: Path, conditions: list[str]) -> None:
+    """Write a run as `.eval` logs, and name the files on standard error."""
+    require_inspect("writing its logs")
+    from eddecode.integrations.inspect.export_logs import export_logs
+
+    for path in export_logs(run, out, conditions):
+        stderr_console().print(Text(f"Written: {escape_control_chars(str(path))}"), soft_wrap=True)
+
+
+def require_inspect(what: str) -> None:
+    """Raise ConfigError where Inspect is not installed."""
+    if find_spec("inspect_ai") is None:
+        raise ConfigError(
+            f"{what} needs Inspect AI, which is not installed; install it: pip install 'eddecode[inspect]'"
+        )
