@@ -25,7 +25,7 @@ Text = Annotated[str | None, BeforeValidator(_as_text)]
 SAMPLER_OPTIONS = (
     *("base_template", "aligned_template", "max_slots", "memory_budget", "speculation", "cuda_graphs"),
 )
-_LOAD_OPTIONS = ("dtype", "device", "base_revision", "aligned_revision", "quantization")
+_LOAD_OPTIONS = ("dtype", "device", "device_map", "base_revision", "aligned_revision", "quantization")
 
 
 @raises(ConfigError)
@@ -36,7 +36,7 @@ class PairOptions:
     Attributes:
         base, aligned: local folders or hub ids; `aligned` may be an adapter.
         base_template, aligned_template: see `eddecode.Sampler`.
-        dtype, device, base_revision, aligned_revision, quantization: see `eddecode.ModelPair.load`.
+        dtype, device, device_map, base_revision, aligned_revision, quantization: see `eddecode.ModelPair.load`.
         max_slots, memory_budget, speculation, cuda_graphs: see `eddecode.Sampler`.
 
     Raises:
@@ -49,6 +49,7 @@ class PairOptions:
     aligned_template: Text = None
     dtype: str = "auto"
     device: str | None = None
+    device_map: str | None = None
     base_revision: str | None = None
     aligned_revision: str | None = None
     quantization: str | None = None

@@ -37,7 +37,7 @@ def completion_row(
     An imported completion may have no token ids (None): its length is stored as 0 then, and only its text decides
     whether it is empty.
     """
-    known = c.token_ids is not None  # type: ignore[redundant-expr]
+    known = c.token_ids is not None
     ids = [int(token) for token in c.token_ids] if known else []
     kept = as_json(ids) if known else None
     digest = hashlib.blake2b(c.text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()

@@ -224,7 +224,7 @@ def _identity(
     shared: dict[str, Any] = {}
     for facts, name in zip(found.facts, found.names, strict=True):
         for field, value in facts.items():
-            if field != "model" and shared.setdefault(field, value) != value:
+            if value is not None and field != "model" and shared.setdefault(field, value) != value:
                 raise ConfigError(
                     f"the logs differ in {field}: {shared[field]!r:.60} in {found.names[0]}, {value!r:.60} in {name}; "
                     "expected logs of one pair with the same settings"
