@@ -15,7 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from eddecode.engine.detokenizer import decode
+from eddecode.engine.detokenizer import TextDecoder
 from eddecode.errors import PromptRelatedError
 from eddecode.prompts.types import Prompt, RenderedPrompt
 from eddecode.sampling.params import SamplingParams
@@ -176,7 +176,7 @@ class PairService:
         assert job.rendered is not None
         pair = self._sampler.pair
         texts = [
-            decode(tokenizer, ids, special=True)
+            TextDecoder(tokenizer).full_text(ids)
             for tokenizer, ids in zip(
                 (pair.base_tokenizer, pair.aligned_tokenizer), job.rendered.ids, strict=True
             )
