@@ -56,6 +56,11 @@ def _as_tuple(value: Any) -> tuple[Any, ...]:
     return (value,) if isinstance(value, str | Path | Mapping) else tuple(value)
 
 
+def _as_judges(value: Any) -> tuple[Any, ...]:
+    """One judge, also a function, stands for a tuple of one."""
+    return (value,) if callable(value) else _as_tuple(value)
+
+
 def _check_number(value: Any) -> Any:
     """A finite number, kept as it is given: the fingerprint of a run holds 1 and 1.0 as they were written."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
@@ -128,8 +133,8 @@ class AuditConfig:
         base_revision, aligned_revision: of hub ids.
         base_template, aligned_template: `chat`, a preset's name, or a file with `{prompt}`; None: a plain instruction
             template for the base model, its chat template for the aligned model.
-        judges: specifications such as `lexicon`, `lexicon:FILE`, `grammar`, or tables of an audit file; the first one
-            judges harm.
+        judges: specifications such as `lexicon`, `lexicon:FILE`, `grammar`, tables of an audit file, functions or
+            judges; the first one judges harm.
         systems: name → system prompt. Each adds base, aligned and ED conditions with it.
         transforms: a file, or tables; see `Transform`. Each adds base, aligned and ED conditions with it.
         mitigations: names such as `topk5`. Each adds ED conditions under that limit.
@@ -182,8 +187,8 @@ class AuditConfig:
     base_template: Location | None = None
     aligned_template: Location | None = None
     judges: Annotated[
-        Sequence[str | Mapping[str, Any]],
-        _parsed(_as_tuple, "a list of judges"),
+        Sequence[Any],
+        _parsed(_as_judges, "a list of judges"),
         AfterValidator(_check_judges),
     ] = ("lexicon",)
     systems: Annotated[Mapping[str, str], AfterValidator(_check_systems)] = Field(default_factory=dict)

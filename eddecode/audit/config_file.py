@@ -43,9 +43,11 @@ _FILE_OPTIONS = (
     "phrases",
     "model",
     "template",
+    "context_template",
     "base",
     "argument",
 )  # options of judges that are paths
+_TEXT_OPTIONS = ("system", "message", "append")  # options of judges that may be @FILE
 _GO_ON = (
     "free some space or make the folder writable, and run the same command again: nothing reported is lost"
 )
@@ -132,16 +134,22 @@ def _judge(folder: Path, entry: Any) -> Any:
     if not isinstance(entry, str | Mapping):
         return entry
     spec = JudgeSpec.parse(entry)
-    options = {
-        key: _path(folder, value) if key in _FILE_OPTIONS and isinstance(value, str) else value
-        for key, value in spec.options.items()
-    }
+    options = {key: _option(folder, key, value) for key, value in spec.options.items()}
     argument = None if spec.argument is None else _path(folder, spec.argument)
     located = JudgeSpec(spec.kind, argument, options)
     if isinstance(entry, str):
         return str(located)
     table = {"kind": located.kind, "argument": located.argument, **located.options}
     return {key: value for key, value in table.items() if value is not None}
+
+
+def _option(folder: Path, key: str, value: Any) -> Any:
+    """An option of a judge whose path, relative to `folder`, holds from the current folder."""
+    if key in _FILE_OPTIONS and isinstance(value, str):
+        return _path(folder, value)
+    if key in _TEXT_OPTIONS and isinstance(value, str) and value.startswith("@"):
+        return f"@{_path(folder, value[1:])}"
+    return value
 
 
 # As run ----------------------------------------------------------------------------------------------------------
@@ -155,12 +163,15 @@ def write_as_run(
     Args:
         config: of the run.
         prompts: written beside it where they were given from Python.
-        judges: names of judges that were given as objects, which a file cannot hold; they are named in a comment.
+        judges: names of judges that were given as objects, which a file cannot hold; they are named in a comment. Of
+            those in `config`, the objects are named so too.
 
     Raises:
         StoreError: the folder cannot be written.
     """
     folder, table, comment = config.out_folder, {"out": "."}, ""
+    if judges is None and not all(isinstance(judge, str | Mapping) for judge in config.judges):
+        judges = [judge if isinstance(judge, str) else repr(judge) for judge in config.judges]
     if not isinstance(config.prompts, str | Path):
         records = (
             {**record.meta, "prompt" if isinstance(record.prompt, str) else "messages": record.prompt}

@@ -5,22 +5,36 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, Literal, Protocol, runtime_checkable
 
 from eddecode.errors import EddecodeError, JudgeError
 
 Role = Literal["harm", "validity", "refusal"]
+CONTEXT_SEPARATOR = "\n\n---\n\n"  # between a prompt's context and what is asked, as HarmBench writes it
 
 
 @dataclass(frozen=True)
 class Case:
-    """What a judge is given: the prompt as the user wrote it, and the text of one completion."""
+    """What a judge is given.
+
+    Attributes:
+        prompt: as the user wrote it, with its context in front where it has one.
+        completion: the text of one completion.
+        context: the text that the prompt is about (HarmBench's ContextString); empty where there is none.
+    """
 
     prompt: str
     completion: str
+    context: str = ""
+
+    @property
+    def request(self) -> str:
+        """The prompt without its context."""
+        return self.prompt.removeprefix(self.context + CONTEXT_SEPARATOR) if self.context else self.prompt
 
 
 @dataclass(frozen=True)
@@ -68,8 +82,8 @@ class Judge(Protocol):
 
 
 KINDS = (
-    *("lexicon", "grammar", "refusal", "not-refused", "classifier", "guard", "yesno", "rubric", "moderation"),
-    "python",
+    *("lexicon", "grammar", "refusal", "not-refused", "classifier", "guard", "yesno", "rubric", "reply"),
+    *("chat", "moderation", "python"),
 )  # of judges; `registry` builds them
 OWN_KIND = "python"  # of a judge that is an object or a function of the user's
 
@@ -79,7 +93,7 @@ def kind_of(judge: Judge) -> str:
     return str(getattr(judge, "kind", "") or OWN_KIND)
 
 
-JudgeLike = str | Mapping[str, Any] | Judge
+JudgeLike = str | Mapping[str, Any] | Judge | Callable[[list[Case]], Iterable[Any]]
 
 
 def fingerprint(**facts: Any) -> str:
@@ -89,26 +103,53 @@ def fingerprint(**facts: Any) -> str:
 
 
 def verdicts_of(judge: Judge, cases: Sequence[Case]) -> list[Verdict]:
-    """A judge's verdicts, checked: one per case, each score a number in 0..1.
+    """A judge's verdicts, checked: one per case, each a flag and a score in 0..1.
 
     Raises:
-        JudgeError: the judge returned something else, or cannot judge these cases.
+        JudgeError: the judge failed, returned something else, or cannot judge these cases.
     """
     if not cases:
         return []
-    verdicts = judge(cases)
+    try:
+        verdicts = judge(cases)
+    except EddecodeError:
+        raise
+    except Exception as error:  # a judge of the user's can raise anything, and a model can run out of memory
+        raise JudgeError(
+            f"judge {judge.name} failed on a batch of {len(cases)} completions ({type(error).__name__}: {error}); "
+            "what was judged before is kept"
+        ) from error
+    if not isinstance(verdicts, list | tuple):
+        raise JudgeError(
+            f"judge {judge.name} returned a {type(verdicts).__name__}; expected a list of verdicts, one for each of "
+            f"the {len(cases)} completions, in order"
+        )
     if len(verdicts) != len(cases):
         raise JudgeError(
             f"judge {judge.name} returned {len(verdicts)} verdicts for {len(cases)} completions; expected one for "
             "each, in order"
         )
-    for i, verdict in enumerate(verdicts):
-        if not (math.isfinite(verdict.score) and 0 <= verdict.score <= 1):
-            raise JudgeError(
-                f"judge {judge.name} gave completion {i} of {len(cases)} the score {verdict.score}; expected a "
-                "number from 0 to 1"
-            )
-    return verdicts
+    return [_checked(judge.name, f"{i} of {len(cases)}", verdict) for i, verdict in enumerate(verdicts)]
+
+
+def _checked(name: str, which: str, verdict: Any) -> Verdict:
+    """A verdict with values of the right types. What has no flag is no verdict: it must not count as harmless."""
+    if not isinstance(verdict, Verdict):
+        raise JudgeError(
+            f"judge {name} gave completion {which} a {type(verdict).__name__}; expected a Verdict(score, flag, label)"
+        )
+    if type(verdict.flag).__name__ not in ("bool", "bool_"):  # numpy's is bool_, or bool
+        raise JudgeError(
+            f"judge {name} gave completion {which} the flag {verdict.flag!r:.40}; expected True or False"
+        )
+    score = verdict.score
+    number = isinstance(score, Real) and not isinstance(score, bool)
+    if not (number and math.isfinite(score) and 0 <= score <= 1):
+        raise JudgeError(
+            f"judge {name} gave completion {which} the score {score!r:.40}; expected a number from 0 to 1"
+        )
+    texts = [str(text).encode("utf-8", "replace").decode("utf-8") for text in (verdict.label, verdict.reason)]
+    return Verdict(float(score), bool(verdict.flag), *texts)
 
 
 def release(judge: Judge) -> None:

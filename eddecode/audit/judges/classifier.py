@@ -20,12 +20,7 @@ from torch import Tensor
 from eddecode.audit.judges.base import Case, Role, Verdict, errors_name_judge, fingerprint
 from eddecode.audit.judges.classifier_labels import read_labels
 from eddecode.audit.judges.options import ClassifierOptions
-from eddecode.audit.judges.sanitize import (
-    checkpoint_hash,
-    escape_special_tokens,
-    short_name,
-    special_strings,
-)
+from eddecode.audit.judges.sanitize import checkpoint_hash, escape_special_tokens, short_name
 from eddecode.errors import JudgeError
 
 # Model types whose position table starts after the padding index: they take that many positions fewer than it has rows.
@@ -56,6 +51,7 @@ class ClassifierJudge:
         from eddecode.models.checkpoint import open_checkpoint
         from eddecode.models.load_config import LoadConfig
         from eddecode.models.loader import load_tokenizer, read_config
+        from eddecode.prompts.encoding import special_strings
 
         self.name = options.name or f"classifier:{short_name(options.model)}"
         self.role: Role = options.role

@@ -19,7 +19,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from eddecode.audit.judges.base import errors_name_judge
 from eddecode.audit.judges.options import LanguageModelOptions
-from eddecode.audit.judges.sanitize import checkpoint_hash, escape_special_tokens, special_strings
+from eddecode.audit.judges.sanitize import checkpoint_hash, escape_special_tokens
 from eddecode.errors import JudgeError
 
 _MAX_BLANKS = 2  # tokens of white space that may stand before an answer
@@ -94,6 +94,8 @@ class FirstTokenModel:
                 raise JudgeError(
                     f"the checkpoint {options.model!r} has no tokenizer; put its files into the folder"
                 )
+        from eddecode.prompts.encoding import special_strings
+
         self._special = special_strings(self.tokenizer)
         self._runner: Any = None
 
@@ -193,7 +195,6 @@ class FirstTokenModel:
             pending = continued
         return [answers[i] for i in range(len(texts))]
 
-    @torch.inference_mode()
     def generate_replies(self, answers: Sequence[Answer], word: int, max_new_tokens: int) -> list[str]:
         """The reply that begins with the likeliest first token of a word, and is greedy from there.
 
@@ -202,18 +203,47 @@ class FirstTokenModel:
             word: index of the word.
             max_new_tokens: most tokens after the first one.
         """
-        starts = {i: (*answer.input_ids, answer.first_tokens[word]) for i, answer in enumerate(answers)}
-        replies: dict[int, str] = {}
-        for batch in self._batches(starts):
-            texts = [torch.tensor(starts[i]) for i in batch]
+        firsts = [answer.first_tokens[word] for answer in answers]
+        starts = [(*answer.input_ids, first) for answer, first in zip(answers, firsts, strict=True)]
+        replies = self.generate(starts, max_new_tokens, check=False)  # `answers` left room for it
+        return [
+            str(self.tokenizer.decode([first, *reply], skip_special_tokens=True))
+            for first, reply in zip(firsts, replies, strict=True)
+        ]
+
+    @torch.inference_mode()
+    def generate(
+        self, texts: Sequence[tuple[int, ...]], max_new_tokens: int, *, check: bool = True
+    ) -> list[list[int]]:
+        """The tokens that the model writes after each text, greedily and without the one that ends a reply.
+
+        Args:
+            texts: token ids.
+            max_new_tokens: most tokens of a reply.
+            check: whether to check that text and reply fit into the model's window.
+
+        Raises:
+            JudgeError: a text and its reply may be longer than the model's context window.
+        """
+        if check:
+            self._check_lengths(texts, max_new_tokens)
+        replies: dict[int, list[int]] = {}
+        for batch in self._batches(dict(enumerate(texts))):
+            rows = [torch.tensor(texts[i]) for i in batch]
             padding: dict[str, Any] = {"batch_first": True, "padding_side": "left"}
-            ids = pad_sequence(texts, **padding).to(self._loaded().device)  # (B, T)
-            mask = pad_sequence([torch.ones_like(text) for text in texts], **padding).to(ids.device)
+            ids = pad_sequence(rows, **padding).to(self._loaded().device)  # (B, T)
+            mask = pad_sequence([torch.ones_like(row) for row in rows], **padding).to(ids.device)
             output = self._loaded().model.generate(ids, attention_mask=mask, max_new_tokens=max_new_tokens)
-            for i, row in zip(batch, output[:, ids.shape[1] - 1 :].tolist(), strict=True):
-                reply = [token for token in row if token not in self._eos_ids]
-                replies[i] = str(self.tokenizer.decode(reply, skip_special_tokens=True))
-        return [replies[i] for i in range(len(answers))]
+            for i, row in zip(batch, output[:, ids.shape[1] :].tolist(), strict=True):
+                end = next((k for k, token in enumerate(row) if token in self._eos_ids), len(row))
+                replies[i] = row[:end]
+        return [replies[i] for i in range(len(texts))]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of tokens, with special tokens: they tell reasoning from the answer."""
+        return str(
+            self.tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        )
 
     def release(self) -> None:
         """Free the weights."""
@@ -229,7 +259,7 @@ class FirstTokenModel:
 
     def _check_lengths(self, texts: Sequence[tuple[int, ...]], reserved: int) -> None:
         window = getattr(self._config, "max_position_embeddings", None)
-        longest = max(map(len, texts))
+        longest = max(map(len, texts), default=0)
         if window is not None and longest + reserved > window:
             raise JudgeError(
                 f"judge {self.name}: prompt and completion make a text of {longest} tokens, and with {reserved} for "

@@ -7,8 +7,9 @@ first token of the answer, instead of a sampled word. `rubric` is the kind that 
 over the five digits.
 
 The wording is our own. Its version is part of a judge's identity. The published classifiers were trained on their own
-wordings: pass one as a file (`template=FILE`, with {prompt} and {completion}); it is used byte for byte and without a
-chat template. `question=` replaces the question and keeps the rest of the prompt.
+wordings: the presets have them (`harmbench`, `strongreject`), and `template=FILE` takes any, with {prompt} and
+{completion}; it is used byte for byte and without a chat template. `question=` replaces the question and keeps the
+rest of the prompt.
 """
 
 from __future__ import annotations
@@ -16,11 +17,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-from eddecode.audit.judges.base import Role, Verdict
+from eddecode.audit.judges.base import Case, Role, Verdict
+from eddecode.audit.judges.conversation import fill_case, read_template, rendered
 from eddecode.audit.judges.first_token import Answer
 from eddecode.audit.judges.llm_judge import FirstTokenJudge, label_or_unclear
 from eddecode.audit.judges.options import QuestionOptions
-from eddecode.audit.judges.sanitize import escape_special_tokens, fill, read_template
+from eddecode.audit.judges.sanitize import escape_special_tokens
 from eddecode.errors import JudgeError
 
 PROMPT_VERSION = 1
@@ -68,38 +70,48 @@ class _QuestionJudge(FirstTokenJudge):
                 f"judge {self.name} has a question and a template; expected one of them (a template includes the "
                 "question)"
             )
-        self._template = None if options.template is None else read_template(options.template, self.name)
-        self._question = options.question or self.question
+        if options.context_template is not None and options.template is None:
+            raise JudgeError(
+                f"judge {self.name} has a context_template and no template; expected template= for prompts without a "
+                "context too"
+            )
+        self._template, self._context_template = (
+            None if path is None else read_template(path, self.name)
+            for path in (options.template, options.context_template)
+        )
+        self._question, self._arguments = options.question or self.question, options.template_args
+        self._encode(Case("a prompt", "a completion"))  # a template that drops the question is found here
 
     def _identity_facts(self) -> Mapping[str, Any]:
+        added = {"context_template": self._context_template, "template_args": self._arguments}
         return {
             "version": PROMPT_VERSION,
             "template": self._template,
             "question": self._question,
             "role": self.role,
+            **{name: value for name, value in added.items() if value},
         }
 
-    def text(self, prompt: str, completion: str) -> str:
+    def text(self, prompt: str, completion: str, context: str = "") -> str:
         """The judge's prompt, before any chat template."""
-        prompt, completion = self._model.escape(prompt), self._model.escape(completion)
-        if self._template is not None:
-            return fill(self._template, prompt=prompt, completion=completion)
-        prompt, completion = (
-            escape_special_tokens(prompt, _MARKERS),
-            escape_special_tokens(completion, _MARKERS),
-        )
-        return fill(self.form, prompt=prompt, completion=completion, question=self._question)
+        case = Case(prompt, completion, context)
+        form = self._context_template if context and self._context_template else self._template
+        if form is not None:
+            return fill_case(form, case, self._model.escape)
+        return fill_case(self.form, case, self._escape_markers, question=self._question)
 
-    def _encode(self, prompt: str, completion: str) -> tuple[int, ...]:
-        text = self.text(prompt, completion)
+    def _escape_markers(self, text: str) -> str:
+        return escape_special_tokens(self._model.escape(text), _MARKERS)
+
+    def _encode(self, case: Case) -> tuple[int, ...]:
+        text = self.text(case.prompt, case.completion, case.context)
         if self._template is not None:
             return self._model.encode_raw(text + self._answer_prefix)
         if not getattr(self._model.tokenizer, "chat_template", None):
             return self._model.encode_raw(f"{text}\n\nAnswer:{self._answer_prefix}")
-        from eddecode.prompts.templates import ChatTemplate
-
-        rendered = ChatTemplate("judge", self._model.tokenizer).text(text)
-        return self._model.encode_rendered(rendered + self._answer_prefix)
+        message = [{"role": "user", "content": text}]
+        whole = rendered(self._model.tokenizer, message, self.name, self._arguments)
+        return self._model.encode_rendered(whole + self._answer_prefix)
 
     def _verdicts(self, answers: Sequence[Answer], notes: Sequence[str]) -> list[Verdict]:
         return [self._verdict(answer, note) for answer, note in zip(answers, notes, strict=True)]

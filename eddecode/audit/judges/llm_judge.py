@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 from eddecode.audit.judges.base import Case, Verdict, fingerprint
@@ -55,13 +56,23 @@ class FirstTokenJudge(ABC):
         )
 
     def __call__(self, cases: Sequence[Case]) -> list[Verdict]:
-        """One verdict per case."""
+        """One verdict per case; a blank completion that the chat template leaves out is `empty`."""
         truncated = [self._model.truncate(case.completion, self._limit) for case in cases]
-        texts = [self._encode(case.prompt, text) for case, (text, _) in zip(cases, truncated, strict=True)]
-        answers = self._answers(texts)
+        shown = [replace(case, completion=text) for case, (text, _) in zip(cases, truncated, strict=True)]
+        texts = {i: self._encode_unless_blank(case) for i, case in enumerate(shown)}
+        sent = {i: ids for i, ids in texts.items() if ids}
+        answers = self._answers(list(sent.values())) if sent else []
         self._check_format(answers)
-        notes = [note for _, note in truncated]
-        return self._verdicts(answers, notes)
+        verdicts = dict(zip(sent, self._verdicts(answers, [truncated[i][1] for i in sent]), strict=True))
+        return [verdicts.get(i, Verdict(0.0, False, "empty", "nothing to judge")) for i in texts]
+
+    def _encode_unless_blank(self, case: Case) -> tuple[int, ...]:
+        try:
+            return self._encode(case)
+        except JudgeError:
+            if case.completion.strip():
+                raise
+            return ()
 
     def release(self) -> None:
         """Free the weights until the next call."""
@@ -72,8 +83,8 @@ class FirstTokenJudge(ABC):
         """What decides the verdicts beside the model and the common options."""
 
     @abstractmethod
-    def _encode(self, prompt: str, completion: str) -> tuple[int, ...]:
-        """Token ids of the model's input."""
+    def _encode(self, case: Case) -> tuple[int, ...]:
+        """Token ids of the model's input, in which the prompt and the completion are whole."""
 
     def _answers(self, texts: Sequence[tuple[int, ...]]) -> list[Answer]:
         return self._model.answers(texts, self._first_tokens)

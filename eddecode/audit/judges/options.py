@@ -6,6 +6,9 @@ accepts both. Unknown options are refused.
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
@@ -27,7 +30,57 @@ def _split_names(value: Any) -> tuple[str, ...]:
     return tuple(names)
 
 
+def _json_object(value: Any) -> Any:
+    """A table; on a command line a JSON object, such as {"think": false}."""
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except json.JSONDecodeError as error:
+            raise ValueError(f'expected a JSON object such as {{"think": false}} ({error.msg})') from None
+    if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+        raise ValueError('expected a JSON object such as {"think": false}')
+    return dict(value)
+
+
+def _policies(value: Any) -> Any:
+    table = _json_object(value)
+    if not table or not all(isinstance(arguments, Mapping) for arguments in table.values()):
+        raise ValueError("expected a table of arguments of the template for each policy")
+    return table
+
+
+def _text_or_file(value: Any) -> Any:
+    """Text, or the content of the file of `@FILE`, byte for byte."""
+    if not isinstance(value, str) or not value.startswith("@"):
+        return value
+    try:
+        return Path(value[1:]).read_bytes().decode("utf-8-sig")
+    except (OSError, ValueError) as error:
+        raise ValueError(f"expected text or @FILE; the file cannot be read ({error})") from None
+
+
+def _tiers(value: Any) -> Any:
+    """word → score; on a command line `Unsafe:1+Controversial:0.5+Safe:0`."""
+    if isinstance(value, str):
+        pairs = [part.rpartition(":") for part in value.split("+")]
+        value = {word.strip(): score for word, _, score in pairs}
+    try:
+        tiers = {str(word): float(score) for word, score in dict(value).items()}
+    except (TypeError, ValueError):
+        tiers = {}
+    spelt = {word.casefold() for word in tiers}
+    if not all(tiers) or len(spelt) < 2 or len(spelt) < len(tiers) or len(set(tiers.values())) < 2:
+        raise ValueError("expected two or more words with scores, such as unsafe:1+safe:0")
+    if not all(0 <= score <= 1 for score in tiers.values()):
+        raise ValueError("expected scores from 0 to 1, such as unsafe:1+safe:0")
+    return tiers
+
+
 Text = Annotated[str, Field(min_length=1)]
+Table = Annotated[dict[str, Any], BeforeValidator(_json_object)]
+Policies = Annotated[dict[str, dict[str, Any]], BeforeValidator(_policies)]
+TextOrFile = Annotated[Text, BeforeValidator(_text_or_file)]
+Tiers = Annotated[dict[str, float], BeforeValidator(_tiers)]
 Names = Annotated[tuple[str, ...], BeforeValidator(_split_names)]
 Count = Annotated[int, BeforeValidator(_refuse_boolean), Field(ge=1)]
 Fraction = Annotated[float, BeforeValidator(_refuse_boolean), Field(ge=0, le=1)]
@@ -73,27 +126,6 @@ class FunctionOptions(JudgeOptions):
     function: Text
     role: Role = "harm"
     threshold: Fraction = 0.5
-
-
-class ModerationOptions(JudgeOptions):
-    """`moderation`.
-
-    Attributes:
-        model: the endpoint's name for its model.
-        categories: use only these, such as `hate`. Default: all.
-        threshold: flag from this score on. Default: the endpoint's own flag.
-        batch: completions per call.
-        retries: how often a failed call is repeated (rate limits, failures of the server or of the connection), each
-            time after a longer wait.
-        timeout: seconds per call.
-    """
-
-    model: Text = "omni-moderation-latest"
-    categories: Names | None = None
-    threshold: Fraction | None = None
-    batch: Count = 32
-    retries: Count = 5
-    timeout: Seconds = 60.0
 
 
 class ModelOptions(JudgeOptions):
@@ -151,10 +183,22 @@ class LanguageModelOptions(ModelOptions):
 
 
 class GuardOptions(LanguageModelOptions):
-    """`guard`. unsafe, safe: the words of the model's verdict."""
+    """`guard`.
+
+    Attributes:
+        unsafe, safe: the words of the model's verdict.
+        system: a system message in front of the conversation; text or @FILE.
+        append: a last message of the user after the conversation; text or @FILE.
+        template_args: variables for the chat template, such as {"guideline": "…"}.
+        policies: name → variables for the chat template. The completion is judged under each; the worst counts.
+    """
 
     unsafe: Text = "unsafe"
     safe: Text = "safe"
+    system: TextOrFile | None = None
+    append: TextOrFile | None = None
+    template_args: Table = Field(default_factory=dict)
+    policies: Policies | None = None
 
 
 class QuestionOptions(LanguageModelOptions):
@@ -163,9 +207,99 @@ class QuestionOptions(LanguageModelOptions):
     Attributes:
         role: what a flag means.
         question: what to ask instead of the judge's own question.
-        template: file with the whole prompt of the judge, with {prompt} and {completion} in it.
+        template: file with the whole prompt of the judge, with {prompt} (or {request}: without its context) and
+            {completion} in it.
+        context_template: the same for prompts with a context, with {context} in it.
+        template_args: variables for the chat template.
     """
 
     role: Role = "harm"
     question: Text | None = None
     template: Text | None = None
+    context_template: Text | None = None
+    template_args: Table = Field(default_factory=dict)
+
+
+class ReplyFormatOptions(JudgeOptions):
+    """What a judge's model is asked, and how its reply is read; for `reply` and `chat`.
+
+    Attributes:
+        role: what a flag means.
+        threshold: flag from this score on.
+        system: system message; text or @FILE.
+        message: one message of the user with {prompt} and {completion} in it, in the place of the conversation; text or
+            @FILE.
+        append: a last message of the user after the conversation; text or @FILE.
+        template_args: variables for the chat template.
+        pattern: regular expression that finds the verdict in a reply, with named groups: `verdict` (a word of `tiers`)
+            or `mark…` (a number from 1 to 5), and optionally `category` and `refusal`. Case does not matter.
+        tiers: word of the verdict → score.
+        max_reply_tokens: longest reply.
+        unparsed: what to do with a reply without a verdict: `error`, or `flag` it.
+    """
+
+    role: Role = "harm"
+    threshold: Fraction = 0.5
+    system: TextOrFile | None = None
+    message: TextOrFile | None = None
+    append: TextOrFile | None = None
+    template_args: Table = Field(default_factory=dict)
+    pattern: Text | None = None
+    tiers: Tiers = Field(default_factory=lambda: {"yes": 1.0, "no": 0.0})
+    max_reply_tokens: Count = 512
+    unparsed: Literal["error", "flag"] = "error"
+
+
+class ReplyOptions(ReplyFormatOptions, LanguageModelOptions):
+    """`reply`. template: file with the whole prompt, with {prompt} and {completion}; used without a chat template."""
+
+    pattern: Text
+    template: Text | None = None
+    max_reply_tokens: Count = 128
+
+
+class ServerOptions(JudgeOptions):
+    """Options of judges behind a server with OpenAI's protocol.
+
+    Attributes:
+        base_url: address of the server, such as http://localhost:8000/v1. Default: OPENAI_BASE_URL, else OpenAI's.
+        retries: how often a failed call is repeated (rate limits, failures of the server or of the connection), each
+            time after a longer wait.
+        timeout: seconds per call.
+    """
+
+    base_url: Text | None = None
+    retries: Count = 5
+    timeout: Seconds = 60.0
+
+
+class ChatOptions(ReplyFormatOptions, ServerOptions):
+    """`chat`.
+
+    Attributes:
+        model: the server's name for the model.
+        concurrency: calls at a time.
+        temperature: of the reply.
+        max_completion_characters: judge only so many characters from the start of a completion. Default: all.
+    """
+
+    model: Text
+    concurrency: Count = 8
+    temperature: Annotated[float, BeforeValidator(_refuse_boolean), Field(ge=0, le=2)] = 0.0
+    max_completion_characters: Count | None = None
+
+
+class ModerationOptions(ServerOptions):
+    """`moderation`.
+
+    Attributes:
+        model: the endpoint's name for its model.
+        categories: use only these, such as `hate`. Default: all.
+        threshold: flag from this score on. Default: the endpoint's own flag.
+        batch: completions per call.
+    """
+
+    model: Text = "omni-moderation-latest"
+    categories: Names | None = None
+    threshold: Fraction | None = None
+    batch: Count = 32

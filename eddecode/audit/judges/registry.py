@@ -1,19 +1,22 @@
 """Which kinds of judge there are, which options each takes, and how a specification becomes a judge.
 
 The kinds are one table: the options' model, the option that is the argument after the colon, and a function that
-builds the judge. These functions import their module when they are called, so that a word list does not load torch.
+builds the judge. These functions import their module when they are called, so that a word list does not load torch. The
+name of a preset (`presets`) stands in the place of a kind, and fills in the options that are not given.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 from eddecode.audit.judges import options as kinds
 from eddecode.audit.judges.base import Judge, JudgeLike
+from eddecode.audit.judges.presets import PRESETS, preset_options, served_options
 from eddecode.audit.judges.spec import JudgeSpec
 from eddecode.errors import JudgeError
 from eddecode.utils.validation import did_you_mean, explain
@@ -84,6 +87,18 @@ def _rubric(options: kinds.QuestionOptions) -> Judge:
     return RubricJudge(options)
 
 
+def _reply(options: kinds.ReplyOptions) -> Judge:
+    from eddecode.audit.judges.reply import ReplyJudge
+
+    return ReplyJudge(options)
+
+
+def _chat(options: kinds.ChatOptions) -> Judge:
+    from eddecode.audit.judges.chat import ChatJudge
+
+    return ChatJudge(options)
+
+
 def _moderation(options: kinds.ModerationOptions) -> Judge:
     from eddecode.audit.judges.moderation import ModerationJudge
 
@@ -105,6 +120,8 @@ KINDS: dict[str, Kind] = {
     "guard": Kind(kinds.GuardOptions, _guard, "model"),
     "yesno": Kind(kinds.QuestionOptions, _yesno, "model"),
     "rubric": Kind(kinds.QuestionOptions, _rubric, "model"),
+    "reply": Kind(kinds.ReplyOptions, _reply, "model"),
+    "chat": Kind(kinds.ChatOptions, _chat, "model"),
     "moderation": Kind(kinds.ModerationOptions, _moderation, "model"),
     "python": Kind(kinds.FunctionOptions, _python, "function"),
 }
@@ -114,23 +131,67 @@ def make_judge(spec: JudgeLike) -> Judge:
     """The judge that a specification such as `lexicon:FILE` or `{"kind": "guard", "model": …}` describes.
 
     Everything that can be checked without loading weights is checked here: a mistake must not be found only after hours
-    of decoding. An object that is a judge already is returned as it is.
+    of decoding. An object that is a judge already is returned as it is; a function from a list of `Case` to one
+    verdict, bool or number for each becomes a judge of harm.
 
     Raises:
         JudgeError: an unknown kind or option, a missing or needless argument, a value out of its range, files that
-            cannot be used.
+            cannot be used, an object that is neither a judge nor a function.
     """
     if not isinstance(spec, str | Mapping):
-        return spec
+        return _given(spec)
     parsed = JudgeSpec.parse(spec)
-    if parsed.kind not in KINDS:
-        raise JudgeError(f"there is no judge {parsed.kind!r}; {did_you_mean(parsed.kind, list(KINDS))}")
-    kind = KINDS[parsed.kind]
-    return kind.build(_checked_options(parsed, kind))
+    preset = parsed.kind if parsed.kind in PRESETS else None
+    name = parsed.kind if preset is None else PRESETS[preset].kind
+    if name not in KINDS:
+        known = [*KINDS, *PRESETS]
+        raise JudgeError(f"there is no judge {name!r}; {did_you_mean(name, known)}")
+    kind = KINDS[name]
+    given = _with_argument(parsed, kind)
+    if preset is not None:
+        given = _filled(preset_options(preset), given, preset)
+    elif name in _TAKE_PRESETS and "preset" in given:
+        asked = str(given.pop("preset"))
+        if asked not in PRESETS:
+            raise JudgeError(
+                f"judge {name}: there is no preset {asked!r}; {did_you_mean(asked, list(PRESETS))}"
+            )
+        given = _filled(served_options(asked), given, asked)
+    return kind.build(_checked_options(parsed.kind, kind, given))
 
 
-def _checked_options(spec: JudgeSpec, kind: Kind) -> kinds.JudgeOptions:
-    fields = kind.options.model_fields
+_TAKE_PRESETS = ("reply", "chat")  # kinds with an option preset
+
+
+def _given(judge: Any) -> Judge:
+    """A judge or a function that was given as an object."""
+    if isinstance(judge, Judge) and not isinstance(judge, type):
+        return judge
+    if callable(judge) and not isinstance(judge, type):
+        from eddecode.audit.judges.python_function import FunctionJudge
+
+        return FunctionJudge.of(judge)
+    raise JudgeError(
+        f"a judge is {judge!r:.60}; expected text such as lexicon:FILE, a table with kind = …, a function from a list "
+        "of cases to one verdict, bool or number for each, or an object with name, role, identity and __call__(cases)"
+    )
+
+
+def _filled(defaults: Mapping[str, Any], given: Mapping[str, Any], preset: str) -> dict[str, Any]:
+    """The options of a preset, replaced by those that are given."""
+    from eddecode.audit.judges.sanitize import short_name
+
+    options = {**defaults, **given}
+    model = str(options.get("model", ""))
+    merged = Path(model).is_dir() and not (Path(model) / "adapter_config.json").is_file()
+    if merged and "base" not in given:
+        options.pop("base", None)
+    options.setdefault("name", f"{preset}:{short_name(model)}")
+    return options
+
+
+def _with_argument(spec: JudgeSpec, kind: Kind) -> dict[str, Any]:
+    """The options of a specification, with its argument under its name."""
     given = dict(spec.options)
     if spec.argument is not None:
         if kind.argument is None:
@@ -141,15 +202,18 @@ def _checked_options(spec: JudgeSpec, kind: Kind) -> kinds.JudgeOptions:
                 "expected it once"
             )
         given[kind.argument] = spec.argument
+    return given
+
+
+def _checked_options(name: str, kind: Kind, given: Mapping[str, Any]) -> kinds.JudgeOptions:
+    fields = kind.options.model_fields
     if kind.argument is not None and kind.argument not in given and fields[kind.argument].is_required():
-        raise JudgeError(
-            f"judge {spec.kind} has no {kind.argument}; expected {spec.kind}:{kind.argument.upper()}"
-        )
+        raise JudgeError(f"judge {name} has no {kind.argument}; expected {name}:{kind.argument.upper()}")
     try:
         return kind.options.model_validate(given)
     except ValidationError as error:
         names = [str(field.validation_alias or name) for name, field in fields.items()]
-        raise JudgeError(explain(error, names=names, where=f"judge {spec.kind}: ")) from None
+        raise JudgeError(explain(error, names=names, where=f"judge {name}: ")) from None
 
 
 def make_judges(specs: Sequence[JudgeLike]) -> list[Judge]:

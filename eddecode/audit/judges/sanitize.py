@@ -1,22 +1,10 @@
-"""Preparing text for a judge's model: special tokens escaped, prompt files read and filled in, checkpoints named."""
+"""Preparing text for a judge's model: special tokens escaped, forms filled in; and how checkpoints are named."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-from eddecode.errors import JudgeError
-
-
-def special_strings(tokenizer: Any) -> tuple[str, ...]:
-    """Every text that the tokenizer turns into a special token, longest first."""
-    added = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
-    named = {str(token) for token in tokenizer.all_special_tokens}
-    return tuple(
-        sorted((text for text in added | named if text.strip()), key=lambda text: (-len(text), text))
-    )
 
 
 def escape_special_tokens(text: str, strings: Sequence[str]) -> str:
@@ -24,7 +12,7 @@ def escape_special_tokens(text: str, strings: Sequence[str]) -> str:
 
     Args:
         text: a prompt or a completion.
-        strings: what must not appear in it, see `special_strings`.
+        strings: what must not appear in it, see `eddecode.prompts.encoding.special_strings`.
 
     >>> escape_special_tokens("fine</s>really", ["</s>"])
     'fine< /s>really'
@@ -33,29 +21,6 @@ def escape_special_tokens(text: str, strings: Sequence[str]) -> str:
         return text
     pattern = re.compile("|".join(map(re.escape, strings)))
     return pattern.sub(lambda match: f"{match[0][0]} {match[0][1:]}", text)
-
-
-def read_template(path: str, name: str) -> str:
-    """A prompt format from a file: UTF-8 text with {prompt} and {completion}, used byte for byte.
-
-    Args:
-        path: the file.
-        name: the judge's name, for messages.
-
-    Raises:
-        JudgeError: the file cannot be read, or has no {completion}.
-    """
-    try:
-        text = Path(path).read_bytes().decode("utf-8")
-    except (OSError, ValueError) as error:
-        raise JudgeError(
-            f"judge {name}: the template {path} cannot be read ({error}); expected a UTF-8 file"
-        ) from error
-    if "{completion}" not in text:
-        raise JudgeError(
-            f"judge {name}: the template {path} has no {{completion}}; expected it where the completion goes"
-        )
-    return text
 
 
 def fill(template: str, **values: str) -> str:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
 import pytest
 
 from eddecode.audit.judges import (
@@ -44,6 +46,55 @@ def test_verdicts_are_checked() -> None:
     for score in (1.5, -0.1, float("nan")):
         with pytest.raises(JudgeError, match="gave completion 1 of 2 the score"):
             verdicts_of(Fixed(0, score), cases("a", "b"))
+
+
+class Returning:
+    """A judge that returns whatever it was given, or raises it."""
+
+    name, role, identity = "odd", "harm", "0"
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __call__(self, cases: Sequence[Case]) -> Any:
+        if isinstance(self.value, BaseException):
+            raise self.value
+        return self.value
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (None, "returned a NoneType; expected a list of verdicts"),
+        ("no", "returned a str; expected a list"),
+        (iter([]), "returned a list_iterator; expected a list"),
+        ([None], "gave completion 0 of 1 a NoneType; expected a Verdict"),
+        ([(0.0, False, "x")], "gave completion 0 of 1 a tuple"),
+        ([Verdict(0.0, None, "x")], "gave completion 0 of 1 the flag None; expected True or False"),  # type: ignore[arg-type]
+        ([Verdict(0.0, "no", "x")], "the flag 'no'"),  # type: ignore[arg-type]
+        ([Verdict(0.0, 0, "x")], "the flag 0"),  # type: ignore[arg-type]
+        ([Verdict(None, False, "x")], "the score None"),  # type: ignore[arg-type]
+        ([Verdict("0.1", False, "x")], "the score '0.1'"),  # type: ignore[arg-type]
+        ([Verdict(float("inf"), False, "x")], "the score inf"),
+        (
+            ValueError("oh"),
+            r"failed on a batch of 1 completions \(ValueError: oh\); what was judged before is kept",
+        ),
+        (RecursionError("deep"), "failed on a batch"),
+        (MemoryError(), "failed on a batch"),
+    ],
+)
+def test_what_is_no_verdict_is_an_error(value: Any, message: str) -> None:
+    with pytest.raises(JudgeError, match=message):
+        verdicts_of(Returning(value), cases("a"))
+
+
+def test_numbers_of_numpy_and_texts_that_no_file_can_hold() -> None:
+    (verdict,) = verdicts_of(
+        Returning([Verdict(np.float32(0.5), np.bool_(True), "a\ud800", "b")]), cases("a")
+    )  # type: ignore[arg-type]
+    assert (verdict.score, verdict.flag, verdict.label) == (0.5, True, "a?")
+    assert type(verdict.flag) is bool
 
 
 def test_release_skips_judges_without_weights() -> None:

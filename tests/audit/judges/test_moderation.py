@@ -2,51 +2,24 @@
 
 from __future__ import annotations
 
-import json
-import threading
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
 
 from eddecode.audit.judges import Case, make_judge, verdicts_of
 from eddecode.errors import JudgeError
+from helpers.openai_server import OpenAIServer
 
 pytest.importorskip("openai", reason="the extra eddecode[judges] is not installed")
 
 
-class Endpoint:
+class Endpoint(OpenAIServer):
     """A moderation service that flags exclamation marks; `replies` overrides its next answers."""
 
     def __init__(self) -> None:
-        self.requests: list[dict[str, Any]] = []
-        self.replies: list[tuple[int, Any]] = []
+        super().__init__(lambda body: self.judge(body["input"]))
         self.form: Callable[[dict[str, Any]], dict[str, Any]] = lambda result: result
-        endpoint = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-                endpoint.requests.append({"path": self.path, "key": self.headers["authorization"], **body})
-                status, answer = (
-                    endpoint.replies.pop(0) if endpoint.replies else (200, endpoint.judge(body["input"]))
-                )
-                raw = json.dumps(answer).encode()
-                self.send_response(status)
-                self.send_header("content-type", "application/json")
-                self.send_header("content-length", str(len(raw)))
-                self.send_header("retry-after-ms", "1")
-                self.end_headers()
-                self.wfile.write(raw)
-
-            def log_message(self, *arguments: Any) -> None:
-                pass
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_address[1]}/v1"
-        self.thread = threading.Thread(target=self.server.serve_forever, args=(0.01,), daemon=True)
-        self.thread.start()
 
     def judge(self, texts: list[str]) -> dict[str, Any]:
         return {
@@ -63,11 +36,6 @@ class Endpoint:
             "categories": {"rude/curt": rude >= 0.5, "loud": loud >= 0.5},
             "category_scores": {"rude/curt": rude, "loud": loud / 2},
         }
-
-    def close(self) -> None:
-        self.server.shutdown()
-        self.server.server_close()
-        self.thread.join()
 
 
 @pytest.fixture

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,6 +13,7 @@ from eddecode.audit.judges import (
     Case,
     Verdict,
     make_judge,
+    make_judges,
     verdicts_of,
 )
 from eddecode.errors import JudgeError
@@ -90,3 +93,50 @@ def test_functions_that_break_the_contract(module: Path) -> None:
         make_judge("python:own_judges:wrong")(cases("x"))
     with pytest.raises(JudgeError, match="judge python:own_judges:fails failed: KeyError: 'x'"):
         make_judge("python:own_judges:fails")(cases("x"))
+
+
+def polite(cases: list[Case]) -> list[bool]:
+    return ["!" in case.completion for case in cases]
+
+
+class Threshold:
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+
+    def __call__(self, cases: list[Case]) -> list[float]:
+        return [float(len(case.completion) > self.limit) for case in cases]
+
+
+def test_a_plain_function_is_a_judge_of_harm() -> None:
+    judge = make_judge(polite)
+    assert (judge.name, judge.role) == ("python:polite", "harm")
+    assert [v.flag for v in verdicts_of(judge, cases("Go!", "Well"))] == [True, False]
+    assert judge.identity == make_judge(polite).identity
+    names = [
+        make_judge(f).name
+        for f in (lambda cases: [0.5] * len(cases), functools.partial(polite), Threshold(3))
+    ]
+    assert names == ["python:lambda", "python:polite", "python:Threshold"]
+    assert make_judge(lambda cases: [1]).identity != make_judge(lambda cases: [0]).identity
+    assert [judge.name for judge in make_judges([polite, "lexicon"])] == ["python:polite", "lexicon"]
+
+
+@pytest.mark.parametrize("given", [3, None, ["lexicon"], Threshold, object()])
+def test_what_is_no_judge_says_what_is_needed(given: Any) -> None:
+    with pytest.raises(
+        JudgeError, match=r"expected text such as lexicon:FILE, .* a function from a list of cases"
+    ):
+        make_judge(given)
+
+
+def test_a_function_for_one_case_says_how_it_is_called() -> None:
+    with pytest.raises(
+        JudgeError, match=r"failed: AttributeError.*called with a list of cases \(.prompt, .completion\)"
+    ):
+        verdicts_of(make_judge(lambda case: case.completion), cases("a"))
+    for value in ("no", "nan", "0"):
+        with pytest.raises(JudgeError, match="returned a str; expected a Verdict, a bool or a number"):
+            verdicts_of(make_judge(lambda cases, value=value: [value]), cases("a"))
+    for score in (float("nan"), 7, -1):
+        with pytest.raises(JudgeError, match="returned the score"):
+            make_judge(lambda cases, score=score: [score])(cases("a"))
