@@ -32,6 +32,10 @@ def print_pair(console: Console, description: Mapping[str, Any]) -> None:
         )
     )
     console.print(Text(_memory(description)))
+    for side in ("base", "aligned"):
+        if description[side].get("files"):
+            console.print(Text(_files(side, description[side]["files"])))
+    _print_config_difference(console, description.get("config_difference") or {})
     _print_notes(console, description["notes"])
     if "tensors" in description:
         _print_tensors(console, description["tensors"])
@@ -71,6 +75,31 @@ def _memory(description: Mapping[str, Any]) -> str:
     if None in per_token:
         return f"Memory: {weights} of weights; the cache's size per token is not known."
     return f"Memory: {weights} of weights, and {format_bytes(sum(per_token))} of cache per token of a completion."
+
+
+def _files(side: str, files: Mapping[str, Any]) -> str:
+    """One sentence on how the model in memory compares with its files."""
+    counts = [
+        (files["complete"], "compared in full"),
+        (files["sampled"], "at a sample of their elements"),
+        (files["widened"], "float8 widened, compared through their scales"),
+        (files["by_shape"], "by name only"),
+        (files["unused"], "not part of the language model"),
+    ]
+    told = ", ".join(f"{count} {how}" for count, how in counts if count)
+    rounded = "; ".join(f"{count} rounded {kinds}" for kinds, count in files["rounded"].items())
+    return f"Files of {side}: {files['tensors']} tensors, {told}{f'; {rounded}' if rounded else ''}: memory agrees."
+
+
+def _print_config_difference(console: Console, difference: Mapping[str, Any]) -> None:
+    """The fields in which the two configurations differ."""
+    if not difference:
+        return
+    table = make_table("config.json", "base", "aligned", title="Difference of the configurations")
+    for field, values in difference.items():
+        table.add_row(*(Text(escape_control_chars(str(cell))) for cell in (field, *values)))
+    console.print()
+    console.print(table)
 
 
 def _print_notes(console: Console, notes: list[Mapping[str, Any]]) -> None:

@@ -22,6 +22,7 @@ INDEX = "model.safetensors.index.json"
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
+_MAX_JSON = 64 * 2**20  # bytes; the index of the largest releases has a tenth of that
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.msgpack", "*.h5")
 _TOKENIZER_FILES = (
     "tokenizer.json",
@@ -63,6 +64,39 @@ class Checkpoint:
     revision: str | None = None
     generation: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def is_sharded(self) -> bool:
+        """Whether the weights are in several files, which an index lists."""
+        return not self.is_adapter and not (self.path / WEIGHTS).is_file()
+
+    @property
+    def where(self) -> str:
+        """The checkpoint in messages."""
+        return f"the {self.side} checkpoint {self.source!r}"
+
+    def leftovers(self) -> list[str]:
+        """Files beside full weights that are not used although they look as if they were."""
+        if self.is_adapter:
+            return []
+        names = [ADAPTER_CONFIG] if (self.path / ADAPTER_CONFIG).exists() else []
+        return names + ([INDEX] if not self.is_sharded and (self.path / INDEX).exists() else [])
+
+    def tensors(self) -> dict[str, tuple[Path, dict[str, Any]]]:
+        """Name → (file, its entry in the header with "dtype" and "shape") of every tensor in the files.
+
+        PairError if two files hold a tensor of the same name.
+        """
+        found: dict[str, tuple[Path, dict[str, Any]]] = {}
+        for file in self.files:
+            for name, entry in read_header(file)[0].items():
+                if name in found:
+                    raise PairError(
+                        f"{self.where} has the tensor {name} in {found[name][0].name} and in {file.name}; the shards "
+                        "are from different saves. Fetch the checkpoint again"
+                    )
+                found[name] = file, entry
+        return found
+
     def digest(self, base: bytes = b"") -> bytes:
         """16 bytes that identify settings and tensors, whatever the sharding and the file names.
 
@@ -100,11 +134,16 @@ def open_checkpoint(source: str | Path, side: str, revision: str | None = None) 
         is_adapter=is_adapter,
         has_tokenizer=any((path / name).is_file() for name in _TOKENIZER_FILES),
         revision=revision,
-        generation=_read_json(generation, side, source) if generation.is_file() else {},
+        generation=_read_json(generation, side, source) if _is_there(generation) else {},
     )
-    for file in checkpoint.files:
-        read_header(file)
+    if not checkpoint.tensors():
+        raise PairError(f"{checkpoint.where} has weight files without a tensor; fetch it again")
     return checkpoint
+
+
+def _is_there(path: Path) -> bool:
+    """Whether something has this name; a link to nothing counts, so that reading it is an error."""
+    return path.exists() or path.is_symlink()
 
 
 def _has_weights(path: Path) -> bool:
@@ -113,13 +152,17 @@ def _has_weights(path: Path) -> bool:
 
 def _read_json(path: Path, side: str, source: str | Path) -> dict[str, Any]:
     try:
+        if path.exists() and not path.is_file():  # reading a pipe would wait forever
+            raise OSError("no regular file")
+        if path.exists() and path.stat().st_size > _MAX_JSON:
+            raise OSError(f"{path.stat().st_size} bytes")
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise PairError(
             f"the {side} checkpoint {str(source)!r} has no {path.name}; expected a folder as save_pretrained writes "
             "it (config.json, *.safetensors, tokenizer files), or an adapter's (adapter_config.json)"
         ) from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise PairError(
             f"{path} is not readable JSON ({error}); fetch the {side} checkpoint again"
         ) from error

@@ -13,11 +13,15 @@ from eddecode.models.diagnostics import Diagnostic
 from eddecode.models.sizes import kv_bytes_per_token, weights_bytes
 from eddecode.models.weight_sharing import resident_bytes
 
+# Fields of a configuration that say nothing of what a model computes.
+_NOT_COMPARED = ("_name_or_path", "transformers_version", "use_cache", "architectures")
+
 
 def describe_model(
     model: Any, tokenizer: Any, checkpoint: Checkpoint | None, eos_ids: frozenset[int], window: int | None
 ) -> dict[str, Any]:
     """One model as data: "base" or "aligned" of `ModelPair.describe`."""
+    compared = getattr(model, "file_comparison", None)  # left by the loader
     dtypes: dict[str, int] = {}
     for parameter in model.parameters():
         dtypes[dtype_name(parameter.dtype)] = dtypes.get(dtype_name(parameter.dtype), 0) + parameter.numel()
@@ -36,6 +40,7 @@ def describe_model(
         "context_window": window,
         "weights_bytes": weights_bytes(model),
         "kv_bytes_per_token": kv_bytes_per_token(model),
+        "files": None if compared is None else compared.to_dict(),
     }
 
 
@@ -50,6 +55,19 @@ def describe_shared(models: Sequence[Any], vocabulary: Tensor, notes: Sequence[D
         },
         "memory": {"weights_bytes": held, "shared_bytes": shared},
         "notes": [note.to_dict() for note in notes],
+    }
+
+
+def config_difference(base: Any, aligned: Any) -> dict[str, list[Any]]:
+    """Field of the configurations → [base's value, aligned's value], where they differ; null where one lacks it."""
+    ours, theirs = (
+        {key: value for key, value in model.config.to_dict().items() if key not in _NOT_COMPARED}
+        for model in (base, aligned)
+    )
+    return {
+        key: [ours.get(key), theirs.get(key)]
+        for key in sorted(ours.keys() | theirs.keys())
+        if ours.get(key) != theirs.get(key)
     }
 
 

@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from eddecode.errors import PairError
+from eddecode.models.adapters import load_merged_adapter
 from eddecode.models.checkpoint import Checkpoint, open_checkpoint
 from eddecode.models.diagnostics import Diagnostic
 from eddecode.models.load_config import LoadConfig
-from eddecode.models.loader import load_merged_adapter, load_model, load_tokenizer
+from eddecode.models.loader import load_model, load_tokenizer
 from eddecode.models.memory_estimate import DEFAULT_LENGTH, check_fits
+from eddecode.models.quantized import one_sided_note
 from eddecode.models.sizes import format_bytes, weights_bytes
 from eddecode.models.weight_sharing import share_identical
 
@@ -93,7 +95,7 @@ def load_group(
             model, found = load_merged_adapter(checkpoint, checkpoints[base], configs[i])
         models.append(model)
         notes += found
-    notes += _hold_identical_once(models) + _quantization_notes(load_config)
+    notes += _hold_identical_once(models) + _quantization_notes(load_config) + one_sided_note(checkpoints)
     return LoadedModels(tuple(models), tuple(tokenizers), tuple(checkpoints), notes)
 
 

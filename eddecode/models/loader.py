@@ -1,37 +1,40 @@
-"""From a checkpoint's files to a model and its tokenizer, through transformers (and peft, for an adapter).
+"""From a checkpoint's files to a model and its tokenizer, through transformers; adapters are in `adapters`.
 
 The files were checked by `eddecode.models.checkpoint`. Refused here is what only the configuration shows: a model that
-needs its own code, one that is no causal language model, and weights that the checkpoint lacks and that the library
-would fill with random numbers. Weights go from the memory-mapped file directly to their device, one tensor at a time.
+needs its own code, one that is no causal language model, and numbers that no model can have. After loading, what is in
+memory is compared with the files (`loaded_weights`). Weights go from the memory-mapped file directly to their device,
+one tensor at a time.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, AutoTokenizer
+import transformers
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
 )
 
 from eddecode.errors import PairError
-from eddecode.models.checkpoint import ADAPTER_WEIGHTS, Checkpoint
+from eddecode.models.checkpoint import Checkpoint
+from eddecode.models.checkpoint_view import checkpoint_view
+from eddecode.models.config_checks import check_layer_count, check_numbers
 from eddecode.models.diagnostics import Diagnostic
-from eddecode.models.load_config import LoadConfig, has_package
-from eddecode.models.safetensors_header import read_header
+from eddecode.models.load_config import LoadConfig
+from eddecode.models.loaded_weights import compare_with_files, some
+from eddecode.models.quantized import check_quantization, quantization_notes
+from eddecode.models.weight_dtypes import check_dtypes
 
 __all__ = [
     "choose_attention",
     "freeze",
-    "load_merged_adapter",
     "load_model",
     "load_tokenizer",
     "load_weights",
@@ -57,8 +60,9 @@ _OTHER_HEADS = (
 def read_causal_config(checkpoint: Checkpoint) -> tuple[Any, list[Diagnostic]]:
     """(the model's configuration, notes); PairError if it needs its own code or is no causal language model."""
     config = read_config(checkpoint)
-    _check_causal(config, checkpoint.config, f"the {checkpoint.side} checkpoint {checkpoint.source!r}")
-    notes = []
+    _check_causal(config, checkpoint.config, checkpoint.where)
+    check_dtypes(checkpoint)
+    notes = _leftover_notes(checkpoint)
     if checkpoint.config.get("auto_map"):
         notes.append(
             Diagnostic(
@@ -71,12 +75,29 @@ def read_causal_config(checkpoint: Checkpoint) -> tuple[Any, list[Diagnostic]]:
     return config, notes
 
 
+def _leftover_notes(checkpoint: Checkpoint) -> list[Diagnostic]:
+    """A warning for each file beside the weights that one could take for a part of the model."""
+    return [
+        Diagnostic(
+            "warning",
+            checkpoint.side,
+            f"{name} lies beside full weights and is not used",
+            "The full weights alone are the model. If the release is the adapter, or the shards, put those into a folder "
+            "without model.safetensors; else delete the file",
+        )
+        for name in checkpoint.leftovers()
+    ]
+
+
 def read_config(checkpoint: Checkpoint) -> Any:
     """The configuration of a model with any head; PairError if it needs its own code."""
-    raw = checkpoint.config
-    where = f"the {checkpoint.side} checkpoint {checkpoint.source!r}"
+    raw, where = checkpoint.config, checkpoint.where
     kind = raw.get("model_type")
-    if kind not in CONFIG_MAPPING:
+    check_numbers(raw, where)
+    check_numbers(checkpoint.generation, where, "generation_config.json")
+    check_layer_count(raw, len(checkpoint.tensors()), where)
+    check_quantization(checkpoint)
+    if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
         if raw.get("auto_map"):
             raise PairError(
                 f"{where} needs its own code (auto_map in config.json, model_type {kind!r}); such code is never run. "
@@ -87,7 +108,8 @@ def read_config(checkpoint: Checkpoint) -> Any:
             "or upgrade transformers"
         )
     try:
-        config = AutoConfig.from_pretrained(checkpoint.path, trust_remote_code=False, local_files_only=True)
+        with checkpoint_view(checkpoint) as view:
+            config = AutoConfig.from_pretrained(view, trust_remote_code=False, local_files_only=True)
     except Exception as error:  # a configuration is validated by its own class, which can raise anything
         raise PairError(f"{where} has a config.json that transformers refuses: {error}") from error
     choose_attention(config)
@@ -112,21 +134,43 @@ def require_eager_for_softcap(config: Any) -> None:
 
 
 def _check_causal(config: Any, raw: dict[str, Any], where: str) -> None:
-    named = [str(name) for name in raw.get("architectures") or []]
+    named = _architectures(raw)
     what = f"a {config.model_type} ({', '.join(named)})" if named else f"a {config.model_type}"
     if getattr(config, "is_encoder_decoder", False):
         problem = "an encoder-decoder"
-    elif type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+    elif type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING and not _reads_text_and_images(config):
         problem = "not a generative language model"
     elif config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_decoder", True):
         problem = "an encoder with bidirectional attention"
     elif named and all(name.endswith(_OTHER_HEADS) for name in named):
         problem = "a model with another head"
+    elif (other := _other_family(config, named)) is not None:
+        problem = f"config.json contradicts itself (that architecture is of the model_type {other!r})"
     else:
         return
     raise PairError(
         f"{where} is {what}: {problem}, not a causal language model; expected a decoder such as Llama"
     )
+
+
+def _architectures(raw: dict[str, Any]) -> list[str]:
+    named = raw.get("architectures")
+    return [str(name) for name in named] if isinstance(named, list) else []
+
+
+def _other_family(config: Any, named: list[str]) -> str | None:
+    """The model_type of the classes that config.json names, where it is another than the one it states."""
+    known = [getattr(transformers, name, None) for name in named]
+    owners = [owner for kind in known if (owner := getattr(kind, "config_class", None)) is not None]
+    family = {type(config), type(config.get_text_config())}
+    if not owners or any(issubclass(owner, kind) or issubclass(kind, owner) for owner in owners for kind in family):
+        return None
+    return str(owners[0].model_type)
+
+
+def _reads_text_and_images(config: Any) -> bool:
+    """Whether a model that also reads images is a decoder, and can so be run on text alone."""
+    return type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING and not getattr(config, "is_encoder_decoder", False)
 
 
 # Models ----------------------------------------------------------------------------------------------------------
@@ -135,20 +179,24 @@ def _check_causal(config: Any, raw: dict[str, Any], where: str) -> None:
 def load_model(checkpoint: Checkpoint, load_config: LoadConfig) -> tuple[Any, list[Diagnostic]]:
     """(the model in eval mode without gradients, notes)."""
     config, notes = read_causal_config(checkpoint)
-    model, more = load_weights(AutoModelForCausalLM, checkpoint, config, load_config)
-    return model, notes + more
+    causal = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING
+    auto_class = AutoModelForCausalLM if causal else AutoModelForImageTextToText
+    model, more = load_weights(auto_class, checkpoint, config, load_config, is_whole=True)
+    return model, notes + more + quantization_notes(checkpoint, model)
 
 
 def load_weights(
-    auto_class: Any, checkpoint: Checkpoint, config: Any, load_config: LoadConfig
+    auto_class: Any, checkpoint: Checkpoint, config: Any, load_config: LoadConfig, *, is_whole: bool = False
 ) -> tuple[Any, list[Diagnostic]]:
-    """As `load_model`, for a configuration that was read before and any of transformers' auto classes."""
-    where = f"the {checkpoint.side} checkpoint {checkpoint.source!r}"
+    """As `load_model`, for a configuration that was read before and any of transformers' auto classes.
+
+    is_whole: whether every tensor of the files must be a part of the model; else those left over are a note.
+    """
     arguments = load_config.from_pretrained_arguments()
     try:
-        with _quiet_loading():
+        with checkpoint_view(checkpoint, load_config.offload_folder) as view, _quiet_loading():
             model, report = auto_class.from_pretrained(
-                checkpoint.path,
+                view,
                 config=config,
                 use_safetensors=True,
                 trust_remote_code=False,
@@ -157,11 +205,38 @@ def load_weights(
                 **arguments,
             )
     except Exception as error:  # the loader's errors have no common base class
-        raise PairError(f"{where} cannot be loaded: {error}") from error
-    notes = _check_report(report, checkpoint, where)
+        raise PairError(f"{checkpoint.where} cannot be loaded: {one_line(error)}") from error
+    model.config.name_or_path = str(checkpoint.path)
+    notes = _check_report(report, checkpoint, is_whole)
+    reported = None if is_whole else frozenset(report.get("unexpected_keys") or ())
+    model.file_comparison = compare_with_files(model, checkpoint, reported)
+    notes += _rounding_notes(model.file_comparison.rounded, checkpoint, load_config)
     if arguments["device_map"] is None:
         model.to(load_config.device)
     return freeze(model), notes
+
+
+def one_line(error: BaseException) -> str:
+    """What an exception of a library says, in one line."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _rounding_notes(
+    rounded: Mapping[str, int], checkpoint: Checkpoint, load_config: LoadConfig
+) -> list[Diagnostic]:
+    """A note where "auto" rounds the weights, because config.json names a smaller dtype than the files have."""
+    lossy = {kinds: count for kinds, count in rounded.items() if not kinds.endswith(("→ float32", "→ float64"))}
+    if load_config.dtype != "auto" or not lossy:
+        return []
+    listed = ", ".join(f"{count} tensors {kinds}" for kinds, count in lossy.items())
+    return [
+        Diagnostic(
+            "warning",
+            checkpoint.side,
+            f"the weights are rounded as they are loaded, to the dtype in config.json ({listed})",
+            "Set dtype='float32' (--dtype float32) to hold them as they are in the files",
+        )
+    ]
 
 
 def freeze(model: Any) -> Any:
@@ -169,27 +244,27 @@ def freeze(model: Any) -> Any:
     return model.eval().requires_grad_(False)
 
 
-def _check_report(report: dict[str, Any], checkpoint: Checkpoint, where: str) -> list[Diagnostic]:
-    """PairError for weights that the files lack; a note for weights that the model does not use."""
+def _check_report(report: dict[str, Any], checkpoint: Checkpoint, is_whole: bool) -> list[Diagnostic]:
+    """PairError for weights that the files lack or that do not fit; a note for weights that are not used."""
     missing = sorted(report.get("missing_keys") or ())
     if missing:
         raise PairError(
-            f"{where} lacks {len(missing)} weights of its architecture, which would be left random: "
-            f"{', '.join(missing[:5])}{', …' if len(missing) > 5 else ''}. Fetch it again, or check that config.json "
-            "belongs to these files"
+            f"{checkpoint.where} lacks {len(missing)} weights of its architecture, which would be left random: "
+            f"{some(missing)}. Fetch it again, or check that config.json belongs to these files"
         )
     wrong = report.get("mismatched_keys") or report.get("conversion_errors") or report.get("error_msgs")
     if wrong:
-        raise PairError(f"{where} has weights that do not fit its config.json: {sorted(map(str, wrong))[:5]}")
+        raise PairError(
+            f"{checkpoint.where} has weights that do not fit its config.json: {sorted(map(str, wrong))[:5]}"
+        )
     unused = sorted(report.get("unexpected_keys") or ())
     if not unused:
         return []
     return [
         Diagnostic(
-            "warning",
+            "info" if is_whole else "warning",  # of a whole model, `compare_with_files` refuses what is not allowed
             checkpoint.side,
-            f"{len(unused)} weights in the files are not part of the model: {', '.join(unused[:5])}"
-            f"{', …' if len(unused) > 5 else ''}",
+            f"{len(unused)} weights in the files are not part of the model: {some(unused)}",
             "They are ignored; check that config.json belongs to these files",
         )
     ]
@@ -213,77 +288,6 @@ def _errors_only(record: logging.LogRecord) -> bool:
     return record.levelno >= logging.ERROR
 
 
-# Adapters --------------------------------------------------------------------------------------------------------
-
-
-def load_merged_adapter(
-    adapter: Checkpoint, base: Checkpoint, load_config: LoadConfig
-) -> tuple[Any, list[Diagnostic]]:
-    """(a copy of the base with the adapter merged into it, notes); the base itself is not changed."""
-    if not has_package("peft"):
-        raise PairError(
-            f"the aligned checkpoint {adapter.source!r} is an adapter, which needs the package peft "
-            "(pip install 'eddecode[adapter]'); or merge it yourself and give the merged checkpoint"
-        )
-    from peft import PeftModel
-
-    from eddecode.models.lora import low_rank_factors
-
-    where = f"the adapter {adapter.source!r}"
-    if adapter.config.get("auto_mapping") is None and adapter.config.get("peft_type") is None:
-        raise PairError(
-            f"{where} has no peft_type in {adapter.path / 'adapter_config.json'}; expected 'LORA' or a similar method"
-        )
-    model, notes = load_model(replace(base, side="aligned"), load_config)
-    _resize_for(adapter, model)
-    try:
-        with warnings.catch_warnings():
-            # peft only warns when the file lacks a weight, and leaves the layer as it is in the base
-            warnings.filterwarnings("error", message=".*missing adapter keys.*")
-            wrapped = PeftModel.from_pretrained(model, str(adapter.path), is_trainable=False)
-        factors = low_rank_factors(wrapped)
-        merged = wrapped.merge_and_unload(safe_merge=True)
-        merged.low_rank_factors = factors
-    except Exception as error:  # the errors of peft's methods have no common base class
-        raise PairError(
-            f"{where} (peft_type {adapter.config.get('peft_type')}) cannot be merged into {base.source!r}: {error}. "
-            "Check that it was trained on this base; for methods that cannot be merged, give a merged checkpoint"
-        ) from error
-    return freeze(merged), notes + _adapter_notes(adapter, base, merged.dtype)
-
-
-def _adapter_notes(adapter: Checkpoint, base: Checkpoint, dtype: Any) -> list[Diagnostic]:
-    merged = Diagnostic(
-        "info",
-        "aligned",
-        f"an adapter ({adapter.config.get('peft_type')}), merged into a copy of the base in {dtype}",
-        "Nothing to do",
-    )
-    trained_on = adapter.config.get("base_model_name_or_path")
-    if not trained_on or Path(str(trained_on)).name == Path(base.source).name:
-        return [merged]
-    other_base = Diagnostic(
-        "warning",
-        "aligned",
-        f"the adapter was trained on {trained_on!r} and is merged into {base.source!r}",
-        "Check that both are the same checkpoint",
-    )
-    return [other_base, merged]
-
-
-def _resize_for(adapter: Checkpoint, model: Any) -> None:
-    """Resize the embedding to the rows of the adapter's own, if that was trained with added tokens."""
-    header, _ = read_header(adapter.path / ADAPTER_WEIGHTS)
-    width = model.get_input_embeddings().weight.shape[0]
-    rows = [
-        entry["shape"][0]
-        for name, entry in header.items()
-        if name.endswith(("embed_tokens.weight", "lm_head.weight", "wte.weight", "embed_in.weight"))
-    ]
-    if rows and max(rows) != width:
-        model.resize_token_embeddings(max(rows), mean_resizing=False)
-
-
 # Tokenizers ------------------------------------------------------------------------------------------------------
 
 
@@ -292,12 +296,15 @@ def load_tokenizer(checkpoint: Checkpoint) -> Any:
     if not checkpoint.has_tokenizer:
         return None
     settings = checkpoint.path / "tokenizer_config.json"
+    for path in checkpoint.path.iterdir():  # reading a pipe would wait forever
+        if path.suffix in (".json", ".model", ".txt", ".jinja") and not path.is_file():
+            raise PairError(f"{path} of {checkpoint.where} is no regular file; fetch the tokenizer again")
     try:
         raw = json.loads(settings.read_text(encoding="utf-8")) if settings.is_file() else {}
         if raw.get("auto_map") and not (checkpoint.path / "tokenizer.json").is_file():
             raise PairError("it needs its own code (auto_map), which is never run")
         return AutoTokenizer.from_pretrained(checkpoint.path, trust_remote_code=False, local_files_only=True)
-    except Exception as error:  # tokenizer files fail in many ways (format, missing library)
-        raise PairError(
-            f"the tokenizer of the {checkpoint.side} checkpoint {checkpoint.source!r} cannot be loaded: {error}"
-        ) from error
+    except BaseException as error:  # tokenizer files fail in many ways, a panic of Rust code among them
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise PairError(f"the tokenizer of {checkpoint.where} cannot be loaded: {one_line(error)}") from error

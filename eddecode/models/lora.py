@@ -29,10 +29,14 @@ def low_rank_factors(wrapped: Any) -> dict[str, tuple[Tensor, Tensor]] | None:
         if not isinstance(module, LoraLinear) or len(module.active_adapters) != 1 or module.fan_in_fan_out:
             return None
         adapter = module.active_adapters[0]
+        if module.lora_variant or module.lora_bias.get(adapter):  # DoRA and the like: not W + B·A
+            return None
         a, b = module.lora_A[adapter].weight, module.lora_B[adapter].weight
         dtype = module.get_base_layer().weight.dtype
         scaled = (b.detach().double() * module.scaling[adapter]).to(dtype)
         factors[name] = (a.detach().to(dtype).clone(), scaled.contiguous())
     config = wrapped.peft_config[wrapped.active_adapter]
-    has_more = getattr(config, "bias", "none") != "none" or getattr(config, "modules_to_save", None)
+    has_more = getattr(config, "bias", "none") != "none" or any(
+        getattr(config, name, None) for name in ("modules_to_save", "trainable_token_indices")
+    )
     return None if has_more else factors

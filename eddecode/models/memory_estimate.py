@@ -21,14 +21,13 @@ from eddecode.errors import PairError
 from eddecode.models.checkpoint import Checkpoint, open_checkpoint
 from eddecode.models.load_config import LoadConfig, Quantization, parse_dtype, parse_quantization
 from eddecode.models.loader import read_causal_config
-from eddecode.models.safetensors_header import read_header
+from eddecode.models.quantized import is_widened, quantization_method, widened_bytes
+from eddecode.models.safetensors_header import BITS, read_header
 from eddecode.models.sizes import PREFILL_CHUNK, PREFILL_TOKENS, cache_bytes_per_token, format_bytes
 from eddecode.utils.memory import free_bytes
 
 DEFAULT_LENGTH = 2048  # tokens of prompt and completion that must fit, unless a caller or the model says less
 
-# Bytes per element by safetensors dtype; all others take one byte.
-_ITEMSIZE = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2}
 _FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 # Bytes per quantized weight: int8 (and a scale per row); four bits and a float32 scale per block of 64.
 _QUANTIZED_BYTES = {"8bit": 1.0, "4bit": 0.5 + 4 / 64}
@@ -150,12 +149,16 @@ def _model_cost(
     dtype = _dtype(full, config, load_config.dtype)
     files = [*full.files, *(checkpoint.files if adapter_base else ())]
     entries = {name: entry for file in files for name, entry in read_header(file)[0].items()}
-    is_quantized = "quantization_config" in full.config  # as saved: loaded without a conversion
+    is_quantized = quantization_method(full.config) is not None
+    widened = dtype if is_quantized and is_widened(full.config) else None
     target, bits = (None, None) if is_quantized else (dtype, load_config.quantization)
     return ModelCost(
         name=checkpoint.side,
         parameters=sum(math.prod(entry["shape"]) for entry in entries.values()),
-        weights=sum(_tensor_bytes(name, entry, target, bits) for name, entry in entries.items()),
+        weights=sum(
+            widened_bytes(name, entry, widened) if widened is not None else _tensor_bytes(name, entry, target, bits)
+            for name, entry in entries.items()
+        ),
         cache_per_token=cache_bytes_per_token(config, dtype),
         activations=activation_bytes(config, dtype, slots, length),
         logits=4 * 3 * slots * int(config.get_text_config().vocab_size),  # raw, contrasted, filtered; float32
@@ -182,7 +185,7 @@ def _tensor_bytes(
     """Bytes of one tensor after loading; dtype None: as it is in the file."""
     count = math.prod(entry["shape"])
     if dtype is None or entry["dtype"] not in _FLOATS:
-        return int(count * _ITEMSIZE.get(entry["dtype"], 1))
+        return math.ceil(count * BITS[entry["dtype"]] / 8)
     if bits and len(entry["shape"]) == 2 and not any(part in name for part in _NEVER_QUANTIZED):
         scales = 4 * entry["shape"][0] if bits == "8bit" else 0
         return int(math.ceil(count * _QUANTIZED_BYTES[bits]) + scales)

@@ -19,7 +19,13 @@ from torch import Tensor
 
 from eddecode.errors import PairError, PromptError
 from eddecode.models.checkpoint import Checkpoint
-from eddecode.models.description import describe_model, describe_shared, dtype_name, logit_width
+from eddecode.models.description import (
+    config_difference,
+    describe_model,
+    describe_shared,
+    dtype_name,
+    logit_width,
+)
 from eddecode.models.diagnostics import Diagnostic
 from eddecode.models.end_of_text import Sources, eos_sources, source_notes
 from eddecode.models.load_config import LoadConfig
@@ -345,11 +351,13 @@ class ModelPair:
         {"base": {"source", "adapter": bool, "architecture", "model_type", "parameters", "dtypes": {name: parameters},
                   "devices": [name], "attention", "logit_width", "tokenizer": None | {"class", "size", "chat_template":
                   bool, "bos": token | None, "eos": token | None}, "eos_ids": [int], "context_window": int | None,
-                  "weights_bytes", "kv_bytes_per_token": int | None},
+                  "weights_bytes", "kv_bytes_per_token": int | None, "files": None | the comparison with the files, as
+                  in `loaded_weights.FileComparison`},
          "aligned": the same,
          "vocabulary": {"width", "sampleable", "masked"},
          "memory": {"weights_bytes": resident, of both, "shared_bytes": of tensors that both models use},
          "notes": [{"level", "where", "what", "action"}],
+         "config_difference": {field of config.json: [base's value, aligned's value]},
          "tensors": only if asked for (reads every weight once):
                  {"identical": [names equal to the bit], "identical_bytes", "moved": {name: relative change},
                   "different_shape": [name], "not_in_memory": [name], "only_base": [name], "only_aligned": [name],
@@ -367,6 +375,7 @@ class ModelPair:
             for i, name in enumerate(self.names)
         }
         result |= describe_shared(self.models, self.vocabulary, self.notes)
+        result["config_difference"] = config_difference(self.base, self.aligned)
         if tensors:
             result["tensors"] = compare_tensors(self.base, self.aligned)
         return result

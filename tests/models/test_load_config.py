@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from eddecode import ModelPair, Sampler, SamplingParams
 from eddecode.errors import PairError
@@ -113,9 +114,11 @@ def test_the_loader_is_given_the_quantization(
 ) -> None:
     asked: list[dict[str, Any]] = []
 
+    real = AutoModelForCausalLM.from_pretrained
+
     def loader(path: Path, **arguments: Any) -> Any:
         asked.append(arguments)
-        return tiny.tiny_model(), {}
+        return real(path), {}
 
     monkeypatch.setattr("eddecode.models.loader.AutoModelForCausalLM.from_pretrained", loader)
     pair = ModelPair.load(*pair_folders, quantization="4bit", device="cpu")

@@ -156,12 +156,15 @@ def test_weights_of_another_shape(folders: tuple[Path, Path]) -> None:
     refused(*folders, r"the base checkpoint .* cannot be loaded: .*")
 
 
-def test_unused_weights_are_noted(folders: tuple[Path, Path]) -> None:
+def test_weights_that_the_model_would_not_use(folders: tuple[Path, Path]) -> None:
     change_weights(folders[0], lambda tensors: tensors.update({"model.layers.7.extra": torch.zeros(2)}))
-    notes = [str(note) for note in ModelPair.load(*folders).notes]
-    assert any(
-        "1 weights in the files are not part of the model: model.layers.7.extra" in note for note in notes
-    )
+    refused(*folders, r"holds 1 tensors that are not part of the model: model.layers.7.extra. Check that config")
+
+
+@pytest.mark.parametrize("count", [1, 0, -1])
+def test_fewer_layers_in_the_config_than_in_the_files(folders: tuple[Path, Path], count: int) -> None:
+    rewrite(folders[1] / "config.json", num_hidden_layers=count)
+    refused(*folders, r"not part of the model: model.layers.1" if count == 1 else r"expected an integer above 0")
 
 
 # Code and other kinds of models ----------------------------------------------------------------------------------
@@ -324,7 +327,7 @@ def test_an_adapter_as_the_base(folders: tuple[Path, Path], adapter: Path) -> No
 def test_an_adapter_without_peft(
     folders: tuple[Path, Path], adapter: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("eddecode.models.loader.has_package", lambda name: name != "peft")
+    monkeypatch.setattr("eddecode.models.adapters.has_package", lambda name: name != "peft")
     refused(
         folders[0],
         adapter,

@@ -1,0 +1,252 @@
+"""What is in memory, compared with what is in the files: tensor by tensor, before anything runs.
+
+A library reports weights that it missed and weights that it left over. It does not report that it applied an adapter
+that lay in the folder, that integers were read as weights, or that a tensor was rounded. So every tensor of the files
+is looked up in the model under its name in the files (transformers can undo its own renaming and joining of tensors),
+and its shape, dtype and values are compared: small tensors completely, large ones at evenly spaced elements.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+from transformers.core_model_loading import revert_weight_conversion
+
+from eddecode.errors import PairError
+from eddecode.models.checkpoint import Checkpoint
+from eddecode.models.tensor_bytes import byte_view
+from eddecode.models.weight_diff import layer_of
+
+EXACT_ELEMENTS = 4096  # tensors of up to that many elements are compared completely
+SAMPLED_ELEMENTS = 256  # of a larger one
+_FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_FP8_TOLERANCE = 2**-6  # relative; a scaled float8 is rounded once more when it is widened to bfloat16
+
+
+@dataclass(frozen=True)
+class FileComparison:
+    """How a model in memory compares with its files. Tensors that differ are an error, and not counted here.
+
+    Attributes:
+        tensors: in the files.
+        complete, sampled: compared element by element, and at some of their elements.
+        widened: float8 tensors that are held in a wider dtype, compared through their scales.
+        by_shape: quantized tensors in a form of their own: of these only the names were compared.
+        unused: in the files and not part of the model (a vision tower beside a text model, leftover buffers).
+        rounded: "float32 → bfloat16" → how many tensors are held in another dtype than in the files.
+    """
+
+    tensors: int
+    complete: int = 0
+    sampled: int = 0
+    widened: int = 0
+    by_shape: int = 0
+    unused: int = 0
+    rounded: Mapping[str, int] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """For json.dumps."""
+        return asdict(self)
+
+
+def compare_with_files(model: Any, checkpoint: Checkpoint, reported: frozenset[str] | None = None) -> FileComparison:
+    """Compare a model that was just loaded with the tensors of its files.
+
+    Args:
+        model: as transformers loaded it.
+        checkpoint: whose files it was loaded from.
+        reported: names that may be in the files and not in the model; None accepts only those that the model's class
+            names, and those of other parts of a checkpoint with several (vision, audio).
+
+    Raises:
+        PairError: a tensor of the files is not in the model, or has another shape, kind of dtype or value there.
+    """
+    stored = checkpoint.tensors()
+    quantized = bool(getattr(model, "is_quantized", False)) or "quantization_config" in checkpoint.config
+    counts: Counter[str] = Counter()
+    rounded: Counter[str] = Counter()
+    used: set[str] = set()
+    files = {path: safe_open(path, "pt") for path in checkpoint.files}  # memory-mapped
+    for group in _groups(model):
+        for name, held in _named_as_in_files(model, group, stored, quantized).items():
+            if name not in stored or name in used:  # tied tensors have two names
+                continue
+            path, entry = stored[name]
+            counts[_compare(_Stored(name, entry, files[path], stored), held, quantized, checkpoint)] += 1
+            used.add(name)
+            dtype = _FLOATS.get(entry["dtype"])
+            if dtype is not None and held.dtype != dtype and not (quantized or held.is_meta):
+                rounded[f"{_short(dtype)} → {_short(held.dtype)}"] += 1
+    left = sorted(stored.keys() - used)
+    wrong = [name for name in left if not _may_be_unused(name, model, checkpoint, used)]
+    if wrong and not quantized and reported is None:
+        raise PairError(
+            f"{checkpoint.where} holds {len(wrong)} tensors that are not part of the model: {some(wrong)}. Check that "
+            "config.json belongs to these files (its number of layers, its architecture); if the weights are really "
+            "not needed, save the checkpoint again without them"
+        )
+    return FileComparison(len(stored), unused=len(left), rounded=dict(rounded), **counts)
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """One tensor of a file."""
+
+    name: str
+    entry: Mapping[str, Any]
+    file: Any
+    others: Mapping[str, tuple[Path, Mapping[str, Any]]]
+
+    def elements(self, index: Tensor | None) -> Tensor:
+        """All elements, or those at `index` of the flat tensor; only their pages are read."""
+        flat = self.file.get_tensor(self.name).reshape(-1)
+        return flat if index is None else flat[index]
+
+
+def _compare(stored: _Stored, held: Tensor, quantized: bool, checkpoint: Checkpoint) -> str:
+    """Compare one tensor; returns under which count of `FileComparison` it goes."""
+    entry, shape = stored.entry, list(held.shape)
+    is_float = entry["dtype"] in _FLOATS
+    if quantized and not (is_float and held.is_floating_point() and shape == entry["shape"]):
+        return _compare_float8(stored, held, checkpoint)
+    where = f"{checkpoint.where}: the tensor {stored.name}"
+    if shape != entry["shape"]:
+        raise PairError(f"{where} is {entry['shape']} in the files and {shape} in memory; config.json does not fit")
+    if held.is_floating_point() and not is_float and not entry["dtype"].startswith("F8"):
+        raise PairError(
+            f"{where} holds {entry['dtype']} in the files, and the model has {_short(held.dtype)} there; the file was "
+            "relabelled or is quantized in an unknown form. Fetch the checkpoint again"
+        )
+    if held.is_meta:  # offloaded by a device_map
+        return "by_shape"
+    index = _sample(held.numel())
+    expected = stored.elements(index).to(held.dtype)
+    found = _at(held, index)
+    if not torch.equal(byte_view(expected), byte_view(found)) and not _same_numbers(expected, found):
+        raise PairError(
+            f"{where} has other values in memory than in the files; something else was loaded or applied. Check the "
+            "folder for leftover files"
+        )
+    return "complete" if index is None else "sampled"
+
+
+def _compare_float8(stored: _Stored, held: Tensor, checkpoint: Checkpoint) -> str:
+    """Compare a quantized tensor: float8 with block scales by its values, any other form by its name."""
+    scale = stored.others.get(f"{stored.name}_scale_inv")
+    if stored.entry["dtype"] != "F8_E4M3" or scale is None or held.is_meta or held.itemsize < 2 or held.dim() != 2:
+        return "by_shape"
+    if list(held.shape) != stored.entry["shape"]:
+        raise PairError(
+            f"{checkpoint.where}: the tensor {stored.name} is {stored.entry['shape']} in the files and "
+            f"{list(held.shape)} in memory; config.json does not fit"
+        )
+    index = _sample(held.numel())
+    index = torch.arange(held.numel()) if index is None else index
+    with safe_open(scale[0], "pt") as file:
+        scales = file.get_tensor(f"{stored.name}_scale_inv").float()
+    rows, columns = index // held.shape[1], index % held.shape[1]
+    if scales.dim() == 2:
+        blocks = [-(-size // count) for size, count in zip(held.shape, scales.shape, strict=True)]
+        factor = scales[rows // blocks[0], columns // blocks[1]]
+    else:
+        factor = scales.reshape(-1)[0].expand(len(index))
+    expected = stored.elements(index).float() * factor
+    found = _at(held, index).float()
+    if not torch.allclose(found, expected, rtol=_FP8_TOLERANCE, atol=float(expected.abs().max()) * 1e-6):
+        raise PairError(
+            f"{checkpoint.where}: the float8 tensor {stored.name} has other values in memory than its scales give; "
+            "fetch the checkpoint again, or use a release in bfloat16"
+        )
+    return "widened"
+
+
+def _sample(count: int) -> Tensor | None:
+    """Evenly spaced elements, the first and the last among them; None is all."""
+    if count <= EXACT_ELEMENTS:
+        return None
+    return torch.linspace(0, count - 1, SAMPLED_ELEMENTS, dtype=torch.float64).long()
+
+
+def _at(held: Tensor, index: Tensor | None) -> Tensor:
+    flat = held.detach().reshape(-1) if index is None else _elements(held.detach(), index)
+    return flat.cpu()
+
+
+def _elements(tensor: Tensor, index: Tensor) -> Tensor:
+    """The elements at flat positions, without a copy of a tensor that is not contiguous."""
+    places = torch.unravel_index(index.to(tensor.device), tensor.shape)
+    return tensor[places]
+
+
+def _same_numbers(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors have the same numbers, and NaN at the same places whatever its bits."""
+    return bool(torch.equal(a.isnan(), b.isnan()) and torch.equal(a.nan_to_num(), b.nan_to_num()))
+
+
+# Names -----------------------------------------------------------------------------------------------------------
+
+
+def _groups(model: Any) -> Iterator[dict[str, Tensor]]:
+    """The tensors of a model, layer by layer: what is joined in memory is taken apart one layer at a time."""
+    groups: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in model.state_dict().items():
+        layer = layer_of(name) if re.search(r"\.\d+(\.|$)", name) else ""
+        groups.setdefault(layer, {})[name] = tensor
+    yield from groups.values()
+
+
+def _named_as_in_files(
+    model: Any, tensors: dict[str, Tensor], stored: Mapping[str, Any], quantized: bool
+) -> dict[str, Tensor]:
+    """Tensors of a model by their names in the files; of quantized ones, undoing the conversion would round again."""
+    found = dict(tensors) if quantized else revert_weight_conversion(model, tensors)
+    if all(name in stored for name in found):
+        return found
+    by_suffix = {}
+    for name, tensor in found.items():
+        by_suffix[name if name in stored else _with_prefix(name, stored)] = tensor
+    return by_suffix
+
+
+def _with_prefix(name: str, stored: Mapping[str, Any]) -> str:
+    """The one name in the files that is this name behind a prefix (a language model within a larger one)."""
+    longer = [other for other in stored if other.endswith(f".{name}")]
+    return longer[0] if len(longer) == 1 else name
+
+
+def _may_be_unused(name: str, model: Any, checkpoint: Checkpoint, used: set[str]) -> bool:
+    """Whether a tensor may be in the files and not in the model.
+
+    So it is where the model's class says it, and in a checkpoint with other parts than the language model, of which
+    only that was loaded: then the tensor must not lie among those of the language model.
+    """
+    patterns = getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()
+    if "rotary_emb.inv_freq" in name or any(re.search(pattern, name) for pattern in patterns):
+        return True
+    if not isinstance(checkpoint.config.get("text_config"), Mapping):
+        return False
+    layers = {_before_number(other) for other in used if _before_number(other) != other}
+    parts = {root.rpartition(".")[0] for root in layers} - {"", "model"}
+    return _before_number(name) not in layers and not any(name.startswith(f"{part}.") for part in parts)
+
+
+def _before_number(name: str) -> str:
+    """`model.layers` for `model.layers.3.mlp.up_proj.weight`; the name itself where it has no number."""
+    return re.split(r"\.\d+(?:\.|$)", name, maxsplit=1)[0]
+
+
+def some(names: Sequence[str]) -> str:
+    """The first five names, for messages."""
+    return ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
