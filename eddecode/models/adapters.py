@@ -34,7 +34,9 @@ _ROUNDINGS = 3.0
 _FLOAT32_TOLERANCE = 1e-4  # relative to the size of the logits
 _PROBE_LENGTH = 24
 _EMBEDDINGS = tuple(
-    f"{name}{inner}.weight" for name in ("embed_tokens", "lm_head", "wte", "embed_in") for inner in ("", ".base_layer")
+    f"{name}{inner}.weight"
+    for name in ("embed_tokens", "lm_head", "wte", "embed_in")
+    for inner in ("", ".base_layer")
 )
 
 
@@ -80,10 +82,20 @@ def probe_texts(model: Any, adapter: Checkpoint) -> list[list[int]]:
     """Two texts of ids spread over the vocabulary, with those that the adapter trained by themselves."""
     width = int(model.get_input_embeddings().weight.shape[0])
     trained = adapter.config.get("trainable_token_indices") or []
-    lists = trained.values() if isinstance(trained, Mapping) else [trained]
-    special = [int(i) for each in lists for i in each][:8]
+    lists = [each if isinstance(each, list) else [each] for each in _listed(trained)]
+    special = [i for each in lists for i in each]
+    if not all(isinstance(i, int) and 0 <= i < width for i in special):
+        raise PairError(
+            f"the adapter {adapter.source!r} has trainable_token_indices = {trained!r}; expected ids of the {width} "
+            "embeddings of its base"
+        )
     spread = [(width - 1) * i // (_PROBE_LENGTH - 1) for i in range(_PROBE_LENGTH)]
-    return [special + spread, [(7 * i * i + 3 * i + 1) % width for i in range(_PROBE_LENGTH // 2)]]
+    return [special[:8] + spread, [(7 * i * i + 3 * i + 1) % width for i in range(_PROBE_LENGTH // 2)]]
+
+
+def _listed(trained: Any) -> list[Any]:
+    """The lists of trained ids: one, or one per embedding that has them."""
+    return list(trained.values()) if isinstance(trained, Mapping) else [trained]
 
 
 @contextmanager
@@ -168,7 +180,9 @@ def _add_missing_biases(wrapped: Any) -> None:
     from peft.tuners.lora import Linear as LoraLinear
 
     for module in wrapped.base_model.model.modules():
-        if isinstance(module, LoraLinear) and any(module.lora_bias.get(name) for name in module.active_adapters):
+        if isinstance(module, LoraLinear) and any(
+            module.lora_bias.get(name) for name in module.active_adapters
+        ):
             layer = module.get_base_layer()
             if layer.bias is None:
                 zeros = layer.weight.new_zeros(layer.weight.shape[0])
@@ -204,7 +218,9 @@ def _plain_logits(model: Any, texts: Sequence[Sequence[int]]) -> _BaseLogits:
         rounded = []
         for text in texts:
             ids = torch.tensor([list(text)], device=exact[0].device)
-            rounded.append(model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits[0].float())
+            rounded.append(
+                model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits[0].float()
+            )
     return _BaseLogits(rounded, exact)
 
 

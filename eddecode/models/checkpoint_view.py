@@ -30,7 +30,9 @@ def checkpoint_view(checkpoint: Checkpoint, keep_in: Path | None = None) -> Iter
         yield checkpoint.path
         return
     with tempfile.TemporaryDirectory(prefix="eddecode-") as temporary:
-        view = Path(temporary) if keep_in is None else Path(tempfile.mkdtemp(prefix="checkpoint-", dir=keep_in))
+        view = (
+            Path(temporary) if keep_in is None else Path(tempfile.mkdtemp(prefix="checkpoint-", dir=keep_in))
+        )
         names = [*_SMALL_FILES, *([INDEX] if checkpoint.is_sharded else [])]
         small = [checkpoint.path / name for name in names]
         for path in [*(path for path in small if path.is_file()), *checkpoint.files]:

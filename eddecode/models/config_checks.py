@@ -8,7 +8,7 @@ is only what no model can have.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 from eddecode.errors import PairError
@@ -17,7 +17,13 @@ from eddecode.errors import PairError
 _COUNTS = frozenset(
     {
         *("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim"),
-        *("intermediate_size", "vocab_size", "max_position_embeddings", "sliding_window", "attention_chunk_size"),
+        *(
+            "intermediate_size",
+            "vocab_size",
+            "max_position_embeddings",
+            "sliding_window",
+            "attention_chunk_size",
+        ),
         *("n_embd", "n_layer", "n_head", "n_positions", "num_experts_per_tok", "global_head_dim"),
         *("moe_intermediate_size", "num_local_experts", "kv_lora_rank"),
     }
@@ -62,7 +68,7 @@ def _numbers(config: Any, path: str = "", depth: int = 0) -> Iterator[tuple[str,
     """(dotted name, value) of every field that is not an object."""
     for key, value in config.items():
         name = f"{path}.{key}" if path else str(key)
-        if isinstance(value, Mapping) and depth < _MAX_DEPTH:
+        if isinstance(value, Mapping) and depth < _MAX_DEPTH and key not in _TOKEN_IDS:
             yield from _numbers(value, name, depth + 1)
         else:
             yield name, value
@@ -74,18 +80,35 @@ def _problem(key: str, value: Any) -> str | None:
         return "a finite number"
     if value is None:
         return None
-    if key in _TOKEN_IDS:
-        ids = value if isinstance(value, list) else [value]
-        return None if all(_is_int(i) for i in ids) else "a token id, a list of ids, or null"
-    if key in _COUNTS and not isinstance(value, list):
-        if not _is_int(value):
-            return "an integer above 0"
-        return None if value > 0 or value in _OFF.get(key, ()) else "an integer above 0"
-    if key in _EPSILONS and not (_is_number(value) and 0 <= value <= _MAX_EPSILON):
-        return f"a number from 0 to {_MAX_EPSILON:g}"
-    if key in _POSITIVE and not (_is_number(value) and value > 0):
-        return "a number above 0"
+    for expected, keys, is_possible in _RULES:
+        if key in keys:
+            return None if is_possible(key, value) else expected
     return None
+
+
+def _is_count(key: str, value: Any) -> bool:
+    """A list has a number per layer, which the model's own configuration checks."""
+    return isinstance(value, list) or (_is_int(value) and (value > 0 or value in _OFF.get(key, ())))
+
+
+def _is_token(_: str, value: Any) -> bool:
+    return all(_is_int(i) for i in (value if isinstance(value, list) else [value]))
+
+
+def _is_epsilon(_: str, value: Any) -> bool:
+    return _is_number(value) and 0 <= value <= _MAX_EPSILON
+
+
+def _is_positive(_: str, value: Any) -> bool:
+    return _is_number(value) and value > 0
+
+
+_RULES: tuple[tuple[str, Collection[str], Callable[[str, Any], bool]], ...] = (
+    ("a token id, a list of ids, or null", _TOKEN_IDS, _is_token),
+    ("an integer above 0", _COUNTS, _is_count),
+    (f"a number from 0 to {_MAX_EPSILON:g}", _EPSILONS, _is_epsilon),
+    ("a number above 0", _POSITIVE, _is_positive),
+)
 
 
 def _is_int(value: Any) -> bool:

@@ -18,19 +18,24 @@ from torch.utils._pytree import tree_map
 from eddecode.models.sizes import input_device
 
 LOW_PRECISION = (torch.bfloat16, torch.float16)
+_get_dtype = Tensor.dtype.__get__  # type: ignore[attr-defined]  # how a mode sees `tensor.dtype`
 
 
-class Float32Pass(TorchFunctionMode):  # type: ignore[misc]  # torch does not type it
+class Float32Pass(TorchFunctionMode):
     """Within the block, operations on bfloat16 and float16 tensors are done in float32, and so are their results.
 
     An operation that writes into a low-precision tensor writes into a converted copy: a pass must have no such state.
     """
 
     def __torch_function__(
-        self, function: Any, types: Sequence[Any], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+        self,
+        function: Any,
+        types: Sequence[Any],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
     ) -> Any:
         """See `TorchFunctionMode`."""
-        if function is Tensor.dtype.__get__:
+        if function is _get_dtype:
             return _wide_dtype(function(*args))
         if getattr(function, "__name__", "") == "__get__":  # shape, device, …: no reason to convert a weight
             return function(*args, **(kwargs or {}))

@@ -12,22 +12,21 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 from transformers.core_model_loading import revert_weight_conversion
 
 from eddecode.errors import PairError
 from eddecode.models.checkpoint import Checkpoint
+from eddecode.models.stored_elements import DTYPES, TensorReader, at_positions, sample_positions
 from eddecode.models.tensor_bytes import byte_view
 from eddecode.models.weight_diff import layer_of
 
 EXACT_ELEMENTS = 4096  # tensors of up to that many elements are compared completely
-SAMPLED_ELEMENTS = 256  # of a larger one
-_FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+RUN_ELEMENTS = 16  # of a larger one, sixteen runs of that many
+_FLOATS = {name: DTYPES[name] for name in ("F64", "F32", "F16", "BF16")}
 _FP8_TOLERANCE = 2**-6  # relative; a scaled float8 is rounded once more when it is widened to bfloat16
 
 
@@ -57,7 +56,9 @@ class FileComparison:
         return asdict(self)
 
 
-def compare_with_files(model: Any, checkpoint: Checkpoint, reported: frozenset[str] | None = None) -> FileComparison:
+def compare_with_files(
+    model: Any, checkpoint: Checkpoint, reported: frozenset[str] | None = None
+) -> FileComparison:
     """Compare a model that was just loaded with the tensors of its files.
 
     Args:
@@ -74,13 +75,17 @@ def compare_with_files(model: Any, checkpoint: Checkpoint, reported: frozenset[s
     counts: Counter[str] = Counter()
     rounded: Counter[str] = Counter()
     used: set[str] = set()
-    files = {path: safe_open(path, "pt") for path in checkpoint.files}  # memory-mapped
+    readers = {path: TensorReader(path) for path in checkpoint.files}
     for group in _groups(model):
         for name, held in _named_as_in_files(model, group, stored, quantized).items():
             if name not in stored or name in used:  # tied tensors have two names
                 continue
             path, entry = stored[name]
-            counts[_compare(_Stored(name, entry, files[path], stored), held, quantized, checkpoint)] += 1
+            scale = stored.get(f"{name}_scale_inv")
+            scales = None if scale is None else readers[scale[0]].whole(f"{name}_scale_inv").float()
+            counts[
+                _compare(_Stored(name, entry, readers[path], scales), held, quantized, checkpoint.where)
+            ] += 1
             used.add(name)
             dtype = _FLOATS.get(entry["dtype"])
             if dtype is not None and held.dtype != dtype and not (quantized or held.is_meta):
@@ -102,88 +107,71 @@ class _Stored:
 
     name: str
     entry: Mapping[str, Any]
-    file: Any
-    others: Mapping[str, tuple[Path, Mapping[str, Any]]]
-
-    def elements(self, index: Tensor | None) -> Tensor:
-        """All elements, or those at `index` of the flat tensor; only their pages are read."""
-        flat = self.file.get_tensor(self.name).reshape(-1)
-        return flat if index is None else flat[index]
+    reader: TensorReader
+    scale: Tensor | None
 
 
-def _compare(stored: _Stored, held: Tensor, quantized: bool, checkpoint: Checkpoint) -> str:
+def _compare(stored: _Stored, held: Tensor, quantized: bool, where: str) -> str:
     """Compare one tensor; returns under which count of `FileComparison` it goes."""
     entry, shape = stored.entry, list(held.shape)
     is_float = entry["dtype"] in _FLOATS
     if quantized and not (is_float and held.is_floating_point() and shape == entry["shape"]):
-        return _compare_float8(stored, held, checkpoint)
-    where = f"{checkpoint.where}: the tensor {stored.name}"
+        return _compare_float8(stored, held, where)
+    where = f"{where}: the tensor {stored.name}"
     if shape != entry["shape"]:
-        raise PairError(f"{where} is {entry['shape']} in the files and {shape} in memory; config.json does not fit")
+        raise PairError(
+            f"{where} is {entry['shape']} in the files and {shape} in memory; config.json does not fit"
+        )
     if held.is_floating_point() and not is_float and not entry["dtype"].startswith("F8"):
         raise PairError(
             f"{where} holds {entry['dtype']} in the files, and the model has {_short(held.dtype)} there; the file was "
             "relabelled or is quantized in an unknown form. Fetch the checkpoint again"
         )
-    if held.is_meta:  # offloaded by a device_map
+    if held.is_meta or entry["dtype"] not in DTYPES:  # offloaded by a device_map, or a form that torch lacks
         return "by_shape"
-    index = _sample(held.numel())
-    expected = stored.elements(index).to(held.dtype)
-    found = _at(held, index)
+    runs = sample_positions(held.numel(), EXACT_ELEMENTS, RUN_ELEMENTS)
+    expected = stored.reader.read(stored.name, runs).to(held.dtype)
+    found = at_positions(held, runs)
     if not torch.equal(byte_view(expected), byte_view(found)) and not _same_numbers(expected, found):
         raise PairError(
             f"{where} has other values in memory than in the files; something else was loaded or applied. Check the "
             "folder for leftover files"
         )
-    return "complete" if index is None else "sampled"
+    return "complete" if len(runs) == 1 else "sampled"
 
 
-def _compare_float8(stored: _Stored, held: Tensor, checkpoint: Checkpoint) -> str:
-    """Compare a quantized tensor: float8 with block scales by its values, any other form by its name."""
-    scale = stored.others.get(f"{stored.name}_scale_inv")
-    if stored.entry["dtype"] != "F8_E4M3" or scale is None or held.is_meta or held.itemsize < 2 or held.dim() != 2:
+def _compare_float8(stored: _Stored, held: Tensor, where: str) -> str:
+    """Compare a quantized tensor: float8 with scales by its values, any other form by its name."""
+    scales = stored.scale
+    if (
+        stored.entry["dtype"] != "F8_E4M3"
+        or scales is None
+        or held.is_meta
+        or held.itemsize < 2
+        or held.dim() != 2
+    ):
         return "by_shape"
     if list(held.shape) != stored.entry["shape"]:
         raise PairError(
-            f"{checkpoint.where}: the tensor {stored.name} is {stored.entry['shape']} in the files and "
-            f"{list(held.shape)} in memory; config.json does not fit"
+            f"{where}: the tensor {stored.name} is {stored.entry['shape']} in the files and {list(held.shape)} in "
+            "memory; config.json does not fit"
         )
-    index = _sample(held.numel())
-    index = torch.arange(held.numel()) if index is None else index
-    with safe_open(scale[0], "pt") as file:
-        scales = file.get_tensor(f"{stored.name}_scale_inv").float()
+    runs = sample_positions(held.numel(), EXACT_ELEMENTS, RUN_ELEMENTS)
+    index = torch.cat([torch.arange(start, end) for start, end in runs])
     rows, columns = index // held.shape[1], index % held.shape[1]
     if scales.dim() == 2:
         blocks = [-(-size // count) for size, count in zip(held.shape, scales.shape, strict=True)]
         factor = scales[rows // blocks[0], columns // blocks[1]]
     else:
         factor = scales.reshape(-1)[0].expand(len(index))
-    expected = stored.elements(index).float() * factor
-    found = _at(held, index).float()
+    expected = stored.reader.read(stored.name, runs).float() * factor
+    found = at_positions(held, runs).float()
     if not torch.allclose(found, expected, rtol=_FP8_TOLERANCE, atol=float(expected.abs().max()) * 1e-6):
         raise PairError(
-            f"{checkpoint.where}: the float8 tensor {stored.name} has other values in memory than its scales give; "
-            "fetch the checkpoint again, or use a release in bfloat16"
+            f"{where}: the float8 tensor {stored.name} has other values in memory than its scales give; fetch the "
+            "checkpoint again, or use a release in bfloat16"
         )
     return "widened"
-
-
-def _sample(count: int) -> Tensor | None:
-    """Evenly spaced elements, the first and the last among them; None is all."""
-    if count <= EXACT_ELEMENTS:
-        return None
-    return torch.linspace(0, count - 1, SAMPLED_ELEMENTS, dtype=torch.float64).long()
-
-
-def _at(held: Tensor, index: Tensor | None) -> Tensor:
-    flat = held.detach().reshape(-1) if index is None else _elements(held.detach(), index)
-    return flat.cpu()
-
-
-def _elements(tensor: Tensor, index: Tensor) -> Tensor:
-    """The elements at flat positions, without a copy of a tensor that is not contiguous."""
-    places = torch.unravel_index(index.to(tensor.device), tensor.shape)
-    return tensor[places]
 
 
 def _same_numbers(a: Tensor, b: Tensor) -> bool:

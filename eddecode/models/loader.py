@@ -15,7 +15,13 @@ from contextlib import contextmanager
 from typing import Any
 
 import transformers
-from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
+from transformers import (
+    CONFIG_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+)
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
@@ -82,8 +88,8 @@ def _leftover_notes(checkpoint: Checkpoint) -> list[Diagnostic]:
             "warning",
             checkpoint.side,
             f"{name} lies beside full weights and is not used",
-            "The full weights alone are the model. If the release is the adapter, or the shards, put those into a folder "
-            "without model.safetensors; else delete the file",
+            "The full weights alone are the model. If the release is the adapter, or the shards, put those into a "
+            "folder without model.safetensors; else delete the file",
         )
         for name in checkpoint.leftovers()
     ]
@@ -111,7 +117,7 @@ def read_config(checkpoint: Checkpoint) -> Any:
         with checkpoint_view(checkpoint) as view:
             config = AutoConfig.from_pretrained(view, trust_remote_code=False, local_files_only=True)
     except Exception as error:  # a configuration is validated by its own class, which can raise anything
-        raise PairError(f"{where} has a config.json that transformers refuses: {error}") from error
+        raise PairError(f"{where} has a config.json that transformers refuses: {one_line(error)}") from error
     choose_attention(config)
     return config
 
@@ -163,14 +169,18 @@ def _other_family(config: Any, named: list[str]) -> str | None:
     known = [getattr(transformers, name, None) for name in named]
     owners = [owner for kind in known if (owner := getattr(kind, "config_class", None)) is not None]
     family = {type(config), type(config.get_text_config())}
-    if not owners or any(issubclass(owner, kind) or issubclass(kind, owner) for owner in owners for kind in family):
+    if not owners or any(
+        issubclass(owner, kind) or issubclass(kind, owner) for owner in owners for kind in family
+    ):
         return None
     return str(owners[0].model_type)
 
 
 def _reads_text_and_images(config: Any) -> bool:
     """Whether a model that also reads images is a decoder, and can so be run on text alone."""
-    return type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING and not getattr(config, "is_encoder_decoder", False)
+    return type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING and not getattr(
+        config, "is_encoder_decoder", False
+    )
 
 
 # Models ----------------------------------------------------------------------------------------------------------
@@ -225,7 +235,9 @@ def _rounding_notes(
     rounded: Mapping[str, int], checkpoint: Checkpoint, load_config: LoadConfig
 ) -> list[Diagnostic]:
     """A note where "auto" rounds the weights, because config.json names a smaller dtype than the files have."""
-    lossy = {kinds: count for kinds, count in rounded.items() if not kinds.endswith(("→ float32", "→ float64"))}
+    lossy = {
+        kinds: count for kinds, count in rounded.items() if not kinds.endswith(("→ float32", "→ float64"))
+    }
     if load_config.dtype != "auto" or not lossy:
         return []
     listed = ", ".join(f"{count} tensors {kinds}" for kinds, count in lossy.items())
@@ -262,7 +274,9 @@ def _check_report(report: dict[str, Any], checkpoint: Checkpoint, is_whole: bool
         return []
     return [
         Diagnostic(
-            "info" if is_whole else "warning",  # of a whole model, `compare_with_files` refuses what is not allowed
+            "info"
+            if is_whole
+            else "warning",  # of a whole model, `compare_with_files` refuses what is not allowed
             checkpoint.side,
             f"{len(unused)} weights in the files are not part of the model: {some(unused)}",
             "They are ignored; check that config.json belongs to these files",

@@ -156,7 +156,9 @@ def _model_cost(
         name=checkpoint.side,
         parameters=sum(math.prod(entry["shape"]) for entry in entries.values()),
         weights=sum(
-            widened_bytes(name, entry, widened) if widened is not None else _tensor_bytes(name, entry, target, bits)
+            widened_bytes(name, entry, widened)
+            if widened is not None
+            else _tensor_bytes(name, entry, target, bits)
             for name, entry in entries.items()
         ),
         cache_per_token=cache_bytes_per_token(config, dtype),
@@ -185,7 +187,7 @@ def _tensor_bytes(
     """Bytes of one tensor after loading; dtype None: as it is in the file."""
     count = math.prod(entry["shape"])
     if dtype is None or entry["dtype"] not in _FLOATS:
-        return math.ceil(count * BITS[entry["dtype"]] / 8)
+        return int(-(-count * BITS[entry["dtype"]] // 8))
     if bits and len(entry["shape"]) == 2 and not any(part in name for part in _NEVER_QUANTIZED):
         scales = 4 * entry["shape"][0] if bits == "8bit" else 0
         return int(math.ceil(count * _QUANTIZED_BYTES[bits]) + scales)

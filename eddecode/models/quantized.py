@@ -30,7 +30,9 @@ def quantization_method(config: Mapping[str, Any]) -> str | None:
     settings = _settings(config)
     if settings is None:
         return None
-    if settings.get("quant_method") is None and (settings.get("load_in_4bit") or settings.get("load_in_8bit")):
+    if settings.get("quant_method") is None and (
+        settings.get("load_in_4bit") or settings.get("load_in_8bit")
+    ):
         return "bitsandbytes"
     return str(settings.get("quant_method"))
 
@@ -46,7 +48,9 @@ def check_quantization(checkpoint: Checkpoint) -> None:
     if raw is None:
         return
     if not isinstance(raw, Mapping):
-        raise PairError(f"{checkpoint.where} has a quantization_config of type {type(raw).__name__}; expected an object")
+        raise PairError(
+            f"{checkpoint.where} has a quantization_config of type {type(raw).__name__}; expected an object"
+        )
     method = quantization_method(checkpoint.config)
     if method not in AUTO_QUANTIZATION_CONFIG_MAPPING and method != "bitsandbytes":
         raise PairError(
@@ -57,7 +61,8 @@ def check_quantization(checkpoint: Checkpoint) -> None:
     if method in _ALWAYS_STORED_QUANTIZED and dtypes <= set(_PLAIN):
         raise PairError(
             f"{checkpoint.where} has the quant_method {method!r} in config.json, and its files hold only "
-            f"{', '.join(sorted(dtypes))}; remove quantization_config if the weights are plain, or fetch the files again"
+            f"{', '.join(sorted(dtypes))}; remove quantization_config if the weights are plain, or fetch the files "
+            "again"
         )
     wanted = _FP8_FORMATS.get(str(raw.get("fmt", "e4m3"))) if method == "fp8" else None
     if wanted is not None and wanted not in dtypes:
@@ -100,7 +105,11 @@ def quantization_notes(checkpoint: Checkpoint, model: Any) -> list[Diagnostic]:
         method = "float8, without scales"
     held = str(model.dtype).removeprefix("torch.")
     widened = not getattr(model, "is_quantized", False) or is_widened(checkpoint.config)
-    form = f"in memory they are held as {held}, and take the memory of that" if widened else "and held so in memory"
+    form = (
+        f"in memory they are held as {held}, and take the memory of that"
+        if widened
+        else "and held so in memory"
+    )
     return [
         Diagnostic(
             "warning",
@@ -114,7 +123,9 @@ def quantization_notes(checkpoint: Checkpoint, model: Any) -> list[Diagnostic]:
 
 def one_sided_note(checkpoints: list[Checkpoint]) -> list[Diagnostic]:
     """A warning where some of the models to contrast are quantized and others are not."""
-    methods = [quantization_method(checkpoint.config) for checkpoint in checkpoints if not checkpoint.is_adapter]
+    methods = [
+        quantization_method(checkpoint.config) for checkpoint in checkpoints if not checkpoint.is_adapter
+    ]
     if len(set(methods)) < 2:
         return []
     listed = ", ".join(

@@ -64,7 +64,9 @@ def _parsed(path: Path, raw: bytes) -> dict[str, Any]:
                 raise damaged(path, f"{name} has the dtype {dtype!r}; expected one of {', '.join(BITS)}")
             bits = math.prod(shape) * BITS[dtype]
             if bits != 8 * (stop - start):
-                raise damaged(path, f"{name} of {dtype} {shape} needs {bits / 8:g} bytes and has {stop - start}")
+                raise damaged(
+                    path, f"{name} of {dtype} {shape} needs {bits / 8:g} bytes and has {stop - start}"
+                )
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
         raise damaged(path, f"its header is no table of tensors ({type(error).__name__})") from error
     return dict(header)

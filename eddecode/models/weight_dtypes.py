@@ -9,16 +9,12 @@ powers of ten.
 from __future__ import annotations
 
 import math
-from pathlib import Path
-from typing import Any
-
-import torch
-from safetensors import safe_open
 
 from eddecode.errors import PairError
 from eddecode.models.checkpoint import Checkpoint
+from eddecode.models.stored_elements import TensorReader, sample_positions
 
-_SAMPLED_ELEMENTS = 1024
+_RUN_ELEMENTS = 64  # sixteen such runs of a matrix are looked at
 _MIN_ELEMENTS = 256  # of a matrix; fewer show nothing
 _SMALL = 0.25  # of the root mean square: a normal distribution has a fifth of its values below it
 _MIN_SMALL_SHARE = 0.005
@@ -30,9 +26,14 @@ def check_dtypes(checkpoint: Checkpoint) -> None:
     if "quantization_config" in checkpoint.config:
         return  # scales have dtypes of their own
     halves = {
-        name: (path, entry) for name, (path, entry) in checkpoint.tensors().items() if entry["dtype"] in ("F16", "BF16")
+        name: (path, entry)
+        for name, (path, entry) in checkpoint.tensors().items()
+        if entry["dtype"] in ("F16", "BF16")
     }
-    kinds = {kind: [name for name, (_, entry) in halves.items() if entry["dtype"] == kind] for kind in ("F16", "BF16")}
+    kinds = {
+        kind: [name for name, (_, entry) in halves.items() if entry["dtype"] == kind]
+        for kind in ("F16", "BF16")
+    }
     if all(kinds.values()):
         few = min(kinds, key=lambda kind: len(kinds[kind]))
         raise PairError(
@@ -45,7 +46,12 @@ def check_dtypes(checkpoint: Checkpoint) -> None:
         for name, (path, entry) in halves.items()
         if len(entry["shape"]) == 2 and math.prod(entry["shape"]) >= _MIN_ELEMENTS
     }
-    implausible = [name for name, (path, _) in matrices.items() if not _is_plausible(path, name)]
+    readers = {path: TensorReader(path) for path, _ in matrices.values()}
+    implausible = [
+        name
+        for name, (path, entry) in matrices.items()
+        if not _is_plausible(readers[path], name, entry["shape"])
+    ]
     if len(implausible) > len(matrices) / 2:
         kind = "float16" if kinds["F16"] else "bfloat16"
         raise PairError(
@@ -55,12 +61,10 @@ def check_dtypes(checkpoint: Checkpoint) -> None:
         )
 
 
-def _is_plausible(path: Path, name: str) -> bool:
+def _is_plausible(reader: TensorReader, name: str, shape: list[int]) -> bool:
     """Whether a sample of a matrix has the spread of trained weights."""
-    with safe_open(path, "pt") as file:
-        tensor: Any = file.get_tensor(name).reshape(-1)
-    index = torch.linspace(0, tensor.numel() - 1, min(_SAMPLED_ELEMENTS, tensor.numel()), dtype=torch.float64).long()
-    size = tensor[index].double().abs()
+    runs = sample_positions(math.prod(shape), _MIN_ELEMENTS, _RUN_ELEMENTS)
+    size = reader.read(name, runs).double().abs()
     rms = float(size.square().mean().sqrt())
     if rms == 0 or not math.isfinite(rms) or float((size == size[0]).double().mean()) > 0.5:
         return True  # zeros, NaN and constants: not a question of the label

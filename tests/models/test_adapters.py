@@ -99,9 +99,13 @@ def refused(base: Path, adapter: Path, message: str) -> None:
 def test_tensors_that_the_adapter_config_does_not_account_for(tmp_path: Path) -> None:
     base, adapter, _ = save_adapter(tmp_path, "plain", tied=False)
     config = json.loads((adapter / "adapter_config.json").read_text())
-    (adapter / "adapter_config.json").write_text(json.dumps({**config, "target_modules": ["q_proj", "v_proj"]}))
+    (adapter / "adapter_config.json").write_text(
+        json.dumps({**config, "target_modules": ["q_proj", "v_proj"]})
+    )
     refused(base, adapter, r"holds 4 tensors that its adapter_config.json does not account for: .*down_proj")
-    (adapter / "adapter_config.json").write_text(json.dumps({**config, "target_modules": [*LINEAR, "o_proj"]}))
+    (adapter / "adapter_config.json").write_text(
+        json.dumps({**config, "target_modules": [*LINEAR, "o_proj"]})
+    )
     refused(base, adapter, r"cannot be merged into .*missing adapter keys")
     (adapter / "adapter_config.json").write_text(json.dumps({**config, "r": 5}))
     refused(base, adapter, r"cannot be merged into .*size mismatch")
@@ -114,7 +118,9 @@ def test_a_merge_that_is_not_the_adapter(tmp_path: Path, monkeypatch: pytest.Mon
     linear = peft.tuners.lora.Linear
     merge = linear.merge
     monkeypatch.setattr(
-        linear, "merge", lambda self, *a, **k: None if self.out_features == tiny.VOCAB else merge(self, *a, **k)
+        linear,
+        "merge",
+        lambda self, *a, **k: None if self.out_features == tiny.VOCAB else merge(self, *a, **k),
     )
     refused(base, adapter, r"is not the same when it is merged: logits are off by .* rounding explains")
 
@@ -122,6 +128,8 @@ def test_a_merge_that_is_not_the_adapter(tmp_path: Path, monkeypatch: pytest.Mon
 def test_an_adapter_that_bfloat16_rounds_away(tmp_path: Path) -> None:
     base, adapter, _ = save_adapter(tmp_path, "plain", tied=False, dtype=torch.bfloat16)
     file = adapter / "adapter_model.safetensors"
-    save_file({name: 0.05 * tensor for name, tensor in load_file(file).items()}, file, metadata={"format": "pt"})
+    save_file(
+        {name: 0.05 * tensor for name, tensor in load_file(file).items()}, file, metadata={"format": "pt"}
+    )
     notes = [str(note) for note in ModelPair.load(base, adapter).notes]
     assert any("merging in bfloat16 rounds away much of the adapter" in note for note in notes)

@@ -72,7 +72,12 @@ def test_an_adapter_left_beside_full_weights_is_not_applied(folders: tuple[Path,
         (torch.float32, "I32", "mlp", r"holds I32 in the files, and the model has float32 there"),
         (torch.bfloat16, "F16", "", r"labels its tensors as float16, .* probably written as bfloat16"),
         (torch.float16, "BF16", "", r"labels its tensors as bfloat16, .* probably written as float16"),
-        (torch.bfloat16, "F16", "layers.0.input_layernorm", r"1 tensors in float16 and 20 in bfloat16; expected one"),
+        (
+            torch.bfloat16,
+            "F16",
+            "layers.0.input_layernorm",
+            r"1 tensors in float16 and 20 in bfloat16; expected one",
+        ),
     ],
 )
 def test_relabelled_tensors(tmp_path: Path, saved: torch.dtype, label: str, some: str, message: str) -> None:
@@ -94,7 +99,9 @@ def test_weights_that_auto_rounds_are_noted(folders: tuple[Path, Path]) -> None:
 # Values ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("arch", ["llama", "gpt2", "mixtral", "qwen2_moe"])  # plain, transposed, joined experts
+@pytest.mark.parametrize(
+    "arch", ["llama", "gpt2", "mixtral", "qwen2_moe"]
+)  # plain, transposed, joined experts
 def test_every_tensor_is_found_under_its_name_in_the_files(tmp_path: Path, arch: str) -> None:
     pair = ModelPair.load(*tiny.save_pair(tmp_path, arch, shard="20KB"))
     for side in ("base", "aligned"):
@@ -103,14 +110,18 @@ def test_every_tensor_is_found_under_its_name_in_the_files(tmp_path: Path, arch:
         assert (files["unused"], files["rounded"]) == (0, {})
 
 
-@pytest.mark.parametrize("name", ["model.norm.weight", "model.embed_tokens.weight", "model.layers.1.mlp.up_proj.weight"])
+@pytest.mark.parametrize(
+    "name", ["model.norm.weight", "model.embed_tokens.weight", "model.layers.1.mlp.up_proj.weight"]
+)
 def test_a_value_that_differs_from_the_file(pair_folders: tuple[Path, Path], name: str) -> None:
     pair = ModelPair.load(*pair_folders)
     assert pair.checkpoints is not None
     tensor = pair.base.state_dict()[name]
     tensor.view(-1)[-1] += 1  # the last element is in every sample
     try:
-        with pytest.raises(PairError, match=rf"the tensor {name} has other values in memory than in the files"):
+        with pytest.raises(
+            PairError, match=rf"the tensor {name} has other values in memory than in the files"
+        ):
             compare_with_files(pair.base, pair.checkpoints[0])
     finally:
         tensor.view(-1)[-1] -= 1
@@ -163,7 +174,9 @@ def test_float8_is_widened_and_said(tmp_path: Path) -> None:
     exact = quantize(aligned)
     pair = ModelPair.load(base, aligned)
     noted = messages(pair)
-    assert "aligned: the weights are quantized (fp8) in the files; in memory they are held as bfloat16" in noted
+    assert (
+        "aligned: the weights are quantized (fp8) in the files; in memory they are held as bfloat16" in noted
+    )
     assert "the models are not rounded alike (base: not quantized, aligned: fp8)" in noted
     for name, tensor in pair.aligned.state_dict().items():
         torch.testing.assert_close(tensor.float(), exact[name], rtol=2**-7, atol=1e-6)
@@ -179,7 +192,10 @@ def test_float8_is_widened_and_said(tmp_path: Path) -> None:
         ({"quant_method": None}, r"quant_method 'None'"),
         ("fp8", r"quantization_config of type str; expected an object"),
         ({"quant_method": "fp8"}, r"quant_method 'fp8' in config.json, and its files hold only F32"),
-        ({"quant_method": "gptq", "bits": 4}, r"quant_method 'gptq' in config.json, and its files hold only F32"),
+        (
+            {"quant_method": "gptq", "bits": 4},
+            r"quant_method 'gptq' in config.json, and its files hold only F32",
+        ),
     ],
 )
 def test_a_quantization_that_the_files_do_not_have(
@@ -199,7 +215,10 @@ def test_a_quantization_that_the_files_do_not_have(
         ({"num_attention_heads": 0}, r"num_attention_heads = 0 in config.json; expected an integer above 0"),
         ({"num_hidden_layers": 10**9}, r"num_hidden_layers = 1000000000 .* files have only 21 tensors"),
         ({"rms_norm_eps": -1e-6}, r"rms_norm_eps = -1e-06 .* expected a number from 0 to 0.1"),
-        ({"rope_parameters": {"rope_type": "default", "rope_theta": 0}}, r"rope_parameters.rope_theta = 0 .* above 0"),
+        (
+            {"rope_parameters": {"rope_type": "default", "rope_theta": 0}},
+            r"rope_parameters.rope_theta = 0 .* above 0",
+        ),
         ({"initializer_range": float("nan")}, r"initializer_range = nan .* expected a finite number"),
         ({"eos_token_id": "2"}, r"eos_token_id = '2' .* expected a token id, a list of ids, or null"),
         ({"model_type": "gemma"}, r"a gemma \(LlamaForCausalLM\): config.json contradicts itself"),

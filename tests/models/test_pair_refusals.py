@@ -158,13 +158,17 @@ def test_weights_of_another_shape(folders: tuple[Path, Path]) -> None:
 
 def test_weights_that_the_model_would_not_use(folders: tuple[Path, Path]) -> None:
     change_weights(folders[0], lambda tensors: tensors.update({"model.layers.7.extra": torch.zeros(2)}))
-    refused(*folders, r"holds 1 tensors that are not part of the model: model.layers.7.extra. Check that config")
+    refused(
+        *folders, r"holds 1 tensors that are not part of the model: model.layers.7.extra. Check that config"
+    )
 
 
 @pytest.mark.parametrize("count", [1, 0, -1])
 def test_fewer_layers_in_the_config_than_in_the_files(folders: tuple[Path, Path], count: int) -> None:
     rewrite(folders[1] / "config.json", num_hidden_layers=count)
-    refused(*folders, r"not part of the model: model.layers.1" if count == 1 else r"expected an integer above 0")
+    refused(
+        *folders, r"not part of the model: model.layers.1" if count == 1 else r"expected an integer above 0"
+    )
 
 
 # Code and other kinds of models ----------------------------------------------------------------------------------

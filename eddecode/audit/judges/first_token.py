@@ -278,7 +278,8 @@ class FirstTokenModel:
             from transformers import GenerationConfig
 
             from eddecode.execution.uncached_runner import UncachedModelRunner
-            from eddecode.models.loader import load_merged_adapter, load_model
+            from eddecode.models.adapters import load_merged_adapter
+            from eddecode.models.loader import load_model
 
             with errors_name_judge(self.name):
                 if self._options.base:
