@@ -74,7 +74,7 @@ def rendered_prompts(config: AuditConfig, limit: int) -> list[dict[str, Any]]:
     from eddecode.audit.judges.lexicon import LexiconJudge
     from eddecode.audit.plan import resolve
     from eddecode.models.checkpoint import open_checkpoint
-    from eddecode.models.loader import load_tokenizer
+    from eddecode.models.tokenizer_files import load_tokenizer
     from eddecode.prompts.templates import Renderer, make_template
 
     hide_download_bars(config.base, config.aligned)

@@ -16,10 +16,11 @@ from eddecode.models.adapters import load_merged_adapter
 from eddecode.models.checkpoint import Checkpoint, open_checkpoint
 from eddecode.models.diagnostics import Diagnostic
 from eddecode.models.load_config import LoadConfig
-from eddecode.models.loader import load_model, load_tokenizer
+from eddecode.models.loader import load_model
 from eddecode.models.memory_estimate import DEFAULT_LENGTH, check_fits
 from eddecode.models.quantized import one_sided_note
 from eddecode.models.sizes import format_bytes, weights_bytes
+from eddecode.models.tokenizer_files import read_tokenizer
 from eddecode.models.weight_sharing import share_identical
 
 MIN_REPORTED_SHARE = 0.05  # of the weights that are held once; less is not worth a note
@@ -85,8 +86,9 @@ def load_group(
     if memory.check:
         length = memory.length or _default_length(checkpoints)
         check_fits(checkpoints, adapter_bases, configs, memory.slots, length)
-    tokenizers = [load_tokenizer(checkpoint) for checkpoint in checkpoints]
-    models, notes = [], []
+    read = [read_tokenizer(checkpoint) for checkpoint in checkpoints]
+    tokenizers, notes = [tokenizer for tokenizer, _ in read], [note for _, found in read for note in found]
+    models = []
     for i, (checkpoint, base) in enumerate(zip(checkpoints, adapter_bases, strict=True)):
         if base is None:
             model, found = load_model(checkpoint, configs[i])

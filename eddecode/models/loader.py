@@ -1,4 +1,4 @@
-"""From a checkpoint's files to a model and its tokenizer, through transformers; adapters are in `adapters`.
+"""From a checkpoint's files to a model, through transformers. Adapters are in `adapters`, tokenizers in `tokenizer_files`.
 
 The files were checked by `eddecode.models.checkpoint`. Refused here is what only the configuration shows: a model that
 needs its own code, one that is no causal language model, and numbers that no model can have. After loading, what is in
@@ -8,7 +8,6 @@ one tensor at a time.
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -20,7 +19,6 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
-    AutoTokenizer,
 )
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
@@ -42,7 +40,6 @@ __all__ = [
     "choose_attention",
     "freeze",
     "load_model",
-    "load_tokenizer",
     "load_weights",
     "read_causal_config",
     "read_config",
@@ -300,25 +297,3 @@ def _quiet_loading() -> Iterator[None]:
 
 def _errors_only(record: logging.LogRecord) -> bool:
     return record.levelno >= logging.ERROR
-
-
-# Tokenizers ------------------------------------------------------------------------------------------------------
-
-
-def load_tokenizer(checkpoint: Checkpoint) -> Any:
-    """The checkpoint's tokenizer, or None if it has no tokenizer files."""
-    if not checkpoint.has_tokenizer:
-        return None
-    settings = checkpoint.path / "tokenizer_config.json"
-    for path in checkpoint.path.iterdir():  # reading a pipe would wait forever
-        if path.suffix in (".json", ".model", ".txt", ".jinja") and not path.is_file():
-            raise PairError(f"{path} of {checkpoint.where} is no regular file; fetch the tokenizer again")
-    try:
-        raw = json.loads(settings.read_text(encoding="utf-8")) if settings.is_file() else {}
-        if raw.get("auto_map") and not (checkpoint.path / "tokenizer.json").is_file():
-            raise PairError("it needs its own code (auto_map), which is never run")
-        return AutoTokenizer.from_pretrained(checkpoint.path, trust_remote_code=False, local_files_only=True)
-    except BaseException as error:  # tokenizer files fail in many ways, a panic of Rust code among them
-        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
-            raise
-        raise PairError(f"the tokenizer of {checkpoint.where} cannot be loaded: {one_line(error)}") from error

@@ -50,7 +50,8 @@ class ClassifierJudge:
     def __init__(self, options: ClassifierOptions) -> None:
         from eddecode.models.checkpoint import open_checkpoint
         from eddecode.models.load_config import LoadConfig
-        from eddecode.models.loader import load_tokenizer, read_config
+        from eddecode.models.loader import read_config
+        from eddecode.models.tokenizer_files import load_tokenizer
         from eddecode.prompts.encoding import special_strings
 
         self.name = options.name or f"classifier:{short_name(options.model)}"

@@ -76,7 +76,8 @@ class FirstTokenModel:
     def __init__(self, options: LanguageModelOptions, name: str) -> None:
         from eddecode.models.checkpoint import open_checkpoint
         from eddecode.models.load_config import LoadConfig
-        from eddecode.models.loader import load_tokenizer, read_causal_config
+        from eddecode.models.loader import read_causal_config
+        from eddecode.models.tokenizer_files import load_tokenizer
 
         self.name, self._options = name, options
         with errors_name_judge(name):
