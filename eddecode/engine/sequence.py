@@ -17,7 +17,7 @@ from eddecode.sampling.dispatch import contrast_and_sample
 from eddecode.sampling.params import SamplingParams
 from eddecode.sampling.rng import uniforms
 from eddecode.utils.device import copy_to_device
-from eddecode_kernels.types import SampledTokens, SamplingRows
+from eddecode_kernels.types import EVERY_FILTER, Filters, SampledTokens, SamplingRows
 
 Prompts = tuple[tuple[int, ...], ...]  # token ids of a prompt, per model
 
@@ -121,12 +121,14 @@ class SamplingBatch:
         weights: (N, n) float32, the weight of each of N models.
         sampling: temperature and filters of each token.
         device: where the logits are.
+        filters: which some token uses.
     """
 
     positions: list[tuple[SequenceState, int]]
     weights: Tensor
     sampling: SamplingRows
     device: torch.device
+    filters: Filters = EVERY_FILTER
 
     @classmethod
     def from_positions(
@@ -149,6 +151,11 @@ class SamplingBatch:
                 plausibility=column([p.plausibility for p in params]),
             ),
             device=device,
+            filters=Filters(
+                top_k=any(p.top_k > 0 for p in params),
+                top_p=any(p.top_p < 1 for p in params),
+                plausibility=any(p.plausibility > 0 for p in params),
+            ),
         )
 
     @classmethod
@@ -217,8 +224,9 @@ def sample(
             sampled = _sample_by_vocabulary(batch, limited, vocabulary, partial)
         else:
             sampled = contrast_and_sample(
-                limited, batch.weights, batch.sampling, batch.uniforms(), vocabulary, batch.forbidden()
-            )
+                limited, batch.weights, batch.sampling, batch.uniforms(), vocabulary, batch.forbidden(),
+                filters=batch.filters,
+            )  # fmt: skip
     except EngineError as error:
         if error.row is None:
             raise

@@ -16,9 +16,11 @@ from eddecode.sampling import reference
 from eddecode_kernels import sample_cpu as cpu
 from eddecode_kernels import sample_triton as gpu
 from eddecode_kernels.types import (
+    EVERY_FILTER,
     NO_CANDIDATES,
     NON_FINITE_LOGITS,
     OUT_OF_MEMORY,
+    Filters,
     Forbidden,
     RawSample,
     SampledTokens,
@@ -40,6 +42,7 @@ def contrast_and_sample(
     vocabulary: Tensor | None = None,
     forbidden: Forbidden | None = None,
     backend: Backend = "auto",
+    filters: Filters = EVERY_FILTER,
 ) -> SampledTokens:
     """Contrast the logits, filter, sample one token per row, and compute its log-probabilities.
 
@@ -57,6 +60,7 @@ def contrast_and_sample(
             so that plausibility and probabilities are relative to what may be sampled.
         backend: which implementation; `auto` reads the environment variable EDDECODE_KERNELS, and else takes
             `triton` for tensors on a CUDA device and `cpu` for the rest, or `reference` where these are unavailable.
+        filters: which of them some row uses; it spares a GPU the others, and changes no result.
 
     Returns:
         `SampledTokens` on the CPU: tokens (B,) int64 and logprobs (N+1, B) float32. This copy is the only
@@ -67,7 +71,7 @@ def contrast_and_sample(
             weight; a row has no token left to sample; a forced backend is not available.
     """
     width = min((z.shape[-1] for z in logits), default=0) if vocabulary is None else vocabulary.shape[0]
-    inputs = SampleInputs(tuple(logits), weights, rows, uniforms, vocabulary, forbidden or (), width)
+    inputs = SampleInputs(tuple(logits), weights, rows, uniforms, vocabulary, forbidden or (), width, filters)
     _check(inputs)
     return _raise(inputs, on_host(_run(inputs, backend)))
 

@@ -1,19 +1,45 @@
 """Contrast and sample in Triton, for CUDA; tests run it on a CPU in Triton's slow interpreter (TRITON_INTERPRET=1).
 
-One launch per model adds its logits to the contrast and stores partial softmax sums; one program per row then filters
-and samples; one launch per model computes the log-probability of the sampled token. Nothing here waits for the device,
-and the launches depend on shapes alone, so that `launch` can be captured in a CUDA graph. The caller checks `status`.
+A row is split over several programs, in every kernel. One launch per model adds its logits to the contrast and stores
+partial softmax sums; the filters search their thresholds; then the token is picked, and one launch per model computes
+its log-probability. Nothing here waits for the device, and the launches depend on shapes and on which filters are in
+use, so that they can be captured in a CUDA graph. The caller checks `status`.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
-from eddecode_kernels.types import Forbidden, RawSample, SampleInputs, UnavailableError
+from eddecode_kernels.types import (
+    EVERY_FILTER,
+    Filters,
+    Forbidden,
+    RawSample,
+    SampleInputs,
+    SamplingRows,
+    UnavailableError,
+)
 
 BLOCK = 2048
 CUTS = 16
+
+
+@dataclass(frozen=True)
+class ForbiddenIds:
+    """Ids that rows must not sample, on the device.
+
+    Attributes:
+        ids: (B, n) int64; −1 is none.
+        until: (B, n) int64; an id is forbidden as long as the row's counter is below.
+        counter: (B,) int64, the position of the token in its completion.
+    """
+
+    ids: Tensor
+    until: Tensor
+    counter: Tensor
 
 
 def contrast_and_sample(inputs: SampleInputs) -> RawSample:
@@ -29,45 +55,149 @@ def contrast_and_sample(inputs: SampleInputs) -> RawSample:
     device = inputs.logits[0].device
     if device.type != "cuda" and not kernels.INTERPRETED:
         raise UnavailableError(f"the logits are on {device}, and Triton runs on CUDA devices")
-    return launch(inputs)
+    return launch(inputs, filters=inputs.filters)
 
 
-def launch(inputs: SampleInputs) -> RawSample:
-    """Enqueue the kernels and return at once; `status` is not checked."""
-    from eddecode_kernels import triton_kernels as kernels
+def launch(
+    inputs: SampleInputs, forbidden: ForbiddenIds | None = None, filters: Filters = EVERY_FILTER
+) -> RawSample:
+    """Enqueue the kernels and return at once; `status` is not checked.
 
+    Args:
+        inputs: of the call.
+        forbidden: more ids that must not be sampled.
+        filters: which some row may use; kernels of the others are not launched.
+    """
     logits = [z if z.stride(1) == 1 or z.shape[1] == 1 else z.contiguous() for z in inputs.logits]
-    device, terms, batch, width = logits[0].device, len(logits), logits[0].shape[0], inputs.width
-    widest = max(-(-z.shape[1] // BLOCK) for z in logits)
-    contrasted = torch.empty(batch, width, dtype=torch.float32, device=device)
-    tops = torch.empty(terms, batch, widest, dtype=torch.float32, device=device)
-    sums = torch.empty(terms, batch, widest, dtype=torch.float64, device=device)
-    tokens = torch.empty(batch, dtype=torch.int64, device=device)
-    logprobs = torch.empty(terms + 1, batch, dtype=torch.float32, device=device)
-    status = torch.empty(batch, dtype=torch.int32, device=device)
-
+    device, batch, width = logits[0].device, logits[0].shape[0], inputs.width
+    call = _Call(batch, width, device)
     weights = inputs.weights.to(device, torch.float32).contiguous()
     vocabulary = None if inputs.vocabulary is None else inputs.vocabulary.to(device).view(torch.uint8)
-    for i, z in enumerate(logits):  # no fused multiply-adds: bit for bit the contrast of the reference
-        kernels.add_term[(batch, -(-z.shape[1] // BLOCK))](
-            z, z.stride(0), z.shape[1], weights[i], contrasted, width, vocabulary, tops[i], sums[i], widest,
-            FIRST=i == 0, MASKED=vocabulary is not None, BLOCK=BLOCK, enable_fp_fusion=False,
-        )  # fmt: skip
+    parts = [call.add_term(i, z, weights[i], vocabulary) for i, z in enumerate(logits)]
     if inputs.forbidden:
-        _forbid(contrasted, inputs.forbidden)
-    rows = inputs.rows
-    parameters = [x.to(device, torch.float32) for x in (rows.temperature, rows.top_p, rows.min_p)]
-    kernels.sample[(batch,)](
-        contrasted, width, logits[0], logits[0].stride(0), *parameters, rows.top_k.to(device, torch.int64),
-        rows.plausibility.to(device, torch.float32).log(), inputs.uniforms.to(device), tokens, logprobs[terms], status,
-        BLOCK=BLOCK, CUTS=CUTS, num_warps=16,
-    )  # fmt: skip
+        _forbid(call.contrast, inputs.forbidden)
+    if forbidden is not None:
+        call.forbid(forbidden)
+    raw = RawSample(
+        torch.empty(batch, dtype=torch.int64, device=device),
+        torch.empty(len(logits) + 1, batch, dtype=torch.float32, device=device),
+        torch.empty(batch, dtype=torch.int32, device=device),
+    )
+    call.sample(_on(inputs.rows, device), logits[0], inputs.uniforms.to(device), filters, raw)
     for i, z in reversed(list(enumerate(logits))):
-        kernels.token_logprob[(batch,)](
-            z, z.stride(0), -(-z.shape[1] // BLOCK), weights[i], tops[i], sums[i], widest, tokens, logprobs[i], status,
-            TERM=i, PARTS=max(16, 1 << (widest - 1).bit_length()),
+        call.token_logprob(i, z, weights[i], parts[i], raw)
+    return raw
+
+
+def _on(rows: SamplingRows, device: torch.device) -> SamplingRows:
+    floats = {
+        n: getattr(rows, n).to(device, torch.float32)
+        for n in ("temperature", "top_p", "min_p", "plausibility")
+    }
+    return SamplingRows(top_k=rows.top_k.to(device, torch.int64), **floats)
+
+
+class _Call:
+    """The buffers of one call, and its launches in order."""
+
+    def __init__(self, batch: int, width: int, device: torch.device) -> None:
+        from eddecode_kernels import triton_kernels as kernels
+
+        self.kernels, self.batch, self.width, self.device = kernels, batch, width, device
+        self.blocks = -(-width // BLOCK)
+        self.lanes = max(16, 1 << (self.blocks - 1).bit_length())
+        self.grid = (batch, self.blocks)
+        self.contrast = self._empty(batch, width)
+        self.tops, self.nans, self.peaks = (self._empty(batch, self.blocks) for _ in range(3))
+        self.sums, self.masses, self.before = (
+            self._empty(batch, self.blocks, float64=True) for _ in range(3)
+        )
+        self.least = self._empty(batch)
+
+    def _empty(self, *shape: int, float64: bool = False) -> Tensor:
+        return torch.empty(*shape, dtype=torch.float64 if float64 else torch.float32, device=self.device)
+
+    def add_term(
+        self, index: int, z: Tensor, weight: Tensor, vocabulary: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Add one model's term; returns its partial softmax sums. No fused multiply-adds: the reference's bits."""
+        blocks = -(-z.shape[1] // BLOCK)
+        tops, sums = self._empty(self.batch, blocks), self._empty(self.batch, blocks, float64=True)
+        self.kernels.add_term[(self.batch, blocks)](
+            z, z.stride(0), z.shape[1], weight, self.contrast, self.width, vocabulary, tops, sums, blocks,
+            FIRST=index == 0, MASKED=vocabulary is not None, BLOCK=BLOCK, enable_fp_fusion=False,
         )  # fmt: skip
-    return RawSample(tokens, logprobs, status)
+        return tops, sums
+
+    def forbid(self, forbidden: ForbiddenIds) -> None:
+        """Mask ids."""
+        count = forbidden.ids.shape[1]
+        self.kernels.forbid[(self.batch,)](
+            self.contrast, self.width, forbidden.ids, forbidden.until, forbidden.counter,
+            IDS=count, BLOCK=max(16, 1 << (count - 1).bit_length()), num_warps=1,
+        )  # fmt: skip
+
+    def sample(
+        self, rows: SamplingRows, base: Tensor, uniforms: Tensor, filters: Filters, raw: RawSample
+    ) -> None:
+        """Filter and pick a token for each row."""
+        kernels, width, blocks = self.kernels, self.width, self.blocks
+        log_tau = rows.plausibility.log()
+        shape = {"PARTS": self.lanes, "BLOCK": BLOCK}
+        if filters.plausibility:
+            kernels.plausible_peak[self.grid](
+                self.contrast, base, base.stride(0), width, log_tau, self.peaks, blocks, BLOCK=BLOCK
+            )
+        kernels.contrast_part[self.grid](
+            self.contrast, base, base.stride(0), width, log_tau, self.peaks, self.tops, self.sums, self.nans, blocks,
+            PLAUSIBLE=filters.plausibility, **shape,
+        )  # fmt: skip
+        k_search = p_search = (self.least, self.least)  # not read
+        if filters.top_k:
+            self.least.fill_(-torch.inf)
+            k_search = self._search(rows, rows.top_k, unit=True)
+        if filters.top_p:
+            self._kept_mass(rows, self.before, k_search, p_search, filters.top_k, False, last=False)
+            p_search = self._search(rows, rows.top_p, unit=False)
+        self._kept_mass(rows, self.masses, k_search, p_search, filters.top_k, filters.top_p, last=True)
+        kernels.pick[(self.batch,)](
+            self.contrast, width, self.tops, self.sums, self.nans, rows.temperature, uniforms, self.least, self.masses,
+            blocks, raw.tokens, raw.logprobs[-1], raw.status, **shape, num_warps=8,
+        )  # fmt: skip
+
+    def _search(self, rows: SamplingRows, values: Tensor, *, unit: bool) -> tuple[Tensor, Tensor]:
+        """The last bounds and weights of a search for a threshold."""
+        bounds = [torch.empty(self.batch, 2, dtype=torch.int64, device=self.device) for _ in range(2)]
+        weights = [self._empty(self.batch, self.blocks, CUTS, float64=True) for _ in range(2)]
+        for i in range(self.kernels.SWEEPS):
+            old, new = (i + 1) % 2, i % 2
+            self.kernels.sweep[self.grid](
+                self.contrast, self.width, self.tops, rows.temperature, values, self.before, self.least,
+                bounds[old], weights[old], bounds[new], weights[new], self.blocks,
+                UNIT=unit, FIRST=i == 0, BLOCK=BLOCK, CUTS=CUTS, PARTS=self.lanes, num_warps=8,
+            )  # fmt: skip
+        last = (self.kernels.SWEEPS - 1) % 2
+        return bounds[last], weights[last]
+
+    def _kept_mass(
+        self, rows: SamplingRows, masses: Tensor, k_search: tuple[Tensor, Tensor], p_search: tuple[Tensor, Tensor],
+        top_k: bool, top_p: bool, *, last: bool,
+    ) -> None:  # fmt: skip
+        self.kernels.kept_mass[self.grid](
+            self.contrast, self.width, self.tops, rows.temperature, rows.top_k, rows.top_p, rows.min_p, self.before,
+            *k_search, *p_search, self.least, masses, self.blocks,
+            TOP_K=top_k, TOP_P=top_p, LAST=last, BLOCK=BLOCK, CUTS=CUTS, PARTS=self.lanes,
+        )  # fmt: skip
+
+    def token_logprob(
+        self, index: int, z: Tensor, weight: Tensor, parts: tuple[Tensor, Tensor], raw: RawSample
+    ) -> None:
+        """The log-probability of the sampled tokens under one model's own softmax."""
+        blocks = parts[0].shape[1]
+        self.kernels.token_logprob[(self.batch,)](
+            z, z.stride(0), blocks, weight, *parts, blocks, raw.tokens, raw.logprobs[index], raw.status,
+            TERM=index, PARTS=max(16, 1 << (blocks - 1).bit_length()),
+        )  # fmt: skip
 
 
 def _forbid(contrasted: Tensor, forbidden: Forbidden) -> None:

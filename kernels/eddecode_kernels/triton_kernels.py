@@ -1,13 +1,15 @@
-"""The Triton kernels themselves. Importing this module needs triton; `sample_triton` does it on first use.
+"""The Triton kernels of sampling. Importing this module needs triton; `sample_triton` does it on first use.
 
-The filters are a threshold on the contrast. It is found without a sort, by bisection over the float's bits: each sweep
-over the row computes the exact weight above CUTS candidates. (CUTS + 1)^8 > 2^32, so that a fixed number of sweeps ends
-at a single float on any distribution.
+A row is split into blocks, one program each, so that a single row uses the whole chip. The filters are a threshold on
+the contrast. It is found without a sort, by bisection over the float's bits: each sweep over the row computes the exact
+weight above CUTS candidates. (CUTS + 1)^8 > 2^32, so that a fixed number of sweeps ends at a single float on any
+distribution. A sweep is one launch: its programs add up what the blocks found in the last one, always in the same
+order, and so arrive at the same candidates.
 """
 
 # Triton compiles these functions: no annotations, and NaN is tested by x != x.
 # mypy: disable-error-code="no-untyped-def, untyped-decorator, no-untyped-call"
-# ruff: noqa: PLR0124
+# ruff: noqa: PLR0124, SIM102
 from __future__ import annotations
 
 import triton
@@ -17,7 +19,7 @@ from triton import knobs
 from eddecode_kernels import types
 
 INTERPRETED = bool(knobs.runtime.interpret)
-SWEEPS = tl.constexpr(9)
+SWEEPS = 9  # launches
 NO_CANDIDATES = tl.constexpr(types.NO_CANDIDATES)
 NON_FINITE_CONTRAST = tl.constexpr(types.NON_FINITE_CONTRAST)
 NON_FINITE_LOGITS = tl.constexpr(types.NON_FINITE_LOGITS)
@@ -70,130 +72,224 @@ def float_of_key(key):
 
 
 @triton.jit
-def edge(
-    c_ptr, width, top, scale, lower, target, UNIT: tl.constexpr, BLOCK: tl.constexpr, CUTS: tl.constexpr
-):
-    """The smallest float whose key exceeds `lower` (int64) with less than `target` of weight strictly above it.
-
-    It is a value of the row, or next to `lower` if everything above does not reach the target.
-
-    With UNIT every token weighs 1, else exp((c − top)·scale).
-    """
-    # There is less than the target above `upper`. Above `lower` there is not, or it is never tested:
-    upper = order_key(top).to(tl.int64)
-    steps = tl.arange(0, CUTS).to(tl.int64) + 1
-    for _ in range(SWEEPS):
-        cuts = lower + (upper - lower) * steps // (CUTS + 1)
-        weights = tl.zeros([CUTS], tl.float64)
-        for start in range(0, width, BLOCK):
-            ids = start + tl.arange(0, BLOCK)
-            c = tl.load(c_ptr + ids, mask=ids < width, other=-INF)
-            e = tl.exp((c - top) * scale)
-            if UNIT:
-                e = tl.full([BLOCK], 1.0, tl.float32)
-            e = tl.where(c > -INF, e, 0.0)
-            above = order_key(c)[None, :] > cuts.to(tl.int32)[:, None]  # (CUTS, BLOCK)
-            weights += tl.sum(tl.where(above, e[None, :], 0.0), 1).to(tl.float64)
-        kept = weights < target
-        upper = tl.min(tl.where(kept, cuts, upper), 0)
-        lower = tl.minimum(upper, tl.max(tl.where(kept, lower, cuts), 0))
-    return float_of_key(upper.to(tl.int32))
-
-
-@triton.jit
-def mass_from(c_ptr, width, top, scale, least, BLOCK: tl.constexpr):
-    """Σ exp((c − top)·scale) over the tokens with c >= least, float64."""
-    total = tl.zeros([], tl.float64)
-    for start in range(0, width, BLOCK):
-        ids = start + tl.arange(0, BLOCK)
-        c = tl.load(c_ptr + ids, mask=ids < width, other=-INF)
-        e = tl.where((c >= least) & (c > -INF), tl.exp((c - top) * scale), 0.0)
-        total += tl.sum(e.to(tl.float64), 0)
-    return total
-
-
-@triton.jit
-def mask_implausible(c_ptr, base_ptr, width, log_tau, BLOCK: tl.constexpr):
-    """Mask the ids whose base logit is more than −log τ below the largest of those that may be sampled."""
-    peak = -INF
-    for start in range(0, width, BLOCK):
-        ids = start + tl.arange(0, BLOCK)
-        c = tl.load(c_ptr + ids, mask=ids < width, other=-INF)
-        base = tl.load(base_ptr + ids, mask=ids < width, other=-INF)
-        peak = tl.maximum(peak, tl.max(tl.where(c == -INF, -INF, base), 0))
-    for start in range(0, width, BLOCK):
-        ids = start + tl.arange(0, BLOCK)
-        base = tl.load(base_ptr + ids, mask=ids < width, other=-INF)
-        tl.store(
-            c_ptr + ids, tl.full([BLOCK], -INF, tl.float32), mask=(ids < width) & (base < peak + log_tau)
-        )
-    tl.debug_barrier()  # threads read below what others have masked
-
-
-@triton.jit
-def sample(
-    contrast_ptr, width, base_ptr, base_stride, temperature_ptr, top_p_ptr, min_p_ptr, top_k_ptr, log_tau_ptr,
-    uniforms_ptr, tokens_ptr, logprobs_ptr, status_ptr, BLOCK: tl.constexpr, CUTS: tl.constexpr,
-):  # fmt: skip
-    """One row: plausibility mask, filters, inverse CDF in the order of the ids."""
+def forbid(c_ptr, width, ids_ptr, until_ptr, counter_ptr, IDS: tl.constexpr, BLOCK: tl.constexpr):
+    """Mask up to IDS ids of a row, each as long as the row's counter is below its limit: program (row); −1 is none."""
     row = tl.program_id(0).to(tl.int64)
-    c_ptr = contrast_ptr + row * width
-    log_tau = tl.load(log_tau_ptr + row)
-    if log_tau > -INF:
-        mask_implausible(c_ptr, base_ptr + row * base_stride, width, log_tau, BLOCK)
+    i = tl.arange(0, BLOCK)
+    ids = tl.load(ids_ptr + row * IDS + i, mask=i < IDS, other=-1)
+    until = tl.load(until_ptr + row * IDS + i, mask=i < IDS, other=0)
+    masked = (ids >= 0) & (ids < width) & (tl.load(counter_ptr + row) < until)
+    tl.store(c_ptr + row * width + ids, tl.full([BLOCK], -INF, tl.float32), mask=masked)
 
-    top, nans = -INF, 0
-    for start in range(0, width, BLOCK):
-        ids = start + tl.arange(0, BLOCK)
-        c = tl.load(c_ptr + ids, mask=ids < width, other=-INF)
-        top = tl.maximum(top, tl.max(tl.where(c == c, c, -INF), 0))
-        nans += tl.sum((c != c).to(tl.int32), 0)
+
+@triton.jit
+def plausible_peak(c_ptr, base_ptr, base_stride, width, log_tau_ptr, peaks_ptr, parts, BLOCK: tl.constexpr):
+    """The largest base logit of a block, of the ids that may be sampled: program (row, block)."""
+    row, block = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    if tl.load(log_tau_ptr + row) > -INF:
+        ids = block * BLOCK + tl.arange(0, BLOCK)
+        c = tl.load(c_ptr + row * width + ids, mask=ids < width, other=-INF)
+        base = tl.load(base_ptr + row * base_stride + ids, mask=ids < width, other=-INF)
+        tl.store(peaks_ptr + row * parts + block, tl.max(tl.where(c == -INF, -INF, base), 0))
+
+
+@triton.jit
+def row_max(values_ptr, row, parts, PARTS: tl.constexpr):
+    """The largest of one float per block."""
+    lanes = tl.arange(0, PARTS)
+    return tl.max(tl.load(values_ptr + row * parts + lanes, mask=lanes < parts, other=-INF), 0)
+
+
+@triton.jit
+def row_sum(values_ptr, row, parts, PARTS: tl.constexpr):
+    """The sum of one float64 per block, always in the same order."""
+    lanes = tl.arange(0, PARTS)
+    return tl.sum(tl.load(values_ptr + row * parts + lanes, mask=lanes < parts, other=0.0), 0)
+
+
+@triton.jit
+def contrast_part(
+    c_ptr, base_ptr, base_stride, width, log_tau_ptr, peaks_ptr, tops_ptr, sums_ptr, nans_ptr, parts,
+    PLAUSIBLE: tl.constexpr, PARTS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """The largest contrast of a block, Σ exp(c − largest), and how many are NaN: program (row, block).
+
+    With PLAUSIBLE, ids whose base logit is more than −log τ below the row's peak are masked first.
+    """
+    row, block = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    ids = block * BLOCK + tl.arange(0, BLOCK)
+    c_ptrs = c_ptr + row * width + ids
+    c = tl.load(c_ptrs, mask=ids < width, other=-INF)
+    if PLAUSIBLE:
+        log_tau = tl.load(log_tau_ptr + row)
+        if log_tau > -INF:
+            peak = row_max(peaks_ptr, row, parts, PARTS)
+            base = tl.load(base_ptr + row * base_stride + ids, mask=ids < width, other=-INF)
+            c = tl.where(base < peak + log_tau, -INF, c)
+            tl.store(c_ptrs, c, mask=ids < width)
+    top = tl.max(tl.where(c == c, c, -INF), 0)
+    shift = tl.where((top > -INF) & (top < INF), top, 0.0)
+    tl.store(tops_ptr + row * parts + block, top)
+    tl.store(sums_ptr + row * parts + block, tl.sum(tl.exp(c - shift).to(tl.float64), 0))
+    tl.store(nans_ptr + row * parts + block, tl.sum((c != c).to(tl.int32), 0).to(tl.float32))
+
+
+@triton.jit
+def scale_of(temperature):
+    """The factor of c − top; 0 for a greedy row."""
+    positive = temperature > 0
+    return tl.where(positive, tl.minimum(1.0 / tl.where(positive, temperature, 1.0), 3.4e38), 0.0)
+
+
+@triton.jit
+def candidates(lower, upper, CUTS: tl.constexpr):
+    """CUTS keys between two keys."""
+    return lower + (upper - lower) * (tl.arange(0, CUTS).to(tl.int64) + 1) // (CUTS + 1)
+
+
+@triton.jit
+def narrowed(bounds_ptr, weights_ptr, row, parts, target, CUTS: tl.constexpr, PARTS: tl.constexpr):
+    """The bounds (lower, upper) after a sweep: the weight above `upper` is less than the target, above `lower` not."""
+    lower, upper = tl.load(bounds_ptr + row * 2), tl.load(bounds_ptr + row * 2 + 1)
+    cuts = candidates(lower, upper, CUTS)
+    lanes, column = tl.arange(0, PARTS), tl.arange(0, CUTS)
+    weights = tl.load(
+        weights_ptr + (row * parts + lanes[:, None]) * CUTS + column[None, :],
+        mask=lanes[:, None] < parts,
+        other=0.0,
+    )
+    kept = tl.sum(weights, 0) < target
+    upper = tl.min(tl.where(kept, cuts, upper), 0)
+    return tl.minimum(upper, tl.max(tl.where(kept, lower, cuts), 0)), upper
+
+
+@triton.jit
+def is_filtered(value_ptr, temperature, row, width, UNIT: tl.constexpr):
+    """Whether a row has this filter: top-k (UNIT), or top-p."""
+    value = tl.load(value_ptr + row)
+    if UNIT:
+        return (temperature > 0) & (value > 0) & (value < width)
+    return (temperature > 0) & (value < 1)
+
+
+@triton.jit
+def sweep(
+    c_ptr, width, tops_ptr, temperature_ptr, value_ptr, masses_ptr, least_ptr,
+    bounds_in_ptr, weights_in_ptr, bounds_ptr, weights_ptr, parts,
+    UNIT: tl.constexpr, FIRST: tl.constexpr, BLOCK: tl.constexpr, CUTS: tl.constexpr, PARTS: tl.constexpr,
+):  # fmt: skip
+    """One sweep of the search for a threshold: the weight of one block above CUTS candidates. Program (row, block).
+
+    With UNIT every token weighs 1 and the target is k, else exp((c − top)·scale) and p times the mass that is kept.
+    """
+    row, block = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    temperature = tl.load(temperature_ptr + row)
+    if is_filtered(value_ptr, temperature, row, width, UNIT):
+        top = row_max(tops_ptr, row, parts, PARTS)
+        scale = scale_of(temperature)
+        target = tl.load(value_ptr + row).to(tl.float64)
+        if not UNIT:
+            target = target * row_sum(masses_ptr, row, parts, PARTS)
+        if FIRST:
+            least = tl.load(least_ptr + row)
+            lower = order_key(least).to(tl.int64) - tl.where(least > -INF, 1, 0)
+            upper = order_key(top).to(tl.int64)
+        else:
+            lower, upper = narrowed(bounds_in_ptr, weights_in_ptr, row, parts, target, CUTS, PARTS)
+        if block == 0:
+            tl.store(bounds_ptr + row * 2, lower)
+            tl.store(bounds_ptr + row * 2 + 1, upper)
+        cuts = candidates(lower, upper, CUTS)
+        ids = block * BLOCK + tl.arange(0, BLOCK)
+        c = tl.load(c_ptr + row * width + ids, mask=ids < width, other=-INF)
+        e = tl.exp((c - top) * scale)
+        if UNIT:
+            e = tl.full([BLOCK], 1.0, tl.float32)
+        e = tl.where(c > -INF, e, 0.0)
+        above = order_key(c)[None, :] > cuts.to(tl.int32)[:, None]  # (CUTS, BLOCK)
+        weights = tl.sum(tl.where(above, e[None, :], 0.0), 1).to(tl.float64)
+        tl.store(weights_ptr + (row * parts + block) * CUTS + tl.arange(0, CUTS), weights)
+
+
+@triton.jit
+def kept_mass(
+    c_ptr, width, tops_ptr, temperature_ptr, top_k_ptr, top_p_ptr, min_p_ptr, before_ptr,
+    k_bounds_ptr, k_weights_ptr, p_bounds_ptr, p_weights_ptr, least_ptr, masses_ptr, parts,
+    TOP_K: tl.constexpr, TOP_P: tl.constexpr, LAST: tl.constexpr,
+    BLOCK: tl.constexpr, CUTS: tl.constexpr, PARTS: tl.constexpr,
+):  # fmt: skip
+    """The threshold of a row, and the mass of one block from there on: program (row, block).
+
+    TOP_K, TOP_P: that search has been done, and `before` holds the mass that top-p's was for. LAST: all filters are
+    known; a greedy row keeps its largest.
+    """
+    row, block = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    temperature = tl.load(temperature_ptr + row)
+    top, scale = row_max(tops_ptr, row, parts, PARTS), scale_of(temperature)
+    key = order_key(top * 0.0 - INF).to(tl.int64)
+    if TOP_K:
+        if is_filtered(top_k_ptr, temperature, row, width, True):
+            target = tl.load(top_k_ptr + row).to(tl.float64)
+            _, key = narrowed(k_bounds_ptr, k_weights_ptr, row, parts, target, CUTS, PARTS)
+    if TOP_P:
+        if is_filtered(top_p_ptr, temperature, row, width, False):
+            target = tl.load(top_p_ptr + row).to(tl.float64) * row_sum(before_ptr, row, parts, PARTS)
+            _, key = narrowed(p_bounds_ptr, p_weights_ptr, row, parts, target, CUTS, PARTS)
+    least = float_of_key(key.to(tl.int32))
+    if LAST:
+        min_p = tl.load(min_p_ptr + row)
+        floor = top.to(tl.float64) + temperature.to(tl.float64) * tl.log(
+            tl.where(min_p > 0, min_p, 1.0).to(tl.float64)
+        )
+        least = tl.where(min_p > 0, tl.maximum(least, floor.to(tl.float32)), least)
+        least = tl.where(temperature > 0, least, top)
+    if block == 0:
+        tl.store(least_ptr + row, least)
+    ids = block * BLOCK + tl.arange(0, BLOCK)
+    c = tl.load(c_ptr + row * width + ids, mask=ids < width, other=-INF)
+    e = tl.where((c >= least) & (c > -INF), tl.exp((c - top) * scale), 0.0)
+    tl.store(masses_ptr + row * parts + block, tl.sum(e.to(tl.float64), 0))
+
+
+@triton.jit
+def pick(
+    c_ptr, width, tops_ptr, sums_ptr, nans_ptr, temperature_ptr, uniforms_ptr, least_ptr, masses_ptr, parts,
+    tokens_ptr, logprobs_ptr, status_ptr, BLOCK: tl.constexpr, PARTS: tl.constexpr,
+):  # fmt: skip
+    """Inverse CDF in the order of the ids: the block, then the token in it. Program (row)."""
+    row = tl.program_id(0).to(tl.int64)
+    lanes = tl.arange(0, PARTS)
+    tops = tl.load(tops_ptr + row * parts + lanes, mask=lanes < parts, other=-INF)
+    top = tl.max(tops, 0)
+    nans = tl.sum(tl.load(nans_ptr + row * parts + lanes, mask=lanes < parts, other=0.0), 0)
     status = tl.where(top == -INF, NO_CANDIDATES, 0)
     status = tl.where((nans > 0) | (top == INF), NON_FINITE_CONTRAST, status)
     tl.store(status_ptr + row, status)
     tl.store(tokens_ptr + row, 0)
     if status == 0:
-        temperature = tl.load(temperature_ptr + row)
-        k, p, min_p = (
-            tl.load(top_k_ptr + row),
-            tl.load(top_p_ptr + row).to(tl.float64),
-            tl.load(min_p_ptr + row),
-        )
-        scale = tl.where(
-            temperature > 0, tl.minimum(1.0 / tl.where(temperature > 0, temperature, 1.0), 3.4e38), 0.0
-        )
-        least = tl.where(temperature > 0, -INF, top)
-        if temperature > 0:
-            lower = order_key(least).to(tl.int64)
-            if (k > 0) & (k < width):
-                least = edge(c_ptr, width, top, scale, lower, k.to(tl.float64), True, BLOCK, CUTS)
-                lower = order_key(least).to(tl.int64) - 1
-            if p < 1:
-                target = p * mass_from(c_ptr, width, top, scale, least, BLOCK)
-                least = edge(c_ptr, width, top, scale, lower, target, False, BLOCK, CUTS)
-            if min_p > 0:
-                floor = top.to(tl.float64) + temperature.to(tl.float64) * tl.log(min_p.to(tl.float64))
-                least = tl.maximum(least, floor.to(tl.float32))
+        temperature, least = tl.load(temperature_ptr + row), tl.load(least_ptr + row)
+        scale = scale_of(temperature)
         # Greedy: only the largest is kept, and the target of 0 takes the first of them.
         share = tl.where(temperature > 0, tl.load(uniforms_ptr + row), 0.0)
-        target = share * mass_from(c_ptr, width, top, scale, least, BLOCK)
-        before = tl.zeros([], tl.float64)
-        plain = tl.zeros([], tl.float64)
-        token, last = LAST, 0
-        for start in range(0, width, BLOCK):
-            ids = start + tl.arange(0, BLOCK)
-            c = tl.load(c_ptr + ids, mask=ids < width, other=-INF)
-            plain += tl.sum(tl.exp(c - top).to(tl.float64), 0)
-            kept = (c >= least) & (c > -INF)
-            e = tl.where(kept, tl.exp((c - top) * scale), 0.0).to(tl.float64)
-            cumulated = before + tl.cumsum(e, 0)
-            token = tl.minimum(token, tl.min(tl.where((e > 0) & (cumulated > target), ids, LAST), 0))
-            last = tl.maximum(last, tl.max(tl.where(e > 0, ids, 0), 0))
-            before = tl.max(cumulated, 0)
-        token = tl.where(token == LAST, last, token)
+        masses = tl.load(masses_ptr + row * parts + lanes, mask=lanes < parts, other=0.0)
+        target = share * tl.sum(masses, 0)
+        reached = (masses > 0) & (tl.cumsum(masses, 0) > target)
+        first = tl.min(tl.where(reached, lanes, LAST), 0)
+        # Rounding can leave the target at the total: the last id that has a mass is taken.
+        block = tl.where(first == LAST, tl.max(tl.where(masses > 0, lanes, 0), 0), first)
+        before = tl.sum(tl.where(lanes < block, masses, 0.0), 0)
+        ids = block * BLOCK + tl.arange(0, BLOCK)
+        c = tl.load(c_ptr + row * width + ids, mask=ids < width, other=-INF)
+        kept = (c >= least) & (c > -INF)
+        e = tl.where(kept, tl.exp((c - top) * scale), 0.0).to(tl.float64)
+        found = tl.min(tl.where((e > 0) & (before + tl.cumsum(e, 0) > target), ids, LAST), 0)
+        token = tl.where(found == LAST, tl.max(tl.where(e > 0, ids, 0), 0), found)
         tl.store(tokens_ptr + row, token)
+        sums = tl.load(sums_ptr + row * parts + lanes, mask=lanes < parts, other=0.0)
+        plain = tl.sum(tl.where(tops > -INF, sums * tl.exp((tops - top).to(tl.float64)), 0.0), 0)
         tl.store(
-            logprobs_ptr + row, (tl.load(c_ptr + token) - top.to(tl.float64) - tl.log(plain)).to(tl.float32)
+            logprobs_ptr + row,
+            (tl.load(c_ptr + row * width + token) - top.to(tl.float64) - tl.log(plain)).to(tl.float32),
         )
 
 

@@ -38,6 +38,18 @@ class SamplingRows:
 
 
 @dataclass(frozen=True)
+class Filters:
+    """Which filters some row of a batch may use."""
+
+    top_k: bool = True
+    top_p: bool = True
+    plausibility: bool = True
+
+
+EVERY_FILTER = Filters()
+
+
+@dataclass(frozen=True)
 class SampledTokens:
     """One token per row, on the CPU.
 
@@ -57,6 +69,7 @@ class SampleInputs:
 
     Attributes:
         width: V, the number of ids over which the contrast goes.
+        filters: which some row may use.
     """
 
     logits: tuple[Tensor, ...]
@@ -66,6 +79,7 @@ class SampleInputs:
     vocabulary: Tensor | None
     forbidden: Forbidden
     width: int
+    filters: Filters = EVERY_FILTER
 
 
 @dataclass(frozen=True)
