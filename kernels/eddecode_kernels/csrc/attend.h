@@ -35,13 +35,19 @@ struct Query {
     int64_t token, head, first, stop;
 };
 
+#if defined(EDDECODE_NARROW)
+constexpr int64_t AT_A_TIME = 8;  // keys that are scored between two prefetches; few, or the loads wait for prefetches
+#else
+constexpr int64_t AT_A_TIME = ROWS;
+#endif
+
 // scores[m·pitch + position − first], for all positions that any of the queries sees. The values of these positions are
 // prefetched meanwhile: they are read next, and are elsewhere in memory.
 template <class D>
 void score(const typename D::T* keys, const typename D::X* packed, int64_t K, int M, int64_t first, int64_t stop,
            float* scores, int64_t pitch, const char* values, int64_t value_bytes) {
-    for (int64_t at = first; at < stop; at += ROWS) {
-        const int rows = int(std::min<int64_t>(ROWS, stop - at));
+    for (int64_t at = first; at < stop; at += AT_A_TIME) {
+        const int rows = int(std::min<int64_t>(AT_A_TIME, stop - at));
         fetch(values + at * value_bytes, rows * value_bytes);
         if (M == 1) {
             column<D>(keys + at * K, packed, K, rows, scores + at - first);
@@ -82,36 +88,47 @@ inline float weigh(float* scores, int64_t span, int64_t from, int64_t to, float 
     return sum_of(sum);
 }
 
+// The keys that are read next, of another head or row: prefetched while values are summed.
+struct Following {
+    const char* keys = nullptr;
+    int64_t bytes = 0;  // of one position
+    void fetch(int64_t position) const { eddecode::fetch(keys + position * bytes, bytes); }
+};
+
 #if defined(EDDECODE_NARROW)
 
 // The same as `gather` for V vectors: as many sums as there are registers for.
 template <class T, int M, int V>
 void gather_some(const T* values, int64_t size, int64_t last, const float* weights, int64_t pitch, int64_t first,
-                 int64_t stop, F16 (*sums)[WIDE]) {
-    F16 sum[M][V] = {};
+                 int64_t stop, F16 (*sums)[WIDE], const Following& following) {
+    F16 sum[M][V];
+    EACH for (int m = 0; m < M; ++m)
+        EACH for (int v = 0; v < V; ++v) sum[m][v] = F16{};
     for (int64_t at = first; at < stop; ++at) {
         const T* value = values + at * size;
-        for (int v = 0; v < V; ++v) {
+        following.fetch(at - first);
+        EACH for (int v = 0; v < V; ++v) {
             const F16 x = V == 1 ? widen_part(value, last) : widen(value + v * LANES);
-            for (int m = 0; m < M; ++m) sum[m][v] = fused(sum[m][v], all(weights[m * pitch + at - first]), x);
+            EACH for (int m = 0; m < M; ++m) sum[m][v] = fused(sum[m][v], all(weights[m * pitch + at - first]), x);
         }
     }
-    for (int m = 0; m < M; ++m)
-        for (int v = 0; v < V; ++v) sums[m][v] = sum[m][v];
+    EACH for (int m = 0; m < M; ++m)
+        EACH for (int v = 0; v < V; ++v) sums[m][v] = sum[m][v];
 }
 
 // Weighted sums of `wide` vectors of the values for M queries; the last vector has `last` numbers.
 template <class T, int M>
 void gather(const T* values, int64_t size, int wide, int64_t last, const float* weights, int64_t pitch, int64_t first,
-            int64_t stop, F16 (*sums)[WIDE]) {
+            int64_t stop, F16 (*sums)[WIDE], const Following& following) {
     constexpr int V = M == 1 ? 4 : M == 2 ? 2 : 1;
     const int whole = last < LANES ? wide - 1 : wide;
     int v = 0;
     for (; v + V <= whole; v += V)
-        gather_some<T, M, V>(values + v * LANES, size, LANES, weights, pitch, first, stop, (F16(*)[WIDE])(sums[0] + v));
+        gather_some<T, M, V>(values + v * LANES, size, LANES, weights, pitch, first, stop, (F16(*)[WIDE])(sums[0] + v),
+                             v ? Following{} : following);
     for (; v < wide; ++v)
         gather_some<T, M, 1>(values + v * LANES, size, v < whole ? LANES : last, weights, pitch, first, stop,
-                             (F16(*)[WIDE])(sums[0] + v));
+                             (F16(*)[WIDE])(sums[0] + v), v ? Following{} : following);
 }
 
 #else
@@ -119,7 +136,7 @@ void gather(const T* values, int64_t size, int wide, int64_t last, const float* 
 // Weighted sums of `wide` vectors of the values for M queries; the last vector has `last` numbers.
 template <class T, int M>
 void gather(const T* values, int64_t size, int wide, int64_t last, const float* weights, int64_t pitch, int64_t first,
-            int64_t stop, F16 (*sums)[WIDE]) {
+            int64_t stop, F16 (*sums)[WIDE], const Following&) {
     for (int m = 0; m < M; ++m)
         for (int v = 0; v < WIDE; ++v) sums[m][v] = F16{};
     for (int64_t at = first; at < stop; ++at) {
@@ -136,7 +153,8 @@ void gather(const T* values, int64_t size, int wide, int64_t last, const float* 
 #endif
 
 template <class D>
-void attend_queries(const Attention& a, int64_t row, int64_t key_head, const Query* query, int M) {
+void attend_queries(const Attention& a, int64_t row, int64_t key_head, const Query* query, int M,
+                    const Following& following) {
     using T = typename D::T;
     const T* keys = (const T*)a.keys + row * a.key_row + key_head * a.key_head;
     const T* values = (const T*)a.values + row * a.value_row + key_head * a.value_head;
@@ -172,7 +190,8 @@ void attend_queries(const Attention& a, int64_t row, int64_t key_head, const Que
         const int64_t last = left - (wide - 1) * LANES;
         F16 sums[TOGETHER][WIDE];
         auto gathered = M == 1 ? gather<T, 1> : M == 2 ? gather<T, 2> : M == 3 ? gather<T, 3> : gather<T, 4>;
-        gathered(values + start, a.value_size, wide, last, scores.data(), pitch, first, stop, sums);
+        gathered(values + start, a.value_size, wide, last, scores.data(), pitch, first, stop, sums,
+                 start ? Following{} : following);
         for (int m = 0; m < M; ++m) {
             T* out = (T*)a.out + ((row * a.tokens + query[m].token) * a.heads + query[m].head) * a.value_size + start;
             for (int v = 0; v < wide; ++v)
@@ -199,10 +218,19 @@ void attend_in_team(const Attention& a) {
             query[m] = {token, key_head * group + i % group, a.key_start[row * a.tokens + token],
                         a.key_end[row * a.tokens + token]};
         }
+        Following following;
+#if defined(EDDECODE_NARROW)
+        if (part == parts - 1 && task + 1 < tasks) {
+            const int64_t r = (task + 1) / parts / a.kv_heads, head = (task + 1) / parts % a.kv_heads;
+            const T* keys = (const T*)a.keys + r * a.key_row + head * a.key_head + a.key_start[r * a.tokens] * a.key_size;
+            following = {(const char*)keys, a.key_size * int64_t(sizeof(T))};
+        }
+#else
         if (part == parts - 1 && key_head + 1 < a.kv_heads)  // the next head's keys are elsewhere in memory
             fetch((const T*)a.keys + row * a.key_row + (key_head + 1) * a.key_head + query[0].first * a.key_size,
                   std::min<int64_t>(query[M - 1].stop - query[0].first, FETCHED) * a.key_size * sizeof(T));
-        attend_queries<D>(a, row, key_head, query, M);
+#endif
+        attend_queries<D>(a, row, key_head, query, M, following);
     }
 }
 

@@ -12,16 +12,6 @@ namespace eddecode {
 
 constexpr float INF = std::numeric_limits<float>::infinity();
 
-inline F16 load(const float* at) {
-    F16 x;
-    std::memcpy(&x, at, sizeof x);
-    return x;
-}
-
-inline void store(float* at, F16 x) { std::memcpy(at, &x, sizeof x); }
-
-inline F16 all(float x) { return F16{} + x; }
-
 inline float largest(F16 vector) {
     const auto x = lanes_of(vector);
     float top = x[0];
@@ -56,11 +46,7 @@ inline F16 exp_nonpositive(F16 x) {
     q = q * r + 0x1.555492p-3f;
     q = q * r + 0x1.fffffcp-2f;
     F16 mantissa = (q * (r * r) + r) + 1.0f;
-    I16 bits;
-    std::memcpy(&bits, &shifted, sizeof bits);
-    bits = (bits << 23) + 0x3f800000;  // 2^n: the shifter's own bits leave at the top
-    F16 power;
-    std::memcpy(&power, &bits, sizeof power);
+    const F16 power = from_bits((bits_of(shifted) << 23) + 0x3f800000);  // 2^n: the shifter's own bits leave at the top
     return pick(x < -87.0f, F16{}, mantissa * power);
 }
 
@@ -69,10 +55,8 @@ struct Sum {
     D8 low{}, high{};
 
     void add(F16 x) {
-        F8 half[2];
-        std::memcpy(half, &x, sizeof x);
-        low += as_doubles(half[0]);
-        high += as_doubles(half[1]);
+        low += as_doubles(low_half(x));
+        high += as_doubles(high_half(x));
     }
 
     double total() const { return sum_of(low + high); }

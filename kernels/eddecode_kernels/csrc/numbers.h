@@ -34,9 +34,8 @@ inline F16 widen(const uint16_t* at) {
 
 #if defined(EDDECODE_HALF)
 inline F16 widen(const Half* at) {
-    const F8 halves[2] = {(F8)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)at)),
-                          (F8)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)(at + 8)))};
-    return load((const float*)halves);
+    return join((F8)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)at)),
+                (F8)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)(at + 8))));
 }
 #endif
 
@@ -100,11 +99,14 @@ inline void round_some(uint16_t* at, F16 x, int64_t count) {
 
 #if defined(EDDECODE_HALF)
 inline void round_some(Half* at, F16 x, int64_t count) {
-    F8 halves[2];
-    std::memcpy(halves, &x, sizeof x);
-    const __m128i bits[2] = {_mm256_cvtps_ph((__m256)halves[0], _MM_FROUND_TO_NEAREST_INT),
-                             _mm256_cvtps_ph((__m256)halves[1], _MM_FROUND_TO_NEAREST_INT)};
-    std::memcpy(at, bits, std::min(count, LANES) * sizeof *at);
+    const __m128i bits[2] = {_mm256_cvtps_ph((__m256)low_half(x), _MM_FROUND_TO_NEAREST_INT),
+                             _mm256_cvtps_ph((__m256)high_half(x), _MM_FROUND_TO_NEAREST_INT)};
+    if (count >= LANES) {
+        _mm_storeu_si128((__m128i*)at, bits[0]);
+        _mm_storeu_si128((__m128i*)(at + 8), bits[1]);
+    } else {
+        std::memcpy(at, bits, count * sizeof *at);
+    }
 }
 #endif
 

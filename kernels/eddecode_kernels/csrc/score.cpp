@@ -74,11 +74,7 @@ inline F16 exp_clamped(F16 x) {
     q = fused(q, r, all(0x1.555492p-3f));
     q = fused(q, r, all(0x1.fffffcp-2f));
     F16 mantissa = fused(q, r * r, r) + 1.0f;
-    I16 bits;
-    std::memcpy(&bits, &shifted, sizeof bits);
-    bits = (bits << 23) + 0x3f800000;
-    F16 power;
-    std::memcpy(&power, &bits, sizeof power);
+    const F16 power = from_bits((bits_of(shifted) << 23) + 0x3f800000);
     return pick(x < -87.0f, F16{}, mantissa * power);
 }
 

@@ -13,7 +13,6 @@ namespace eddecode {
 typedef float F4 __attribute__((vector_size(16)));
 
 constexpr int64_t STEP = 8;
-#define EACH _Pragma("GCC unroll 4")  // gcc keeps an array in registers where its loops are unrolled early
 
 struct Float32 {
     using T = float;
@@ -122,7 +121,5 @@ template <class D>
 inline void column(const typename D::T* w, const float* x, int64_t K, int rows, float* out) {
     strip<D>(w, x, K, 1, rows, out);
 }
-
-#undef EACH
 
 }  // namespace eddecode

@@ -24,6 +24,8 @@ typedef uint8_t B16 __attribute__((vector_size(16)));
 
 #if defined(EDDECODE_NARROW)
 
+#define EACH _Pragma("GCC unroll 4")  // gcc keeps an array in registers where its loops are unrolled early
+
 struct I16 {
     I8 low, high;
 };
@@ -31,6 +33,27 @@ struct I16 {
 struct F16 {
     F8 low, high;
 };
+
+// Half by half: gcc copies the whole through the stack.
+inline F16 load(const float* at) {
+    F16 x;
+    std::memcpy(&x.low, at, sizeof x.low);
+    std::memcpy(&x.high, at + 8, sizeof x.high);
+    return x;
+}
+
+inline void store(float* at, F16 x) {
+    std::memcpy(at, &x.low, sizeof x.low);
+    std::memcpy(at + 8, &x.high, sizeof x.high);
+}
+
+inline F16 all(float x) { return {(F8)_mm256_set1_ps(x), (F8)_mm256_set1_ps(x)}; }
+
+inline I16 bits_of(F16 x) { return {(I8)x.low, (I8)x.high}; }
+inline F16 from_bits(I16 x) { return {(F8)x.low, (F8)x.high}; }
+inline F16 join(F8 low, F8 high) { return {low, high}; }
+inline F8 low_half(F16 x) { return x.low; }
+inline F8 high_half(F16 x) { return x.high; }
 
 // For both halves.
 #define EDDECODE_UNARY(Result, Operand, op) \
@@ -134,6 +157,47 @@ typedef float F16 __attribute__((vector_size(64)));
 typedef int32_t I16 __attribute__((vector_size(64)));
 
 typedef double D8 __attribute__((vector_size(64)));
+
+inline F16 load(const float* at) {
+    F16 x;
+    std::memcpy(&x, at, sizeof x);
+    return x;
+}
+
+inline void store(float* at, F16 x) { std::memcpy(at, &x, sizeof x); }
+
+inline F16 all(float x) { return F16{} + x; }
+
+inline I16 bits_of(F16 x) {
+    I16 bits;
+    std::memcpy(&bits, &x, sizeof bits);
+    return bits;
+}
+
+inline F16 from_bits(I16 bits) {
+    F16 x;
+    std::memcpy(&x, &bits, sizeof x);
+    return x;
+}
+
+inline F16 join(F8 low, F8 high) {
+    const F8 half[2] = {low, high};
+    F16 x;
+    std::memcpy(&x, half, sizeof x);
+    return x;
+}
+
+inline F8 low_half(F16 x) {
+    F8 half[2];
+    std::memcpy(half, &x, sizeof x);
+    return half[0];
+}
+
+inline F8 high_half(F16 x) {
+    F8 half[2];
+    std::memcpy(half, &x, sizeof x);
+    return half[1];
+}
 
 inline F16 pick(I16 mask, F16 a, F16 b) { return mask ? a : b; }
 
