@@ -116,7 +116,10 @@ class AuditConfig:
 
     Attributes:
         base, aligned: checkpoints: local folders or hub ids.
-        prompts: a file (.jsonl, .csv, plain text), or the prompts themselves (strings or lists of chat messages).
+        prompts: a file or a data set (see docs/prompt-sets.md), or the prompts themselves (strings or lists of chat
+            messages).
+        prompt_column, category_column: the fields of the prompt set with the prompt and its category; None: found by
+            name.
         out: the run's folder; created if missing.
         alphas: strengths of the contrast, as text or numbers; stored as exact text.
         samples: completions per prompt and condition.
@@ -204,6 +207,8 @@ class AuditConfig:
     utility_loss: Annotated[Number, AfterValidator(_check_share)] = 0.1
     canaries: Location | None = None
     policy: Location | None = None
+    prompt_column: str | None = None
+    category_column: str | None = None
 
     @model_validator(mode="after")
     def _check_together(self) -> AuditConfig:

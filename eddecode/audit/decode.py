@@ -182,7 +182,7 @@ class _Writer:
 
     def take(self, condition: Condition, record: PromptRecord, completion: Completion) -> None:
         self._pending.append((condition.key, record.index, completion))
-        self._cases.append(Case(record.text, completion.text))
+        self._cases.append(record.case(completion.text))
         self._new.append((condition, self._cases[-1], completion))
         place = (condition.key, record.index)
         self._taken[place] = self._taken.get(place, 0) + 1

@@ -85,7 +85,9 @@ def resolve(config: AuditConfig, judges: Sequence[JudgeLike] | None = None) -> A
         ParamsError: a sampling parameter is out of its range.
         ConfigError: the policy or the canaries cannot be read, or the audit differs from what its policy pins.
     """
-    prompts = read_prompts(config.prompts)
+    prompts = read_prompts(
+        config.prompts, prompt_column=config.prompt_column, category_column=config.category_column
+    )
     transforms = read_transforms(config.transforms)
     wanted = config.judges if judges is None else judges
     made = [] if tuple(wanted) == (LATER,) and config.keep_text else make_judges(wanted)

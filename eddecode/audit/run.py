@@ -239,12 +239,12 @@ def judge_all(store: Store, judges: Sequence[Judge], on_progress: ProgressCallba
     A judge that has judged all of them takes over its name: results never rest on one that stopped half-way.
     """
     total, done = len(judges) * store.count(), 0
-    prompts = {record.index: record.text for record in store.prompts()}
+    prompts = {record.index: record for record in store.prompts()}
     for number, judge in enumerate(judges, start=1):
         last = 0
         while batch := store.unjudged(judge.name, _JUDGE_BATCH, after=last):
             last = batch[-1].id
-            verdicts = verdicts_of(judge, [Case(prompts[item.prompt_index], item.text) for item in batch])
+            verdicts = verdicts_of(judge, [prompts[item.prompt_index].case(item.text) for item in batch])
             store.judge(judge.name, zip((item.id for item in batch), verdicts, strict=True))
             done += len(batch)
             on_progress(Progress("judge", done, total))

@@ -63,7 +63,17 @@ def audit(
     ] = None,
     prompts: Annotated[
         Path | None,
-        typer.Option(help="Prompts: .jsonl, .csv, or plain text with one per line.", show_default=False),
+        typer.Option(
+            help="Prompts: .jsonl, .json, .csv, .parquet, plain text with one per line, a folder of save_to_disk, or "
+            "hf:ORG/NAME#SPLIT (eddecode docs prompt-sets).",
+            show_default=False,
+        ),
+    ] = None,
+    prompt_column: Annotated[
+        str | None, typer.Option(help="Field with the prompt. Default: found by name.", show_default=False)
+    ] = None,
+    category_column: Annotated[
+        str | None, typer.Option(help="Field with the category. Default: found by name.", show_default=False)
     ] = None,
     out: Annotated[
         Path | None,
@@ -197,6 +207,7 @@ def audit(
     """
     given: dict[str, Any] = {
         **{"base": base, "aligned": aligned, "prompts": prompts, "out": out, "alphas": alphas},
+        **{"prompt_column": prompt_column, "category_column": category_column},
         **{"samples": samples, "temperature": temperature, "top_p": top_p, "max_new_tokens": max_new_tokens},
         **{"stop": stop, "seed": seed, "dtype": dtype, "device": device, "judges": judge},
         **{"base_template": base_template, "aligned_template": aligned_template},

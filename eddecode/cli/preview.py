@@ -70,7 +70,6 @@ def rendered_prompts(config: AuditConfig, limit: int) -> list[dict[str, Any]]:
     Raises:
         EddecodeError: a file, a tokenizer or a template cannot be used.
     """
-    from eddecode.audit.data.prompts import read_prompts
     from eddecode.audit.judges.lexicon import LexiconJudge
     from eddecode.audit.plan import resolve
     from eddecode.models.checkpoint import open_checkpoint
@@ -98,7 +97,7 @@ def rendered_prompts(config: AuditConfig, limit: int) -> list[dict[str, Any]]:
         groups.setdefault(key, []).append(condition.name)
         first.setdefault(key, condition)
     found = []
-    for record in read_prompts(config.prompts)[:limit]:
+    for record in plan.prompts[:limit]:
         for key, names in groups.items():
             prompt = render(plan.prompt_under(first[key], record))
             found.append(

@@ -174,9 +174,8 @@ def load_prompt_index(store: Store) -> PromptIndex:
     first = {record.digest: record for record in reversed(records)}
     index = {digest: row for row, digest in enumerate(sorted(first))}
     for digest, record in sorted(first.items()):
-        category = record.meta.get("category")
-        if category not in (None, ""):
-            categories.setdefault(str(category), []).append(index[digest])
+        for category in record.categories:
+            categories.setdefault(category, []).append(index[digest])
     rows = {name: np.array(categories[name], dtype=np.intp) for name in sorted(categories)}
     return PromptIndex(index, rows, len(records))
 

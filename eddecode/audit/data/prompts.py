@@ -1,23 +1,28 @@
-"""Prompt files: JSON Lines, CSV and plain text become one list of records.
+"""Prompt sets become one list of records: the prompt, and what else is known of it.
 
-The file's ending decides: `.jsonl`/`.ndjson`, `.csv`/`.tsv`; everything else is plain text with one prompt per line.
-A prompt is either a string or a list of chat messages. The other fields of a JSON record or a CSV row (a `category`, an
-`id`) are kept with its prompt. Prompt text is data: nothing in it is interpreted.
+`prompt_files` reads the files of the field as they are published, and data sets of the `datasets` library;
+`prompt_columns` finds the prompt, its category, context and id in an entry. A prompt is either a string or a list of
+chat messages. The other fields of an entry are kept with its prompt. Prompt text is data: nothing in it is interpreted.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from eddecode.audit.data.prompt_columns import Columns, Messages, prompt_of
+from eddecode.audit.data.prompt_files import entries
+from eddecode.audit.judges.base import Case
 from eddecode.errors import PromptError
-from eddecode.utils.files import parse_csv, parse_json_lines, read_text
 
-Messages = list[dict[str, str]]
+__all__ = ["Messages", "PromptRecord", "as_json", "read_benign_prompts", "read_prompts"]
+
+_BENIGN_FROM = 1_000_000
+"""Index of the first benign prompt. Both sets can grow at their ends without a change of any index."""
 
 
 @dataclass(frozen=True)
@@ -25,9 +30,11 @@ class PromptRecord:
     """One prompt of an audit.
 
     Attributes:
-        index: its position in the file, from 0; blank lines are not counted.
+        index: its position in the file, from 0; blank lines are not counted. Those of benign prompts are above a
+            million.
         prompt: the text, or the chat messages (`role`, `content`).
-        meta: the other fields of its record, such as `category`.
+        meta: what else is known of it: the other fields of its entry, and under their usual names `category`, `id` and
+            `context` (the text in front of what is asked, which is part of `prompt`).
     """
 
     index: int
@@ -47,67 +54,63 @@ class PromptRecord:
         """16 hex digits over the prompt alone: equal prompts have equal digests."""
         return hashlib.blake2b(as_json(self.prompt).encode(), digest_size=8).hexdigest()
 
+    @property
+    def benign(self) -> bool:
+        """Whether it is of the benign set, on which refusals are counted, and not harm."""
+        return self.index >= _BENIGN_FROM
+
+    @property
+    def categories(self) -> tuple[str, ...]:
+        """The names in `meta["category"]`: one, several, or none."""
+        found = self.meta.get("category")
+        listed = found if isinstance(found, list | tuple) else [found]
+        return tuple(str(name) for name in listed if name not in (None, ""))
+
+    def case(self, completion: str) -> Case:
+        """What a judge is given of a completion of this prompt."""
+        return Case(self.text, completion, str(self.meta.get("context") or ""))
+
 
 def as_json(value: Any) -> str:
     """Canonical JSON, for digests: sorted keys, no spaces, ASCII."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
 
 
-def read_prompts(source: str | Path | Sequence[Any]) -> list[PromptRecord]:
-    """The prompts of a file, or of a sequence of strings, message lists or `{"prompt": …}` records.
+def read_prompts(
+    source: str | Path | Sequence[Any],
+    *,
+    prompt_column: str | None = None,
+    category_column: str | None = None,
+) -> list[PromptRecord]:
+    """The prompts of a file, of a data set, or of a sequence of strings, message lists or records.
+
+    Args:
+        source: a path (its ending tells the format), a folder of `datasets`' `save_to_disk`, `hf:ORG/NAME…`, or the
+            entries themselves.
+        prompt_column: the field with the prompt; None: found by name, see `prompt_columns`.
+        category_column: the field with the category; None: found by name.
 
     Raises:
-        PromptError: no such file, not UTF-8, no prompts, or an entry that is not a prompt; the message has its line.
+        PromptError: no such file, an encoding other than UTF-8, no prompts, or an entry that is not a prompt; the
+            message has its line.
     """
+    columns = Columns(prompt_column, category_column)
     if not isinstance(source, str | Path):
-        entries: Iterable[tuple[str, Any]] = ((f"prompt {i}", value) for i, value in enumerate(source))
+        found: Iterable[tuple[str, Any]] = ((f"prompt {i}", value) for i, value in enumerate(source))
         where = "the list of prompts"
     else:
-        path = Path(source)
-        where = str(path)
-        entries = _entries(path)
-    records = [PromptRecord(i, *_prompt(where, value)) for i, (where, value) in enumerate(entries)]
+        where, found = str(source), entries(source)
+    records = [PromptRecord(i, *prompt_of(place, value, columns)) for i, (place, value) in enumerate(found)]
     if not records:
         raise PromptError(f"{where} holds no prompt; expected at least one")
+    if len(records) > _BENIGN_FROM:
+        raise PromptError(f"{where} holds {len(records):,} prompts; expected at most {_BENIGN_FROM:,}")
     return records
 
 
-def _entries(path: Path) -> Iterator[tuple[str, Any]]:
-    """(place, raw entry) of every prompt of a file."""
-    text = read_text(path, "prompt file", error=PromptError)
-    ending = path.suffix.lower()
-    if ending in {".jsonl", ".ndjson"}:
-        yield from parse_json_lines(text, path, error=PromptError)
-    elif ending in {".csv", ".tsv"}:
-        delimiter = "\t" if ending == ".tsv" else ","
-        yield from parse_csv(text, path, error=PromptError, required=("prompt",), delimiter=delimiter)
-    else:
-        for number, line in enumerate(text.split("\n"), start=1):
-            if line.strip():
-                yield f"{path}, line {number}", line.strip()
-
-
-def _prompt(where: str, value: Any) -> tuple[str | Messages, dict[str, Any]]:
-    """(prompt, meta) of a raw entry: a string, a message list, or a record with `prompt` or `messages`."""
-    meta: dict[str, Any] = {}
-    if isinstance(value, Mapping):
-        meta = {str(key): kept for key, kept in value.items() if key not in {"prompt", "messages"}}
-        if ("prompt" in value) == ("messages" in value):
-            raise PromptError(
-                f"{where} has the fields {', '.join(map(str, value)) or '(none)'}; "
-                "expected either prompt (a string) or messages (a list)"
-            )
-        value = value["prompt"] if "prompt" in value else value["messages"]
-    if isinstance(value, str) and value.strip():
-        return value, meta
-    if isinstance(value, Sequence) and not isinstance(value, str) and value:
-        return [_message(where, message) for message in value], meta
-    raise PromptError(f"{where} is {value!r:.60}; expected a non-empty string or a list of chat messages")
-
-
-def _message(where: str, message: Any) -> dict[str, str]:
-    if isinstance(message, Mapping) and all(isinstance(message.get(k), str) for k in ("role", "content")):
-        return {"role": message["role"], "content": message["content"]}
-    raise PromptError(
-        f"{where} has the message {message!r:.60}; expected {{'role': …, 'content': …}} with strings"
-    )
+def read_benign_prompts(source: str | Path | Sequence[Any]) -> list[PromptRecord]:
+    """The prompts of a benign set, with their indices; see `read_prompts`."""
+    return [
+        PromptRecord(_BENIGN_FROM + record.index, record.prompt, record.meta)
+        for record in read_prompts(source)
+    ]

@@ -55,7 +55,7 @@ def export_rows(store: Store, names: Sequence[str] = ()) -> Iterator[dict[str, A
             "alpha": json.loads(row["alpha"]),
             "prompt": record.prompt,
             "prompt_id": _text(record.meta.get("id")),
-            "category": _text(record.meta.get("category")),
+            "category": ", ".join(record.categories) or None,
             **{name: value for name, value in row.items() if name not in _FIRST},
         }
         yield {

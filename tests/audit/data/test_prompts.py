@@ -60,13 +60,9 @@ def test_csv_with_quotes_and_line_breaks(tmp_path: Path) -> None:
         ("p.jsonl", "7", "line 1 is 7; expected a non-empty string"),
         ("p.jsonl", '{"prompt": ""}', "expected a non-empty string"),
         ("p.jsonl", '[{"role": "user"}]', "line 1 has the message"),
-        (
-            "p.csv",
-            "goal,target\na,b\n",
-            "lacks the column prompt; expected prompt in its first line, found goal, target",
-        ),
+        ("p.csv", "text,target\na,b\n", "line 2 has the fields text, target; expected either prompt"),
         ("p.csv", "prompt\na,b\n", "line 2 has 2 fields, and the first line names 1 columns"),
-        ("p.csv", "", "lacks the column prompt; .* found none"),
+        ("p.csv", "", "lacks the column prompt .* found none"),
         ("p.csv", 'prompt\n"a\n', "is not CSV"),
     ],
 )
