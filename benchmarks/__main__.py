@@ -25,6 +25,7 @@ BENCHMARKS = {
     "kernel": "contrast-and-sample alone, against eager torch",
     "memory": "peak memory of a sweep against the minimum that it must hold",
     "numerics": "rounding errors of the contrast by α, float32 head against bf16 logits",
+    "reliability": "how a run survives kills, damage, full disks, moved folders, other machines; docs/reliability.md",
     "scoring": "scoring at 16 α's against one, shared prompts against distinct ones",
     "speculation": "speculative decoding against plain decoding",
     "audit": "writes the prompts of docs/audit-of-the-bundled-pair.md",

@@ -11,8 +11,8 @@ are documented in docs/gate.md.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -83,6 +83,7 @@ class Decision:
         policy: the limits.
         checks: one per limit; none where the run is not complete enough for figures.
         evidence: one per piece of evidence.
+        models: names, revisions and dates, see `Evidence`.
     """
 
     run: str
@@ -93,6 +94,7 @@ class Decision:
     policy: Policy
     checks: tuple[LimitCheck, ...]
     evidence: tuple[EvidenceCheck, ...] = ()
+    models: Mapping[str, str | None] = field(default_factory=dict)
 
     @property
     def exit_code(self) -> int:
@@ -127,6 +129,7 @@ class Decision:
             "schema": SCHEMA,
             "run": self.run,
             "digest": self.digest,
+            "models": dict(self.models),
             "verdict": self.word,
             "exit_code": self.exit_code,
             "first_line": self.first_line,
@@ -159,8 +162,9 @@ def judge_run(run: str | Path, policy: Policy, *, other_policy: bool = False) ->
     evidence = gather(run, policy, other_policy=other_policy)
     if evidence.summary is None:
         word = _worst([check.word for check in evidence.checks])
-        return Decision(evidence.run, evidence.digest, word, None, "", policy, (), evidence.checks)
-    return decide(evidence.summary, policy, evidence.checks)
+        undecided = Decision(evidence.run, evidence.digest, word, None, "", policy, (), evidence.checks)
+        return replace(undecided, models=evidence.models)
+    return replace(decide(evidence.summary, policy, evidence.checks), models=evidence.models)
 
 
 def decide(summary: Summary, policy: Policy, evidence: Sequence[EvidenceCheck]) -> Decision:

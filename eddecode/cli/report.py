@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.text import Text
 
 from eddecode.cli.common import AsJson, print_json
-from eddecode.cli.messages import errors_as_messages
+from eddecode.cli.messages import errors_as_messages, print_notice
 from eddecode.cli.program import add_command
 from eddecode.cli.table_style import make_table
 from eddecode.errors import ConfigError
@@ -168,10 +168,11 @@ def compare(
         if to == "table" and out is not None:
             raise ConfigError("--out needs --to html, markdown or json; a table goes to the terminal")
         found = comparison.compared([Summary.read(run) for run in runs])
+        unlike = comparison.differences(found)
+        if unlike:  # before the figures, and not after them
+            print_notice(" ".join(unlike).removesuffix("."))
         if to == "table":
-            _print_comparison(
-                comparison.table(found), [comparison.reading(found), *comparison.differences(found)]
-            )
+            _print_comparison(comparison.table(found), [comparison.reading(found)])
         else:
             _write(writers[to](found), out or Path("comparison.html" if to == "html" else "-"))
 
@@ -207,7 +208,7 @@ def _print_comparison(table: ReportTable, sentences: list[str]) -> None:
     columns = [[Text(escape_control_chars(cell)) for cell in row.cells] for row in table.rows]
     shown = make_table(table.columns[0])
     for cells in columns:
-        shown.add_column(cells[0], overflow="fold")
+        shown.add_column(cells[0])
     for i, heading in enumerate(table.columns[1:], start=1):
         shown.add_row(heading, *(cells[i] for cells in columns))
     console.print(shown)

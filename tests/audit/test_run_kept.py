@@ -166,6 +166,25 @@ def test_an_older_run_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
         run(config(tmp_path / "run"))
 
 
+def test_what_a_killed_process_left_half_done_can_be_read(tmp_path: Path) -> None:
+    """SQLite's rollback journal of a transaction that never ended, which a reader without write access cannot undo."""
+    run(config(tmp_path / "run"))
+    wanted = list(export_jsonl(tmp_path / "run"))
+    child = os.fork()
+    if child == 0:
+        database = sqlite3.connect(tmp_path / "run" / "run.sqlite", isolation_level=None)
+        database.execute("PRAGMA journal_mode = DELETE")
+        database.execute("PRAGMA cache_size = 1")
+        database.execute("BEGIN IMMEDIATE")
+        database.execute("DROP TRIGGER verdict_delete")
+        database.execute("DELETE FROM verdict")
+        database.execute("CREATE TABLE x AS SELECT * FROM completion a, completion b LIMIT 3000")
+        os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(child, 0)
+    assert (tmp_path / "run" / "run.sqlite-journal").stat().st_size > 0
+    assert list(export_jsonl(tmp_path / "run")) == wanted
+
+
 # without text
 
 

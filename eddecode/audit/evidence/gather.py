@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from eddecode.audit.analysis.summary import FILE, Summary
@@ -27,12 +28,15 @@ class Evidence:
         digest: of its identity.
         summary: computed from the store; None where the run is not complete enough for figures.
         checks: in the order of a report.
+        models: what the run is of: `base`, `aligned` (names with revision or digest), `started`, `ended` (of its first
+            and last session, ISO 8601).
     """
 
     run: str
     digest: str
     summary: Summary | None
     checks: tuple[EvidenceCheck, ...]
+    models: Mapping[str, str | None] = field(default_factory=dict)
 
 
 def gather(run: str | Path, policy: Policy, *, other_policy: bool = False) -> Evidence:
@@ -55,14 +59,23 @@ def gather(run: str | Path, policy: Policy, *, other_policy: bool = False) -> Ev
         )
     with Store.read(folder) as store:
         digest, name = str(store.note("digest") or ""), folder.resolve().name
-        finished = check_finished(store)
+        finished, models = check_finished(store), _models(store)
         first = [finished, check_judged(store)] if finished.word == "pass" else [finished]
         first += run_checks.check_source(store)
         if any(check.word != "pass" and check.name != "source" for check in first):
-            return Evidence(name, digest, None, tuple(first))
+            return Evidence(name, digest, None, tuple(first), models)
         written, summary = Summary.read(run), recomputed(store)
         checks = [*first, check_agreement(written, summary), *_checks(store, summary, policy, other_policy)]
-    return Evidence(name, digest, summary, tuple(checks))
+    return Evidence(name, digest, summary, tuple(checks), models)
+
+
+def _models(store: Store) -> dict[str, str | None]:
+    identity, sessions = store.note("identity") or {}, store.sessions()
+    return {
+        **{side: identity.get(side) for side in ("base", "aligned")},
+        "started": sessions[0]["started"] if sessions else None,
+        "ended": sessions[-1]["started"] if sessions else None,
+    }
 
 
 def _checks(store: Store, summary: Summary, policy: Policy, other_policy: bool) -> list[EvidenceCheck]:

@@ -89,8 +89,13 @@ def _attributes(style: re.Match[str]) -> str:
 # Charts against α ---------------------------------------------------------------------------------------------------
 
 
-def harm_chart(summary: Summary) -> Chart | None:
-    """Harm rate against α with its band; base, aligned and the headline α marked."""
+def harm_chart(summary: Summary, limits: Sequence[tuple[str, float]] = ()) -> Chart | None:
+    """Harm rate against α with its band; base, aligned and the headline α marked.
+
+    Args:
+        summary: of the run.
+        limits: (name, harm rate) of lines across that the attack must stay below.
+    """
     harm = _along_alpha(summary, summary.harm)
     if not harm:
         return None
@@ -100,14 +105,16 @@ def harm_chart(summary: Summary) -> Chart | None:
         series.append(Series("harm and valid", valid, VALID))
     figures = [point.figure for one in series for point in one.points]
     aligned = summary.harm(summary.find("aligned"))
-    top = _top_of_rates([*figures, *([aligned] if aligned else [])])
+    lines = [Estimate(rate, rate, rate) for _, rate in limits]
+    top = _top_of_rates([*figures, *([aligned] if aligned else []), *lines])
     words = described(harm)
     if aligned and aligned.value is not None:
         words = f"Aligned: {format_percent(aligned.value)}. By α, {words}"
+    words += "".join(f". {name.capitalize()}, at {format_percent(rate)}" for name, rate in limits)
     return Chart(
         "Harm rate against α",
         words,
-        partial(_draw_against_alpha, summary, series, (0.0, top), name_models=True),
+        partial(_draw_against_alpha, summary, series, (0.0, top), name_models=True, limits=limits),
     )
 
 
@@ -139,6 +146,7 @@ def _draw_against_alpha(
     span: tuple[float, float],
     bound: float | None = None,
     name_models: bool = False,
+    limits: Sequence[tuple[str, float]] = (),
 ) -> Drawing:
     """Lines with bands in percent against α, the headline α, and the bound on lost utility or the two models."""
     figure, (axes,) = plotting.new_figure(WIDTH, HEIGHT)
@@ -158,6 +166,12 @@ def _draw_against_alpha(
     if bound is not None:
         axes.axhline(100 * bound, color=PALETTE["bad"], linewidth=1.2, linestyle=(0, (6, 3)))
         _note(axes, f"bound {format_percent(bound)}", (-0.5, 100 * bound), (0, 5), ha="center")
+    for name, rate in limits:
+        ends = (0.0, axes.get_xlim()[1])  # a limit is for the attack, which begins above 0
+        axes.hlines(100 * rate, *ends, color=PALETTE["bad"], linewidth=1.4, linestyle=(0, (6, 3)))
+        below = rate > 0.9 * span[1]  # there is no room above it
+        place = (axes.get_xlim()[1], 100 * rate)
+        _note(axes, name, place, (-2, -4 if below else 4), ha="right", va="top" if below else "bottom")
     if name_models:
         _mark_models(axes, summary)
     _legend(figure)

@@ -195,13 +195,20 @@ def _draw(placed: Sequence[tuple[ChartPoint, Compared]]) -> Drawing:
             **corner,
         )
     axes.axhline(0, color=plotting.GRAY, linewidth=1, linestyle="--")
-    axes.set_xlim(0, 1.08 * max(_ends(run.strength, p.x, 1)[1] for p, run in placed) or 1.0)
+    axes.set_xlim(*_span([_ends(run.strength, p.x, 1) for p, run in placed]))
     plotting.number_axis(axes.xaxis)
     plotting.number_axis(
         axes.yaxis, lambda value: wording.format_signed(value, 0 if value == round(value) else 1)
     )
     axes.set_xlabel("strength: KL(aligned ‖ base), nats per completion")
     return figure
+
+
+def _span(ends: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """An axis from 0, or from the lowest end where that is below, with room beside the last: a mean may be negative."""
+    low, high = min(0.0, *(low for low, _ in ends)), max(0.0, *(high for _, high in ends))
+    room = 0.08 * (high - low) or 1.0
+    return (low - room if low < 0 else 0.0), high + room
 
 
 def section(runs: Sequence[Compared]) -> Section:
@@ -216,7 +223,6 @@ def section(runs: Sequence[Compared]) -> Section:
         "Side by side",
         charts=((drawn, caption),) if drawn is not None else (),
         tables=(table(runs),),
-        points=tuple(differences(runs)),
     )
 
 
@@ -245,8 +251,8 @@ def to_html(runs: Sequence[Compared]) -> str:
     return page(
         "Audits side by side",
         wording.pluralize(len(runs), "run"),
-        "Reversal of each pair",
-        [reading(runs)],
+        "These runs do not compare as they stand" if differences(runs) else "Reversal of each pair",
+        [*differences(runs), reading(runs)],
         [section(runs)],
         level=runs[0].summary.level,
         source=f"from the summaries of {wording.pluralize(len(runs), 'run')}",
@@ -256,7 +262,12 @@ def to_html(runs: Sequence[Compared]) -> str:
 def to_markdown(runs: Sequence[Compared]) -> str:
     """The comparison as Markdown."""
     return "\n".join(
-        ["## Audits side by side", "", escaped(reading(runs)), "", *section_lines(section(runs))]
+        [
+            *("## Audits side by side", ""),
+            *(f"> **Warning:** {escaped(text)}" for text in differences(runs)),
+            *([""] if differences(runs) else []),
+            *(escaped(reading(runs)), "", *section_lines(section(runs))),
+        ]
     )
 
 

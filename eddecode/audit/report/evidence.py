@@ -10,6 +10,9 @@ from eddecode.audit.report.layout import Row, Section, Table
 from eddecode.audit.report.release_section import judges_table
 from eddecode.audit.stats.estimates import Estimate
 
+_CLEAR = 0.05  # p after Holm's correction
+_NAMED = 6  # comparisons that a sentence names
+
 
 def models_shown(summary: Summary) -> list[ConditionSummary]:
     """The three conditions that matter most: aligned, base, and ED at the headline α; those that the run has."""
@@ -91,8 +94,24 @@ def tests_section(summary: Summary) -> Section | None:
     caption = "Paired on the same prompts; Holm's correction within each family of tests"
     table = Table(caption, heads, tuple(rows), ("difference",), 0.0)
     methods = sorted({test.method for test in summary.tests} - {""})
-    text = f"Two-sided, by the prompts' own differences ({', '.join(methods)}; see docs/statistics.md)."
-    return Section("tests", "Paired tests", (text,) if methods else (), tables=(table,))
+    text = f"Two-sided, by the prompts' own differences ({', '.join(methods)}; eddecode docs statistics)."
+    texts = (_clear(summary), *((text,) if methods else ()))
+    return Section("tests", "Paired tests", texts, tables=(table,))
+
+
+def _clear(summary: Summary) -> str:
+    """How many of the comparisons are clear, and which are not."""
+    unclear = [test for test in summary.tests if test.p_holm >= _CLEAR]
+    clear = len(summary.tests) - len(unclear)
+    text = f"{clear} of {wording.pluralize(len(summary.tests), 'comparison')} show a difference that is clear of chance"
+    text += f" (p < {_CLEAR:g} after Holm's correction)."
+    if unclear:
+        names = ", ".join(
+            f"{_label(summary, test.condition)} against {test.against}" for test in unclear[:_NAMED]
+        )
+        more = len(unclear) - _NAMED
+        text += f" Not clear: {names}{f' and {more} more' if more > 0 else ''}."
+    return text
 
 
 def judge_free_section(summary: Summary) -> Section | None:

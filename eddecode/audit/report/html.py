@@ -20,6 +20,7 @@ from eddecode import __version__
 from eddecode.audit.analysis import wording
 from eddecode.audit.analysis.summary import Summary
 from eddecode.audit.report.charts import inline_svg, interval_cell
+from eddecode.audit.report.glossary import WORDS
 from eddecode.audit.report.layout import Row, Section, Table
 from eddecode.audit.report.sections import key_figures, sections
 from eddecode.audit.report.store_records import run_sessions, sampled_completions
@@ -29,6 +30,7 @@ from eddecode.utils.terminal import escape_control_chars
 if TYPE_CHECKING:
     from eddecode.audit.gate import Decision
 
+TILES = 5  # headline figures that stand out; the others are a line below them
 SHOWN_PROMPTS = 20  # of each condition, with --show-completions
 SHOWN_CHARACTERS = 4000  # of one completion
 ROOM = 700_000  # bytes of all completions in the page, which stays below a megabyte
@@ -63,13 +65,17 @@ def html_report(
     if decision is not None:
         verdict_title, mood = f"Gate: {decision.word}", _DECISION_MOODS.get(decision.word, "open")
         verdict = [decision.sentence, *verdict]
+    else:
+        verdict.append("No limit was given, so this is no pass and no fail: eddecode gate takes one.")
     return page(
         title or f"Audit of {summary.name}",
         f"{wording.pluralize(summary.distinct_prompts, 'prompt')}, {_when(sessions)}",
         verdict_title,
         verdict,
-        sections(summary, sessions),
+        sections(summary, sessions, decision),
         mood=mood,
+        about=_about(summary, sessions),
+        words=WORDS,
         figures=key_figures(summary, decision),
         level=summary.level,
         samples=samples,
@@ -86,6 +92,8 @@ def page(
     parts: Sequence[Section],
     *,
     mood: str = "open",
+    about: Sequence[tuple[str, str]] = (),
+    words: Sequence[tuple[str, str]] = (),
     figures: Sequence[tuple[str, str, str]] = (),
     level: float = 0.95,
     samples: Sequence[Mapping[str, Any]] = (),
@@ -99,7 +107,9 @@ def page(
         verdict_title, verdict: the result, in a line and in paragraphs.
         parts: the sections.
         mood: `bad`, `good` or `open`, the colour of the verdict's edge.
-        figures: see `sections.key_figures`.
+        about: (name, value) pairs below the heading: the models and the dates.
+        words: (word, meaning) pairs of the glossary.
+        figures: see `sections.key_figures`; the first five are tiles.
         level: of the intervals.
         samples, samples_note: completions to show, and what they are.
         source: what the page was made from.
@@ -117,7 +127,10 @@ def page(
             verdict_title=verdict_title,
             mood=mood,
             verdict=verdict,
-            figures=figures,
+            about=about,
+            words=words,
+            figures=figures[:TILES],
+            further=figures[TILES:],
             level=f"{100 * level:g}%",
             sections=parts,
             samples=samples,
@@ -173,6 +186,20 @@ def _swatch(style: int) -> Markup:
     """The marker of a series in a line of text."""
     glyph = "●■▲◆"[style % 4]
     return Markup('<span class="s{}" aria-hidden="true">{}</span>').format(style % 4, glyph)
+
+
+def _about(summary: Summary, sessions: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """The models with their revisions or digests, the judge, and when the run was made."""
+    found = [
+        (name, str(summary.identity[side]))
+        for side, name in (("base", "Base"), ("aligned", "Aligned"), ("finetuned", "Fine-tuned"))
+        if summary.identity.get(side)
+    ]
+    found.append(("Harm by", summary.harm_judge or "no judge"))
+    days = list(dict.fromkeys(str(session["started"])[:10] for session in sessions))
+    if days:
+        found.append(("Date", days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}"))
+    return found
 
 
 def _when(sessions: Sequence[Mapping[str, Any]]) -> str:

@@ -6,6 +6,7 @@ A section whose figures the run does not have is left out. No section holds text
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from eddecode.audit.analysis import wording
@@ -32,15 +33,18 @@ _JUDGED = {
 _CATEGORIES = 60  # rows of the table at most: a longer one is unreadable, and the page stays small
 
 
-def sections(summary: Summary, sessions: Sequence[Mapping[str, Any]] = ()) -> list[Section]:
+def sections(
+    summary: Summary, sessions: Sequence[Mapping[str, Any]] = (), decision: Decision | None = None
+) -> list[Section]:
     """All sections that the run has figures for, in the report's order; the verdict goes before them.
 
     Args:
         summary: of the run.
         sessions: of the run, see `store_records.run_sessions`.
+        decision: of the gate, whose limits are drawn in the chart.
     """
     found = (
-        _harm(summary),
+        _harm(summary, limit_lines(summary, decision)),
         release_section(summary),
         _categories(summary),
         _beside(summary),
@@ -64,15 +68,15 @@ def key_figures(summary: Summary, decision: Decision | None = None) -> list[tupl
     """
     head = summary.headline
     wanted: list[tuple[AnyEstimate | None, str, str]] = [
-        (head.reversal, "Reversal, percentage points", "points"),
-        (head.uplift_over_aligned, "Uplift over aligned, percentage points", "points"),
-        (head.harm, f"Harm rate at {wording.format_alpha(head.alpha)}", "percent"),
+        (head.reversal, "Reversal: harm over the base, points", "points"),
+        (head.harm, f"Harm rate of the attack, {wording.format_alpha(head.alpha)}", "percent"),
+        (head.base, "Harm rate of the base", "percent"),
+        (head.aligned, "Harm rate of the aligned model", "percent"),
+        (head.utility_loss, "Utility that the attack costs", "percent"),
+        (head.uplift_over_aligned, "Uplift over the aligned model, points", "points"),
         (head.any_of_k, f"Prompts with harm in {head.attempts} attempts", "percent"),
-        (head.base, "Harm rate of base", "percent"),
-        (head.aligned, "Harm rate of aligned", "percent"),
         (head.ratio_to_base, "Times the base's rate", "times"),
         (head.reversal_index, "Reversal index", "plain"),
-        (head.utility_loss, "Utility lost", "percent"),
     ]
     judged = [_JUDGED[check.name] for check in decision.checks if check.name in _JUDGED] if decision else []
     wanted.sort(key=lambda entry: not any(entry[0] is getattr(head, name) for name in judged))  # stable
@@ -90,13 +94,28 @@ def key_figures(summary: Summary, decision: Decision | None = None) -> list[tupl
     return found
 
 
-def _harm(summary: Summary) -> Section | None:
+def limit_lines(summary: Summary, decision: Decision | None) -> list[tuple[str, float]]:
+    """(name, harm rate) of the limits of a decision that are a line in the chart of harm rates."""
+    found = []
+    for check in decision.checks if decision else ():
+        under = {"max_reversal": "base", "max_uplift": "aligned"}.get(check.name)
+        rate = summary.harm(summary.find(under))
+        if under is not None and rate is not None:
+            over = "over base" if under == "base" else "over aligned"
+            found.append((f"limit: {100 * check.limit:g} points {over}", rate.rate + check.limit))
+        elif check.name == "max_harm_rate":
+            found.append((f"limit: {100 * check.limit:g}%", check.limit))
+    return [(name, rate) for name, rate in found if 0 <= rate <= 1]
+
+
+def _harm(summary: Summary, limits: Sequence[tuple[str, float]]) -> Section | None:
     """Harm and utility against α: two charts on one scale, and the table of the line."""
     drawn = []
     for make, caption in (
         (
-            charts.harm_chart,
-            f"Share of completions that are harmful, with {100 * summary.level:g}% bands. The dashed line is the base.",
+            partial(charts.harm_chart, limits=limits),
+            f"Share of completions that are harmful, with {100 * summary.level:g}% bands. The gray dashed line is the "
+            "base" + (", the red one the gate's limit." if limits else "."),
         ),
         (
             charts.utility_chart,
@@ -330,10 +349,35 @@ def _run(summary: Summary, sessions: Sequence[Mapping[str, Any]]) -> Section:
         value = _DEFAULTS.get(name) if identity[name] is None else identity[name]
         facts.append((_IDENTITY_NAMES.get(name, name.replace("_", " ")), _value(value)))
     facts.append(("run", summary.digest or wording.NONE))
+    return Section("run", "What was run", facts=tuple(facts), tables=_sessions_table(sessions))
+
+
+_SESSION = {
+    "started": "started",
+    "eddecode": "eddecode",
+    "torch": "torch",
+    "transformers": "transformers",
+    "device": "device",
+    "processor": "processor",
+    "threads": "threads",
+    "products": "products of weights",
+}  # field of a session → its column
+
+
+def _sessions_table(sessions: Sequence[Mapping[str, Any]]) -> tuple[Table, ...]:
+    """When the run was worked on, and on what; versions of torch as `torch 2.11`, so that a search finds them."""
+    if not sessions:
+        return ()
+    rows = []
     for number, session in enumerate(sessions, start=1):
-        environment = {key: part for key, part in session.items() if key not in ("id", "started")}
-        facts.append((f"session {number}", f"{session.get('started')}: {_value(environment)}"))
-    return Section("run", "What was run", facts=tuple(facts))
+        cells = [_value(session[name]) if name in session else wording.NONE for name in _SESSION]
+        cells[0] = cells[0].replace("T", " ")[:16]
+        cells[2] = f"torch {cells[2]}"
+        rows.append(Row((f"session {number}", *cells)))
+    table = Table(
+        "When the run was worked on, and on what (UTC)", ("session", *_SESSION.values()), tuple(rows)
+    )
+    return (table.compact(),)
 
 
 def _limits(summary: Summary) -> Section:

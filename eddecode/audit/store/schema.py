@@ -135,13 +135,31 @@ def connect_read_only(folder: Path) -> sqlite3.Connection:
     Raises:
         StoreError: not a run, one of another version, or a file that cannot be read.
     """
-    # Reading a file in WAL mode creates files beside it, which a folder without write access does not allow.
-    mode = "mode=ro" if os.access(folder, os.W_OK) else "mode=ro&immutable=1"
+    writable = os.access(folder, os.W_OK)
+    # Reading a file in WAL mode creates files beside it, which a folder without write access does not allow. Where a
+    # process was killed, its log is still there: it must be read too, and SQLite may have to finish what was begun.
+    left = any(_size(folder / f"{FILE}-{kind}") for kind in ("wal", "journal"))
+    modes = ["mode=ro", "mode=rw"] if writable else ["mode=ro" if left else "mode=ro&immutable=1"]
     with explained(folder):
-        address = f"{(folder / FILE).resolve().as_uri()}?{mode}"
-        database = sqlite3.connect(address, uri=True, isolation_level=None)
-        check(folder, database)
-    return database
+        for mode in modes:
+            address = f"{(folder / FILE).resolve().as_uri()}?{mode}"
+            database = sqlite3.connect(address, uri=True, isolation_level=None)
+            try:
+                check(folder, database)
+                database.execute("PRAGMA query_only = ON")
+                return database
+            except sqlite3.OperationalError as error:
+                database.close()
+                if mode == modes[-1] or "readonly" not in str(error):
+                    raise
+    raise AssertionError("one of the modes returned or raised")
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
 
 
 def stored_digest(folder: Path) -> str | None:

@@ -67,6 +67,31 @@ def test_the_chart_puts_runs_where_they_belong(runs: list[compare.Compared]) -> 
     assert "strong: +55.0 [49.0, 61.0] points at 8.5 nats" in chart.description
 
 
+@pytest.mark.parametrize("strengths", [(-8.5, -1.0), (-2.0, 3.0), (0.0, 0.0)])
+def test_strengths_below_zero_are_in_the_chart(tmp_path: Path, strengths: tuple[float, float]) -> None:
+    """An implied reward of few completions can be negative by chance."""
+    given = {f"run{i}": (nats, 0.1 * i) for i, nats in enumerate(strengths)}
+    found = compare.compared([Summary.read(folder) for folder in folders(tmp_path, given)])
+    chart = compare.chart(found)
+    assert chart is not None
+    with plotting.plot_style():
+        low, high = chart.draw().axes[0].get_xlim()
+    assert low <= min(0.0, *strengths) - 0.3 * (min(strengths) < 0)
+    assert high > max(0.0, *strengths)
+    assert compare.to_html(found).count("<svg") == 1 + 2
+
+
+def test_what_does_not_compare_is_said_before_the_figures(tmp_path: Path) -> None:
+    one, two = summary(), summary(prompts=50)
+    given = [write_run(tmp_path / name, data) for name, data in (("one", one), ("two", two))]
+    found = compare.compared([Summary.read(folder) for folder in given])
+    for text, figure in ((compare.to_html(found), "Side by side"), (compare.to_markdown(found), "| run |")):
+        assert 0 < text.index("The runs differ in prompts") < text.index(figure)
+    result = CliRunner().invoke(app, ["compare", *map(str, given)], env={"COLUMNS": "80"})
+    assert result.stderr.startswith("WARNING: The runs differ in prompts")
+    assert max(map(len, result.stdout.splitlines())) <= 80
+
+
 def of(data: dict[str, Any]) -> Summary:
     return Summary.from_json(json.dumps(data))
 

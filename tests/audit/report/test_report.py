@@ -16,12 +16,13 @@ from typer.testing import CliRunner
 from eddecode.audit import AuditConfig, audit
 from eddecode.audit.analysis import wording
 from eddecode.audit.analysis.summary import Summary
-from eddecode.audit.gate import Policy, decide
+from eddecode.audit.gate import Policy, decide, judge_run
 from eddecode.audit.judges.lexicon import LexiconJudge
 from eddecode.audit.report import html
 from eddecode.audit.report.charts import depth_chart, harm_chart, inline_svg, utility_chart
 from eddecode.audit.report.html import html_report
 from eddecode.audit.report.markdown import json_report, markdown_report
+from eddecode.audit.report.sections import limit_lines
 from eddecode.audit.stats.estimates import Estimate
 from eddecode.audit.store.store import Store
 from eddecode.cli.commands import app
@@ -137,6 +138,46 @@ def test_the_verdict_is_first_and_says_the_headline(page: str, tmp_path: Path) -
         < gated.index("exceeds the limit of 5.0 points")
         < gated.index("By the judge")
     )
+
+
+def test_the_page_says_what_it_is_of_and_what_its_words_mean(stubbed: Path) -> None:
+    run = Summary.read(stubbed)
+    parsed, page = Page(html_report(run)), html_report(run)
+    head = page[: page.index("<main>")]
+    assert "<dt>Base</dt><dd>b</dd>" in head
+    assert "<dt>Aligned</dt><dd>a</dd>" in head
+    assert re.search(r"<dt>Date</dt><dd>\d{4}-\d\d-\d\d</dd>", head)
+    assert "No limit was given" in page
+    tiles = [ancestors for tag, _, ancestors in parsed.elements if tag == "dt" and "header" not in ancestors]
+    words = page[page.index('<aside id="words"') :]
+    for word in ("reversal", "nats", "intact", "headline α", "utility"):
+        assert word in words
+    assert len(tiles) >= 5
+    verdict = page[page.index('id="verdict"') : page.index("</section>")]
+    assert verdict.count("<dt>") == 5
+    assert "Times the base" in verdict  # the others are in a line below
+    gate = judge_run(stubbed, Policy(max_reversal=0.05)).to_dict()
+    assert gate["models"]["base"] == "b"
+    assert gate["models"]["started"][:4].isdigit()
+
+
+def test_the_limits_of_the_gate_are_in_the_chart(tmp_path: Path) -> None:
+    run = Summary.read(write_run(tmp_path / "run"))
+    policy = Policy(max_reversal=0.05, max_harm_rate=0.3, max_uplift=0.1, max_any_of_k=0.2)
+    limits = limit_lines(run, decide(run, policy, ()))
+    assert limits == [
+        ("limit: 5 points over base", pytest.approx(0.45)),
+        ("limit: 30%", 0.3),
+        ("limit: 10 points over aligned", pytest.approx(0.1)),
+    ]
+    chart = harm_chart(run, limits)
+    assert chart is not None
+    with plotting.plot_style():
+        axes = chart.draw().axes[0]
+    heights = [text.xy[1] for text in axes.texts if text.get_text().startswith("limit")]  # type: ignore[attr-defined]
+    assert heights == pytest.approx([45, 30, 10])
+    assert "Limit: 30%, at 30.0%" in chart.description
+    assert limit_lines(run, None) == []
 
 
 @pytest.mark.parametrize(
