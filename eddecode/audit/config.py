@@ -7,10 +7,11 @@ imports torch.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import AfterValidator, ConfigDict, Field, PlainValidator, StrictBool, model_validator
 from pydantic.dataclasses import dataclass
@@ -88,6 +89,17 @@ def _check_systems(value: Mapping[str, str]) -> Mapping[str, str]:
     return value
 
 
+def _check_variables(value: Mapping[str, Any]) -> Mapping[str, Any]:
+    for name, given in value.items():
+        try:
+            json.dumps(given, allow_nan=False)
+        except (TypeError, ValueError):
+            raise ConfigError(
+                f"template variable {name} is {given!r:.60}; expected text, a number, true or false, or a list or table"
+            ) from None
+    return value
+
+
 def _check_whole_model(value: str | Path | None) -> str | Path | None:
     if value is not None and (Path(value) / "adapter_config.json").is_file():
         raise ConfigError(
@@ -134,8 +146,14 @@ class AuditConfig:
             on it.
         speculation: what drafts tokens, see `Sampler`. No completion depends on it.
         base_revision, aligned_revision: of hub ids.
-        base_template, aligned_template: `chat`, a preset's name, or a file with `{prompt}`; None: a plain instruction
-            template for the base model, its chat template for the aligned model.
+        base_template, aligned_template: `chat`, a preset's name, a file with `{prompt}`, or a `.jinja` file; None: a
+            plain instruction template for the base model, its chat template for the aligned model.
+        template_variables: for chat templates, such as {"enable_thinking": False}.
+        fold_system: where a chat template takes no system message, put its text before the first user message.
+        prefill: text with which the assistant's turn begins, for both models; completions follow it.
+        escape_specials: special tokens that are spelt in a prompt stay text.
+        mask_ids: `differing` masks ids that stand for different tokens in the two tokenizers, see `ModelPair.load`.
+        keep_thinking: judges read the reasoning of a completion too (`<think>` … `</think>`), not its answer alone.
         judges: specifications such as `lexicon`, `lexicon:FILE`, `grammar`, tables of an audit file, functions or
             judges; the first one judges harm.
         systems: name → system prompt. Each adds base, aligned and ED conditions with it.
@@ -189,6 +207,14 @@ class AuditConfig:
     aligned_revision: str | None = None
     base_template: Location | None = None
     aligned_template: Location | None = None
+    template_variables: Annotated[Mapping[str, Any], AfterValidator(_check_variables)] = Field(
+        default_factory=dict
+    )
+    fold_system: StrictBool = False
+    prefill: str = ""
+    escape_specials: StrictBool = True
+    mask_ids: Literal["differing"] | None = None
+    keep_thinking: StrictBool = False
     judges: Annotated[
         Sequence[Any],
         _parsed(_as_judges, "a list of judges"),
@@ -257,6 +283,11 @@ class AuditConfig:
     def sampling(self) -> dict[str, Any]:
         """The sampling parameters that all conditions share, as keywords of `SamplingParams`."""
         names = ("temperature", "top_k", "top_p", "min_p", "plausibility", "max_new_tokens", "stop", "seed")
+        return {name: getattr(self, name) for name in names}
+
+    def rendering(self) -> dict[str, Any]:
+        """How prompts are rendered, as keywords of `Sampler`."""
+        names = ("template_variables", "fold_system", "prefill", "escape_specials")
         return {name: getattr(self, name) for name in names}
 
     def params(self, condition: Condition, n: int) -> SamplingParams:

@@ -18,6 +18,7 @@ from eddecode.audit.data.prompts import PromptRecord
 from eddecode.audit.judges.base import Case, Judge, Verdict, verdicts_of
 from eddecode.audit.notices import Notices
 from eddecode.audit.plan import AuditPlan
+from eddecode.audit.reasoning import Answers, record_opened
 from eddecode.audit.store.store import NewCompletion, Store
 from eddecode.errors import ConfigError, EddecodeError, EngineError, PromptRelatedError
 
@@ -96,6 +97,7 @@ def decode_missing(
                 raise
             failures.append(error)
             continue
+        record_opened(store, model, sampler)
         failures += _decode(sampler, plan, part, _Writer(store, plan, counter, notices))
         del sampler  # frees its weights before the next ones are loaded
     return failures
@@ -176,13 +178,14 @@ class _Writer:
         self._notices, self._new = notices, list[tuple[Condition, Case, Any]]()
         self._taken: dict[tuple[str, int], int] = {}  # condition and prompt → completions
         self._judges: Sequence[Judge] = () if plan.config.keep_text else plan.judges
+        self._answers = Answers(store, {condition.name: condition for condition in plan.conditions})
         self._pending: list[NewCompletion] = []
         self._cases: list[Case] = []
         self._since = time.monotonic()
 
     def take(self, condition: Condition, record: PromptRecord, completion: Completion) -> None:
         self._pending.append((condition.key, record.index, completion))
-        self._cases.append(record.case(completion.text))
+        self._cases.append(record.case(self._answers.of(condition.name, completion.text).text))
         self._new.append((condition, self._cases[-1], completion))
         place = (condition.key, record.index)
         self._taken[place] = self._taken.get(place, 0) + 1
@@ -239,7 +242,11 @@ def load_sampler(config: AuditConfig, model: str = PAIR) -> SamplerLike:
     from eddecode.sampler import MAX_SLOTS, Sampler
 
     options: dict[str, Any] = {"dtype": config.dtype, "device": config.device}
-    options |= {"device_map": config.device_map, "quantization": config.quantization}
+    options |= {
+        "device_map": config.device_map,
+        "quantization": config.quantization,
+        "mask_ids": config.mask_ids,
+    }
     group: Any
     if model == ENSEMBLE:
         from eddecode.models.ensemble import Ensemble
@@ -266,5 +273,6 @@ def load_sampler(config: AuditConfig, model: str = PAIR) -> SamplerLike:
         aligned_template=config.aligned_template,
         max_slots=config.batch_size or MAX_SLOTS,
         speculation=config.speculation,
+        **config.rendering(),
     )
     return sampler

@@ -17,6 +17,7 @@ from typing import Any
 
 from eddecode.audit.config import AuditConfig
 from eddecode.audit.provenance import fingerprint_digest
+from eddecode.prompts.template_process import TEMPLATE_DATE
 
 _COMPILED = ("float32", "bfloat16", "float16")  # dtypes of weights for which there is a compiled product
 
@@ -49,7 +50,7 @@ def collect_environment(
     }
     if config is not None:
         found |= {"device": _device(config.device), "utility_loss": config.utility_loss}
-        found |= {"threads": _threads(), **_asked(config)}
+        found |= {"threads": _threads(), "template_date": TEMPLATE_DATE, **_asked(config)}
         if loads and found["device"] == "cpu":
             found["products"] = _products(config.dtype)
     return found

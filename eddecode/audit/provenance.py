@@ -67,6 +67,12 @@ def _optional(
         "ignore_eos": config.ignore_eos,
         "quantization": config.quantization or "",
         "no_text": not config.keep_text,
+        "template_variables": dict(config.template_variables),
+        "fold_system": config.fold_system,
+        "prefill": config.prefill,
+        "special_tokens_in_prompts": not config.escape_specials,
+        "mask_ids": config.mask_ids or "",
+        "keep_thinking": config.keep_thinking,
         "min_tokens": config.min_tokens,
         "policy": "" if config.policy is None else f"digest {Policy.read(config.policy).digest}",
     }

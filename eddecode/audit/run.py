@@ -35,6 +35,7 @@ from eddecode.audit.judges.registry import make_judge
 from eddecode.audit.notices import Notices
 from eddecode.audit.plan import AuditPlan, resolve
 from eddecode.audit.provenance import diff
+from eddecode.audit.reasoning import Answers
 from eddecode.audit.report.curve import write_curve
 from eddecode.audit.store.discard import discard_run
 from eddecode.audit.store.store import HUMAN, LabelKey, Store
@@ -240,11 +241,15 @@ def judge_all(store: Store, judges: Sequence[Judge], on_progress: ProgressCallba
     """
     total, done = len(judges) * store.count(), 0
     prompts = {record.index: record for record in store.prompts()}
+    answers = Answers(store, {condition.name: condition for condition in store.conditions()})
     for number, judge in enumerate(judges, start=1):
         last = 0
         while batch := store.unjudged(judge.name, _JUDGE_BATCH, after=last):
             last = batch[-1].id
-            verdicts = verdicts_of(judge, [prompts[item.prompt_index].case(item.text) for item in batch])
+            cases = [
+                prompts[item.prompt_index].case(answers.of(item.condition, item.text).text) for item in batch
+            ]
+            verdicts = verdicts_of(judge, cases)
             store.judge(judge.name, zip((item.id for item in batch), verdicts, strict=True))
             done += len(batch)
             on_progress(Progress("judge", done, total))

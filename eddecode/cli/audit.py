@@ -14,13 +14,19 @@ from eddecode.cli.common import (
     BatchSize,
     Device,
     DeviceMap,
+    EscapeSpecials,
+    FoldSystem,
     IgnoreEos,
+    KeepThinking,
+    MaskIds,
     MinP,
+    Prefill,
     Quantization,
     Revision,
     Speculation,
     Stop,
     SuppressEos,
+    TemplateVar,
     TopK,
     decoding_options,
     given_only,
@@ -29,6 +35,7 @@ from eddecode.cli.common import (
     print_json,
     print_summary,
     progress_on_stderr,
+    rendering_options,
     run_audit,
 )
 from eddecode.cli.logs import export_inspect_logs
@@ -125,6 +132,12 @@ def audit(
     speculation: Speculation = None,
     base_template: BaseTemplate = None,
     aligned_template: AlignedTemplate = None,
+    template_var: TemplateVar = None,
+    fold_system: FoldSystem = False,
+    prefill: Prefill = None,
+    escape_specials: EscapeSpecials = True,
+    mask_ids: MaskIds = None,
+    keep_thinking: KeepThinking = False,
     base_revision: Revision = None,
     aligned_revision: Revision = None,
     judge: Annotated[
@@ -220,6 +233,9 @@ def audit(
     with errors_as_messages(out):
         given |= decoding_options(
             device_map, quantization, batch_size, speculation, top_k, min_p, suppress_eos, ignore_eos
+        )
+        given |= rendering_options(
+            template_var, fold_system, prefill, escape_specials, mask_ids, keep_thinking
         )
         if system:
             given["systems"] = parse_systems(system)

@@ -11,7 +11,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 from rich.console import Console
@@ -36,8 +36,12 @@ from eddecode.cli.common import (
     Device,
     DeviceMap,
     Dtype,
+    EscapeSpecials,
+    FoldSystem,
     IgnoreEos,
+    MaskIds,
     MinP,
+    Prefill,
     Quantization,
     Revision,
     Seed,
@@ -45,6 +49,7 @@ from eddecode.cli.common import (
     Stop,
     SuppressEos,
     Temperature,
+    TemplateVar,
     Tokens,
     TopK,
     TopP,
@@ -52,6 +57,7 @@ from eddecode.cli.common import (
     given_only,
     hide_download_bars,
     print_json,
+    rendering_options,
     run_audit,
 )
 from eddecode.cli.messages import errors_as_messages, stderr_console
@@ -165,6 +171,11 @@ def generate(
     speculation: Speculation = None,
     base_template: BaseTemplate = None,
     aligned_template: AlignedTemplate = None,
+    template_var: TemplateVar = None,
+    fold_system: FoldSystem = False,
+    prefill: Prefill = None,
+    escape_specials: EscapeSpecials = True,
+    mask_ids: MaskIds = None,
     base_revision: Revision = None,
     aligned_revision: Revision = None,
     as_json: Annotated[
@@ -192,6 +203,7 @@ def generate(
         further = decoding_options(
             device_map, quantization, batch_size, speculation, top_k, min_p, suppress_eos, ignore_eos
         )
+        further |= rendering_options(template_var, fold_system, prefill, escape_specials, mask_ids)
         config = AuditConfig(
             **given_only(further),
             base=base,
@@ -250,6 +262,7 @@ def pair(
     dtype: Dtype = "auto",
     base_revision: Revision = None,
     aligned_revision: Revision = None,
+    mask_ids: MaskIds = None,
 ) -> None:
     """Compare two checkpoints: what they share, and what to know before an audit."""
     with errors_as_messages():
@@ -258,7 +271,12 @@ def pair(
         from eddecode.models.pair import ModelPair
 
         loaded = ModelPair.load(
-            base, aligned, dtype=dtype, base_revision=base_revision, aligned_revision=aligned_revision
+            base,
+            aligned,
+            dtype=dtype,
+            base_revision=base_revision,
+            aligned_revision=aligned_revision,
+            mask_ids=cast(Any, mask_ids),
         )
         description = loaded.describe(tensors=True)
         if as_json:

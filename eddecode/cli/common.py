@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from eddecode.audit.config import AuditConfig
     from eddecode.audit.decode import Progress
 
-_TEMPLATES = f"chat, a file with {{prompt}}, or a preset of the paper ({', '.join(FAMILIES)})."
+_TEMPLATES = f"chat, a file with {{prompt}}, a .jinja file, or a preset of the paper ({', '.join(FAMILIES)})."
 BaseTemplate = Annotated[
     str | None, typer.Option(help=f"{_TEMPLATES} Default: a plain instruction template.")
 ]
@@ -64,6 +64,38 @@ MinP = Annotated[
 SuppressEos = Annotated[bool, typer.Option("--suppress-eos", help="Never sample the end of a text.")]
 IgnoreEos = Annotated[
     bool, typer.Option("--ignore-eos", help="Do not stop at the end of a text, but at the length limit.")
+]
+TemplateVar = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="A variable of the chat template, NAME=VALUE with a JSON value or text, such as enable_thinking=false; "
+        "may be repeated."
+    ),
+]
+FoldSystem = Annotated[
+    bool,
+    typer.Option(
+        "--fold-system", help="Where a chat template has no system role, put the text before the user's."
+    ),
+]
+Prefill = Annotated[
+    str | None, typer.Option(help="Text with which the assistant's turn begins; completions follow it.")
+]
+EscapeSpecials = Annotated[
+    bool,
+    typer.Option(
+        "--escape-specials/--no-escape-specials", help="Special tokens that are spelt in a prompt stay text."
+    ),
+]
+MaskIds = Annotated[
+    str | None,
+    typer.Option(help="differing: mask ids that stand for different tokens in the two tokenizers."),
+]
+KeepThinking = Annotated[
+    bool,
+    typer.Option(
+        "--keep-thinking", help="Judges read reasoning (<think> … </think>) too, not the answer alone."
+    ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.", show_default=False)]
@@ -105,6 +137,42 @@ def decoding_options(
         **{"speculation": speculation, "top_k": top_k, "min_p": min_p},
         **{"suppress_eos": suppress_eos or None, "ignore_eos": ignore_eos or None},
     }
+
+
+def rendering_options(
+    template_var: Sequence[str] | None,
+    fold_system: bool,
+    prefill: str | None,
+    escape_specials: bool,
+    mask_ids: str | None = None,
+    keep_thinking: bool = False,
+) -> dict[str, Any]:
+    """The fields of `AuditConfig` for the options about what models and judges read; None: not given."""
+    return {
+        **{"template_variables": parse_variables(template_var) if template_var else None},
+        **{"fold_system": fold_system or None, "prefill": prefill, "mask_ids": mask_ids},
+        **{"escape_specials": None if escape_specials else False, "keep_thinking": keep_thinking or None},
+    }
+
+
+def parse_variables(given: Sequence[str]) -> dict[str, Any]:
+    """Template variables given as NAME=VALUE; a value that is no JSON is text.
+
+    Raises:
+        ConfigError: another form, or a name twice.
+    """
+    found: dict[str, Any] = {}
+    for entry in given:
+        name, sign, text = entry.partition("=")
+        if not sign or not name.isidentifier() or name in found:
+            raise ConfigError(
+                f"--template-var is {entry!r:.60}; expected NAME=VALUE, such as enable_thinking=false, each name once"
+            )
+        try:
+            found[name] = json.loads(text.lower() if text in ("True", "False") else text)
+        except ValueError:
+            found[name] = text
+    return found
 
 
 def parse_systems(given: Sequence[str]) -> dict[str, str]:

@@ -18,11 +18,16 @@ from eddecode.cli.common import (
     AlignedTemplate,
     AsJson,
     BaseTemplate,
+    EscapeSpecials,
+    FoldSystem,
+    Prefill,
     Revision,
+    TemplateVar,
     given_only,
     hide_download_bars,
     parse_systems,
     print_json,
+    rendering_options,
 )
 from eddecode.cli.messages import errors_as_messages
 from eddecode.utils.terminal import escape_control_chars
@@ -43,6 +48,10 @@ def preview(
     transforms: Annotated[Path | None, typer.Option(help="Transforms of the prompts.")] = None,
     base_template: BaseTemplate = None,
     aligned_template: AlignedTemplate = None,
+    template_var: TemplateVar = None,
+    fold_system: FoldSystem = False,
+    prefill: Prefill = None,
+    escape_specials: EscapeSpecials = True,
     base_revision: Revision = None,
     aligned_revision: Revision = None,
     limit: Annotated[int, typer.Option(help="How many prompts to show, from the first.", min=1)] = 1,
@@ -55,6 +64,7 @@ def preview(
             **{"transforms": transforms, "systems": parse_systems(system) if system else None},
             **{"base_template": base_template, "aligned_template": aligned_template},
             **{"base_revision": base_revision, "aligned_revision": aligned_revision},
+            **rendering_options(template_var, fold_system, prefill, escape_specials),
         }
         from eddecode.audit.config import AuditConfig
 
@@ -74,7 +84,7 @@ def rendered_prompts(config: AuditConfig, limit: int) -> list[dict[str, Any]]:
     from eddecode.audit.plan import resolve
     from eddecode.models.checkpoint import open_checkpoint
     from eddecode.models.tokenizer_files import load_tokenizer
-    from eddecode.prompts.templates import Renderer, make_template
+    from eddecode.prompts.templates import Renderer, TemplateOptions, make_template
 
     hide_download_bars(config.base, config.aligned)
     plan = resolve(config, [LexiconJudge(["unused"])])
@@ -86,10 +96,13 @@ def rendered_prompts(config: AuditConfig, limit: int) -> list[dict[str, Any]]:
         )
     ]
     tokenizers = loaded[0] or loaded[1], loaded[1] or loaded[0]
-    render = Renderer(
-        make_template(config.base_template, tokenizers[0], "base"),
-        make_template(config.aligned_template, tokenizers[1], "aligned"),
+    options = TemplateOptions(
+        config.template_variables, config.fold_system, config.prefill, config.escape_specials
     )
+    render = Renderer(
+        make_template(config.base_template, tokenizers[0], "base", options=options),
+        make_template(config.aligned_template, tokenizers[1], "aligned", options=options),
+    ).checked(config.template_variables)
     groups: dict[tuple[str, str], list[str]] = {}
     first: dict[tuple[str, str], Condition] = {}
     for condition in plan.conditions:

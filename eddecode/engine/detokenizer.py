@@ -15,6 +15,7 @@ from functools import cached_property
 from typing import Any
 
 from eddecode.prompts.encoding import special_strings
+from eddecode.prompts.thinking import MARKS
 
 # Tokens before a possible stop string that are decoded with it: bytes of one character.
 EXTRA_TOKENS = 8
@@ -32,8 +33,18 @@ class TextDecoder:
     @cached_property
     def special_ids(self) -> frozenset[int]:
         """Ids that are left out of a completion's text."""
+        return frozenset(self._special) - self._marks.keys()
+
+    @cached_property
+    def _special(self) -> dict[int, str]:
         added = getattr(self.tokenizer, "added_tokens_decoder", {})
-        return frozenset(int(i) for i, token in added.items() if token.special)
+        return {int(i): str(token) for i, token in added.items() if token.special}
+
+    @cached_property
+    def _marks(self) -> dict[int, str]:
+        """Special tokens that mark reasoning: they stay in the text, or nothing would tell it from the answer."""
+        known = {mark for pair in MARKS for mark in pair}
+        return {i: token for i, token in self._special.items() if token in known}
 
     @cached_property
     def specials(self) -> tuple[str, ...]:
@@ -41,8 +52,12 @@ class TextDecoder:
         return () if self.tokenizer is None else special_strings(self.tokenizer)
 
     def text(self, tokens: Sequence[int]) -> str:
-        """The text of token ids, without special tokens."""
-        return self._decode(tokens, skip_special_tokens=True)
+        """The text of token ids, without special tokens; marks of reasoning are kept."""
+        text, start = "", 0
+        for at in [i for i, token in enumerate(tokens) if token in self._marks] if self._marks else ():
+            text += self._decode(tokens[start:at], skip_special_tokens=True) + self._marks[tokens[at]]
+            start = at + 1
+        return text + self._decode(tokens[start:], skip_special_tokens=True)
 
     def full_text(self, tokens: Sequence[int]) -> str:
         """The text of token ids, with the spellings of special tokens."""

@@ -16,12 +16,13 @@ from torch import Tensor
 
 from eddecode.errors import PairError
 from eddecode.models.checkpoint import Checkpoint
-from eddecode.models.description import describe_model, describe_shared
+from eddecode.models.description import describe_model, describe_shared, logit_width
 from eddecode.models.diagnostics import Diagnostic
 from eddecode.models.load_config import LoadConfig
 from eddecode.models.load_group import CheckpointRef, LoadedModels, MemoryRequirement, load_group
-from eddecode.models.pair import MaskIds, ModelPair, check_ids, partial_vocabularies
+from eddecode.models.pair import MaskIds, ModelPair, check_ids
 from eddecode.models.tensor_bytes import model_digest
+from eddecode.models.tokenizer_compat import partial_vocabularies
 from eddecode.prompts.types import RenderedPrompt
 
 
@@ -78,7 +79,9 @@ class LogitMixture:
             raise PairError(
                 f"no id is known to all of {', '.join(self.names)}; every model of a group must share one tokenizer"
             )
-        self.partial_vocabularies = partial_vocabularies(self.models, self.tokenizers, self.vocabulary)
+        self.partial_vocabularies = partial_vocabularies(
+            list(map(logit_width, self.models)), self.tokenizers, self.vocabulary
+        )
         self.device: torch.device = pairs[0][0].device
         self._pairs = list(pairs)
         self._digests: tuple[str, ...] | None = None

@@ -1,4 +1,4 @@
-"""From a checkpoint's files to a model, through transformers. Adapters are in `adapters`, tokenizers in `tokenizer_files`.
+"""From a checkpoint's files to a model, through transformers; adapters and tokenizers have modules of their own.
 
 The files were checked by `eddecode.models.checkpoint`. Refused here is what only the configuration shows: a model that
 needs its own code, one that is no causal language model, and numbers that no model can have. After loading, what is in

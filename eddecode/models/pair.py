@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from eddecode.errors import PairError, PromptError
@@ -33,7 +32,12 @@ from eddecode.models.load_group import CheckpointRef, LoadedModels, MemoryRequir
 from eddecode.models.loader import freeze, require_eager_for_softcap
 from eddecode.models.sizes import input_device
 from eddecode.models.tensor_bytes import model_digest
-from eddecode.models.tokenizer_compat import check_vocabularies, eos_notes, sampleable_ids, tokens_by_id
+from eddecode.models.tokenizer_compat import (
+    check_vocabularies,
+    eos_notes,
+    partial_vocabularies,
+    tokens_by_id,
+)
 from eddecode.models.weight_diff import compare_tensors
 from eddecode.prompts.types import RenderedPrompt
 
@@ -123,7 +127,7 @@ class ModelPair:
 
         At α = 0 and α = −1 one model alone has a weight, and what it alone knows may be sampled.
         """
-        return partial_vocabularies(self.models, self.tokenizers, self.vocabulary)
+        return partial_vocabularies(list(map(logit_width, self.models)), self.tokenizers, self.vocabulary)
 
     @staticmethod
     def logit_weights(alpha: float) -> tuple[float, float]:
@@ -389,21 +393,6 @@ class ModelPair:
 
 def _warnings_first(notes: list[Diagnostic]) -> list[Diagnostic]:
     return sorted(notes, key=lambda note: note.level != "warning")
-
-
-def partial_vocabularies(
-    models: Sequence[Any], tokenizers: Sequence[Any], vocabulary: Tensor
-) -> dict[tuple[bool, ...], Tensor]:
-    """The vocabularies of the first model alone, and of the others without it, where they are not `vocabulary`."""
-    first = tuple(i == 0 for i in range(len(models)))
-    found = {}
-    for active in (first, tuple(not is_active for is_active in first)):
-        chosen = [i for i, is_active in enumerate(active) if is_active]
-        own = sampleable_ids([logit_width(models[i]) for i in chosen], [tokenizers[i] for i in chosen])
-        width = max(len(own), len(vocabulary))
-        if not torch.equal(*(F.pad(mask, (0, width - len(mask))) for mask in (own, vocabulary))):
-            found[active] = own
-    return found
 
 
 def check_ids(name: str, model: Any, ids: Sequence[int]) -> None:

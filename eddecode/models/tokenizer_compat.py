@@ -94,6 +94,20 @@ def check_vocabularies(
     return vocabulary, notes
 
 
+def partial_vocabularies(
+    widths: Sequence[int], tokenizers: Sequence[Any], vocabulary: torch.Tensor
+) -> dict[tuple[bool, ...], torch.Tensor]:
+    """The vocabularies of the first model alone, and of the others without it, where they are not `vocabulary`."""
+    first = tuple(i == 0 for i in range(len(widths)))
+    found = {}
+    for active in (first, tuple(not is_active for is_active in first)):
+        chosen = [i for i, is_active in enumerate(active) if is_active]
+        own = sampleable_ids([widths[i] for i in chosen], [tokenizers[i] for i in chosen])
+        if own.nonzero().tolist() != vocabulary.nonzero().tolist():
+            found[active] = own
+    return found
+
+
 def _added_ids(tokenizer: Any) -> list[int]:
     """The ids that a tokenizer does not build from text: control tokens."""
     return [int(i) for i in getattr(tokenizer, "added_tokens_decoder", {})]

@@ -256,6 +256,8 @@ def _searched(text: str, frame: Frame, messages: Sequence[Mapping[str, str]]) ->
     for i in sorted(
         range(len(roles)), key=lambda i: roles[i] == "system"
     ):  # it may stand anywhere: what is left
+        if not messages[i]["content"].strip():
+            continue
         start_from = 0 if roles[i] == "system" else at
         span = next(
             (span for form in _forms(messages[i]) if (span := _find(text, form, start_from, spans))), None

@@ -92,11 +92,17 @@ def test_as_run_reads_back_to_the_same_configuration(tmp_path: Path) -> None:
         judges=["lexicon", {"kind": "grammar", "name": "valid"}],
         top_p=0.9,
         keep_text=False,
+        template_variables={"enable_thinking": False, "level": [1, "x"]},
+        prefill="Sure, ",
+        fold_system=True,
+        escape_specials=False,
+        mask_ids="differing",
     )
     records = read_prompts(made.prompts)
     read = AuditConfig(**read_config_file(write_as_run(made, records)))
     assert [(r.prompt, r.meta) for r in read_prompts(read.prompts)] == [(r.prompt, r.meta) for r in records]
-    for name in ("alphas", "systems", "mitigations", "stop", "top_p", "keep_text", "base"):
+    rendering = ("template_variables", "prefill", "fold_system", "escape_specials", "mask_ids")
+    for name in ("alphas", "systems", "mitigations", "stop", "top_p", "keep_text", "base", *rendering):
         assert getattr(read, name) == getattr(made, name)
     assert read.conditions() == made.conditions()
     assert read_transforms(read.transforms) == read_transforms(made.transforms)

@@ -22,6 +22,7 @@ from eddecode.cli.progress import Pace
 from eddecode.cli.runs import describe_run
 from eddecode.errors import StoreError
 from eddecode.testbed.bundled import bundled_pair
+from helpers import tiny
 from helpers.stub_runs import Interrupted, config, exported, run
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
@@ -274,3 +275,28 @@ def test_machine_readable_results(tmp_path: Path) -> None:
     assert gate["schema"].startswith("eddecode.gate/")
     assert json.loads(invoke("report", tmp_path / "run", "--json").stdout)["schema"] == "eddecode.report/1"
     assert json.loads(invoke("plan", tmp_path / "run", "--json").stdout)["conditions"] == 5
+
+
+def test_options_of_the_rendering(tmp_path: Path) -> None:
+    """A chat template from a file, its variables, a prefill, and a system text that it has no role for."""
+    base, aligned = tiny.save_pair(tmp_path)
+    template = tmp_path / "own.jinja"
+    template.write_text(
+        "{% for m in messages if m.role != 'system' %}[{{ m.content }}]{% endfor %}{{ enable_thinking }}{{ level }}"
+    )
+    (tmp_path / "prompts.txt").write_text("what is </s>?")
+    options = (
+        *("preview", "--base", base, "--aligned", aligned, "--prompts", tmp_path / "prompts.txt", "--json"),
+        *("--aligned-template", template, "--system", "s=Be kind.", "--prefill", "Sure, "),
+        *("--template-var", "enable_thinking=false", "--template-var", "level=low"),
+    )
+    refused = invoke(*options)
+    assert refused.exit_code == 2
+    assert "--fold-system" in refused.output
+    found = json.loads(invoke(*options, "--fold-system").stdout)
+    texts = {entry["conditions"][0]: entry["aligned"]["text"] for entry in found}
+    assert texts["aligned"] == "[what is </s>?]FalselowSure, "
+    assert texts["aligned+system:s"] == "[Be kind.\n\nwhat is </s>?]FalselowSure, "
+    for wrong in ("enable_thinking", "a b=1"):
+        assert "expected NAME=VALUE" in invoke(*options, "--template-var", wrong).output
+    assert "no chat template reads it" in invoke(*options, "--fold-system", "--template-var", "x=1").output

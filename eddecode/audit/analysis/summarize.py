@@ -42,6 +42,7 @@ from eddecode.audit.analysis.summary_parts import (
     UtilitySummary,
 )
 from eddecode.audit.conditions import Condition
+from eddecode.audit.reasoning import reasoning_notes
 from eddecode.audit.stats.clusters import Clusters
 from eddecode.audit.stats.estimates import CorrectedRate, Rate
 from eddecode.audit.stats.paired import relative_decrease
@@ -113,7 +114,12 @@ def summarize(
         agreement=tuple(agreement_rows(tables, judges)),
         judge_free=_judge_free(store, tables, base.condition, aligned.condition),
         release=release_figures(tables, measured, judges, prompts, bound),
-        notes=(*_notes(store, prompts, tables, judges), *notes, *_correction_notes(corrected)),
+        notes=(
+            *_notes(store, prompts, tables, judges),
+            *reasoning_notes(store),
+            *notes,
+            *_correction_notes(corrected),
+        ),
         folder=store.folder,
     )
 

@@ -121,6 +121,10 @@ class StoreQueries:
         )
         return [json.loads(value) for (value,) in rows]
 
+    def texts(self) -> Iterator[tuple[str, str]]:
+        """(condition's name, text) of every completion whose text is kept."""
+        yield from self._query("SELECT condition, text FROM completion WHERE text IS NOT NULL ORDER BY id")
+
     def min_tokens(self) -> int:
         """Tokens of text below which a completion is left out of harm rates; 0: none is."""
         return int((self.note("identity") or {}).get("min_tokens", 0))

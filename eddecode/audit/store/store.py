@@ -53,6 +53,7 @@ class PendingCompletion:
     id: int
     prompt_index: int
     text: str
+    condition: str
 
 
 @dataclass(frozen=True)
@@ -309,7 +310,7 @@ class Store(StoreQueries):
     def unjudged(self, judge: str, limit: int, after: int = 0) -> list[PendingCompletion]:
         """Up to `limit` completions, with ids above `after`, that the judge of a name has not judged."""
         rows = self._query(
-            "SELECT id, prompt_index, coalesce(text, '') FROM completion WHERE id > ? AND NOT EXISTS"
+            "SELECT id, prompt_index, coalesce(text, ''), condition FROM completion WHERE id > ? AND NOT EXISTS"
             " (SELECT 1 FROM verdict WHERE completion = completion.id AND judge = ?) ORDER BY id LIMIT ?",
             (after, self._judging(judge), limit),
         )
@@ -358,6 +359,11 @@ class Store(StoreQueries):
             (HUMAN,),
         )
         return {(condition, index, sample): bool(flag) for condition, index, sample, flag in rows}
+
+    def add_note(self, name: str, value: Any) -> None:
+        """Record a fact of the run; one of that name that is there already stays."""
+        with self._transaction():
+            self._insert("run", [(name, as_json(value))])
 
     # canaries
 
