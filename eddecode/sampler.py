@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from eddecode.engine.detokenizer import StopStrings, TextDecoder
 from eddecode.engine.engine import Engine
@@ -50,8 +50,8 @@ class Sampler:
             "ngram", "auto" for both; or a small model with the pair's vocabulary: a checkpoint's folder or hub id, or a
             transformers model. See `eddecode.engine.speculative`.
         memory_budget: bytes for keys and values; None takes half of what is free on the device when decoding starts.
-        cuda_graphs: on a GPU, capture the models' steps as CUDA graphs. A model whose step cannot be captured is
-            decoded without, with a warning. See docs/gpu.md.
+        cuda_graphs: capture the models' steps as CUDA graphs; "auto" does so on a GPU. A model whose step cannot be
+            captured is decoded without, with a warning. See docs/gpu.md.
         template_variables: for chat templates, such as {"enable_thinking": False}.
         fold_system: where a chat template takes no system message, put its text before the first user message.
         prefill: text with which the assistant's turn begins, for both models; completions follow it.
@@ -67,7 +67,7 @@ class Sampler:
         max_slots: int = MAX_SLOTS,
         memory_budget: int | None = None,
         speculation: str | Path | Any = "off",
-        cuda_graphs: bool = False,
+        cuda_graphs: bool | Literal["auto"] = "auto",
         template_variables: Mapping[str, Any] | None = None,
         fold_system: bool = False,
         prefill: str = "",
@@ -77,12 +77,12 @@ class Sampler:
             raise ParamsError(f"max_slots is {max_slots}; expected at least 1")
         if memory_budget is not None and memory_budget < 1:
             raise ParamsError(f"memory_budget is {memory_budget}; expected a number of bytes, or None")
-        if cuda_graphs and pair.device.type != "cuda":
+        if cuda_graphs is True and pair.device.type != "cuda":
             raise ParamsError(
                 f"cuda_graphs=True captures steps of a CUDA device; the pair is on {pair.device}"
             )
         self.pair = pair
-        self.cuda_graphs = cuda_graphs
+        self.cuda_graphs = pair.device.type == "cuda" if cuda_graphs == "auto" else cuda_graphs
         self.max_slots = max_slots
         self.memory_budget = memory_budget
         self.speculator = speculator_for(pair, speculation)
@@ -261,8 +261,9 @@ class Sampler:
     def _budget(self) -> int:
         if self.memory_budget is not None:
             return self.memory_budget
-        # CUDA graphs round buffers up to powers of two.
-        share = CACHE_MEMORY_FRACTION / 2 if self.cuda_graphs else CACHE_MEMORY_FRACTION
+        # Captured steps over dense masks round buffers up to powers of two.
+        rounded = any(getattr(runner, "rounds_up", False) for runner in self.runner.model_runners)
+        share = CACHE_MEMORY_FRACTION / 2 if rounded else CACHE_MEMORY_FRACTION
         return int(share * free_bytes(self.pair.device))
 
     @staticmethod

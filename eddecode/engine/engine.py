@@ -1,10 +1,11 @@
 """Engine: the decode loop. Requests wait, take slots, are decoded together, stop, and free their slots.
 
 `Engine.step` is the algorithm. `eddecode.engine.scheduler` decides which sequences run, and `eddecode.engine.sequence`
-samples their tokens. Speculative decoding is part of the loop: drafted tokens are read by the models together
-with the last sampled one, every position is sampled as without a draft, and a sequence keeps what was sampled up to the
-first position that differs from its draft. A token belongs to its logits and to the random number of its position, so
-a draft changes how many tokens a step gives, never which.
+samples their tokens; on a GPU steps are launched ahead of the host where they can be (`eddecode.engine.pipeline`).
+Speculative decoding is part of the loop: drafted tokens are read by the models together with the last sampled one,
+every position is sampled as without a draft, and a sequence keeps what was sampled up to the first position that
+differs from its draft. A token belongs to its logits and to the random number of its position, so a draft changes how
+many tokens a step gives, never which.
 """
 
 from __future__ import annotations
@@ -17,9 +18,11 @@ from einops import rearrange
 from torch import Tensor
 
 from eddecode.engine.draft import Draft, Speculator
+from eddecode.engine.pipeline import Pipeline
 from eddecode.engine.scheduler import Scheduler
-from eddecode.engine.sequence import Partial, Request, SamplingBatch, SequenceState, sample
+from eddecode.engine.sequence import Partial, Request, SamplingBatch, SequenceState, checked_sample, sample
 from eddecode.errors import ContextError, EngineError
+from eddecode.execution.pair_step import captured_loop
 from eddecode.execution.runner import PairRunner
 from eddecode.utils.memory import is_out_of_memory, release_memory, trim_heap
 from eddecode_kernels.types import SampledTokens
@@ -63,6 +66,8 @@ class Engine:
         self._next_batch: SamplingBatch | None = (
             None  # of the running sequences, if they are as in the last step
         )
+        loop = None if speculator is not None else captured_loop(runner, vocabulary)
+        self.pipeline = None if loop is None else Pipeline(loop, partial_vocabularies)
 
     def submit(self, requests: Sequence[Request]) -> list[SequenceState]:
         """Queue requests.
@@ -82,10 +87,13 @@ class Engine:
     def step(self) -> list[SequenceState]:
         """Decode one token for every sequence that has a slot, or several with a draft; return those that finished."""
         try:
-            admitted = self.scheduler.next()
+            admitted = self._admissible()
             if admitted:
                 self._prefill(admitted)
-            if self.scheduler.running:
+            running = self.scheduler.running
+            if running and self.pipeline is not None and self.pipeline.serves(running):
+                self._decode_ahead(self.pipeline)
+            elif running:
                 draft = self._propose()
                 logits = self._forward(draft)
                 batch = self._sampling_batch(draft)
@@ -118,15 +126,55 @@ class Engine:
 
         together = [*scheduler.running, *admitted]
         self.runner.reserve(len(together), scheduler.max_positions(together))
-        results.reverse()
-        for sequence in admitted:
-            of_each_model = results.pop()  # frees what no later sequence begins with
-            if sequence.finish_reason is None:
-                self.runner.add(of_each_model)
-            scheduler.admit()
+        if self.runner.adds_together:
+            self.runner.add_all(
+                [r for s, r in zip(admitted, results, strict=True) if s.finish_reason is None]
+            )
+            for _ in admitted:
+                scheduler.admit()
+        else:
+            results.reverse()
+            for sequence in admitted:
+                of_each_model = results.pop()  # frees what no later sequence begins with
+                if sequence.finish_reason is None:
+                    self.runner.add(of_each_model)
+                scheduler.admit()
         self._next_batch = None
         if not scheduler.waiting:  # the last prefill is over, and its memory is not needed again
             trim_heap()
+
+    def _admissible(self) -> list[SequenceState]:
+        """Waiting sequences to admit now; what is in flight is read first."""
+        admitted = self.scheduler.next()
+        if admitted and self.pipeline is not None and not self.pipeline.idle:
+            self._collect_all(self.pipeline)
+            self._retire()
+            admitted = self.scheduler.next()
+        return admitted
+
+    def _decode_ahead(self, pipeline: Pipeline) -> None:
+        """Launch a step, then read the one before it; once a sequence has finished, read all that was launched."""
+        running = self.scheduler.running
+        if pipeline.idle:
+            pipeline.start(running, self.scheduler.cached_lengths())
+        pipeline.launch_ahead()
+        self._collect(pipeline)
+        if any(sequence.finish_reason is not None for sequence in running):
+            self._collect_all(pipeline)
+        self._next_batch = None
+
+    def _collect_all(self, pipeline: Pipeline) -> None:
+        while not pipeline.idle:
+            self._collect(pipeline)
+
+    def _collect(self, pipeline: Pipeline) -> None:
+        """Append what the oldest step in flight sampled."""
+        places, raw = pipeline.collect()
+        sampled = checked_sample(places, raw, self.vocabulary.shape[0], self.runner.names)
+        tokens, logprobs = sampled.tokens.tolist(), sampled.logprobs.T.tolist()
+        for (sequence, _), token, values in zip(places, tokens, logprobs, strict=True):
+            self._check_finite(sequence, values)
+            sequence.append(token, values)
 
     def _propose(self) -> Draft:
         """A draft, if there is a speculator; at most as long as every model's context window has room for."""
@@ -190,6 +238,8 @@ class Engine:
 
     def _preempt(self, error: BaseException) -> None:
         """After memory ran out: let half of the sequences wait again, so that the others fit."""
+        if self.pipeline is not None:
+            self.pipeline.drop()
         self._retire()
         if self.scheduler.max_slots <= 1:
             raise EngineError(

@@ -13,11 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from eddecode.errors import EngineError
-from eddecode.sampling.dispatch import contrast_and_sample
+from eddecode.sampling.dispatch import checked, contrast_and_sample
 from eddecode.sampling.params import SamplingParams
 from eddecode.sampling.rng import uniforms
 from eddecode.utils.device import copy_to_device
-from eddecode_kernels.types import EVERY_FILTER, Filters, SampledTokens, SamplingRows
+from eddecode_kernels.types import EVERY_FILTER, Filters, RawSample, SampledTokens, SamplingRows
 
 Prompts = tuple[tuple[int, ...], ...]  # token ids of a prompt, per model
 
@@ -228,16 +228,37 @@ def sample(
                 filters=batch.filters,
             )  # fmt: skip
     except EngineError as error:
-        if error.row is None:
-            raise
-        sequence, position = batch.positions[error.row]
-        request = sequence.request
-        raise error.named(request.prompt_index, request.sample, position, names) from error
+        raise _named(error, batch.positions, names) from error
     for model, (seen, full) in enumerate(zip(limited, logits, strict=True)):
         if seen is not full:  # report the model's own log-probability, not the limited one
             own = widened(full, int(sampled.tokens.max()) + 1).log_softmax(dim=-1)
             sampled.logprobs[model] = own.gather(-1, sampled.tokens[:, None].to(own.device))[:, 0]
     return sampled
+
+
+def checked_sample(
+    places: Sequence[tuple[SequenceState, int]], raw: RawSample, width: int, names: tuple[str, ...]
+) -> SampledTokens:
+    """What a device sampled for these positions of sequences.
+
+    Raises:
+        EngineError: a token cannot be sampled; it names the request and the model.
+    """
+    try:
+        return checked(raw, width)
+    except EngineError as error:
+        raise _named(error, places, names) from error
+
+
+def _named(
+    error: EngineError, places: Sequence[tuple[SequenceState, int]], names: tuple[str, ...]
+) -> EngineError:
+    """The error of one row with its request."""
+    if error.row is None:
+        return error
+    sequence, position = places[error.row]
+    request = sequence.request
+    return error.named(request.prompt_index, request.sample, position, names)
 
 
 def _sample_by_vocabulary(

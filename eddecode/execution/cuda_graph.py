@@ -18,7 +18,8 @@ from __future__ import annotations
 
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, Protocol
@@ -30,7 +31,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from eddecode.errors import EngineError, UnsupportedLayersError
 from eddecode.execution.compiled.replace import CompiledModules
-from eddecode.execution.kv_cache import BatchedKVCache, WritePositions
+from eddecode.execution.kv_cache import LENGTH_STEP, BatchedKVCache, WritePositions
 from eddecode.execution.runner import CachedModelRunner, PrefillResult
 from eddecode.utils.device import to_device
 from eddecode.utils.memory import free_bytes, is_out_of_memory
@@ -135,6 +136,30 @@ class CudaGraph:
         return self.logits
 
 
+@contextmanager
+def capturable_experts(model: Any) -> Iterator[None]:
+    """Within the block a mixture of experts multiplies in a form that needs nothing from the host.
+
+    Grouped products do so on a GPU for bfloat16 from Hopper on; in all other cases torch fetches the groups' offsets to
+    the CPU. transformers decodes by batched products for the same reason.
+    """
+    config = model.config.get_text_config()
+    before = getattr(config, "_experts_implementation", None)
+    grouped = (
+        model.device.type == "cuda"
+        and model.dtype == torch.bfloat16
+        and torch.cuda.get_device_capability(model.device) >= (9, 0)
+    )
+    if before != "grouped_mm" or grouped:
+        yield
+        return
+    config._experts_implementation = "batched_mm"
+    try:
+        yield
+    finally:
+        config._experts_implementation = before
+
+
 @cache
 def _streams(device: torch.device) -> tuple[Any, Any]:
     """The streams that steps are warmed up and captured on: two, the same ones for all graphs of a device.
@@ -201,11 +226,15 @@ class GraphBuffers:
     cache: BatchedKVCache = field(default_factory=BatchedKVCache)
     keys: Any = None  # the first layer's: another tensor means that the buffers have moved
     steps: OrderedDict[tuple[int, int], CapturedStep] = field(default_factory=OrderedDict)
+    pair_steps: OrderedDict[Any, Any] = field(
+        default_factory=OrderedDict
+    )  # see `eddecode.execution.pair_step`
 
     @property
     def nbytes(self) -> int:
         """Bytes of the buffers and of the captures."""
-        return self.cache.nbytes() + sum(step.replay.nbytes for step in self.steps.values())
+        captured = [*self.steps.values(), *self.pair_steps.values()]
+        return self.cache.nbytes() + sum(int(step.replay.nbytes) for step in captured)
 
     @torch.inference_mode()
     def cleared(self) -> GraphBuffers:
@@ -235,7 +264,8 @@ class GraphModelRunner(CachedModelRunner):
         layers: CompiledModules | None = None,
         free_buffers: list[GraphBuffers] | None = None,
     ) -> None:
-        super().__init__(model, dense_mask=True, layers=layers)
+        super().__init__(model, layers=layers)
+        self.dense_mask = not self.layers.all_layers
         self.capture = capture
         self.free_buffers = [] if free_buffers is None else free_buffers
         self.buffers = self.free_buffers.pop().cleared() if self.free_buffers else GraphBuffers()
@@ -243,26 +273,41 @@ class GraphModelRunner(CachedModelRunner):
         most = int(MAX_KEPT_FRACTION * free_bytes(self.device))
         weakref.finalize(self, _recycle, self.buffers, self.free_buffers, most).atexit = False
 
+    @property
+    def rounds_up(self) -> bool:
+        """Whether its buffers have powers of two as sizes: a dense mask goes over all of a buffer."""
+        return self.dense_mask
+
     def clone_empty(self) -> GraphModelRunner:
         """See `CachedModelRunner.clone_empty`."""
         return GraphModelRunner(self.model, self.capture, layers=self.layers, free_buffers=self.free_buffers)
 
     @torch.inference_mode()
     def reserve(self, slots: int, positions: int = 0) -> None:
-        """See `ModelRunner.reserve`; on a device, reserving future positions would take memory now."""
-        self._make_room(slots, 0)
+        """See `ModelRunner.reserve`: all positions at once, as a buffer that grows throws the captured steps away."""
+        if positions and not self.dense_mask:  # a dense mask reads whole powers of two
+            self.cache.reserve(bucket(slots), -(-(positions + 1) // LENGTH_STEP) * LENGTH_STEP)
+        self.make_room(slots, 0)
 
     @torch.inference_mode()
     def add(self, prefix: PrefillResult) -> None:
         """See `ModelRunner.add`."""
-        self._make_room(self.occupied + 1, prefix.length + 1)
+        self.make_room(self.occupied + 1, prefix.length + 1)
         super().add(prefix)
+
+    @torch.inference_mode()
+    def add_all(self, prefixes: Sequence[PrefillResult]) -> None:
+        """See `CachedModelRunner.add_all`."""
+        if prefixes:
+            longest = max(prefix.length for prefix in prefixes)
+            self.make_room(self.occupied + len(prefixes), longest + 1)
+            super().add_all(prefixes)
 
     @torch.inference_mode()
     def forward(self, tokens: Tensor, slots: slice = slice(None)) -> Tensor:
         """See `CachedModelRunner.forward`."""
         lengths = self.cache.lengths[slots]
-        self._make_room(self.occupied, max(lengths) + tokens.shape[1])
+        self.make_room(self.occupied, max(lengths) + tokens.shape[1])
         if tokens.shape[1] != 1 or len(lengths) != self.occupied:
             return super().forward(tokens, slots)
         replay = self._step(tokens[:, 0], lengths).replay
@@ -274,14 +319,20 @@ class GraphModelRunner(CachedModelRunner):
     def trim(self) -> None:
         """See `ModelRunner.trim`; steps are captured again when they are needed."""
         self.buffers.steps.clear()
+        self.buffers.pair_steps.clear()
         self.free_buffers.clear()
         super().trim()
 
-    def _make_room(self, rows: int, positions: int) -> None:
-        self.cache.reserve(bucket(rows), bucket(positions, MIN_BUFFER_POSITIONS))
+    def make_room(self, rows: int, positions: int) -> None:
+        """Have room for that many rows and positions; where buffers move, what was captured over them is dropped."""
+        slots, capacity = self.cache.reserved
+        if rows > slots or positions > capacity:
+            wanted = positions if positions <= capacity else bucket(positions, MIN_BUFFER_POSITIONS)
+            self.cache.reserve(bucket(rows), wanted)
         keys = self.cache.layers[0].keys if self.cache.layers else None
         if keys is not self.buffers.keys:
             self.buffers.steps.clear()
+            self.buffers.pair_steps.clear()
             self.buffers.keys = keys
 
     def _step(self, tokens: Tensor, lengths: Sequence[int]) -> CapturedStep:
@@ -298,11 +349,20 @@ class GraphModelRunner(CachedModelRunner):
         return step
 
     def _capture(self, step: CapturedStep, key: tuple[int, int]) -> None:
+        other = next((each.replay for each in self.buffers.steps.values()), None)
+        step.replay = self.capture_step(lambda: self.logits_of(step), key, other)
+
+    def capture_step(self, body: StepBody, key: tuple[int, int], other: GraphReplay | None) -> GraphReplay:
+        """Capture a step of (rows, positions) `key`, in the memory of another if there is one.
+
+        Raises:
+            UnsupportedLayersError: it cannot be captured.
+            EngineError: CUDA refuses it.
+        """
         if any(hasattr(module, "_hf_hook") for module in self.model.modules()):
             raise UnsupportedLayersError("weights that are moved as they are needed, or on several devices")
-        other = next((each.replay for each in self.buffers.steps.values()), None)
         try:
-            step.replay = self.capture(lambda: self._logits(step), other)
+            return self.capture(body, other)
         except RuntimeError as error:
             if is_out_of_memory(error):
                 raise
@@ -311,10 +371,11 @@ class GraphModelRunner(CachedModelRunner):
                 f"({str(error).splitlines()[0]}); decode without cuda_graphs"
             ) from error
 
-    def _logits(self, step: CapturedStep) -> Tensor:
+    def logits_of(self, step: CapturedStep) -> Tensor:
         """Logits after the step's tokens, (rows, 1, V) float32."""
         tokens = rearrange(step.inputs[0], "b -> b 1")
-        return self._forward(step.cache, tokens, torch.zeros_like(tokens))
+        with capturable_experts(self.model):
+            return self._forward(step.cache, tokens, torch.zeros_like(tokens))
 
 
 def _recycle(buffers: GraphBuffers, free_buffers: list[GraphBuffers], most: int) -> None:

@@ -22,6 +22,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from eddecode.errors import UnsupportedLayersError
+from eddecode.execution.copying import copy_heads
 from eddecode.utils.device import copy_to_device
 from eddecode.utils.memory import free_bytes, has_lazy_allocation, pack_copies, zeros_lazy
 from eddecode_kernels.decoder_layer import DecoderLayerShape, ForwardContext, KVPointers
@@ -150,6 +151,11 @@ class BatchedKVCache(Cache):  # type: ignore[misc]
         self._reserved = (0, 0)
         self._expected = 0  # positions to reserve once the first states show how large one is
         self._pointers: dict[Any, KVPointers] = {}
+
+    @property
+    def reserved(self) -> tuple[int, int]:
+        """Slots and positions that there is room for."""
+        return self._reserved
 
     def reserve(self, slots: int, capacity: int) -> None:
         """Have room for that many slots and positions; never shrinks (see `trim`)."""
@@ -294,6 +300,24 @@ class BatchedKVCache(Cache):  # type: ignore[misc]
             layer.values[slot, :, :length] = values
         self.lengths.append(length)
 
+    def add_all(self, rows: Sequence[list[tuple[Tensor, Tensor]]]) -> None:
+        """Occupy the next slots, as `add` does one, by one launch on a GPU."""
+        if not rows:
+            return
+        first = len(self.lengths)
+        self.add(rows[0])  # makes what is not there yet
+        lengths = [states[0][0].shape[1] for states in rows]
+        self._grow(first + len(rows), max(lengths))
+        copies = [
+            (source, buffer[first + row, :, : lengths[row]])
+            for row, states in enumerate(rows)
+            if row
+            for layer, pair in zip(self.layers, states, strict=True)
+            for source, buffer in zip(pair, (layer.keys, layer.values), strict=True)
+        ]
+        copy_heads(copies)
+        self.lengths += lengths[1:]
+
     def export_prefix(self, slot: int, length: int) -> list[tuple[Tensor, Tensor]]:
         """A copy of the first `length` positions of a slot, as `add` takes them."""
         buffers = [buffer for layer in self.layers for buffer in (layer.keys, layer.values)]
@@ -309,9 +333,8 @@ class BatchedKVCache(Cache):  # type: ignore[misc]
         last = len(self.lengths) - 1
         if slot != last:
             length = self.lengths[last]
-            for layer in self.layers:
-                layer.keys[slot, :, :length] = layer.keys[last, :, :length]
-                layer.values[slot, :, :length] = layer.values[last, :, :length]
+            buffers = [buffer for layer in self.layers for buffer in (layer.keys, layer.values)]
+            copy_heads([(buffer[last, :, :length], buffer[slot, :, :length]) for buffer in buffers])
             self.lengths[slot] = length
         self.lengths.pop()
 

@@ -8,10 +8,10 @@ slot 2i+1 is row i of the aligned model.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from einops import rearrange, repeat
@@ -149,13 +149,23 @@ class LoraPairRunner(PairRunner):
         """See `PairRunner.forward`: one pass over the rows of both models."""
         for runner, before in zip(self.model_runners, lengths, strict=True):
             runner.truncate(before)
-        self._rows.active = slice(ALIGNED, None, 2)
-        try:
+        with self._both():
             logits = self._backbone.forward(repeat(tokens, "n t -> (n models) t", models=2))
-        finally:
-            self._rows.active = None
         base, aligned = rearrange(logits, "(n models) t v -> models n t v", models=2).to(self.device)
         return [base, aligned]
+
+    @contextmanager
+    def _both(self) -> Iterator[None]:
+        """Within the block every second row of a pass adds the low-rank terms."""
+        self._rows.active = slice(ALIGNED, None, 2)
+        try:
+            yield
+        finally:
+            self._rows.active = None
+
+    def step_parts(self) -> list[tuple[Any, tuple[int, ...], Callable[[], AbstractContextManager[Any]]]]:
+        """See `PairRunner.step_parts`: one part with the rows of both models."""
+        return [(self._backbone, (BASE, ALIGNED), self._both)]
 
     @cached_property
     def num_parameters(self) -> int:

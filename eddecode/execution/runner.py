@@ -9,7 +9,7 @@ Runners know nothing of sampling, and nothing of requests.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,7 +22,7 @@ from eddecode.execution.attention import attention_in, can_attend
 from eddecode.execution.compiled.replace import CompiledModules
 from eddecode.execution.kv_cache import AttentionMaskBuilder, BatchedKVCache
 from eddecode.execution.packing import PACKED_CHUNK, PackedTexts
-from eddecode.execution.patching import Float32LMHead, patched_forward
+from eddecode.execution.patching import Float32LMHead, patched_forward, triton_runs
 from eddecode.execution.rotary import rope_window
 from eddecode.models.sizes import PREFILL_CHUNK, input_device
 from eddecode.utils.device import copy_to_device
@@ -203,6 +203,11 @@ class CachedModelRunner:
         self.cache.add(prefix.states)
 
     @torch.inference_mode()
+    def add_all(self, prefixes: Sequence[PrefillResult]) -> None:
+        """Occupy the next slots with rows that begin with these prefixes: in one launch on a GPU."""
+        self.cache.add_all([prefix.states for prefix in prefixes])
+
+    @torch.inference_mode()
     def remove(self, slot: int) -> None:
         """See `ModelRunner.remove`."""
         self.cache.remove(slot)
@@ -340,6 +345,30 @@ class PairRunner:
                 for earlier in self.model_runners[:done]:
                     earlier.remove(earlier.occupied - 1)
                 raise
+
+    @property
+    def adds_together(self) -> bool:
+        """Whether rows enter in one launch (`add_all`): on a GPU every copy is a launch."""
+        return all(getattr(runner, "device", None) == self.device for runner in self.model_runners) and (
+            triton_runs(self.device, torch.float32)
+        )
+
+    def add_all(self, rows: Sequence[Sequence[PrefillResult]]) -> None:
+        """Occupy the next slots, as `add` does one; a GPU copies all of a model's states in one launch."""
+        columns = list(zip(*rows, strict=True))
+        before = [runner.occupied for runner in self.model_runners]
+        try:
+            for runner, prefixes in zip(self.model_runners, columns, strict=False):
+                runner.add_all(prefixes)  # type: ignore[attr-defined]
+        except BaseException:
+            for runner, count in zip(self.model_runners, before, strict=True):
+                while runner.occupied > count:
+                    runner.remove(runner.occupied - 1)
+            raise
+
+    def step_parts(self) -> list[tuple[Any, tuple[int, ...], Callable[[], AbstractContextManager[Any]]]]:
+        """Runners, the models that each runs, and what holds while it runs both; see `pair_step.StepPart`."""
+        return [(runner, (model,), nullcontext) for model, runner in enumerate(self.model_runners)]
 
     def remove(self, slot: int) -> None:
         """Vacate a slot; the last occupied one moves into its place."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
@@ -56,7 +56,7 @@ class PairOptions:
     max_slots: Annotated[Integer, Field(ge=1)] = 256
     memory_budget: Annotated[Integer, Field(ge=1)] | None = None
     speculation: str = "off"
-    cuda_graphs: bool = False
+    cuda_graphs: bool | Literal["auto"] = "auto"
 
     @model_validator(mode="after")
     def _check_both(self) -> PairOptions:

@@ -73,7 +73,7 @@ def contrast_and_sample(
     width = min((z.shape[-1] for z in logits), default=0) if vocabulary is None else vocabulary.shape[0]
     inputs = SampleInputs(tuple(logits), weights, rows, uniforms, vocabulary, forbidden or (), width, filters)
     _check(inputs)
-    return _raise(inputs, on_host(_run(inputs, backend)))
+    return checked(on_host(_run(inputs, backend)), width)
 
 
 def _run(inputs: SampleInputs, backend: Backend) -> RawSample:
@@ -162,8 +162,13 @@ def unpacked(numbers: Tensor) -> RawSample:
     return RawSample(numbers[0].long(), numbers[2:].float(), numbers[1].int())
 
 
-def _raise(inputs: SampleInputs, raw: RawSample) -> SampledTokens:
-    """The draw, or an error that names the first row that has none; `raw` is on the CPU."""
+def checked(raw: RawSample, width: int) -> SampledTokens:
+    """The draw, or an error that names the first row that has none.
+
+    Args:
+        raw: on the CPU.
+        width: of the vocabulary.
+    """
     if not raw.status.any():
         return SampledTokens(raw.tokens, raw.logprobs)
     row = int(raw.status.ne(0).int().argmax())
@@ -175,7 +180,7 @@ def _raise(inputs: SampleInputs, raw: RawSample) -> SampledTokens:
             row=row,
         )
     if status == OUT_OF_MEMORY:
-        raise EngineError(f"no memory for the buffers of one row of {inputs.width} logits", row=row)
+        raise EngineError(f"no memory for the buffers of one row of {width} logits", row=row)
     if status >= NON_FINITE_LOGITS:
         raise EngineError(
             "the logits of {model} contain NaN or +inf; expected finite logits. Load the model in bfloat16 or float32 "

@@ -9,13 +9,17 @@ import pytest
 import torch
 
 from benchmarks.pairs import Shape, build
-from eddecode.errors import ParamsError
+from eddecode.engine.pipeline import Pipeline
+from eddecode.errors import EngineError, ParamsError
 from eddecode.execution.cuda_graph import CudaGraph, GraphModelRunner
 from eddecode.execution.factory import runner_for, separate_pair_runner
 from eddecode.execution.lora_runner import LoraPairRunner
+from eddecode.execution.pair_step import PairLoop
 from eddecode.execution.runner import CachedModelRunner
 from eddecode.models.pair import ModelPair
 from eddecode.sampler import Sampler
+from eddecode.sampling.access import Access
+from eddecode.sampling.params import SamplingParams
 from eddecode.utils.device import to_device
 from helpers import decoding, reference, tiny
 from helpers.graphs import EVERY
@@ -174,3 +178,85 @@ def test_completions_on_cuda_are_the_same_with_and_without() -> None:
     found = decoding.tokens(made.generate(prompts, params))
     assert all(isinstance(model_runner, GraphModelRunner) for model_runner in made.runner.model_runners)
     assert found == decoding.tokens(Sampler(pair, max_slots=5).generate(prompts, params))
+
+
+# The pair's captured step: sampling inside, the host one step behind ------------------------------------------------
+
+
+def test_rows_that_stop_and_ids_that_are_forbidden_are_as_without_graphs() -> None:
+    """What a step in flight gives a row that had stopped is dropped; limits depend on the position in a completion."""
+    pair = decoding.pair("llama")
+    prompts = decoding.mixed_prompts(9)
+    stops = decoding.tokens(
+        Sampler(pair).generate(prompts, SamplingParams(alpha=0.4, max_new_tokens=12, seed=5))
+    )
+    params = [
+        SamplingParams(
+            alpha=(0.4, -1.0, 0.0)[i % 3], max_new_tokens=12, seed=5, logprobs=True, top_k=(0, 40)[i % 2],
+            top_p=(1.0, 0.9)[i // 3 % 2], plausibility=(0.0, 0.001)[i // 6], stop_token_ids=(stops[i][5],),
+            min_new_tokens=(0, 8)[i % 2], suppress_tokens=tuple(stops[i][2:4]), suppress_eos=i == 4,
+        )
+        for i in range(9)
+    ]  # fmt: skip
+    made = captured_sampler(pair, max_slots=4)
+    played = Tape.played
+    found, expected = made.generate(prompts, params), Sampler(pair, max_slots=4).generate(prompts, params)
+    assert Tape.played > played
+    assert decoding.tokens(found) == decoding.tokens(expected)
+    assert [c.finish_reason for c in found] == [c.finish_reason for c in expected]
+    assert "stop" in {c.finish_reason for c in found}
+    for one, other in zip(found, expected, strict=True):
+        assert one.base_logprob == pytest.approx(other.base_logprob, abs=1e-3)
+        assert one.aligned_logprob == pytest.approx(other.aligned_logprob, abs=1e-3)
+
+
+def test_a_step_is_launched_before_the_last_one_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Per token one launch; a row that may end anywhere costs one launch too many, one of known length none."""
+    events: list[str] = []
+    launch, collect = PairLoop.launch, Pipeline.collect
+    monkeypatch.setattr(PairLoop, "launch", lambda self: events.append("launch") or launch(self))  # type: ignore[func-returns-value]
+    monkeypatch.setattr(Pipeline, "collect", lambda self: events.append("read") or collect(self))  # type: ignore[func-returns-value]
+    made = captured_sampler(decoding.pair("llama"))
+    prompt = [decoding.prompt(3, 9, 8)]  # its steps fit into one capacity
+    done = made.generate(
+        prompt, decoding.GREEDY.replace(max_new_tokens=6)
+    )  # the first token comes with the prompt
+    assert events == [
+        "launch",
+        "launch",
+        "read",
+        "launch",
+        "read",
+        "launch",
+        "read",
+        "launch",
+        "read",
+        "read",
+    ]
+    events.clear()
+    third = done[0].token_ids[2]
+    stopped = made.generate(prompt, decoding.GREEDY.replace(max_new_tokens=6, stop_token_ids=(third,)))
+    assert stopped[0].finish_reason == "stop"
+    assert events.count("launch") == len(stopped[0].token_ids)
+
+
+def test_requests_that_the_device_cannot_sample_are_decoded_one_step_at_a_time() -> None:
+    pair = decoding.pair("llama")
+    made = captured_sampler(pair)
+    for params in (
+        decoding.GREEDY.replace(alpha=0.5, access=Access(top_k=5)),
+        decoding.GREEDY.replace(alpha=0.5, suppress_tokens=tuple(range(40))),
+    ):
+        prompts = decoding.mixed_prompts(3)
+        assert decoding.tokens(made.generate(prompts, params)) == decoding.tokens(
+            Sampler(pair).generate(prompts, params)
+        )
+
+
+def test_logits_that_are_not_finite_name_the_request() -> None:
+    base, aligned = tiny.tiny_pair_models("llama")
+    pair = ModelPair.from_models(base, aligned)
+    made = captured_sampler(pair)
+    aligned.lm_head.weight.data[7] = float("nan")
+    with pytest.raises(EngineError, match=r"the logits of the aligned model|prompt 0"):
+        made.generate(decoding.mixed_prompts(1), decoding.GREEDY.replace(alpha=0.5))

@@ -58,7 +58,8 @@ class Tape:
     def __call__(self) -> Tensor:
         Tape.played += 1
         for func, args, kwargs, results in self.operations:
-            for old, new in zip(results, tree_leaves(func(*args, **kwargs)), strict=True):
+            again = [leaf for leaf in tree_leaves(func(*args, **kwargs)) if isinstance(leaf, Tensor)]
+            for old, new in zip(results, again, strict=True):
                 if old.data_ptr() != new.data_ptr():  # else a view, or written in place
                     old.copy_(new)
         return self.logits

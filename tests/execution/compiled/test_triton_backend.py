@@ -27,10 +27,13 @@ from transformers import (
 from eddecode import ModelPair, Sampler
 from eddecode.execution.compiled.lora import LoraDelta, LoraRows
 from eddecode.execution.compiled.replace import CompiledModules
+from eddecode.execution.cuda_graph import CudaGraph, GraphModelRunner
+from eddecode.execution.factory import separate_pair_runner
 from eddecode.execution.runner import CachedModelRunner
 from eddecode_kernels.decoder_triton import join_in_place
 from helpers import decoding, reference, tiny
 from helpers.interpreter import DEVICE, runs
+from helpers.tape import Tape
 
 pytestmark = runs
 VOCAB = 40
@@ -168,12 +171,19 @@ def test_a_low_rank_change_applies_to_its_rows_only() -> None:
         torch.testing.assert_close(found[row], expected, atol=1e-4, rtol=1e-4)
 
 
-def test_a_pair_decodes_the_tokens_of_two_plain_models() -> None:
+def test_a_pair_decodes_the_tokens_of_two_plain_models_in_captured_steps() -> None:
+    """Both models, contrast and sampling in one step: on a GPU a graph, in the interpreter a tape."""
     base = model_of(FAMILIES["llama with biases"])
     pair = ModelPair.from_models(base, tiny.tiny_aligned(base).to(DEVICE))
     prompts = [decoding.prompt(i, 2 + 3 * i, 4 - i, VOCAB) for i in range(2)]
     params = [decoding.GREEDY.replace(alpha=alpha, max_new_tokens=4) for alpha in (-1.0, 0.7)]
-    found = decoding.tokens(Sampler(pair, cuda_graphs=False).generate(prompts, params))
+    made = Sampler(pair)
+    made._runner = separate_pair_runner(pair, CudaGraph if DEVICE == "cuda" else Tape)
+    assert all(
+        isinstance(each, GraphModelRunner) and not each.dense_mask for each in made.runner.model_runners
+    )
+    found = decoding.tokens(made.generate(prompts, params))
+    assert decoding.tokens(made.generate(prompts[1], params[1])) == found[1:]  # alone: the same tokens
     models = [model.cpu() for model in pair.models]
     for prompt, param, tokens in zip(prompts, params, found, strict=True):
         assert tokens == reference.generate(models, prompt.ids, param.alpha, 4).ids
