@@ -31,6 +31,7 @@ from eddecode.models.load_config import LoadConfig
 from eddecode.models.load_group import CheckpointRef, LoadedModels, MemoryRequirement, load_group
 from eddecode.models.loader import freeze, require_eager_for_softcap
 from eddecode.models.sizes import input_device
+from eddecode.models.template_notes import template_notes
 from eddecode.models.tensor_bytes import model_digest
 from eddecode.models.tokenizer_compat import (
     check_vocabularies,
@@ -268,15 +269,7 @@ class ModelPair:
         for name, sources in zip(names, self.eos_sources, strict=True):
             more += source_notes(name, sources, table)
         notes += more + eos_notes(self.eos_ids, vocabulary, table, names)
-        if self.aligned_tokenizer is not None and not getattr(self.aligned_tokenizer, "chat_template", None):
-            notes.append(
-                Diagnostic(
-                    "warning",
-                    names[1],
-                    "its tokenizer has no chat template",
-                    "Give the prompt format it was aligned with: aligned_template= or --aligned-template",
-                )
-            )
+        notes += template_notes(names[1], self.aligned_tokenizer)
         if self.context_windows[0] != self.context_windows[1]:
             message = (
                 f"{names[0]} has {self.context_windows[0]} positions, {names[1]} {self.context_windows[1]}"

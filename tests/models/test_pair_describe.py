@@ -181,3 +181,21 @@ def test_digests_of_models_in_memory_are_by_content() -> None:
         aligned.lm_head.weight[0, 0] += 1
     changed = ModelPair.from_models(base, aligned).digests()
     assert (changed[0] == digests[0], changed[1] == digests[1]) == (True, False)
+
+
+@pytest.mark.parametrize(
+    ("template", "expected"),
+    [
+        ("no prompt here", ["warning", "leaves out the text of message 0"]),
+        ("{{ messages[0].content[:20] }}", ["warning", "cuts or changes the text of message 0"]),
+        ("{{ messages[-1].content }}", ["info", "takes no system message"]),
+        ("{% for m in messages %}{{ m.content }}{% endfor %}", []),
+    ],
+)
+def test_a_chat_template_is_tried_when_a_pair_is_made(template: str, expected: list[str]) -> None:
+    tokenizer = tiny.tiny_tokenizer()
+    tokenizer.chat_template = template
+    pair = ModelPair.from_models(*tiny.tiny_pair_models(), tiny.tiny_tokenizer(), tokenizer)
+    notes = [note for note in pair.notes if note.component == "aligned"]
+    assert [note.level for note in notes] == expected[:1]
+    assert all(expected[1] in note.message for note in notes)

@@ -1,0 +1,31 @@
+"""What loading says of a chat template: whether it writes what it is given, tried on a probe before anything runs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from eddecode.errors import PromptError
+from eddecode.models.diagnostics import Diagnostic
+from eddecode.prompts.rendering import render_chat
+
+_USER = {"role": "user", "content": "a question"}
+_SYSTEM = {"role": "system", "content": "a rule"}
+
+
+def template_notes(name: str, tokenizer: Any) -> list[Diagnostic]:
+    """Notes on the chat template of an aligned model; none where it writes every message."""
+    if tokenizer is None or not hasattr(tokenizer, "get_chat_template"):
+        return []
+    if not getattr(tokenizer, "chat_template", None):
+        way_out = "Give the prompt format it was aligned with: aligned_template= or --aligned-template"
+        return [Diagnostic("warning", name, "its tokenizer has no chat template", way_out)]
+    try:
+        render_chat(tokenizer, [_USER])
+    except PromptError as error:
+        return [Diagnostic("warning", name, str(error), "Prompts are refused until then")]
+    try:
+        render_chat(tokenizer, [_SYSTEM, _USER])
+    except PromptError:
+        note = "its chat template takes no system message"
+        return [Diagnostic("info", name, note, "A system prompt needs fold_system=True, --fold-system")]
+    return []
