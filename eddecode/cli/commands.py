@@ -28,6 +28,7 @@ from eddecode.cli import policy as cli_policy
 from eddecode.cli import preview as cli_preview
 from eddecode.cli import report as cli_report
 from eddecode.cli import runs as cli_runs
+from eddecode.cli import utility as cli_utility
 from eddecode.cli.common import (
     AlignedTemplate,
     AsJson,
@@ -295,6 +296,7 @@ cli_report.register(app)
 _COMMANDS: tuple[Callable[..., None], ...] = (
     *(demo, generate, pair, cli_plan.plan),
     *(cli_init.init, cli_preview.preview, cli_runs.runs, cli_doctor.doctor, cli_docs.docs),
+    cli_utility.utility,
 )
 for _command in _COMMANDS:
     add_command(app, _command)

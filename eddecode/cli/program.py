@@ -26,6 +26,7 @@ EXAMPLES = {
     "preview": "eddecode preview --config audit.toml --limit 2",
     "report": "eddecode report run --max-reversal 5%",
     "runs": "eddecode runs results",
+    "utility": "eddecode utility run --tasks hellaswag,arc_easy --limit 200",
 }
 EXIT_CODES = (
     "Exit codes: 0 done (gate: pass), 1 gate: fail, 2 an error, 3 gate: inconclusive, 130 stopped by Ctrl-C."

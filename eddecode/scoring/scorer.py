@@ -129,7 +129,7 @@ class Scorer:
     def _check_context(self, item: _Item) -> None:
         for name, ids, window in zip(self.runner.names, item.prompt.ids, self.windows, strict=True):
             needed = len(ids) + item.length
-            if window is not None and needed > window:
+            if window is not None and needed - 1 > window:  # no model reads the last token
                 raise ContextError(
                     f"{item.completion.name}: the {name} model reads at most {window} tokens, but prompt ({len(ids)}) "
                     f"and completion ({item.length}) have {needed} together; shorten one of them"
@@ -144,7 +144,7 @@ class Scorer:
             rows = count + 1
             # The padding too must stay within the context window: some models have an embedding per position.
             fits = rows * longest <= self.batch_tokens and all(
-                (window is None or prefix + longest <= window)
+                (window is None or prefix + longest - 1 <= window)
                 and (
                     self.memory_budget is None
                     or rows * (prefix + longest) * token_bytes <= self.memory_budget
@@ -167,10 +167,12 @@ class Scorer:
     # Values ------------------------------------------------------------------------------------------------------
 
     def _score_batch(self, batch: Sequence[_Item], weights: Tensor) -> list[Floats]:
-        """Per completion (4 + A, T): both divergences, both models' log-probabilities, then the contrasts'."""
+        """Per completion (4 + 2·A, T): both divergences, both models' log-probabilities, the contrasts', and whether
+        a token is the most likely one under each contrast (1 or 0).
+        """
         lengths = [item.length for item in batch]
         targets = torch.tensor([i for item in batch for i in item.completion.ids], dtype=torch.int64)
-        values = torch.empty(4 + len(weights), len(targets), dtype=torch.float64)
+        values = torch.empty(4 + 2 * len(weights), len(targets), dtype=torch.float64)
         nonempty = [item for item in batch if item.length]
         if nonempty:
             places = [(row, t) for row, item in enumerate(nonempty) for t in range(item.length)]
@@ -187,12 +189,13 @@ class Scorer:
         return [part.numpy() for part in torch.split(values, lengths, dim=1)]
 
     def _score_block(self, logits: list[Tensor], targets: Tensor, weights: Tensor, out: Tensor) -> None:
-        """Score K positions: logits (K, V_i) of both models into `out` (4 + A, K)."""
+        """Score K positions: logits (K, V_i) of both models into `out` (4 + 2·A, K)."""
         device = self.runner.device
         found = score_rows([z.to(device) for z in logits], targets.to(device), weights, self.vocabulary)
         out[0], out[1] = found.divergences[1], found.divergences[0]
         out[2:4] = found.own
-        out[4:] = found.contrasts
+        out[4 : 4 + len(weights)] = found.contrasts
+        out[4 + len(weights) :] = found.greedy
 
     def _check_finite(self, completion: CompletionInput, values: Floats, alphas: Sequence[float]) -> None:
         for name, row in zip(self.runner.names, values[2:4], strict=True):
@@ -202,7 +205,7 @@ class Scorer:
                     "are not finite: load it in bfloat16 or float32 (float16 overflows in many models), or check the "
                     "weights"
                 )
-        for alpha, row in zip(alphas, values[4:], strict=True):
+        for alpha, row in zip(alphas, values[4 : 4 + len(alphas)], strict=True):
             if np.isnan(row).any():
                 raise EngineError(
                     f"{completion.name}: the contrast at alpha={alpha:g} is out of float32's range; use a smaller "
@@ -222,9 +225,23 @@ def _in_batching_order(items: Sequence[_Item]) -> list[_Item]:
 
 
 def _score(text: CompletionInput, values: Floats, alphas: tuple[float, ...], keep_tokens: bool) -> Score:
-    base, aligned, *contrasts = values[2:].sum(axis=1).tolist()
-    kept = TokenScores(values[2], values[3], values[4:], values[0], values[1]) if keep_tokens else None
-    return Score(text.prompt_index, text.sample, text.ids, base, aligned, alphas, tuple(contrasts), kept)
+    end = 4 + len(alphas)
+    base, aligned, *contrasts = values[2:end].sum(axis=1).tolist()
+    greedy = values[end:] == 1
+    kept = None
+    if keep_tokens:
+        kept = TokenScores(values[2], values[3], values[4:end], values[0], values[1], greedy)
+    return Score(
+        text.prompt_index,
+        text.sample,
+        text.ids,
+        base,
+        aligned,
+        alphas,
+        tuple(contrasts),
+        kept,
+        tuple(greedy.all(axis=1).tolist()),
+    )
 
 
 class _DepthStatistics:

@@ -21,6 +21,7 @@ class TokenScores:
         base, aligned: (T,), log-probability under each model's own full softmax.
         contrasts: (A, T), under the contrast at each α.
         kl_aligned_base, kl_base_aligned: (T,), divergences of the models' two distributions at that position.
+        greedy: (A, T) bool, whether the token is the most likely one under the contrast; of several, the lowest id.
     """
 
     base: Floats
@@ -28,6 +29,7 @@ class TokenScores:
     contrasts: Floats
     kl_aligned_base: Floats
     kl_base_aligned: Floats
+    greedy: np.ndarray[Any, np.dtype[np.bool_]]
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,7 @@ class Score:
         alphas: strengths of the contrast.
         logprobs: for each of them, log-probability under the contrast over the safe vocabulary at temperature 1.
         tokens: the same per token, if requested.
+        greedy: for each α, whether the completion is what greedy decoding gives: every token the most likely one.
     """
 
     prompt_index: int
@@ -53,6 +56,7 @@ class Score:
     alphas: tuple[float, ...]
     logprobs: tuple[float, ...]
     tokens: TokenScores | None = None
+    greedy: tuple[bool, ...] = ()
 
     @property
     def implied_reward(self) -> float:
@@ -61,9 +65,16 @@ class Score:
 
     def at(self, alpha: float) -> float:
         """The log-probability under the contrast at one of the α's, nats."""
+        return self.logprobs[self._index(alpha)]
+
+    def is_greedy(self, alpha: float) -> bool:
+        """Whether greedy decoding at one of the α's gives the completion."""
+        return self.greedy[self._index(alpha)]
+
+    def _index(self, alpha: float) -> int:
         if alpha not in self.alphas:
             raise ParamsError(f"alpha={alpha} was not scored; expected one of {list(self.alphas)}")
-        return self.logprobs[self.alphas.index(alpha)]
+        return self.alphas.index(alpha)
 
 
 @dataclass(frozen=True)

@@ -35,12 +35,14 @@ class RowScores:
     Attributes:
         own: (2, P) float64, log-probability of the token under each model's own full softmax, nats.
         contrasts: (A, P) float64, under each contrast.
+        greedy: (A, P) bool, whether the token is the most likely one under the contrast; of several, the lowest id.
         divergences: (2, P) float64, KL(first ‖ second) and KL(second ‖ first) of the models' distributions over the
             vocabulary, nats; +inf where one gives mass to an id to which the other gives none.
     """
 
     own: Tensor
     contrasts: Tensor
+    greedy: Tensor
     divergences: Tensor
 
 
@@ -52,7 +54,10 @@ class _ScoreCall(Structure):
         ("logits", c_void_p * 2),
         ("widths", c_int64 * 2),
         ("strides", c_int64 * 2),
-        *((name, c_void_p) for name in ("targets", "weights", "vocabulary", "logprobs", "divergences")),
+        *(
+            (name, c_void_p)
+            for name in ("targets", "weights", "vocabulary", "logprobs", "greedy", "divergences")
+        ),
     )
 
 
@@ -120,6 +125,7 @@ def _compiled(
     weights = weights.to("cpu", torch.float32).contiguous()
     vocabulary = None if vocabulary is None else vocabulary.to("cpu").contiguous()
     logprobs = torch.empty(2 + contrasts, rows, dtype=torch.float64)
+    greedy = torch.empty(contrasts, rows, dtype=torch.uint8)
     divergences = torch.empty(2, rows, dtype=torch.float64)
     call = _ScoreCall(
         rows=rows,
@@ -133,10 +139,11 @@ def _compiled(
         weights=weights.data_ptr(),
         vocabulary=None if vocabulary is None else vocabulary.data_ptr(),
         logprobs=logprobs.data_ptr(),
+        greedy=greedy.data_ptr(),
         divergences=divergences.data_ptr(),
     )
     function("eddecode_score", c_void_p)(byref(call))
-    return RowScores(logprobs[:2], logprobs[2:], divergences)
+    return RowScores(logprobs[:2], logprobs[2:], greedy.bool(), divergences)
 
 
 @torch.inference_mode()
@@ -153,9 +160,9 @@ def reference(
     ]
     if not parts:
         none = torch.empty(2, 0, dtype=torch.float64)
-        return RowScores(none, none.new_empty(len(pairs), 0), none)
-    own, contrasts, divergences = (torch.cat(column, dim=-1) for column in zip(*parts, strict=True))
-    return RowScores(own, contrasts, divergences)
+        empty = none.new_empty(len(pairs), 0)
+        return RowScores(none, empty, empty.bool(), none)
+    return RowScores(*(torch.cat(column, dim=-1) for column in zip(*parts, strict=True)))
 
 
 def _slice(
@@ -163,7 +170,7 @@ def _slice(
     targets: Tensor,
     weights: Sequence[tuple[float, float]],
     vocabulary: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     width = min(z.shape[1] for z in logits) if vocabulary is None else vocabulary.shape[0]
     at = targets[:, None].to(logits[0].device)
     own = []
@@ -176,7 +183,8 @@ def _slice(
         allowed = vocabulary.to(base.device)
         base, aligned = base.masked_fill(~allowed, NEVER), aligned.masked_fill(~allowed, NEVER)
     dead = (base == NEVER) | (aligned == NEVER)
-    scratch, contrasts = torch.empty_like(base), []
+    scratch, contrasts, greedy = torch.empty_like(base), [], []
+    before = torch.arange(width, device=base.device) < at
     for v, w in weights:
         if v == 0 or w == 0:
             torch.mul(base if w == 0 else aligned, v if w == 0 else w, out=scratch)
@@ -186,9 +194,13 @@ def _slice(
         total = _normalizer(scratch)
         never = (chosen == NEVER) & ~total.isnan()
         contrasts.append(torch.where(never, NEVER, chosen - total))
+        own_logit = scratch.gather(-1, at)
+        beaten = ((scratch > own_logit) | ((scratch == own_logit) & before)).any(dim=-1)
+        greedy.append(~beaten & ~never)
     divergences = torch.stack([_divergence(base, aligned, dead), _divergence(aligned, base, dead)])
     rows = torch.stack(contrasts) if contrasts else own[0].new_empty(0, len(targets))
-    return torch.stack(own), rows, divergences
+    firsts = torch.stack(greedy) if greedy else rows.bool()
+    return torch.stack(own), rows, firsts, divergences
 
 
 def _normalizer(z: Tensor) -> Tensor:

@@ -72,6 +72,23 @@ def test_scores_equal_float64(score_rows: Any, width: int) -> None:
     torch.testing.assert_close(found.divergences, divergences, rtol=0, atol=2e-6)
 
 
+@pytest.mark.parametrize("width", [1, 15, 300, 2049, 5000])
+def test_the_most_likely_token_and_no_other_is_greedy(score_rows: Any, width: int) -> None:
+    """Of equal logits (bfloat16 gives many) the lowest id; ids outside the vocabulary do not count."""
+    base, aligned = (z.round() for z in rows(12, width, seed=width, spread=2.0))
+    base[:, ::5] = -INF
+    base[:, 0] = 0.0
+    vocabulary = torch.ones(width, dtype=torch.bool)
+    vocabulary[2::3] = False
+    alphas = (-1.0, 0.0, 1.0, -3.0)  # with these the contrast of whole numbers is exact
+    first = torch.stack([contrast([base, aligned], pair_weights(a), vocabulary) for a in alphas])
+    best = torch.tensor(first.double().numpy().argmax(-1))  # numpy: the first of several
+    for targets in (*best, torch.arange(12) * 3 % width):
+        targets = torch.where(vocabulary[targets], targets, 0)
+        found = score_rows([base, aligned], targets, weights(alphas), vocabulary)
+        assert torch.equal(found.greedy, best == targets)
+
+
 def test_a_later_block_may_be_far_above_the_first(score_rows: Any) -> None:
     base, aligned = rows(3, 9000)
     base[1, 5000:] += 70  # above the reference, but within what a float can hold

@@ -334,8 +334,8 @@ REFUSALS: list[tuple[type[EddecodeError], str, dict[str, Any]]] = [
     (PromptError, "a completion is 3.5; expected a string", {"completions": [TEXTS[0], 3.5]}),
     (
         ContextError,
-        r"prompt 1, completion 0: the base model reads at most 256 tokens, but prompt \(4\) and completion \(253\)",
-        {"completions": [TEXTS[0], ids(1, 253)]},
+        r"prompt 1, completion 0: the base model reads at most 256 tokens, but prompt \(4\) and completion \(254\)",
+        {"completions": [TEXTS[0], ids(1, 254)]},
     ),
 ]
 

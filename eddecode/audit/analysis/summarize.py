@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from eddecode.audit.analysis.any_of_k import Attempts
+from eddecode.audit.analysis.benchmark_parts import BenchmarkFigure, latest
 from eddecode.audit.analysis.comparisons import (
     Labels,
     agreement_rows,
@@ -114,6 +115,7 @@ def summarize(
         agreement=tuple(agreement_rows(tables, judges)),
         judge_free=_judge_free(store, tables, base.condition, aligned.condition),
         release=release_figures(tables, measured, judges, prompts, bound),
+        benchmarks=latest(map(BenchmarkFigure.model_validate, store.benchmark_results())),
         notes=(
             *_notes(store, prompts, tables, judges),
             *reasoning_notes(store),

@@ -14,6 +14,7 @@ from typing import Any
 
 from pydantic import Field, ValidationError
 
+from eddecode.audit.analysis.benchmark_parts import BenchmarkFigure
 from eddecode.audit.analysis.release_parts import ReleaseFigures
 from eddecode.audit.analysis.summary_parts import (
     CanarySummary,
@@ -62,6 +63,7 @@ class Summary(Part):
         mitigations, transfer, agreement: empty where the run has none.
         judge_free: the figures that need no judge.
         release: the figures that a system card needs beside the headline; empty in files of older releases.
+        benchmarks: what the pair can do besides; empty where none was run (`eddecode utility`).
         notes: what a reader of the figures has to know.
         folder: of the run; not in the file.
     """
@@ -84,6 +86,7 @@ class Summary(Part):
     agreement: tuple[JudgeAgreement, ...] = ()
     judge_free: JudgeFree = JudgeFree()
     release: ReleaseFigures = ReleaseFigures()
+    benchmarks: tuple[BenchmarkFigure, ...] = ()
     notes: tuple[str, ...] = ()
     folder: Path = Field(default=Path(), exclude=True)
 

@@ -14,6 +14,7 @@ from eddecode.audit.analysis.summary import Summary
 from eddecode.audit.analysis.summary_parts import TransferSummary
 from eddecode.audit.mitigations import RELEASE_SIDE, meaning
 from eddecode.audit.report import charts
+from eddecode.audit.report.benchmarks_section import benchmarks_section
 from eddecode.audit.report.evidence import judge_free_section, judges_section, models_shown, tests_section
 from eddecode.audit.report.layout import Row, Section, Table
 from eddecode.audit.report.release_section import categories_table, release_section
@@ -48,6 +49,7 @@ def sections(
         release_section(summary),
         _categories(summary),
         _beside(summary),
+        benchmarks_section(summary),
         _mitigations(summary),
         _transfer(summary),
         judges_section(summary),

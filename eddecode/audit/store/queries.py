@@ -26,6 +26,7 @@ _EXPORTED = (
 )
 
 CANARIES = "canaries "  # the notes with results of canary sets are called so, with a number
+BENCHMARKS = "benchmarks "  # and those with figures of benchmarks so
 
 
 def kind_note(name: str, identity: str) -> str:
@@ -116,8 +117,15 @@ class StoreQueries:
 
     def canary_results(self) -> list[dict[str, Any]]:
         """The results of canary sets, in the order in which they were recorded."""
+        return self._numbered(CANARIES)
+
+    def benchmark_results(self) -> list[dict[str, Any]]:
+        """Figures of benchmarks, in the order in which they were recorded."""
+        return [figure for figures in self._numbered(BENCHMARKS) for figure in figures]
+
+    def _numbered(self, prefix: str) -> list[Any]:
         rows = self._query(
-            "SELECT value FROM run WHERE substr(name, 1, ?) = ? ORDER BY name", (len(CANARIES), CANARIES)
+            "SELECT value FROM run WHERE substr(name, 1, ?) = ? ORDER BY name", (len(prefix), prefix)
         )
         return [json.loads(value) for (value,) in rows]
 

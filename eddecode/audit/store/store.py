@@ -23,7 +23,7 @@ from eddecode.audit.data.prompts import PromptRecord, as_json
 from eddecode.audit.judges.base import Judge, Role, Verdict, fingerprint, kind_of
 from eddecode.audit.store.discard import remove_traces
 from eddecode.audit.store.lock import lock_run
-from eddecode.audit.store.queries import CANARIES, StoreQueries, kind_note
+from eddecode.audit.store.queries import BENCHMARKS, CANARIES, StoreQueries, kind_note
 from eddecode.audit.store.rows import completion_row, condition_rows, prompt_rows, verdict_row
 from eddecode.audit.store.schema import (
     FILE,
@@ -373,6 +373,14 @@ class Store(StoreQueries):
         if not found or found[-1] != result:
             with self._transaction():
                 self._insert("run", [(f"{CANARIES}{len(found):06}", as_json(dict(result)))])
+
+    # benchmarks
+
+    def add_benchmarks(self, figures: Sequence[Mapping[str, Any]]) -> None:
+        """Record figures of benchmarks; of several for one condition, task and metric the last counts."""
+        count = len(self._numbered(BENCHMARKS))
+        with self._transaction():
+            self._insert("run", [(f"{BENCHMARKS}{count:06}", as_json([dict(figure) for figure in figures]))])
 
     def _insert(self, table: str, rows: Sequence[tuple[Any, ...]]) -> int:
         """Add rows, without their seals, to a table; those whose key is there already are ignored.

@@ -20,6 +20,7 @@ struct EddecodeScore {
     const float* weights;       // (contrasts, 2)
     const uint8_t* vocabulary;  // (width); null = all
     double* logprobs;           // (2 + contrasts, rows): each model's own, then the contrasts'
+    uint8_t* greedy;            // (contrasts, rows): 1 where no id has a larger contrast, nor a lower id an equal one
     double* divergences;        // (2, rows): KL(model 0 ‖ model 1), KL(model 1 ‖ model 0), over the vocabulary
 };
 
@@ -129,10 +130,11 @@ void add(Running& to, const float* x, const float* y, int64_t count, const Range
 struct Scorer {
     const EddecodeScore& call;
     std::vector<Running> contrasts;
-    std::vector<float> chosen;  // each contrast's logit of the target
+    std::vector<float> chosen;  // each contrast's logit of the target, −inf outside of the vocabulary
+    std::vector<uint8_t> beaten;  // whether another id comes before the target in the contrast's order
     float copies[2][BLOCK], masked[2][BLOCK], mixed[BLOCK];
 
-    explicit Scorer(const EddecodeScore& c) : call(c), contrasts(c.contrasts), chosen(c.contrasts) {}
+    explicit Scorer(const EddecodeScore& c) : call(c), contrasts(c.contrasts), chosen(c.contrasts), beaten(c.contrasts) {}
 
     // A block of logits, padded with −inf to whole vectors.
     const float* block(int64_t model, int64_t row, int64_t begin, int64_t count) {
@@ -160,8 +162,31 @@ struct Scorer {
                 to.sum += sum;
             else
                 carefully(to, base, aligned, v, w, count);
-            if (target >= 0 && target < count) chosen[a] = mix(base[target], aligned[target], v, w);
+            if (!beaten[a]) beaten[a] = beats(base, aligned, v, w, chosen[a], count, target);
         }
+    }
+
+    // Whether an id of the block comes before the target: a larger contrast, or an equal one and a lower id. `target` is
+    // relative to the block, and its own contrast does not count, which may be rounded otherwise here.
+    static bool beats(
+        const float* base, const float* aligned, float v, float w, float top, int64_t count, int64_t target) {
+        int32_t numbers[LANES];
+        for (int lane = 0; lane < LANES; ++lane) numbers[lane] = lane;
+        I16 found{}, id;
+        std::memcpy(&id, numbers, sizeof id);
+        const int32_t at = (int32_t)std::clamp<int64_t>(target, -1, BLOCK);
+        I16 left = id + -at;  // below 0 before the target, 0 at it
+        for (int64_t j = 0; j < count; j += LANES) {
+            F16 x = load(base + j), y = load(aligned + j), c{};
+            if (v != 0.0f) c = pick(x == -INF, x, c + x * v);
+            if (w != 0.0f) c = pick(y == -INF, y, pick(c == -INF, c, c + y * w));
+            found |= ((c > top) & (left != 0)) | ((c == top) & ((left & INT32_MIN) != 0));
+            left = left + (int32_t)LANES;
+        }
+        const auto lanes = lanes_of(found);
+        int32_t any = 0;
+        for (int lane = 0; lane < LANES; ++lane) any |= lanes[lane];
+        return any != 0;
     }
 
     static float mix(float x, float y, float v, float w) {
@@ -196,6 +221,13 @@ struct Scorer {
         Running safe[2], rest[2];  // ids in the vocabulary, and all others
         bool infinite[2] = {};
         std::fill(contrasts.begin(), contrasts.end(), Running{});
+        const int64_t target = call.targets[row];
+        const bool known = !call.vocabulary || call.vocabulary[target];
+        const float x = call.logits[0][row * call.strides[0] + target], y = call.logits[1][row * call.strides[1] + target];
+        for (int64_t a = 0; a < call.contrasts; ++a) {
+            chosen[a] = known ? mix(x, y, call.weights[2 * a], call.weights[2 * a + 1]) : -INF;
+            beaten[a] = chosen[a] == -INF;
+        }
         for (int64_t begin = 0; begin < call.width; begin += BLOCK) {
             const int64_t real = std::min(BLOCK, call.width - begin), count = (real + LANES - 1) / LANES * LANES;
             const float* z[2] = {block(0, row, begin, real), block(1, row, begin, real)};
@@ -208,7 +240,7 @@ struct Scorer {
             const Range ranges[2] = {range_of(z[0], count), range_of(z[1], count)};
             const bool plain = ranges[0].low > -INF && ranges[1].low > -INF;
             for (int i = 0; i < 2; ++i) add(safe[i], z[i], z[1 - i], count, ranges[i], plain, infinite[i]);
-            contrast(z[0], z[1], count, plain, call.targets[row] - begin);
+            contrast(z[0], z[1], count, plain, target - begin);
         }
         finish(row, safe, rest, infinite);
     }
@@ -238,6 +270,7 @@ struct Scorer {
             const double total = contrasts[a].normalizer();
             const bool never = chosen[a] == -INF && total == total;
             call.logprobs[(2 + a) * call.rows + row] = never ? -double(INF) : double(chosen[a]) - total;
+            call.greedy[a * call.rows + row] = !beaten[a];
         }
     }
 };
