@@ -12,19 +12,18 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from eddecode.engine.detokenizer import StopStrings, TextDecoder
 from eddecode.engine.engine import Engine
-from eddecode.engine.sequence import Request, SequenceState
+from eddecode.engine.requests import RequestFactory
+from eddecode.engine.sequence import SequenceState
 from eddecode.engine.speculative.factory import speculator_for
 from eddecode.errors import ParamsError, PromptError
 from eddecode.execution.cuda_graph import CudaGraph
 from eddecode.execution.factory import runner_for
 from eddecode.execution.runner import PairRunner
 from eddecode.outputs import Completion, Piece, TokenLogprobs
-from eddecode.prompts.templates import ChatTemplate, Renderer, TemplateOptions, make_template
+from eddecode.prompts.templates import Renderer, TemplateOptions, make_template
 from eddecode.prompts.types import Prompt, RenderedPrompt
 from eddecode.sampling.params import SamplingParams
-from eddecode.sampling.rng import stream_key
 from eddecode.scoring.inputs import CompletionsLike, normalize_completions
 from eddecode.scoring.scorer import Scorer
 from eddecode.scoring.scores import Scores
@@ -88,7 +87,6 @@ class Sampler:
         self.speculator = speculator_for(pair, speculation)
         self._specs = (base_template, aligned_template)
         self._options = TemplateOptions(template_variables or {}, fold_system, prefill, escape_specials)
-        self._decoders: dict[int | None, TextDecoder] = {}  # by the model whose tokenizer it is
         self._runner: PairRunner | None = None
         self._scorer: Scorer | None = None
 
@@ -120,20 +118,19 @@ class Sampler:
         ).checked(self._options.variables)
 
     @cached_property
-    def _eos_ids(self) -> tuple[frozenset[int], ...]:
-        """Per model, the ids that end its text, with those by which the chat template that it reads ends a turn."""
-        if self._specs == (None, None):
-            return self.pair.eos_ids
-        try:
-            base, aligned = self.renderer.base_template, self.renderer.aligned_template
-        except PromptError:  # rendered prompts need no templates
-            return self.pair.eos_ids
-        ends = {
-            side: frozenset(template.end_of_turn_ids() if isinstance(template, ChatTemplate) else ())
-            for side, template in (("base", base), ("aligned", aligned))
-        }
-        sides = getattr(self.pair, "sides", ("base", "aligned"))
-        return tuple(ids | ends[side] for ids, side in zip(self.pair.eos_ids, sides, strict=True))
+    def _factory(self) -> RequestFactory:
+        """Makes requests. A chat template that was chosen ends turns with ids of its own."""
+        eos_ids: tuple[frozenset[int], ...] = self.pair.eos_ids
+        if self._specs != (None, None):
+            try:
+                ends = self.renderer.end_of_turn_ids()
+            except PromptError:  # prompts that are rendered already need no templates
+                ends = {}
+            sides = getattr(self.pair, "sides", ("base", "aligned"))
+            eos_ids = tuple(
+                ids | ends.get(side, frozenset()) for ids, side in zip(eos_ids, sides, strict=True)
+            )
+        return RequestFactory(self.pair, eos_ids)
 
     def generate(
         self,
@@ -239,7 +236,7 @@ class Sampler:
         requests = [
             request
             for index, (prompt, p) in enumerate(zip(listed, self._params(params, len(listed)), strict=True))
-            for request in self._requests(index, self._rendered(index, prompt), p, range(p.n))
+            for request in self._factory.requests(index, self._rendered(index, prompt), p, range(p.n))
         ]
         engine = self._engine()
         return engine, engine.submit(requests)
@@ -285,40 +282,6 @@ class Sampler:
             raise
         return rendered
 
-    def _requests(
-        self, index: int, prompt: RenderedPrompt, params: SamplingParams, samples: Sequence[int]
-    ) -> list[Request]:
-        weights = self.pair.logit_weights(params.alpha)
-        decoder = self._decoder(weights)
-        if params.stop and decoder.tokenizer is None:
-            raise ParamsError(
-                f"stop strings {list(params.stop)} need a tokenizer and the pair has none; use stop_token_ids"
-            )
-        # The EOS ids of models with weight 0 do not count: at α=0 a completion ends where the base alone would end it.
-        weighted = [eos for weight, eos in zip(weights, self._eos_ids, strict=True) if weight != 0]
-        return [
-            Request(
-                prompt_index=index,
-                sample=sample,
-                prompts=self.pair.input_ids(prompt),
-                params=params,
-                weights=weights,
-                eos_ids=frozenset().union(*weighted),
-                rng_key=stream_key(params.seed, prompt.digest, sample),
-                stop_checker=StopStrings(decoder, params.stop) if params.stop else None,
-            )
-            for sample in samples
-        ]
-
-    def _decoder(self, weights: Sequence[float]) -> TextDecoder:
-        """What decodes completions: the pair's tokenizer, but the own one of a model that may write ids of its own."""
-        active = tuple(weight != 0 for weight in weights)
-        first = active.index(True) if active in self.pair.partial_vocabularies else None
-        if first not in self._decoders:
-            tokenizer = None if first is None else self.pair.tokenizers[first]
-            self._decoders[first] = TextDecoder(tokenizer or self.pair.tokenizer)
-        return self._decoders[first]
-
     def _completions(self, engine: Engine) -> Iterator[Completion]:
         while engine.busy:
             for sequence in engine.step():
@@ -345,17 +308,13 @@ class Sampler:
                 else:
                     del yielded[sequence]
 
-    def _stop_strings(self, sequence: SequenceState) -> StopStrings:
-        request = sequence.request
-        return StopStrings(self._decoder(request.weights), request.params.stop)
-
     def _stable_text(self, sequence: SequenceState, count: int) -> str:
-        return self._stop_strings(sequence).settled(sequence.tokens[:count])
+        return self._factory.stop_strings(sequence.request).settled(sequence.tokens[:count])
 
     def _text(self, sequence: SequenceState) -> str:
         if sequence.finish_reason == "stop":
-            return self._stop_strings(sequence).cut(sequence.tokens)
-        return self._decoder(sequence.request.weights).text(sequence.tokens)
+            return self._factory.stop_strings(sequence.request).cut(sequence.tokens)
+        return self._factory.decoder(sequence.request.weights).text(sequence.tokens)
 
     def _completion(self, sequence: SequenceState) -> Completion:
         # The contrast's weights at α = 0 and at α = −1: of a pair, the base and the aligned model alone.
@@ -416,7 +375,7 @@ class OpenBatch:
             PromptError, ParamsError, ContextError: this request cannot be decoded. The batch goes on without it.
         """
         rendered = self._sampler._rendered(key, prompt)
-        added = self._engine.submit(self._sampler._requests(key, rendered, params, samples))
+        added = self._engine.submit(self._sampler._factory.requests(key, rendered, params, samples))
         self._open.update(added)
         return added
 

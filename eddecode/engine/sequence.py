@@ -213,7 +213,7 @@ def sample(
         logits: per model, (n, V_i) float32.
         vocabulary: (V,) bool, ids that may be sampled.
         names: of the models, for errors.
-        partial: other vocabularies, for tokens where not all models have a weight.
+        partial: other vocabularies, for requests in which not all models have a weight.
 
     Raises:
         EngineError: a token cannot be sampled; it names the request and the model.
@@ -264,10 +264,10 @@ def _named(
 def _sample_by_vocabulary(
     batch: SamplingBatch, logits: Sequence[Tensor], vocabulary: Tensor, partial: Partial
 ) -> SampledTokens:
-    """As `contrast_and_sample`, each token from the vocabulary of the models that have a weight there."""
+    """As `contrast_and_sample`, each token from the vocabulary of the models that have a weight in its request."""
     groups: dict[tuple[bool, ...], list[int]] = {}
-    for row, weights in enumerate(batch.weights.T.tolist()):
-        active = tuple(weight != 0 for weight in weights)
+    for row, (sequence, _) in enumerate(batch.positions):  # of a request, also after its access has ended
+        active = tuple(weight != 0 for weight in sequence.request.weights)
         groups.setdefault(active if active in partial else (), []).append(row)
     uniforms, forbidden = batch.uniforms(), dict(batch.forbidden())
     tokens = torch.empty(len(batch.positions), dtype=torch.int64)

@@ -341,6 +341,14 @@ class Renderer:
             self._side("aligned", self.aligned_template, prompt),
         )
 
+    def end_of_turn_ids(self) -> dict[str, frozenset[int]]:
+        """Side → the ids by which its chat template ends the assistant's turn; none for other templates."""
+        sides = {"base": self.base_template, "aligned": self.aligned_template}
+        return {
+            side: frozenset(template.end_of_turn_ids() if isinstance(template, ChatTemplate) else ())
+            for side, template in sides.items()
+        }
+
     def checked(self, variables: Mapping[str, Any]) -> Renderer:
         """The renderer itself; PromptError if no chat template of it reads one of the variables."""
         chats = [
