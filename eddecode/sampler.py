@@ -28,6 +28,7 @@ from eddecode.scoring.inputs import CompletionsLike, normalize_completions
 from eddecode.scoring.scorer import Scorer
 from eddecode.scoring.scores import Scores
 from eddecode.utils.memory import CACHE_MEMORY_FRACTION, free_bytes, trim_heap
+from eddecode.utils.threads import use_chosen_threads
 
 if TYPE_CHECKING:
     from eddecode.models.ensemble import ModelGroup
@@ -94,6 +95,8 @@ class Sampler:
     def runner(self) -> PairRunner:
         """The pair's runner, made on first use."""
         if self._runner is None:
+            if self.pair.device.type == "cpu":  # before the runner measures anything
+                use_chosen_threads()
             self._runner = runner_for(self.pair, CudaGraph if self.cuda_graphs else None)
             trim_heap()  # of what its self-checks took
         return self._runner

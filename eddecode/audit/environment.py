@@ -58,9 +58,9 @@ def collect_environment(
 
 def _threads() -> int:
     """How many threads torch computes with: the order of a sum that is split among them depends on it."""
-    import torch
+    from eddecode.utils.threads import use_chosen_threads
 
-    return torch.get_num_threads()
+    return use_chosen_threads().threads
 
 
 def _asked(config: AuditConfig) -> dict[str, Any]:

@@ -102,33 +102,33 @@ def _kinds(torch: Any) -> list[str]:
 
 def _threads(torch: Any) -> dict[str, Any]:
     """How many threads torch takes, and what limits them."""
-    affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
+    from eddecode.utils.threads import VARIABLES, thread_choice
+
+    choice = thread_choice()
     return {
         "torch": torch.get_num_threads(),
-        "cores_allowed": affinity,
-        "container_limit": _container_limit(),
-        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS"),
+        "used": choice.threads,
+        "why": choice.why,
+        "cores_allowed": choice.allowed,
+        "trial_milliseconds": choice.milliseconds,
+        **{name: os.environ.get(name) for name in VARIABLES},
     }
-
-
-def _container_limit() -> float | None:
-    """Processors that the control group of this process may use; None without a limit."""
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
-        return None if quota == "max" else int(quota) / int(period)
-    except (OSError, ValueError):
-        return None
 
 
 def _execution(torch: Any, device: str, dtype: str) -> dict[str, Any]:
     """How decoder layers of recognised families run on a device, and why."""
     from eddecode.execution.compiled.backends import BACKENDS
+    from eddecode_kernels.jit import instruction_set
 
     place, kind = torch.device(device), getattr(torch, dtype)
     for backend in BACKENDS:
         if backend.available_for(place, kind):
             if backend.is_faster(kind):
-                return {"layers": "compiled", "why": "measured to be faster than torch on this machine"}
+                why = "measured to be faster than torch on this machine"
+                return {
+                    "layers": "compiled",
+                    "why": f"{why}, with {instruction_set()}" if device == "cpu" else why,
+                }
             return {"layers": "torch", "why": "the compiled layers were measured and are not faster here"}
     return {"layers": "torch", "why": _missing(device)}
 
@@ -189,14 +189,14 @@ def _lines(found: dict[str, Any]) -> Iterator[tuple[str, list[tuple[str, str]]]]
         for one in found["devices"]
     ]
     yield "machine", [*rows, *([] if found["devices"] else [("GPU", "none that torch sees")])]
-    limit = threads["container_limit"]
+    trial = ", ".join(f"{ms:.1f} ms with {n}" for n, ms in threads["trial_milliseconds"].items())
     yield (
         "threads",
         [
-            ("torch", str(threads["torch"])),
+            ("used", f"{threads['used']}: {threads['why']}" + (f" ({trial})" if trial else "")),
+            ("torch's own choice", str(threads["torch"])),
             ("cores", f"{machine['cores']}, of which this process may use {threads['cores_allowed']}"),
-            ("container", "no limit" if limit is None else f"{limit:g} processors"),
-            ("OMP_NUM_THREADS", threads["OMP_NUM_THREADS"] or "not set"),
+            ("to set it", "EDDECODE_THREADS or OMP_NUM_THREADS"),
         ],
     )
     yield (

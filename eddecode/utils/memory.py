@@ -14,6 +14,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from eddecode.utils.control_groups import control_group_folders
+
 # The share of the free memory that keys and values may take. The rest is for activations, and for the user.
 CACHE_MEMORY_FRACTION = 0.5
 OWN_PAGES = 1 << 18  # bytes from which a buffer gets memory pages of its own
@@ -21,8 +23,6 @@ OWN_PAGES = 1 << 18  # bytes from which a buffer gets memory pages of its own
 # Its "MemAvailable" counts the page cache, which a checkpoint that was just read fills, as available.
 MEMINFO = Path("/proc/meminfo")
 
-# A container's limit is that of its control group. The process's own group or any of its parents may have one.
-OWN_GROUPS, CONTROL_GROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 _V1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", ("total_inactive_file", "total_active_file"))
 _V2 = ("memory.max", "memory.current", ("inactive_file", "active_file"))
 
@@ -51,7 +51,8 @@ def _available() -> int:
 
 def _free_in_groups() -> Iterator[int]:
     """Free bytes of each control group of this process that has a limit (version 1 or 2)."""
-    for folder, (limit_file, used_file, cached) in _groups():
+    for folder, version in control_group_folders("memory"):
+        limit_file, used_file, cached = _V1 if version == 1 else _V2
         try:
             limit, used = ((folder / name).read_text().strip() for name in (limit_file, used_file))
             stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
@@ -59,26 +60,6 @@ def _free_in_groups() -> Iterator[int]:
                 yield max(0, int(limit) - int(used) + sum(int(stat[name]) for name in cached))
         except (OSError, ValueError, KeyError):
             continue
-
-
-def _groups() -> Iterator[tuple[Path, tuple[str, str, tuple[str, str]]]]:
-    """The folders of the process's memory control groups, the outermost first, and the names of their files.
-
-    A folder may be missing: in a container the root is often the container's own group, while /proc names its path
-    outside of the container.
-    """
-    try:
-        lines = [line.split(":", 2) for line in OWN_GROUPS.read_text().splitlines()]
-    except OSError:
-        return
-    for _, controllers, path in lines:
-        if controllers and "memory" not in controllers.split(","):
-            continue
-        folder, names = (CONTROL_GROUPS / "memory", _V1) if controllers else (CONTROL_GROUPS, _V2)
-        yield folder, names
-        for part in path.strip("/").split("/"):
-            folder /= part
-            yield folder, names
 
 
 def has_lazy_allocation(device: torch.device) -> bool:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from eddecode.utils import memory
+from eddecode.utils import control_groups, memory
 from eddecode.utils.memory import is_out_of_memory, pack_copies, zeros_lazy
 
 
@@ -38,7 +38,7 @@ def test_what_the_page_cache_holds_counts_as_free(tmp_path: Path, monkeypatch: p
         "MemTotal:       16000000 kB\nMemFree:          100000 kB\nMemAvailable:    9000000 kB\n"
     )
     monkeypatch.setattr(memory, "MEMINFO", table)
-    monkeypatch.setattr(memory, "OWN_GROUPS", tmp_path / "none")
+    monkeypatch.setattr(control_groups, "OWN_GROUPS", tmp_path / "none")
     assert memory.free_bytes(torch.device("cpu")) == 9_000_000 * 1024
     monkeypatch.setattr(memory, "MEMINFO", tmp_path / "none")
     assert memory.free_bytes(torch.device("cpu")) == 4 << 30
@@ -59,8 +59,8 @@ def group(folder: Path, names: tuple[str, str, str], limit: str | int, used: int
 def groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A machine with 1000 bytes to be had, and a tree of control groups of our own."""
     monkeypatch.setattr(memory, "_available", lambda: 1000)
-    monkeypatch.setattr(memory, "OWN_GROUPS", tmp_path / "own")
-    monkeypatch.setattr(memory, "CONTROL_GROUPS", tmp_path / "tree")
+    monkeypatch.setattr(control_groups, "OWN_GROUPS", tmp_path / "own")
+    monkeypatch.setattr(control_groups, "CONTROL_GROUPS", tmp_path / "tree")
     return tmp_path
 
 
