@@ -4,13 +4,17 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: demo test lint types format clean
+.PHONY: demo test lint types format clean gpu-check
 
 demo: $(STAMP)
 	$(BIN)/eddecode demo
 
 test: $(STAMP) lint types
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --durations=10  # two workers with a thread each: more would queue
+
+# Under eight minutes on one GPU, no network. Uses the Python that has torch for CUDA: make gpu-check PYTHON=python3
+gpu-check:
+	PYTHONPATH=.:kernels HF_HUB_OFFLINE=1 $(PYTHON) -m benchmarks.gpu_check --out gpu-check
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -29,7 +29,7 @@ def failure(device: torch.device, dtype: torch.dtype) -> str | None:
     if device.type != "cuda":
         return None
     try:
-        return _trial(device, dtype)
+        return run_trial(device, dtype)
     except (
         Exception
     ) as error:  # whatever a compiler or a driver raises: the model's own forward pass still runs
@@ -39,7 +39,8 @@ def failure(device: torch.device, dtype: torch.dtype) -> str | None:
 
 
 @torch.inference_mode()
-def _trial(device: torch.device, dtype: torch.dtype) -> str | None:
+def run_trial(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why the kernels should not be used on a device; None if they pass. Whatever they raise is raised."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(max(ROWS), 768, generator=generator).to(device, dtype)
     weight = torch.randn(320, 768, generator=generator).to(device, dtype)

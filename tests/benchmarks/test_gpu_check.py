@@ -1,0 +1,72 @@
+"""The check of a GPU runs from end to end on a CPU, with tiny shapes; a stage that fails or hangs costs no other."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.gpu_check import run, worker
+from benchmarks.gpu_check.table import table
+from helpers.paths import ROOT
+
+
+@pytest.mark.slow
+def test_a_dry_run_does_every_stage(tmp_path: Path) -> None:
+    pytest.importorskip("triton", reason="triton is not installed: pip install triton")
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONWARNINGS": "ignore"}
+    command = [sys.executable, "-m", "benchmarks.gpu_check", "--dry", "--out", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT, check=False)
+    results = json.loads((tmp_path / "gpu_check.json").read_text())
+    failed = {stage: result.get("trace", result) for stage, result in results.items() if not result["ok"]}
+    assert not failed, failed
+    assert done.returncode == 0
+    assert list(results) == list(run.LIMITS)
+    assert results["bits"]["found"]["sampled, alone = among 2"] == "1 of 1"
+    assert results["families"]["found"]["gpt2"].startswith("2/2 right, 2/2 alone as together; captured")
+    assert (tmp_path / "gpu_check.txt").read_text() in done.stdout
+
+
+def test_every_stage_has_a_limit_and_a_function() -> None:
+    assert list(run.LIMITS) == list(worker.STAGES)
+    assert set(run.NEEDS_PAIR) <= set(run.LIMITS)
+    assert run.TOTAL < 8 * 60
+
+
+WORKER = """
+import json, pathlib, sys, time
+folder = pathlib.Path(sys.argv[1])
+for stage in sys.argv[2:]:
+    if stage == "hangs":
+        time.sleep(60)
+    if stage == "dies":
+        sys.exit(3)
+    (folder / f"{stage}.json").write_text(json.dumps({"ok": True, "seconds": 0.0, "found": {"a": {"b": 1.5}}}))
+"""
+
+
+def test_a_stage_that_hangs_or_dies_costs_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stages = ["one", "hangs", "two", "dies", "three"]
+    monkeypatch.setattr(run, "LIMITS", dict.fromkeys(stages, 2))
+    monkeypatch.setattr(run, "START_UP", 20)
+    started: list[list[str]] = []
+
+    def start(options: Any, left: list[str], folder: Path) -> subprocess.Popen[bytes]:
+        started.append(list(left))
+        return subprocess.Popen([sys.executable, "-c", WORKER, str(folder), *left])
+
+    monkeypatch.setattr(run, "_start", start)
+    results = run.run_stages(argparse.Namespace(stages=stages), tmp_path)
+    assert [results[stage]["ok"] for stage in stages] == [True, False, True, False, True]
+    assert results["hangs"]["error"] == "took longer than 2 s"
+    assert results["dies"]["error"] == "the process ended with 3"
+    assert started == [stages, stages[2:], stages[4:]]
+    text = table(results)
+    assert "a · b" in text
+    assert "hangs         FAILED: took longer than 2 s" in text
