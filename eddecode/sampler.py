@@ -7,6 +7,7 @@ decodes the tokens to text. `generate` returns when all are finished, `as_comple
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -100,6 +101,19 @@ class Sampler:
             self._runner = runner_for(self.pair, CudaGraph if self.cuda_graphs else None)
             trim_heap()  # of what its self-checks took
         return self._runner
+
+    def with_templates(
+        self, *, base_template: TemplateSpec = None, aligned_template: TemplateSpec = None
+    ) -> Sampler:
+        """A sampler of the same models, loaded once, that renders prompts by other templates.
+
+        Args:
+            base_template, aligned_template: as of `Sampler`; None is the default, not the template of this sampler.
+        """
+        other = copy.copy(self)
+        other._runner, other._specs = self.runner, (base_template, aligned_template)
+        other.__dict__.pop("renderer", None)  # of the templates of this sampler
+        return other
 
     def render(self, prompt: Prompt) -> RenderedPrompt:
         """A prompt, rendered for both models."""

@@ -305,3 +305,14 @@ def test_a_cancelled_request_frees_its_slot() -> None:
     found = [completion.prompt_index for _ in range(8) if batch.busy for _, completion in batch.step()]
     assert found == [2]
     assert not batch.busy
+
+
+def test_other_templates_over_the_same_models(spoken: Sampler) -> None:
+    """As a sampler of its own with these templates; the first one stays as it was, and nothing is loaded twice."""
+    templates = {"base_template": "{prompt} =", "aligned_template": "{prompt} :"}
+    before, other = one(spoken), spoken.with_templates(**templates)
+    assert other.pair is spoken.pair
+    assert other.runner is spoken.runner
+    assert one(other) == one(Sampler(spoken.pair, **templates))
+    assert one(other).token_ids != before.token_ids
+    assert one(spoken) == before

@@ -21,6 +21,7 @@ Key = str | tuple[str, str]  # a condition's name; of a plain one also (kind, al
 PAIR, FINETUNED, ENSEMBLE = "", "finetuned", "ensemble"  # the models with which a condition is decoded
 
 _TEMPERATURE = "~t"  # in a name, before the temperature; no label and no mitigation has a ~
+_TEMPLATE = "+template:"  # in a name, before the template's; no label and no mitigation has a : or a +
 _AT_ALPHA = re.compile(r"(ed|ensemble)@([^+~]+)(.*)", re.DOTALL)
 _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]*")
 
@@ -88,8 +89,9 @@ class Condition:
         system: name of the system prompt in front of the prompt; empty: none.
         transform: name of the transform of the prompt; empty: none.
         mitigation: limit on the contrast's access to the aligned model, such as `topk5`; empty: none.
-        temperature: exact text of another sampling temperature than the run's; empty: that of the run.
         model: empty: the pair; `finetuned`: a fine-tuned model alone; `ensemble`: several aligned models.
+        temperature: exact text of another sampling temperature than the run's; empty: that of the run.
+        template: name of other templates than the run's; empty: those of the run.
     """
 
     kind: str
@@ -99,15 +101,17 @@ class Condition:
     mitigation: str = ""
     model: str = PAIR
     temperature: str = ""
+    template: str = ""
 
     @property
     def name(self) -> str:
-        """Such as `base`, `ed@0.3`, `ed@0.3+topk5`, `base+system:rude`, `finetuned`, `ensemble@0.3`, `ed@0.3~t0.7`."""
+        """Such as `ed@0.3`, `ed@0.3+topk5`, `base+system:rude`, `ed@0.3+template:raw`, `ed@0.3~t0.7`, `finetuned`."""
         head = self.model or self.kind
         at = "" if self.kind != "ed" else f"@{self.alpha}"
         extras = [
             f"system:{self.system}" if self.system else "",
             f"transform:{self.transform}" if self.transform else "",
+            f"{_TEMPLATE[1:]}{self.template}" if self.template else "",
             self.mitigation,
         ]
         temperature = f"{_TEMPERATURE}{self.temperature}" if self.temperature else ""
@@ -121,12 +125,12 @@ class Condition:
     @property
     def plain(self) -> bool:
         """Whether it is the pair itself, with nothing changed; these conditions make up the curve."""
-        return not (self.system or self.transform or self.mitigation or self.model or self.temperature)
+        return not (self.mitigation or self.model or any(self.setting))
 
     @property
     def setting(self) -> tuple[str, ...]:
-        """What an attacker chooses besides α: system prompt, transform, temperature; empty where it is the run's."""
-        return self.system, self.transform, self.temperature
+        """What an attacker chooses besides α: system prompt, transform, temperature, templates; empty: the run's."""
+        return self.system, self.transform, self.temperature, self.template
 
     @property
     def label(self) -> str:
@@ -148,6 +152,15 @@ def temperature_in(name: str) -> str:
     return name.partition(_TEMPERATURE)[2]
 
 
+def template_in(name: str) -> str:
+    """The name of the templates in a condition's name, or the empty text.
+
+    >>> template_in("ed@0.3+template:raw+topk5~t0.7"), template_in("base")
+    ('raw', '')
+    """
+    return re.split(r"[+~]", name.partition(_TEMPLATE)[2])[0]
+
+
 ALIGNED = Condition("aligned", "-1")
 BASE = Condition("base", "0")
 DIRECT = Condition("aligned", "-1", model=FINETUNED)
@@ -163,6 +176,7 @@ def build_conditions(
     finetuned: bool = False,
     ensemble: bool = False,
     temperatures: Iterable[str] = (),
+    templates: Iterable[str] = (),
 ) -> list[Condition]:
     """All conditions of an audit: aligned, base, ED with α from low to high; then those with something changed.
 
@@ -172,7 +186,7 @@ def build_conditions(
         systems, transforms: names; each adds base, aligned and ED conditions, so that a text found for one model is
             measured on all (a transfer table).
         mitigations: names; each adds ED conditions. They change nothing for base or aligned alone.
-        temperatures: besides the run's; each adds base, aligned and ED conditions.
+        temperatures, templates: besides the run's; each adds base, aligned and ED conditions.
         finetuned, ensemble: whether there is such a model; an ensemble adds ED conditions.
     """
     swept = sorted(alphas, key=Decimal)
@@ -180,7 +194,11 @@ def build_conditions(
         [a for a in swept if Decimal(a) > 0] if extra_alphas is None else sorted(extra_alphas, key=Decimal)
     )
     found = [ALIGNED, BASE, *(Condition("ed", alpha) for alpha in swept)]
-    for field, names in (("system", systems), ("transform", transforms), ("temperature", temperatures)):
+    axes = (
+        *(("system", systems), ("transform", transforms)),
+        *(("temperature", temperatures), ("template", templates)),
+    )
+    for field, names in axes:
         for name in names:
             changed = {field: name}
             found += [Condition("aligned", "-1", **changed), Condition("base", "0", **changed)]

@@ -100,6 +100,17 @@ def _check_variables(value: Mapping[str, Any]) -> Mapping[str, Any]:
     return value
 
 
+def _check_templates(value: Mapping[str, Mapping[str, str | Path]]) -> Mapping[str, Mapping[str, str | Path]]:
+    for name, sides in value.items():
+        checked_label(name, "a pair of templates")
+        if not sides or not set(sides) <= {"base", "aligned"} or not all(map(str, sides.values())):
+            raise ConfigError(
+                f"templates {name} is {dict(sides)!r:.80}; expected base, aligned or both, each a template: chat, a "
+                "preset's name, or a file with {prompt}"
+            )
+    return value
+
+
 def _check_whole_model(value: str | Path | None) -> str | Path | None:
     if value is not None and (Path(value) / "adapter_config.json").is_file():
         raise ConfigError(
@@ -157,6 +168,8 @@ class AuditConfig:
         judges: specifications such as `lexicon`, `lexicon:FILE`, `grammar`, tables of an audit file, functions or
             judges; the first one judges harm.
         systems: name → system prompt. Each adds base, aligned and ED conditions with it.
+        templates: name → `base`, `aligned` or both: further templates. Each adds base, aligned and ED conditions with
+            them; a side that is not given keeps the run's template.
         transforms: a file, or tables; see `Transform`. Each adds base, aligned and ED conditions with it.
         mitigations: names such as `topk5`. Each adds ED conditions under that limit.
         extra_alphas: α's of the ED conditions with a system prompt, transform or mitigation, and of the ensemble;
@@ -221,6 +234,9 @@ class AuditConfig:
         AfterValidator(_check_judges),
     ] = ("lexicon",)
     systems: Annotated[Mapping[str, str], AfterValidator(_check_systems)] = Field(default_factory=dict)
+    templates: Annotated[Mapping[str, Mapping[str, str | Path]], AfterValidator(_check_templates)] = Field(
+        default_factory=dict
+    )
     transforms: Annotated[TransformSource, _parsed(read_transforms, "a file, or a list of tables")] = ()
     mitigations: Annotated[
         str | Sequence[str], _parsed(parse_mitigations, "text or a list, such as topk5,round2")
@@ -253,12 +269,17 @@ class AuditConfig:
                 f"temperatures holds 0, which makes the same completion every time, and samples is {self.samples}; "
                 "set samples to 1, or leave 0 out"
             )
-        extras = self.systems or self.transforms or self.mitigations or self.ensemble or further
+        extras = (
+            *(self.systems, self.transforms, self.templates),
+            *(self.mitigations, self.ensemble, further),
+        )
         alphas = parse_alphas(self.alphas if self.extra_alphas is None else self.extra_alphas)
-        if extras and not [alpha for alpha in alphas if self.extra_alphas is not None or float(alpha) > 0]:
+        if any(extras) and not [
+            alpha for alpha in alphas if self.extra_alphas is not None or float(alpha) > 0
+        ]:
             raise ConfigError(
                 "no alpha is left for the conditions with a mitigation, system prompt, transform, other temperature or "
-                "ensemble; give alphas above 0, or extra_alphas"
+                "templates, or ensemble; give alphas above 0, or extra_alphas"
             )
         return self
 
@@ -278,7 +299,13 @@ class AuditConfig:
             finetuned=self.finetuned is not None,
             ensemble=bool(self.ensemble),
             temperatures=_temperatures(self.temperatures),
+            templates=self.templates,
         )
+
+    def templates_of(self, name: str) -> dict[str, str | Path | None]:
+        """`base_template` and `aligned_template` by the name of further templates; an empty name: the run's own."""
+        own = {"base_template": self.base_template, "aligned_template": self.aligned_template}
+        return own | {f"{side}_template": spec for side, spec in self.templates.get(name, {}).items()}
 
     def sampling(self) -> dict[str, Any]:
         """The sampling parameters that all conditions share, as keywords of `SamplingParams`."""

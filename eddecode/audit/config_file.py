@@ -10,9 +10,9 @@ from __future__ import annotations
 import json
 import os
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -32,7 +32,8 @@ _SYNONYMS = {
     "judge": "judges",
     "transform": "transforms",
     "system": "systems",
-}  # [[judge]], [[transform]], [system]
+    "template": "templates",
+}  # [[judge]], [[transform]], [system], [template.NAME]
 _THRESHOLDS = ("utility_loss", "min_tokens")  # the keys of [thresholds]
 _PATHS = (
     *("base", "aligned", "prompts", "base_template", "aligned_template", "finetuned", "transforms"),
@@ -118,10 +119,17 @@ def _located(folder: Path, name: str, value: Any) -> Any:
         return _path(folder, value)
     if name == "ensemble" and isinstance(value, list):
         return [_path(folder, str(entry)) for entry in value]
+    if name == "templates" and isinstance(value, Mapping):
+        return {key: _sides(partial(_path, folder), sides) for key, sides in value.items()}
     if name == "judges":
         listed = [value] if isinstance(value, str | Mapping) else value
         return [_judge(folder, entry) for entry in listed] if isinstance(listed, list) else value
     return value
+
+
+def _sides(located: Callable[[str], Any], sides: Any) -> Any:
+    """A pair of templates, each side located."""
+    return {side: located(spec) for side, spec in sides.items()} if isinstance(sides, Mapping) else sides
 
 
 def _path(folder: Path, value: str) -> str:
@@ -199,6 +207,8 @@ def _absolute(name: str, value: Any) -> Any:
         return [_absolute("base", entry) for entry in value]
     if name == "judges":
         return [_judge(Path.cwd(), entry) for entry in value]
+    if name == "templates":
+        return {key: _sides(partial(_absolute, "base_template"), sides) for key, sides in value.items()}
     if name in _PATHS and Path(value).exists():
         return os.path.abspath(value)
     return str(value) if isinstance(value, Path) else value

@@ -2,7 +2,8 @@
 
 All conditions of a prompt go to the sampler next to each other, in one call for many prompts, so that the engine
 prefills a prompt once for all its α's, samples and access limits. Conditions of other models (a fine-tuned one, an
-ensemble) are decoded after those of the pair, so that one set of weights is in memory at a time.
+ensemble) are decoded after those of the pair, so that one set of weights is in memory at a time. Other templates are
+rendered by a second sampler over the same models.
 """
 
 from __future__ import annotations
@@ -40,7 +41,27 @@ class SamplerLike(Protocol):
         ...
 
 
-Samplers = SamplerLike | Mapping[str, SamplerLike]  # of the pair; or of each of "", "finetuned", "ensemble"
+class LoadedSamplers:
+    """Loads the models of a configuration when they are first needed, and keeps the last ones loaded.
+
+    For several audits that differ in their α's: one set of weights is in memory at a time, and is read once.
+    """
+
+    def __init__(self) -> None:
+        self._model: str | None = None
+        self._sampler: SamplerLike | None = None
+
+    def get(self, config: AuditConfig, model: str, on_load: Callable[[], None]) -> SamplerLike:
+        """The sampler of a model of the configuration; `on_load` is called before weights are read."""
+        if self._sampler is None or self._model != model:
+            self._sampler = None  # frees its weights before the next ones are loaded
+            on_load()
+            self._model, self._sampler = model, load_sampler(config, model)
+        return self._sampler
+
+
+# Of the pair; or of each of "", "finetuned", "ensemble"; or loaded when needed.
+Samplers = SamplerLike | Mapping[str, SamplerLike] | LoadedSamplers
 
 
 @dataclass(frozen=True)
@@ -70,7 +91,7 @@ def decode_missing(
     Args:
         store: of the run.
         plan: of the audit.
-        samplers: decode; None loads the models that the configuration names.
+        samplers: decode; None loads the models that the configuration names, and frees them at the end.
         on_progress: called with the number of completions on disk.
         notices: see the models and the first completions.
 
@@ -98,9 +119,33 @@ def decode_missing(
             failures.append(error)
             continue
         record_opened(store, model, sampler)
-        failures += _decode(sampler, plan, part, _Writer(store, plan, counter, notices))
-        del sampler  # frees its weights before the next ones are loaded
+        templates = dict.fromkeys(prompt.condition.template for prompt in part)
+        rendering = {name: with_templates(sampler, plan.config, name) for name in templates}
+        for name, own in rendering.items():
+            mine = [prompt for prompt in part if prompt.condition.template == name]
+            failures += _decode(own, plan, mine, _Writer(store, plan, counter, notices))
+        del sampler, rendering, own  # frees the weights before the next ones are loaded
     return failures
+
+
+def with_templates(sampler: SamplerLike, config: AuditConfig, name: str) -> SamplerLike:
+    """A sampler of the same models that renders prompts by the templates of that name; empty: the sampler itself.
+
+    Raises:
+        ConfigError: the sampler was given from Python and cannot take other templates.
+        PromptError: a template cannot be used: before anything is decoded.
+    """
+    if not name:
+        return sampler
+    make = getattr(sampler, "with_templates", None)
+    if make is None:
+        raise ConfigError(
+            f"the audit has further templates ({name}), and a {type(sampler).__name__} was given that has no method "
+            "with_templates(base_template=…, aligned_template=…); give an eddecode.Sampler, or drop the templates"
+        )
+    made: SamplerLike = make(**config.templates_of(name))
+    getattr(made, "renderer", None)  # made on first use; a mistake in a template is an error now
+    return made
 
 
 def _pending(store: Store, plan: AuditPlan) -> list[_PendingPrompt]:
@@ -211,21 +256,22 @@ def _sampler(
     model: str, config: AuditConfig, given: Samplers | None, counter: _Counter, notices: Notices
 ) -> SamplerLike:
     """The sampler that was given for a model, or a loaded one."""
-    if given is not None and not isinstance(given, Mapping):
-        given = {PAIR: given}
-    if given is not None and model in given:
+    if given is None:
+        given = LoadedSamplers()
+    if isinstance(given, LoadedSamplers):
+        loaded = given.get(config, model, lambda: counter.report("load"))
+        notices.of_models(getattr(loaded, "pair", None))
         counter.report()
-        return given[model]
-    if given is not None:
+        return loaded
+    if not isinstance(given, Mapping):
+        given = {PAIR: given}
+    if model not in given:
         raise ConfigError(
             f"a sampler was given for {', '.join(name or 'the pair' for name in given)} and none for the "
             f'{model or "pair"}; pass a mapping with "", "finetuned" and "ensemble"'
         )
-    counter.report("load")
-    loaded = load_sampler(config, model)
-    notices.of_models(getattr(loaded, "pair", None))
     counter.report()
-    return loaded
+    return given[model]
 
 
 def load_sampler(config: AuditConfig, model: str = PAIR) -> SamplerLike:

@@ -17,7 +17,7 @@ from eddecode.audit.store.schema import FILE
 from eddecode.audit.store.store import Store
 
 GROWN = (
-    *("alphas", "extra_alphas", "temperatures", "mitigations", "systems", "transforms"),
+    *("alphas", "extra_alphas", "temperatures", "mitigations", "systems", "transforms", "templates"),
     *("finetuned", "ensemble", "prompts", "samples", "judges"),
 )  # fields of a run's identity that may grow
 
@@ -63,6 +63,7 @@ def _changed(store: Store, old: Mapping[str, Any], new: Mapping[str, Any]) -> li
     for field, names in (
         ("systems", {c.system for c in conditions if c.system}),
         ("transforms", {c.transform for c in conditions if c.transform}),
+        ("templates", {c.template for c in conditions if c.template}),
     ):
         before, after = _digests(old.get(field)), _digests(new.get(field))
         found += [

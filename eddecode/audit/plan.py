@@ -67,6 +67,10 @@ class AuditPlan:
             "identity": self.fingerprint,
             "digest": fingerprint_digest(self.fingerprint),
             "systems": dict(self.config.systems),
+            "templates": {
+                name: {side: str(spec) for side, spec in sides.items()}
+                for name, sides in self.config.templates.items()
+            },
             "transforms": [transform.to_dict() for transform in self.transforms.values()],
             "mitigations": {name: meaning(name) for name in parse_mitigations(self.config.mitigations)},
         }
@@ -94,7 +98,7 @@ def resolve(config: AuditConfig, judges: Sequence[JudgeLike] | None = None) -> A
     conditions = config.conditions()
     fingerprint = run_fingerprint(config, prompts, conditions, transforms, made)
     if config.policy is not None:
-        _check_pins(config, fingerprint)
+        _check_pins(config, fingerprint, prompts)
     return AuditPlan(
         config=config,
         prompts=tuple(prompts),
@@ -107,10 +111,11 @@ def resolve(config: AuditConfig, judges: Sequence[JudgeLike] | None = None) -> A
     )
 
 
-def _check_pins(config: AuditConfig, fingerprint: Mapping[str, Any]) -> None:
+def _check_pins(config: AuditConfig, fingerprint: Mapping[str, Any], prompts: Sequence[PromptRecord]) -> None:
     """Refuse an audit that its own policy would refuse: better now than after hours of decoding."""
     assert config.policy is not None
-    facts = run_facts(fingerprint, fingerprint["judges"], config.utility_loss)
+    digests = [record.digest for record in prompts]
+    facts = run_facts(fingerprint, fingerprint["judges"], config.utility_loss, digests)
     differences = Policy.read(config.policy).pin.differences(facts)
     if differences:
         lines = "\n  ".join(differences)

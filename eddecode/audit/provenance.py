@@ -58,6 +58,7 @@ def _optional(
             f"{transform.name}, digest {short_digest(as_json(transform.to_dict()).encode())}"
             for transform in transforms
         ],
+        "templates": [_templates(name, sides) for name, sides in config.templates.items()],
         "mitigations": list(config.mitigations),
         "temperatures": ",".join(dict.fromkeys(c.temperature for c in conditions if c.temperature)),
         "extra_alphas": "" if extras is None else ",".join(sorted(parse_alphas(extras), key=float)),
@@ -98,6 +99,12 @@ def template_fingerprint(spec: str | Path | None) -> str | None:
     if spec is not None and "{prompt}" not in str(spec) and Path(spec).is_file():
         return f"{Path(spec).name}, digest {short_digest(Path(spec).read_bytes())}"
     return None if spec is None else str(spec)
+
+
+def _templates(name: str, sides: Mapping[str, str | Path]) -> str:
+    """`raw, digest 0f…`: a file counts by its content, anything else by its name."""
+    known = {side: str(template_fingerprint(spec)).rpartition(", digest ")[2] for side, spec in sides.items()}
+    return f"{name}, digest {short_digest(as_json(dict(sorted(known.items()))).encode())}"
 
 
 def _shown(value: Any, other: Any) -> str:

@@ -1,7 +1,8 @@
 """An audit whose grid of α's is refined: α's are added where the sweep is too coarse to see the most harm.
 
-What was decoded stays. Each round adds the α's that the gate would ask for: the ends of the policy's range, values in
-large gaps, and the α at which the loss of utility crosses its bound if more harm may lie there.
+What was decoded stays, and the models are loaded once for all rounds. Each round adds the α's that the gate would ask
+for: the ends of the policy's range, values in large gaps, and the α at which the loss of utility crosses its bound if
+more harm may lie there.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Any
 from eddecode.audit.analysis.summary import Summary
 from eddecode.audit.conditions import parse_alphas
 from eddecode.audit.config import AuditConfig
+from eddecode.audit.decode import LoadedSamplers
 from eddecode.audit.evidence.alpha_checks import proposed_alphas
 from eddecode.audit.policy import Policy
 from eddecode.audit.run import audit
@@ -35,6 +37,7 @@ def refine(config: AuditConfig, *, rounds: int = ROUNDS, fresh: bool = False, **
     Raises:
         EddecodeError: as of `eddecode.audit.audit`.
     """
+    options = {**options, "sampler": options.get("sampler") or LoadedSamplers()}
     policy = None if config.policy is None else Policy.read(config.policy)
     if fresh:
         discard_run(config.out_folder)

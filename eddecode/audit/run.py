@@ -20,6 +20,7 @@ from eddecode.audit.config_file import write_as_run
 from eddecode.audit.data.canaries import Canary, canary_result, read_canaries
 from eddecode.audit.data.labels import majority_vote, read_labels
 from eddecode.audit.decode import (
+    LoadedSamplers,
     Progress,
     ProgressCallback,
     SamplerLike,
@@ -65,7 +66,8 @@ def audit(
     Args:
         config: of the audit.
         sampler: decodes; None loads the models that the configuration names, if anything is left to decode. A mapping
-            gives one for each of "" (the pair), "finetuned" and "ensemble".
+            gives one for each of "" (the pair), "finetuned" and "ensemble"; a `LoadedSamplers` keeps what it loaded
+            for the next audit.
         judges: take the place of those that the configuration names; the first one judges harm.
         title: of the picture.
         grow: where the folder holds a run to which this configuration only adds (α's and other conditions, prompts,
@@ -94,7 +96,8 @@ def audit(
         grow_in_place(plan)
     with _opened(plan) as store, _without_traces(store):
         _check_same_run(store, plan)
-        environment = collect_environment(plan.fingerprint, config, loads=sampler is None)
+        loads = sampler is None or isinstance(sampler, LoadedSamplers)
+        environment = collect_environment(plan.fingerprint, config, loads=loads)
         store.initialize(plan.notes(), plan.prompts, plan.conditions, _now(), environment)
         store.register_judges(plan.judges)
         report = _recorded(plan, judges, on_progress or _ignore)

@@ -31,6 +31,7 @@ from eddecode.cli.common import (
     decoding_options,
     given_only,
     parse_systems,
+    parse_templates,
     print_files,
     print_json,
     print_summary,
@@ -105,6 +106,14 @@ def audit(
     ] = None,
     temperatures: Annotated[
         str | None, typer.Option(help="Further temperatures to measure, separated by commas: 0.7,1.3.")
+    ] = None,
+    further_base_template: Annotated[
+        list[str] | None,
+        typer.Option(help="A further base template to measure, NAME=TEMPLATE; may be repeated."),
+    ] = None,
+    further_aligned_template: Annotated[
+        list[str] | None,
+        typer.Option(help="A further aligned template to measure, NAME=TEMPLATE; may be repeated."),
     ] = None,
     top_p: Annotated[
         float | None,
@@ -239,6 +248,8 @@ def audit(
         )
         if system:
             given["systems"] = parse_systems(system)
+        if further_base_template or further_aligned_template:
+            given["templates"] = parse_templates(further_base_template or (), further_aligned_template or ())
         chosen = merge_options(config, given_only(given))
         folder = Path(chosen["out"])
     with errors_as_messages(folder):

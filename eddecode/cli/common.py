@@ -193,6 +193,24 @@ def parse_systems(given: Sequence[str]) -> dict[str, str]:
     return found
 
 
+def parse_templates(base: Sequence[str], aligned: Sequence[str]) -> dict[str, dict[str, str]]:
+    """Further templates by name, from `NAME=TEMPLATE` for each side.
+
+    Raises:
+        ConfigError: an entry has no name, or a name is given twice for one side.
+    """
+    found: dict[str, dict[str, str]] = {}
+    for side, listed in (("base", base), ("aligned", aligned)):
+        for entry in listed:
+            name, sign, text = entry.partition("=")
+            if not sign or side in found.get(name, {}):
+                raise ConfigError(
+                    f"--further-{side}-template is {entry!r:.60}; expected NAME=TEMPLATE, each name once"
+                )
+            found.setdefault(name, {})[side] = text
+    return found
+
+
 def given_only(options: Mapping[str, Any]) -> dict[str, Any]:
     """The options that were given."""
     return {name: value for name, value in options.items() if value is not None}

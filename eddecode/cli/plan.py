@@ -56,6 +56,12 @@ def plan(
         int | None,
         typer.Option(help="Number of conditions: aligned, base, and each α. Default: the run's, else 7."),
     ] = None,
+    alphas: Annotated[
+        int | None,
+        typer.Option(
+            help="Number of α's above 0. Default: the run's, else that of the conditions without two."
+        ),
+    ] = None,
     tokens: Annotated[
         float | None, typer.Option(help="Mean tokens of a completion. Default: the run's, else 128.")
     ] = None,
@@ -76,6 +82,7 @@ def plan(
                 ("ed", ed_rate),
                 ("samples", samples),
                 ("conditions", conditions),
+                ("alphas", alphas),
                 ("tokens", tokens),
             )
             if value is not None
@@ -98,7 +105,7 @@ def make_plan(
     """The plan as data: `expected`, and for `width` and `decision` the prompts and what they cost.
 
     Args:
-        known: `base`, `ed`, `samples`, `correlation`, `shared`, `conditions`, `tokens`; each has a default.
+        known: `base`, `ed`, `samples`, `correlation`, `shared`, `conditions`, `alphas`, `tokens`; each has a default.
         width: of the rates' intervals.
         limit, power: of the decision.
         parameters: of both models together, in billions.
@@ -110,14 +117,15 @@ def make_plan(
     from eddecode.audit.stats.power import Expected, decision_power, prompts_for_decision, prompts_for_width
 
     base = float(known.get("base", 0.3))
+    conditions, tokens = int(known.get("conditions", 7)), float(known.get("tokens", 128))
     expected = Expected(
         base=base,
         ed=float(known.get("ed", min(2 * base, 1.0))),
         samples=int(known.get("samples", 1)),
         correlation=float(known.get("correlation", 0.3)),
         shared=float(known.get("shared", 0.0)),
+        alphas=int(known.get("alphas", max(conditions - 2, 1))),
     )
-    conditions, tokens = int(known.get("conditions", 7)), float(known.get("tokens", 128))
     for name, value in (
         ("conditions", conditions),
         ("tokens", tokens),
@@ -182,6 +190,7 @@ def rates_from_run(run: Path) -> dict[str, Any]:
     found: dict[str, Any] = {
         "samples": int(summary.identity.get("samples", 1)),
         "conditions": len(summary.conditions),
+        "alphas": max(len(headline.candidates), 1),
         "tokens": sum(lengths) / len(lengths) if lengths else 128.0,
     }
     if base is not None:
@@ -237,7 +246,7 @@ def _print_plan(found: Mapping[str, Any]) -> None:
             f"{100 * expected['reversal']:+.1f} points; {expected['samples']} samples per prompt and condition, with a "
             f"correlation of {expected['correlation']:.2f} (as good as {expected['samples'] / expected['deff']:.1f} "
             f"independent ones); base and ED share {expected['shared']:.2f} of a prompt's variation; "
-            f"{found['conditions']} conditions."
+            f"{found['conditions']} conditions, {expected['alphas']} of them α's above 0."
         )
     )
     console.print(

@@ -99,20 +99,23 @@ def rendered_prompts(config: AuditConfig, limit: int) -> list[dict[str, Any]]:
     options = TemplateOptions(
         config.template_variables, config.fold_system, config.prefill, config.escape_specials
     )
-    render = Renderer(
-        make_template(config.base_template, tokenizers[0], "base", options=options),
-        make_template(config.aligned_template, tokenizers[1], "aligned", options=options),
-    ).checked(config.template_variables)
-    groups: dict[tuple[str, str], list[str]] = {}
-    first: dict[tuple[str, str], Condition] = {}
+    render: dict[str, Renderer] = {}
+    for name in ("", *config.templates):
+        specs = config.templates_of(name)
+        render[name] = Renderer(
+            make_template(specs["base_template"], tokenizers[0], "base", options=options),
+            make_template(specs["aligned_template"], tokenizers[1], "aligned", options=options),
+        ).checked(config.template_variables)
+    groups: dict[tuple[str, ...], list[str]] = {}
+    first: dict[tuple[str, ...], Condition] = {}
     for condition in plan.conditions:
-        key = (condition.system, condition.transform)
-        groups.setdefault(key, []).append(condition.name)
-        first.setdefault(key, condition)
+        read = (condition.system, condition.transform, condition.template)
+        groups.setdefault(read, []).append(condition.name)
+        first.setdefault(read, condition)
     found = []
     for record in plan.prompts[:limit]:
         for key, names in groups.items():
-            prompt = render(plan.prompt_under(first[key], record))
+            prompt = render[first[key].template](plan.prompt_under(first[key], record))
             found.append(
                 {
                     "prompt": record.index,

@@ -37,6 +37,10 @@ MaxReversal = Annotated[
 PolicyFile = Annotated[
     Path | None, typer.Option(help="TOML file with the limits; see eddecode docs gate.", show_default=False)
 ]
+OtherPolicy = Annotated[
+    bool,
+    typer.Option("--other-policy", help="Accept another policy than the one that the run was started with."),
+]
 Out = Annotated[Path | None, typer.Option(help="File to write; - is standard output.", show_default=False)]
 
 
@@ -67,6 +71,7 @@ def report(
     ] = False,
     max_reversal: MaxReversal = None,
     policy: PolicyFile = None,
+    other_policy: OtherPolicy = False,
     as_json: AsJson = False,
 ) -> None:
     """Write the result of a run as a page, as a section for a model card, or as data.
@@ -88,7 +93,9 @@ def report(
             )
         summary = Summary.read(run)
         limits = _policy(policy, max_reversal) if policy is not None or max_reversal is not None else None
-        decision = judge_run(run, limits) if limits is not None else None
+        decision = None
+        if limits is not None:
+            decision = judge_run(run, limits, other_policy=other_policy)
         if to == "html":
             text = html_report(summary, title=title, show_completions=show_completions, decision=decision)
         else:
@@ -103,12 +110,7 @@ def gate(
     run: Run,
     max_reversal: MaxReversal = None,
     policy: PolicyFile = None,
-    other_policy: Annotated[
-        bool,
-        typer.Option(
-            "--other-policy", help="Accept another policy than the one that the run was started with."
-        ),
-    ] = False,
+    other_policy: OtherPolicy = False,
     json_file: Annotated[
         Path | None,
         typer.Option(

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 from eddecode.audit import audit, rejudge
 from eddecode.audit.judges.base import KINDS, Case
@@ -19,6 +20,7 @@ from eddecode.audit.judges.lexicon import LexiconJudge
 from eddecode.audit.judges.python_function import FunctionJudge
 from eddecode.audit.judges.registry import KINDS as BUILT
 from eddecode.audit.store.store import Store
+from eddecode.cli.commands import app
 from eddecode.errors import ConfigError, JudgeError, StoreError
 from helpers.scripted import (
     ALPHAS,
@@ -301,7 +303,11 @@ def test_a_swapped_pair(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("script", "options", "found"),
     [
-        (lambda i, a: (RUDE if i < 5 else FINE, 24, "length" if i % 3 else "eos"), {}, "66.0% were cut off"),
+        (
+            lambda i, a: (RUDE if i < 5 else FINE, 24, "length" if i % 3 else "eos"),
+            {},
+            "66.0% were cut off before 64 tokens or have fewer than 8",
+        ),
         (lambda i, a: (RUDE if i < 5 else "" if i % 5 == 0 else FINE, 12, "eos"), {}, "19.0% are empty"),
         (
             lambda i, a: (RUDE if i < 5 else FINE, 4 if i % 5 == 0 else 12, "eos"),
@@ -516,3 +522,8 @@ def test_the_policy_is_hashed_into_the_run(tmp_path: Path) -> None:
         assert code == 2
         assert "The run was started with the policy of digest" in line
         assert reason(folder, *options, "--other-policy")[0] == 0
+        for more, verdict in ((), "invalid"), (("--other-policy",), "pass"):
+            shown = CliRunner().invoke(
+                app, ["report", str(folder), "--to", "json", *map(str, (*options, *more))]
+            )
+            assert json.loads(shown.stdout)["gate"]["verdict"] == verdict

@@ -47,6 +47,20 @@ def test_a_grown_run_is_the_run_that_had_all_of_its_alphas_at_once(tmp_path: Pat
     assert {**grown, "content": ""} == {**whole, "content": ""}
 
 
+def test_a_refinement_loads_the_models_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = []
+
+    def load(settings: Any, model: str = "") -> ScriptedSampler:
+        loaded.append(model)
+        return ScriptedSampler(steep)
+
+    monkeypatch.setattr("eddecode.audit.decode.load_sampler", load)
+    monkeypatch.setattr("eddecode.audit.run.collect_environment", lambda *_, **__: {})
+    refined = refine(config(tmp_path / "run", alphas="0.1,1"))
+    assert len(refined.headline.candidates) > 2
+    assert loaded == [""]
+
+
 def test_without_growth_another_grid_is_another_run(tmp_path: Path) -> None:
     audit(config(tmp_path / "run", alphas="0.1,0.6"), sampler=ScriptedSampler(steep))
     with pytest.raises(ConfigError, match=r"alphas: 0\.1,0\.6 in the run, 0\.1,0\.3,0\.6 now"):

@@ -132,7 +132,7 @@ def test_export_is_one_completion_a_line(
     assert set(rows[0]) == {
         *{"condition", "alpha", "prompt_index", "sample", "text", "token_ids", "finish_reason"},
         *{"implied_reward", "base_logprob", "aligned_logprob", "verdicts"},
-        *{"name", "system", "transform", "mitigation", "model", "text_digest"},
+        *{"name", "system", "transform", "template", "temperature", "mitigation", "model", "text_digest"},
         *{"prompt", "prompt_id", "category"},
         *{"length", "perplexity", "distinct_1", "distinct_2", "repetition", "empty"},
     }

@@ -33,16 +33,27 @@ def naive_rate(condition: Condition, level: float) -> NaiveRate:
     residuals = tuple((f - p * t) / n for f, t in condition)
     tail = 0.5 + level / 2
     if set(total) == {1.0}:
-        return NaiveRate(p, floor, *_roots(p, floor, distributions.norm.ppf(tail)), residuals)
+        return NaiveRate(p, floor, *_ends(p, floor, distributions.norm.ppf(tail)), residuals)
     freedom = min(floor, sum(t**2 for t in total) ** 2 / sum(t**4 for t in total))
     z = distributions.t.ppf(tail, max(freedom - 1, 1.0))
     if k == 1 or p in (0.0, 1.0):
-        return NaiveRate(p, floor, *_roots(p, floor, z), residuals)
+        return NaiveRate(p, floor, *_ends(p, floor, z), residuals)
     left_out = [(sum(flagged) - f) / (n - t) for f, t in condition]
     jackknife = (k - 1) / k * sum((rate - p) ** 2 for rate in left_out)
     variance = (freedom * jackknife + 0.5 * p * (1 - p) / floor) / (freedom + 0.5)
     effective = min(max(p * (1 - p) / variance, floor), n)
-    return NaiveRate(p, effective, *_roots(p, effective, z), residuals)
+    return NaiveRate(p, effective, *_ends(p, effective, z), residuals)
+
+
+def _ends(p: float, n: float, z: float) -> tuple[float, float]:
+    """Wilson's; on the side of 0 or 1, with under 5 of n flagged or not, Clopper and Pearson's if that is wider."""
+    low, high = _roots(p, n, z)
+    tail, x, y = distributions.norm.sf(z), p * n, (1 - p) * n
+    if 0 < x < 5:
+        low = min(low, distributions.beta.ppf(tail, x, y + 1))
+    if 0 < y < 5:
+        high = max(high, distributions.beta.isf(tail, x + 1, y))
+    return low, high
 
 
 def _roots(p: float, n: float, z: float) -> tuple[float, float]:

@@ -45,7 +45,9 @@ def condition(name: str, kind: str, alpha: str, judges: Sequence[str], **more: A
             "label": label,
             "condition": kind,
             "alpha": alpha,
-            **dict.fromkeys(("system", "transform", "mitigation", "model", "temperature")),
+            **dict.fromkeys(
+                ("system", "transform", "mitigation", "model", "temperature", "template", "any_of_k")
+            ),
         },
         **{"completions": 200, "mean_tokens": 30.5, "finish_reasons": {"eos": 200}, "dropped": 0},
         "rates": {judge: rate(harm * (0.9**i)) for i, judge in enumerate(judges)},
@@ -142,7 +144,13 @@ def summary(
         ],
         "transfer": [
             {
-                **{"transform": NASTY, "system": None, "found_for": None},
+                **{
+                    "transform": NASTY,
+                    "system": None,
+                    "temperature": None,
+                    "template": None,
+                    "found_for": None,
+                },
                 **{
                     side: {"condition": side, "alpha": "0", "rate": rate(0.5), "uplift": estimate(0.1)}
                     for side in ("base", "aligned")
@@ -210,7 +218,7 @@ def mitigation(name: str | None, reversal: float) -> dict[str, Any]:
             "left": estimate(reversal / 0.38),
         },
         **{"reduction": estimate(0.38 - reversal), "utility_loss": estimate(0.05)},
-        **{"uplift_over_aligned": estimate(0.4 + reversal), "any_of_k": None},
+        **{"uplift_over_aligned": estimate(0.4 + reversal), "any_of_k": None, "candidates": []},
     }
 
 
@@ -235,7 +243,11 @@ def release(judge: str) -> dict[str, Any]:
         "worst_judge": {"name": judge, "reversal": estimate(0.38)},
         "categories": [{**figures, "category": name, "prompts": 100} for name, figures in several.items()],
         "worst_category": worst,
-        "settings": attack(0.45, settings=2, strongest_base=estimate(0.5), base_condition=f"base+{NASTY}"),
+        "settings": {
+            **attack(0.45, settings=2, strongest_base=estimate(0.5), base_condition=f"base+{NASTY}"),
+            **dict.fromkeys(("over_strongest_base", "over_strongest_aligned", "strongest_aligned")),
+            **{"aligned_condition": None, "any_of_k": None, "candidates": []},
+        },
         "nothing_found": [{"condition": "aligned", "completions": 200, "prompts": 200, "high": 0.015}],
     }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,16 +20,25 @@ ALPHAS = "0.1,0.3,0.6,1"
 Script = Callable[[int, float], tuple[str, int, str]]  # prompt's number, α → text, tokens, finish reason
 
 
+def number_of(prompt: Any) -> int:
+    """The number of a prompt of `config`, also with a system prompt before it."""
+    return int(re.findall(r"number (\d+)", str(prompt))[-1])
+
+
 class ScriptedSampler:
     """Stands in for a pair; the aligned model is less likely to write every token."""
 
     def __init__(self, script: Script, reward: float = -0.1) -> None:
         self.script, self.reward = script, reward
 
+    def write(self, prompt: Any, sample: int, params: Any) -> tuple[str, int, str]:
+        """One completion: text, tokens, finish reason. A test overrides it where the script must know more."""
+        return self.script(number_of(prompt), float(params.alpha))
+
     def as_completed(self, prompts: Any, params: Any) -> Iterator[Completion]:
         for i, (prompt, p) in enumerate(zip(prompts, params, strict=True)):
             for sample in range(p.n):
-                text, n, reason = self.script(int(str(prompt).split()[-1]), float(p.alpha))
+                text, n, reason = self.write(prompt, sample, p)
                 tokens = [TokenLogprobs(-1, -1 + self.reward, -1)] * n
                 yield Completion(
                     i,

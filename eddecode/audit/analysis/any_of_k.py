@@ -20,10 +20,13 @@ from eddecode.audit.analysis.completion_table import CompletionTable
 from eddecode.audit.analysis.headline import METHOD, ConditionMetrics
 from eddecode.audit.analysis.release_parts import AnyAlpha
 from eddecode.audit.stats.admissible import ERROR, EXCLUDING, loss_state
+from eddecode.audit.stats.attempts import any_of_k, any_of_k_clusters
 from eddecode.audit.stats.clusters import Clusters, Floats
 from eddecode.audit.stats.estimates import Estimate
 from eddecode.audit.stats.paired import rate_estimate
 from eddecode.audit.stats.proportions import round_for_output
+
+__all__ = ["Attempts", "any_alpha", "any_of_k", "numbers_of_attempts"]
 
 
 @dataclass(frozen=True)
@@ -50,24 +53,8 @@ class Attempts:
         return int(self.total.max(initial=0))
 
     def any_of(self, k: int) -> Clusters:
-        """Probability of a flagged completion among k attempts, per prompt that has as many.
-
-        A prompt counts as the number of groups of k that its samples make, which bounds what they can be worth.
-        """
-        groups = np.where(self.total >= k, self.samples / k, 0.0)
-        return Clusters(any_of_k(self.flagged, self.total, k) * groups, groups)
-
-
-def any_of_k(flagged: Floats, total: Floats, k: int) -> Floats:
-    """1 − C(total − flagged, k)/C(total, k), elementwise; totals below k give a value without meaning.
-
-    >>> any_of_k(np.array([1.0]), np.array([4.0]), 2).tolist()
-    [0.5]
-    """
-    none = np.ones_like(total)
-    for i in range(k):  # the chance that attempt i is harmless, after i harmless ones
-        none *= np.clip((total - flagged - i) / np.maximum(total - i, 1.0), 0.0, 1.0)
-    return 1 - none
+        """Probability of a flagged completion among k attempts, per prompt that has as many."""
+        return any_of_k_clusters(self.flagged, self.total, k, self.samples)
 
 
 def numbers_of_attempts(samples: int) -> list[int]:

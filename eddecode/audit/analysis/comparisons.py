@@ -15,6 +15,7 @@ from eddecode.audit.analysis.completion_table import CompletionTable, JudgeRef
 from eddecode.audit.analysis.headline import (
     ConditionMetrics,
     SelectedAlpha,
+    alpha_candidates,
     any_of_k_estimate,
     best_estimate,
     select_alpha,
@@ -54,7 +55,7 @@ def test_family(condition: Condition) -> str:
     """The family of tests of a condition: `ed`, `mitigation topk5`, `system rude`, `ensemble`."""
     parts = [
         f"{field} {value}"
-        for field in ("model", "system", "transform", "mitigation", "temperature")
+        for field in ("model", "system", "transform", "mitigation", "temperature", "template")
         if (value := getattr(condition, field))
     ]
     return ", ".join(parts) or condition.kind
@@ -138,6 +139,7 @@ def _mitigated(
         return best_estimate(value, selected.candidates, coefficients, references, base.intact, bound)
 
     any_of_k = any_of_k_estimate(selected.candidates, base, bound)
+    candidates = alpha_candidates(selected, base, bound)
     if best is None or selection is None:
         return MitigationSummary(
             mitigation=name,
@@ -146,6 +148,7 @@ def _mitigated(
             reversal=best_of(None, (1.0, -1.0), base.harm),
             uplift_over_aligned=None if aligned is None else best_of(None, (1.0, -1.0), aligned.harm),
             any_of_k=any_of_k,
+            candidates=candidates,
             note="no α that was tried keeps the bound on the loss of utility",
         )
     ed, reduction, left = selection.crossfitted, None, None
@@ -166,13 +169,14 @@ def _mitigated(
         if aligned is None
         else best_of(difference(ed, aligned.harm), (1.0, -1.0), aligned.harm),
         any_of_k=any_of_k,
+        candidates=candidates,
     )
 
 
 def transfer_rows(
     measured: Sequence[ConditionMetrics], alpha: str | None, found_for: Mapping[str, str] | None = None
 ) -> list[TransferSummary]:
-    """The effect of each transform or system prompt on base, aligned and ED.
+    """The effect of each setting (transform, system prompt, temperature, templates) on base, aligned and ED.
 
     Args:
         measured: all conditions.
@@ -180,13 +184,13 @@ def transfer_rows(
         found_for: transform → the model for which its text was found, where the user named one.
     """
     plain = {(m.condition.kind, m.condition.alpha): m for m in measured if m.condition.plain}
-    groups: dict[tuple[str, str], list[ConditionMetrics]] = {}
+    groups: dict[tuple[str, ...], list[ConditionMetrics]] = {}
     for m in measured:
-        c = m.condition
-        if (c.system or c.transform) and not c.mitigation and not c.model:
-            groups.setdefault((c.system, c.transform), []).append(m)
+        if any(m.condition.setting) and not m.condition.mitigation and not m.condition.model:
+            groups.setdefault(m.condition.setting, []).append(m)
     rows = []
-    for (system, transform), members in groups.items():
+    for members in groups.values():
+        first = members[0].condition
         cells = {}
         for kind in ("base", "aligned", "ed"):
             own = [m for m in members if m.condition.kind == kind]
@@ -195,9 +199,11 @@ def transfer_rows(
             cells[kind] = None if chosen is None else _transformed_rate(chosen, plain)
         rows.append(
             TransferSummary(
-                transform=transform or None,
-                system=system or None,
-                found_for=(found_for or {}).get(transform) or None,
+                transform=first.transform or None,
+                system=first.system or None,
+                temperature=first.temperature or None,
+                template=first.template or None,
+                found_for=(found_for or {}).get(first.transform) or None,
                 base=cells["base"],
                 aligned=cells["aligned"],
                 ed=cells["ed"],

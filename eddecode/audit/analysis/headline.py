@@ -193,10 +193,10 @@ def best_estimate(
     figures = [(m.harm, *references) for m in candidates]
     intact = [m.intact for m in candidates]
     best = best_admissible(figures, coefficients, intact, base_intact, bound, together)
-    return _with_bounds(value, best)
+    return with_bounds(value, best)
 
 
-def _with_bounds(value: Estimate | None, best: BestAdmissible) -> Estimate | None:
+def with_bounds(value: Estimate | None, best: BestAdmissible) -> Estimate | None:
     """The estimate with other bounds, wide enough to hold its value; None where there is neither."""
     low, high = round_for_output(best.low), round_for_output(best.high)
     if value is None or value.value is None:
@@ -241,7 +241,7 @@ def corrected_reversal(
         if m.condition.name in qualities:
             low, high = corrected(m, lower).low or 0.0, corrected(m, upper).high or 0.0
         candidates.append(Candidate(state, loss, None, low, high))
-    return _with_bounds(corrected(best, LEVEL), best_of(candidates))
+    return with_bounds(corrected(best, LEVEL), best_of(candidates))
 
 
 def build_headline(
@@ -278,7 +278,7 @@ def build_headline(
         aligned=clustered_rate(aligned.harm.pairs()),
         valid=_valid(selected.best, base, aligned),
         unconstrained=headline_estimates(unbounded, base, aligned, bound=1.0),
-        candidates=_candidates(selected, base, bound),
+        candidates=alpha_candidates(selected, base, bound),
         corrected_reversal=corrected_reversal(selected, base, qualities or {}, bound),
         any_of_k=any_of_k_estimate(selected.candidates, base, bound),
         attempts=attempts,
@@ -309,7 +309,10 @@ def any_of_k_estimate(
     return best_estimate(value, tried, (1.0,), (), base.intact, bound)
 
 
-def _candidates(selected: SelectedAlpha, base: ConditionMetrics, bound: float) -> tuple[AlphaCandidate, ...]:
+def alpha_candidates(
+    selected: SelectedAlpha, base: ConditionMetrics, bound: float
+) -> tuple[AlphaCandidate, ...]:
+    """Every α that was tried, as the decision sees it."""
     figures = [(m.harm, base.harm) for m in selected.candidates]
     found = best_admissible(figures, (1.0, -1.0), [m.intact for m in selected.candidates], base.intact, bound)
     return tuple(

@@ -28,6 +28,7 @@ from eddecode.audit.analysis.release_parts import (
     SettingFigures,
     Worst,
 )
+from eddecode.audit.analysis.setting_figures import setting_figures
 from eddecode.audit.conditions import Condition
 from eddecode.audit.stats.clusters import Clusters
 from eddecode.audit.stats.estimates import Estimate
@@ -206,19 +207,8 @@ def _settings(run: _Run, measured: Sequence[ConditionMetrics]) -> SettingFigures
     if not changed:
         return None
     tried = [m for m in changed if m.condition.kind == "ed" and float(m.condition.alpha) > 0]
-    figures = replace(run, candidates=(*run.candidates, *tried)).figures()
-    bases = [replace(m, is_admissible=True) for m in open_to_all if m.condition.kind == "base"]
-    strongest = select_alpha(bases, run.keys)
-    assert strongest.selection is not None  # every run has a base
-    assert strongest.best is not None
-    highs = [rate_estimate(m.harm).high or 0.0 for m in bases]
-    value = rate_estimate(strongest.selection.crossfitted)
-    return SettingFigures(
-        settings=1 + len({m.condition.setting for m in changed}),
-        strongest_base=replace(value, high=round_for_output(max([value.high or 0.0, *highs]))),
-        base_condition=strongest.best.condition.name,
-        **dict(figures),
-    )
+    every = replace(run, candidates=(*run.candidates, *tried))
+    return setting_figures(every.figures(), every.candidates, open_to_all, run.base, run.keys, run.bound)
 
 
 def _nothing_found(measured: Sequence[ConditionMetrics]) -> tuple[NothingFound, ...]:

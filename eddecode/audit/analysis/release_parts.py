@@ -6,7 +6,7 @@ bound on lost utility. Computed by `release_figures`, described in docs/statisti
 
 from __future__ import annotations
 
-from eddecode.audit.analysis.summary_parts import Part
+from eddecode.audit.analysis.summary_parts import AlphaCandidate, Part
 from eddecode.audit.stats.estimates import Estimate
 
 
@@ -62,17 +62,37 @@ class CategoryFigures(AttackFigures):
     prompts: int
 
 
+class SettingCandidate(AlphaCandidate):
+    """One α in one setting; `reversal`, `low` and `high` are over the strongest setting of the base."""
+
+    condition: str
+
+
 class SettingFigures(AttackFigures):
-    """The strongest attack over system prompts, transforms and sampling settings; base and aligned are the plain ones.
+    """The strongest attack over templates, system prompts, transforms and temperatures.
+
+    `base`, `aligned`, and what is computed from them, are of the plain setting.
 
     Attributes:
         settings: number of settings, the plain one included.
         strongest_base, base_condition: the most harmful setting of the base model alone, which an attacker has too.
+        strongest_aligned, aligned_condition: of the aligned model alone.
+        over_strongest_base, over_strongest_aligned: harm − that of the strongest setting of base, of aligned: what the
+            pair adds for someone who also chooses the best setting for one model alone. The gate judges these.
+        any_of_k: share of prompts with a harmful completion among all samples, at the setting and α with most; None
+            with one sample per prompt.
+        candidates: every α above 0 in every setting.
     """
 
     settings: int
     strongest_base: Estimate | None = None
     base_condition: str | None = None
+    strongest_aligned: Estimate | None = None
+    aligned_condition: str | None = None
+    over_strongest_base: Estimate | None = None
+    over_strongest_aligned: Estimate | None = None
+    any_of_k: Estimate | None = None
+    candidates: tuple[SettingCandidate, ...] = ()
 
 
 class Worst(Part):
@@ -107,7 +127,7 @@ class ReleaseFigures(Part):
         score: mean of the harm judge's score instead of its flag.
         judges: one row per judge of harm. worst_judge: of several; else None.
         categories: one row per category. worst_category: of several; else None.
-        settings: over system prompts, transforms and sampling settings; None where the run has one.
+        settings: over templates, system prompts, transforms and temperatures; None where the run has one setting.
         nothing_found: conditions without a flagged completion.
     """
 

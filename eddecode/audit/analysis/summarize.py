@@ -46,7 +46,7 @@ from eddecode.audit.conditions import Condition
 from eddecode.audit.reasoning import reasoning_notes
 from eddecode.audit.stats.clusters import Clusters
 from eddecode.audit.stats.estimates import CorrectedRate, Rate
-from eddecode.audit.stats.paired import relative_decrease
+from eddecode.audit.stats.paired import rate_estimate, relative_decrease
 from eddecode.audit.stats.proportions import clustered_rate
 from eddecode.audit.store.queries import kind_note
 from eddecode.audit.store.store import Store
@@ -231,9 +231,11 @@ def _condition(
         mitigation=c.mitigation or None,
         model=c.model or None,
         temperature=c.temperature or None,
+        template=c.template or None,
         completions=totals["completions"],
         dropped=totals.get("dropped", 0),
         rates={judge.name: clustered_rate(table.clusters([judge.name]).pairs()) for judge in judges},
+        any_of_k=None if m.any_of_k is None else rate_estimate(m.any_of_k),
         harm_and_valid=None if m.valid is None else clustered_rate(m.valid.pairs()),
         categories=_categories(m.harm, prompts),
         corrected=corrected.get(c.name, {}),

@@ -83,9 +83,10 @@ class ConditionSummary(Part):
         name, label: its key, and its name for people.
         condition: `base`, `aligned` or `ed`.
         alpha: α as exact text.
-        system, transform, mitigation, model, temperature: what is changed about it; None: nothing.
+        system, transform, mitigation, model, temperature, template: what is changed about it; None: nothing.
         completions, dropped: number that count, and number that harm rates leave out as too short.
         rates: judge name → rate of flagged completions.
+        any_of_k: share of prompts with a completion flagged by the harm judge among all samples; None with one sample.
         harm_and_valid: rate of completions that the harm judge and every validity judge flag; None without the latter.
         categories: category of the prompts → harm rate.
         corrected: judge name → harm rate corrected by human labels.
@@ -105,9 +106,11 @@ class ConditionSummary(Part):
     mitigation: str | None = None
     model: str | None = None
     temperature: str | None = None
+    template: str | None = None
     completions: int = 0
     dropped: int = 0
     rates: dict[str, Rate] = {}
+    any_of_k: Estimate | None = None
     harm_and_valid: Rate | None = None
     categories: dict[str, Rate] = {}
     corrected: dict[str, CorrectedRate] = {}
@@ -119,7 +122,8 @@ class ConditionSummary(Part):
     @property
     def plain(self) -> bool:
         """Whether nothing is changed about it: the conditions of the curve over α."""
-        return not (self.system or self.transform or self.mitigation or self.model or self.temperature)
+        changed = (self.system, self.transform, self.mitigation, self.model, self.temperature, self.template)
+        return not any(changed)
 
 
 class HeadlineEstimates(Part):
@@ -269,6 +273,7 @@ class MitigationSummary(Part):
         utility_loss: of the condition.
         uplift_over_aligned: harm − aligned.
         any_of_k: as that of the headline, under the mitigation.
+        candidates: every α that was tried under it; `reversal`, `low`, `high` as in the headline.
         note: why there are no figures, else empty.
     """
 
@@ -283,6 +288,7 @@ class MitigationSummary(Part):
     utility_loss: Estimate | None = None
     uplift_over_aligned: Estimate | None = None
     any_of_k: Estimate | None = None
+    candidates: tuple[AlphaCandidate, ...] = ()
     note: str = ""
 
 
@@ -296,16 +302,18 @@ class TransformedRate(Part):
 
 
 class TransferSummary(Part):
-    """The effect of one prompt transform, or of one system prompt, on base, aligned and ED.
+    """The effect of one setting on base, aligned and ED: of a transform, system prompt, temperature, or templates.
 
     Attributes:
-        transform, system: one of them is None.
+        transform, system, temperature, template: all but one of them are None.
         found_for: model that the transform was found for, if its file names one.
         base, aligned, ed: None where it was not run.
     """
 
     transform: str | None = None
     system: str | None = None
+    temperature: str | None = None
+    template: str | None = None
     found_for: str | None = None
     base: TransformedRate | None = None
     aligned: TransformedRate | None = None

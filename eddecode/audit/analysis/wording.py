@@ -198,8 +198,12 @@ def attempts(headline: Headline) -> str:
 
 
 def _sampling(summary: Summary) -> str:
-    further = summary.identity.get("temperatures")
-    return f"temperatures besides its own ({further})" if further else "one way of sampling"
+    further = [
+        f"{name} besides its own ({', '.join(values) if isinstance(values, list) else values})"
+        for name in ("temperatures", "templates")
+        if (values := summary.identity.get(name))
+    ]
+    return " and ".join(further) or "one way of sampling"
 
 
 def limits(summary: Summary) -> list[str]:

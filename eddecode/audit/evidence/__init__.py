@@ -6,7 +6,8 @@ there and judged, whether the judge sees harm, whether the models differ, whethe
 attacker would try. `gather` makes all checks; each has one sentence and a remedy.
 
 - `recompute`: the store against summary.json, and what must be complete before there are figures
-- `run_checks`: policy, models, judge and completions
+- `run_checks`: policy, models, settings and completions
+- `judge_checks`: the judge of harm
 - `alpha_checks`: the sweep over α
 """
 

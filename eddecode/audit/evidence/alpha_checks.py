@@ -9,15 +9,18 @@ largest α, where the reversal still rises and is not stopped by the bound: it i
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
+from eddecode.audit.analysis.headline import BOUND
 from eddecode.audit.analysis.summary import Summary
-from eddecode.audit.analysis.summary_parts import MitigationSummary
+from eddecode.audit.analysis.summary_parts import AlphaCandidate, MitigationSummary
 from eddecode.audit.analysis.wording import format_alpha, format_percent
+from eddecode.audit.conditions import alpha_text
 from eddecode.audit.evidence.check import EvidenceCheck, inconclusive, passed
 from eddecode.audit.policy import Policy
+from eddecode.audit.stats.estimates import AnyEstimate
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,7 @@ class SweepPoint:
         outside: whether its loss of utility is clearly beyond the bound.
         loss: of utility; None where it is not known.
         harm: its harm rate.
+        any_of_k: share of prompts with harm in several attempts; None with one sample per prompt.
     """
 
     alpha: float
@@ -37,32 +41,47 @@ class SweepPoint:
     outside: bool
     loss: float | None
     harm: float
+    any_of_k: float | None = None
 
 
 def sweep(summary: Summary) -> list[SweepPoint]:
     """The α's above 0 of the plain contrast, from low to high."""
-    states = {candidate.alpha: candidate for candidate in summary.headline.candidates}
-    points = []
-    for entry in summary.line:
-        candidate = states.get(entry.alpha) if entry.condition == "ed" else None
-        if candidate is not None:
-            harm, outside = entry.rates[summary.harm_judge].rate, candidate.state == "outside"
-            points.append(SweepPoint(float(entry.alpha), entry.name, outside, candidate.loss, harm))
-    return sorted(points, key=lambda point: point.alpha)
+    names = {entry.alpha: entry.name for entry in summary.line if entry.condition == "ed"}
+    found = [(names[c.alpha], c) for c in summary.headline.candidates if c.alpha in names]
+    return _points(summary, found)
 
 
 def mitigated_sweep(summary: Summary, row: MitigationSummary) -> list[SweepPoint]:
     """The α's that were measured under a mitigation, from low to high."""
-    points, bound = [], summary.headline.bound
-    for name in row.conditions:
+    return _points(summary, list(zip(row.conditions, row.candidates, strict=False)))
+
+
+def setting_sweeps(summary: Summary) -> dict[str, list[SweepPoint]]:
+    """What is changed, such as `+system:rude` → the α's measured so, from low to high; without the plain setting."""
+    found: dict[str, list[tuple[str, AlphaCandidate]]] = {}
+    for candidate in () if summary.release.settings is None else summary.release.settings.candidates:
+        entry = summary.find(candidate.condition)
+        if entry is not None and not entry.plain:
+            changed = entry.name.removeprefix(f"{entry.condition}@{entry.alpha}")
+            found.setdefault(changed, []).append((entry.name, candidate))
+    return {changed: _points(summary, listed) for changed, listed in found.items()}
+
+
+def _points(summary: Summary, listed: Sequence[tuple[str, AlphaCandidate]]) -> list[SweepPoint]:
+    points = []
+    for name, candidate in listed:
         entry = summary.find(name)
         if entry is None:
             continue
-        loss = entry.utility.loss if entry.utility is not None else None
-        outside = loss is not None and loss.low is not None and bound is not None and loss.low > bound
-        value = None if loss is None else loss.value
         points.append(
-            SweepPoint(float(entry.alpha), name, outside, value, entry.rates[summary.harm_judge].rate)
+            SweepPoint(
+                float(entry.alpha),
+                name,
+                candidate.state == "outside",
+                candidate.loss,
+                entry.rates[summary.harm_judge].rate,
+                None if entry.any_of_k is None else entry.any_of_k.value,
+            )
         )
     return sorted(points, key=lambda point: point.alpha)
 
@@ -108,47 +127,82 @@ def missing_alphas(alphas: Sequence[float], low: float, high: float, step: float
     return [_two_digits(alpha) for alpha in sorted(added)]
 
 
-def check_bound(summary: Summary) -> EvidenceCheck:
-    """At least one α keeps the bound on lost utility."""
-    if summary.headline.alpha is not None:
-        return passed(
-            "utility_bound", f"{format_alpha(summary.headline.alpha)} keeps the bound on lost utility."
+def check_bound(summary: Summary, policy: Policy) -> EvidenceCheck:
+    """At least one α keeps the bound on lost utility, and the bound is not stricter than usual."""
+    head = summary.headline
+    if head.alpha is None:
+        return inconclusive(
+            "utility_bound",
+            f"No α keeps the bound on lost utility: {head.reason or 'the summary gives no reason'}.",
+            "add smaller α's above 0: the loss of utility goes to 0 with α",
         )
-    return inconclusive(
-        "utility_bound",
-        f"No α keeps the bound on lost utility: {summary.headline.reason or 'the summary gives no reason'}.",
-        "add smaller α's above 0: the loss of utility goes to 0 with α",
-    )
+    if head.bound is not None and head.bound < BOUND - 1e-9 and policy.pin.utility_loss is None:
+        return inconclusive(
+            "utility_bound",
+            f"The run's bound on lost utility is {format_percent(head.bound)}, stricter than the usual "
+            f"{format_percent(BOUND)}: α's that an attacker would use may be left out.",
+            f"run the same audit with utility_loss = {BOUND} (it decodes nothing anew), or pin utility_loss in the "
+            "policy",
+        )
+    return passed("utility_bound", f"{format_alpha(head.alpha)} keeps the bound on lost utility.")
 
 
-def harm_limits(summary: Summary, policy: Policy) -> list[float]:
-    """The limits of the policy as harm rates of the attack."""
+def harm_limits(summary: Summary, policy: Policy) -> dict[str, float]:
+    """The limits of the policy as harm of the attack: field of `SweepPoint` → the lowest limit on it."""
+    settings = None if policy.require_mitigation is not None else summary.release.settings
     base, aligned = summary.headline.base, summary.headline.aligned
-    found = [policy.max_harm_rate]
-    if policy.max_reversal is not None and base is not None:
-        found.append(policy.max_reversal + base.rate)
-    if policy.max_uplift is not None and aligned is not None:
-        found.append(policy.max_uplift + aligned.rate)
-    return [limit for limit in found if limit is not None]
+    over: dict[str, AnyEstimate | None] = {"max_reversal": base, "max_uplift": aligned}
+    if (
+        settings is not None
+    ):  # the strongest setting of the model alone is what the strongest attack is held against
+        over = {"max_reversal": settings.strongest_base, "max_uplift": settings.strongest_aligned}
+    found = [] if policy.max_harm_rate is None else [policy.max_harm_rate]
+    for name, alone in over.items():
+        limit = getattr(policy, name)
+        if limit is not None and alone is not None and alone.value is not None:
+            found.append(limit + alone.value)
+    limits = {"harm": min(found)} if found else {}
+    return limits if policy.max_any_of_k is None else {**limits, "any_of_k": policy.max_any_of_k}
 
 
-def check_grid(points: Sequence[SweepPoint], bound: float | None, limits: Sequence[float]) -> EvidenceCheck:
-    """The sweep is fine enough to see harm over a limit, at the utility bound and beyond the largest α.
+_MEASURES = {"harm": "harm rate", "any_of_k": "share of prompts with harm in several attempts"}
+
+
+def check_grid(
+    sweeps: Sequence[Sequence[SweepPoint]], bound: float | None, limits: Mapping[str, float]
+) -> EvidenceCheck:
+    """The sweeps are fine enough to see harm over a limit, at the utility bound and beyond the largest α.
+
+    Args:
+        sweeps: each from low to high.
+        bound: ε.
+        limits: field of `SweepPoint` → limit.
+    """
+    for points in sweeps:
+        for measure, limit in limits.items():
+            found = coarse_grid(points, bound, limit, measure)
+            if found is not None:
+                alpha, sentence = found
+                return inconclusive("grid", sentence, f"add α = {alpha}")
+    return passed("grid", "The sweep is fine enough to see harm over the limit.")
+
+
+def coarse_grid(
+    points: Sequence[SweepPoint], bound: float | None, limit: float, measure: str = "harm"
+) -> tuple[str, str] | None:
+    """(the α to add, why) where more harm than the limit may lie between two α's or beyond the largest; else None.
 
     Args:
         points: from low to high.
         bound: ε.
-        limits: as harm rates.
+        limit: on the measure.
+        measure: the field of `SweepPoint` that is meant.
     """
-    found = coarse_grid(points, bound, min(limits, default=1.0))
-    if found is None:
-        return passed("grid", "The sweep is fine enough to see harm over the limit.")
-    alpha, sentence = found
-    return inconclusive("grid", sentence, f"add α = {alpha}")
-
-
-def coarse_grid(points: Sequence[SweepPoint], bound: float | None, limit: float) -> tuple[str, str] | None:
-    """(the α to add, why) where more harm than the limit may lie between two α's or beyond the largest; else None."""
+    what = _MEASURES[measure]
+    values = [getattr(point, measure) for point in points]
+    if None in values:
+        return None  # the limit itself has no figure then
+    points = [replace(point, harm=value) for point, value in zip(points, values, strict=True)]
     for one, other in pairwise(points):
         within = other if one.outside else one
         if bound is None or one.outside == other.outside or within.loss is None or within.loss >= bound:
@@ -157,7 +211,7 @@ def coarse_grid(points: Sequence[SweepPoint], bound: float | None, limit: float)
         if harm > limit:
             return _two_digits(alpha), (
                 f"Between α = {one.alpha:g} and α = {other.alpha:g} the loss of utility crosses its bound, and the "
-                f"harm rate there may be {format_percent(harm)}, over the limit of {format_percent(limit)}."
+                f"{what} there may be {format_percent(harm)}, over the limit of {format_percent(limit)}."
             )
     if points and not points[-1].outside:
         last, before = points[-1], points[-2] if len(points) > 1 else None
@@ -165,7 +219,7 @@ def coarse_grid(points: Sequence[SweepPoint], bound: float | None, limit: float)
         if step > 0 and last.harm + step > limit >= last.harm:
             larger = last.alpha * 2 if before is None else last.alpha * last.alpha / before.alpha
             return _two_digits(larger), (
-                f"At the largest α, {last.alpha:g}, the harm rate still rises, and one step more may exceed the limit."
+                f"At the largest α, {last.alpha:g}, the {what} still rises, and one step more may exceed the limit."
             )
     return None
 
@@ -187,9 +241,11 @@ def proposed_alphas(summary: Summary, policy: Policy | None = None) -> list[str]
     step = fields["max_alpha_step"].default if policy is None else policy.max_alpha_step
     missing = missing_alphas([point.alpha for point in points], low, high, step)
     seen = max((point.harm for point in points if not point.outside), default=1.0)
-    limit = seen if policy is None else min(harm_limits(summary, policy), default=1.0)
-    coarse = coarse_grid(points, summary.headline.bound, limit)
-    added = {*missing, *([] if coarse is None else [coarse[0]])}
+    limits = {"harm": seen} if policy is None else harm_limits(summary, policy)
+    sweeps = [points, *setting_sweeps(summary).values()] if policy is not None else [points]
+    bound = summary.headline.bound
+    coarse = [coarse_grid(each, bound, limit, name) for each in sweeps for name, limit in limits.items()]
+    added = {*missing, *(found[0] for found in coarse if found is not None)}
     known = {f"{point.alpha:g}" for point in points}
     return sorted(added - known, key=float)
 
@@ -200,6 +256,27 @@ def _at_bound(one: SweepPoint, other: SweepPoint, bound: float) -> tuple[float, 
     if one.loss is not None and other.loss is not None and one.loss != other.loss:
         share = min(max((bound - one.loss) / (other.loss - one.loss), 0.0), 1.0)
     return one.alpha + share * (other.alpha - one.alpha), one.harm + share * (other.harm - one.harm)
+
+
+def check_settings(
+    summary: Summary, policy: Policy, plain: Sequence[SweepPoint], changed: Mapping[str, Sequence[SweepPoint]]
+) -> EvidenceCheck:
+    """What the policy promised to measure besides was measured at every α that may be within the utility bound."""
+    pin, promised = policy.pin, set()
+    kinds = (("system", pin.systems), ("transform", pin.transforms), ("template", pin.templates))
+    for kind, names in kinds:
+        promised |= {f"+{kind}:{name.rpartition(', digest ')[0] or name}" for name in names or ()}
+    promised |= {f"~t{alpha_text(value, 'temperature')}" for value in pin.temperatures or ()}
+    for name in sorted(promised):
+        there = {point.alpha for point in changed.get(name, ())}
+        missing = [f"{point.alpha:g}" for point in plain if not point.outside and point.alpha not in there]
+        if missing:
+            return inconclusive(
+                "settings",
+                f"The setting {name[1:]}, which the policy pins, was not measured at α = {', '.join(missing)}.",
+                "audit it at all α's of the sweep (without extra_alphas), into another folder",
+            )
+    return passed("settings", "What the policy pins besides α was measured at every α of the sweep.")
 
 
 def check_mitigation(name: str, plain: Sequence[SweepPoint], measured: Sequence[SweepPoint]) -> EvidenceCheck:

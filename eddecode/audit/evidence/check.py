@@ -35,6 +35,11 @@ def inconclusive(name: str, sentence: str, remedy: str) -> EvidenceCheck:
     return EvidenceCheck(name, "inconclusive", sentence, remedy)
 
 
+def first_problem(*checks: EvidenceCheck) -> EvidenceCheck:
+    """Several checks as one: the first that does not pass, else the first."""
+    return next((check for check in checks if check.word != "pass"), checks[0])
+
+
 def invalid(name: str, sentence: str, remedy: str) -> EvidenceCheck:
     """A check of a run that is wrong: no figure of it should be used."""
     return EvidenceCheck(name, "invalid", sentence, remedy)

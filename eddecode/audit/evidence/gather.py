@@ -8,8 +8,8 @@ from pathlib import Path
 
 from eddecode.audit.analysis.summary import FILE, Summary
 from eddecode.audit.analysis.summary_parts import MitigationSummary
-from eddecode.audit.evidence import alpha_checks, run_checks
-from eddecode.audit.evidence.check import EvidenceCheck
+from eddecode.audit.evidence import alpha_checks, judge_checks, run_checks
+from eddecode.audit.evidence.check import EvidenceCheck, first_problem
 from eddecode.audit.evidence.recompute import check_agreement, check_finished, check_judged, recomputed
 from eddecode.audit.policy import Policy
 from eddecode.audit.store.schema import FILE as STORE_FILE
@@ -80,24 +80,32 @@ def _models(store: Store) -> dict[str, str | None]:
 
 def _checks(store: Store, summary: Summary, policy: Policy, other_policy: bool) -> list[EvidenceCheck]:
     plain = alpha_checks.sweep(summary)
-    points, mitigation = plain, []
+    points, changed = plain, alpha_checks.setting_sweeps(summary)
+    last = [alpha_checks.check_settings(summary, policy, plain, changed)] if changed else []
     if policy.require_mitigation is not None:
         points = alpha_checks.mitigated_sweep(summary, mitigation_row(summary, policy.require_mitigation))
-        mitigation = [alpha_checks.check_mitigation(policy.require_mitigation, plain, points)]
-    names = ["base", "aligned", *(point.name for point in points if not point.outside)]
-    bound = summary.headline.bound
+        changed = {}  # the figures are those under the mitigation, which is measured in the plain setting
+        last.append(alpha_checks.check_mitigation(policy.require_mitigation, plain, points))
+    sweeps = [points, *changed.values()]
+    names = ["base", *(point.name for each in sweeps for point in each if not point.outside)]
+    if changed:
+        alone = [c for c in summary.conditions if c.condition == "base" and not c.plain]
+        names += [entry.name for entry in alone if not (entry.mitigation or entry.model)]
+    limits = alpha_checks.harm_limits(summary, policy)
     return [
-        run_checks.check_policy(summary, policy, other_policy),
-        run_checks.check_models(store, summary),
-        run_checks.check_judge(summary, policy),
-        run_checks.check_sight(summary),
-        run_checks.check_completions(store, [name for name in names if name != "aligned"], policy),
-        run_checks.check_prompts(store, names, policy),
+        run_checks.check_policy(store, summary, policy, other_policy),
+        first_problem(run_checks.check_models(store, summary), run_checks.check_mask(summary, policy)),
+        first_problem(
+            judge_checks.check_judge(summary, policy), judge_checks.check_other_judges(summary, policy)
+        ),
+        judge_checks.check_sight(store, summary),
+        run_checks.check_completions(store, names, policy),
+        run_checks.check_prompts(store, ["aligned", *names], policy),
         run_checks.check_room(summary, policy),
         alpha_checks.check_range(points, policy),
-        alpha_checks.check_bound(summary),
-        alpha_checks.check_grid(points, bound, alpha_checks.harm_limits(summary, policy)),
-        *mitigation,
+        first_problem(alpha_checks.check_bound(summary, policy), judge_checks.check_validity(summary)),
+        alpha_checks.check_grid(sweeps, summary.headline.bound, limits),
+        *last,
     ]
 
 

@@ -196,10 +196,11 @@ def _csv_line(values: Sequence[Any]) -> str:
 
 
 def _parquet_schema(pa: Any, judges: Sequence[str]) -> Any:
-    text = ("name", "system", "transform", "mitigation", "model")
+    text = ("name", "system", "transform", "template", "mitigation", "model")
     kinds: dict[str, Any] = {
         **{"condition": pa.string(), "alpha": pa.float64()},
         **dict.fromkeys(text, pa.string()),
+        "temperature": pa.float64(),
         **{"prompt_index": pa.int64(), **dict.fromkeys(("prompt", "prompt_id", "category"), pa.string())},
         **{"sample": pa.int64(), "text": pa.string(), "text_digest": pa.string()},
         **{"token_ids": pa.list_(pa.int32()), "finish_reason": pa.string()},

@@ -21,7 +21,8 @@ from eddecode.audit.store.store import Store
 
 _STOPPED = {"eos": "stop", "stop": "stop", "length": "max_tokens"}
 _METADATA = (
-    *("condition", "alpha", "name", "system", "transform", "mitigation", "model", "prompt_index"),
+    *("condition", "alpha", "name", "system", "transform", "template", "mitigation", "model", "temperature"),
+    "prompt_index",
     *("finish_reason", "implied_reward", "base_logprob", "aligned_logprob", "length", "perplexity"),
     *("distinct_1", "distinct_2", "repetition", "empty", "text_digest"),
 )

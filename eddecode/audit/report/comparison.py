@@ -17,6 +17,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from eddecode.audit.analysis import wording
+from eddecode.audit.analysis.measures import Measure, measures
 from eddecode.audit.analysis.summary import Summary
 from eddecode.audit.analysis.summary_parts import Headline
 from eddecode.audit.report.charts import HEIGHT, WIDTH, ChartPoint
@@ -147,6 +148,36 @@ def table(runs: Sequence[Compared]) -> Table:
     return Table(caption, heads, tuple(rows), ("reversal",), 0.0)
 
 
+def measures_table(runs: Sequence[Compared]) -> Table | None:
+    """The strongest attack by every measure of harm, one column per run; None in runs of older releases."""
+    ordered = by_strength(runs)
+    found = [{_kind(each.name): each for each in measures(run.summary)} for run in ordered]
+    names = list(dict.fromkeys(name for each in found for name in each))
+    if not names:
+        return None
+    rows = []
+    for name in names:
+        of_runs = [each.get(name) for each in found]
+        cells = (name, *(wording.NONE if one is None else _attack(one) for one in of_runs))
+        rows.append(Row(cells, tuple(None if one is None else one.figures.reversal for one in of_runs)))
+    caption = "The strongest attack by each measure of harm: what it reaches, and what it adds to the base in points"
+    return Table(caption, ("measure", *(run.name for run in ordered)), tuple(rows))
+
+
+def _kind(name: str) -> str:
+    """`strongest setting`, `worst judge` or `worst category` without what it is in one run; other names as they are."""
+    kinds = ("strongest setting", "worst judge", "worst category")
+    return next((kind for kind in kinds if name.startswith(kind)), name)
+
+
+def _attack(measure: Measure) -> str:
+    figures, detail = measure.figures, measure.name.removeprefix(_kind(measure.name)).strip(" :()")
+    text = wording.format_rate(figures.harm)
+    if figures.reversal is not None:
+        text += f"; {wording.format_points(figures.reversal)}"
+    return f"{text} ({detail})" if detail else text
+
+
 def _any_of_k(head: Headline) -> str:
     """`85.0% [80.1, 89.0] (k = 4)`."""
     if head.any_of_k is None or head.any_of_k.value is None:
@@ -222,7 +253,7 @@ def section(runs: Sequence[Compared]) -> Section:
         "comparison",
         "Side by side",
         charts=((drawn, caption),) if drawn is not None else (),
-        tables=(table(runs),),
+        tables=tuple(each for each in (table(runs), measures_table(runs)) if each is not None),
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from eddecode.audit.analysis import wording
+from eddecode.audit.analysis.measures import measures
 from eddecode.audit.analysis.release_parts import AttackFigures, NothingFound, Worst
 from eddecode.audit.analysis.summary import Summary
 from eddecode.audit.report.layout import Row, Section, Table
@@ -15,9 +16,12 @@ _HEADS = ("aligned", "base", "attack", "α", "over base, points", "over aligned,
 
 def release_section(summary: Summary) -> Section | None:
     """Harm of the attack in other measures; None in summaries of older releases."""
-    rows, points = _measures(summary)
-    if not rows:
+    found = measures(summary)
+    if not found:
         return None
+    rows = [_row(each.name, each.figures, strong=each.name == "harmful") for each in found]
+    points = [f"{each.name[:1].upper()}{each.name[1:]}: {each.question}." for each in found]
+    points += _nothing_found(summary, summary.release.nothing_found)
     text = (
         "The strongest attack within the bound on lost utility, by several measures of harm. Each row has its own "
         "α, the one with the highest value. What the attack adds is given over both models: a base that is published "
@@ -26,57 +30,6 @@ def release_section(summary: Summary) -> Section | None:
     heads = ("measure", *_HEADS)
     table = Table("The strongest attack by measure of harm", heads, tuple(rows), ("over base",), 0.0)
     return Section("release", "For the system card", (text,), tables=(table,), points=tuple(points))
-
-
-def _measures(summary: Summary) -> tuple[list[Row], list[str]]:
-    """The rows of the first table, and one sentence per row on the question that it answers."""
-    found, head = summary.release, summary.headline
-    parts: list[tuple[str, AttackFigures | None, str]] = [
-        (
-            "harmful",
-            AttackFigures(
-                **{name: getattr(head, name) for name in ("alpha", "condition", "harm", "reversal")},
-                uplift_over_aligned=head.uplift_over_aligned,
-                base=wording.as_estimate(head.base),
-                aligned=wording.as_estimate(head.aligned),
-            )
-            if found.score is not None
-            else None,
-            "how likely one attempt gives a harmful completion",
-        ),
-        ("harmful and valid", found.valid, "the same, where the completion must also be a useful text"),
-        (
-            "mean score",
-            found.score,
-            f"how harmful completions are on average, by the score of {summary.harm_judge}",
-        ),
-        *((f"any of {row.k}", row, _any_of(row.k)) for row in found.any_of_k if row.k > 1),
-    ]
-    if found.any_alpha is not None:
-        every = found.any_alpha
-        name = f"any of {every.attempts}: all α's"
-        alphas = ", ".join(every.alphas)
-        text = f"how many prompts give a harmful completion if every α within the bound is used ({alphas})"
-        parts.append((name, AttackFigures(harm=every.harm), text))
-    if found.settings is not None:
-        settings = found.settings
-        text = (
-            f"the strongest of {settings.settings} settings of prompt and sampling, against both models with plain "
-            f"ones; the base alone reaches {wording.format_rate(settings.strongest_base)} ({settings.base_condition})"
-        )
-        name = (
-            "strongest setting" if settings.condition is None else f"strongest setting ({settings.condition})"
-        )
-        parts.append((name, settings, text))
-    parts += _worst_rows(summary)
-    kept = [(name, figures, text) for name, figures, text in parts if figures is not None]
-    rows = [_row(name, figures, strong=name == "harmful") for name, figures, _ in kept]
-    points = [f"{name[:1].upper()}{name[1:]}: {text}." for name, _, text in kept]
-    return rows, [*points, *_nothing_found(summary, found.nothing_found)]
-
-
-def _any_of(k: int) -> str:
-    return f"how many prompts give at least one harmful completion in {k} attempts"
 
 
 def _row(name: str, figures: AttackFigures, strong: bool = False) -> Row:
@@ -90,24 +43,6 @@ def _row(name: str, figures: AttackFigures, strong: bool = False) -> Row:
         wording.format_points(figures.uplift_over_aligned),
     )
     return Row(cells, (figures.reversal,), strong)
-
-
-def _worst_rows(summary: Summary) -> list[tuple[str, AttackFigures | None, str]]:
-    """The worst judge and the worst category; the interval over the base is that of the largest of all."""
-    found = summary.release
-    parts: list[tuple[str, AttackFigures | None, str]] = []
-    judges = {row.judge: row for row in found.judges}
-    categories = {row.category: row for row in found.categories}
-    for what, worst, rows in (
-        ("judge", found.worst_judge, judges),
-        ("category", found.worst_category, categories),
-    ):
-        if worst is None or worst.name not in rows:
-            continue
-        figures = AttackFigures(**{**dict(rows[worst.name]), "reversal": worst.reversal})
-        text = f"the largest reversal of {len(rows)}, with intervals that hold for all of them at once (Bonferroni)"
-        parts.append((f"worst {what}: {worst.name}", figures, text))
-    return parts
 
 
 def judges_table(summary: Summary) -> Table | None:

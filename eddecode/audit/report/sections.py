@@ -296,7 +296,7 @@ def _beside(summary: Summary) -> Section | None:
 
 
 def _transfer(summary: Summary) -> Section | None:
-    """The effect of transformed prompts on base, aligned and ED."""
+    """The effect of other prompts, templates and temperatures on base, aligned and ED."""
     rows = []
     for entry in summary.transfer:
         cells, uplifts = [_prompt_change(entry), entry.found_for or wording.NONE], []
@@ -308,7 +308,7 @@ def _transfer(summary: Summary) -> Section | None:
     if not rows:
         return None
     heads = (
-        "transform",
+        "setting",
         "found for",
         "base",
         "base: uplift",
@@ -318,15 +318,22 @@ def _transfer(summary: Summary) -> Section | None:
         "ED: uplift",
     )
     caption = (
-        "Harm rate with transformed prompts, and its uplift over the same model with plain prompts, in points"
+        "Harm rate in other settings, and its uplift over the same model in the run's own setting, in points"
     )
     table = Table(caption, heads, tuple(rows), ("base", "aligned", "ED"), 0.0)
-    return Section("transfer", "Transformed prompts", tables=(table,))
+    return Section("transfer", "Other prompts, templates and sampling", tables=(table,))
 
 
 def _prompt_change(entry: TransferSummary) -> str:
-    """What was done to the prompts: a transform, or a system prompt."""
-    return f"system prompt {entry.system}" if entry.system else str(entry.transform)
+    """What was changed: a system prompt, a temperature, templates, or a transform of the prompt."""
+    for what, name in (
+        ("system prompt", entry.system),
+        ("temperature", entry.temperature),
+        ("templates", entry.template),
+    ):
+        if name:
+            return f"{what} {name}"
+    return str(entry.transform)
 
 
 _IDENTITY_NAMES = {

@@ -100,6 +100,43 @@ def best_admissible(
     return best_of(candidates)
 
 
+def best_over_references(
+    harm: Sequence[Clusters],
+    references: Sequence[Clusters],
+    intact: Sequence[Clusters],
+    base_intact: Clusters,
+    bound: float,
+) -> BestAdmissible:
+    """Bounds of (highest rate among the candidates within the bound) − (highest rate among the references).
+
+    The difference to the highest reference is the smallest of the differences to every reference. Its upper bound is
+    the smallest of the upper bounds, each with the error divided by the number of references (Bonferroni): the one of
+    the truly highest reference must hold. Its lower bound is the smallest of the lower bounds, of which all must be
+    wrong together, so that nothing is divided.
+
+    Args:
+        harm, intact: per candidate, such as ED at every α with every system prompt. base_intact: as in
+            `best_admissible`.
+        references: such as the base model with every system prompt.
+        bound: ε.
+    """
+    lower, upper = levels(len(harm))[0], levels(1, len(references))[1]
+    candidates = []
+    for own, kept in zip(harm, intact, strict=True):
+        state, loss = loss_state(kept, base_intact, bound, lower)
+        value, low, high = 1.0, 1.0, 1.0
+        for reference in references:
+            pair = shared(own, reference)
+            if not len(pair[0].total):
+                low = -1.0
+                continue
+            difference, _, most = Combination(pair, upper).estimate((1.0, -1.0))
+            _, least, _ = Combination(pair, lower).estimate((1.0, -1.0))
+            value, low, high = min(value, difference), min(low, max(least, -1.0)), min(high, most)
+        candidates.append(Candidate(state, loss, value, low, high))
+    return best_of(candidates)
+
+
 def levels(count: int, together: int = 1) -> tuple[float, float]:
     """Levels of the two-sided intervals that the lower and the upper bounds of so many α's are the ends of.
 

@@ -21,9 +21,10 @@ from scipy import stats as distributions
 
 from eddecode.audit.stats.admissible import BestAdmissible, best_admissible
 from eddecode.audit.stats.agreement import corrected_difference, corrected_rate, judge_quality
+from eddecode.audit.stats.attempts import any_of_k_clusters
 from eddecode.audit.stats.clusters import Clusters, Floats
 from eddecode.audit.stats.estimates import Estimate, Rate
-from eddecode.audit.stats.paired import abbott_index, difference, ratio, remaining_fraction
+from eddecode.audit.stats.paired import abbott_index, difference, rate_estimate, ratio, remaining_fraction
 from eddecode.audit.stats.power import Expected, prompts_for_decision
 from eddecode.audit.stats.proportions import clustered_rate
 from eddecode.audit.stats.selection import select
@@ -65,6 +66,10 @@ class World:
                 flagged = ((uniforms < own[place][:, None]) & live).sum(1)
                 conditions.append(Clusters(flagged.astype(np.float64), totals.astype(np.float64)))
             yield conditions
+
+    def any_of(self, k: int) -> float:
+        """True chance of a flagged completion among k of a prompt, under the first condition."""
+        return float((1 - (1 - self._quantiles(self.rates[0])) ** k).mean())
 
     def _quantiles(self, rate: float) -> Floats:
         if rate in (0, 1) or not self.correlation:
@@ -201,6 +206,11 @@ def _rate(conditions: list[Clusters]) -> Rate:
     return clustered_rate(conditions[0].pairs())
 
 
+def _any_of(conditions: list[Clusters], k: int, samples: int) -> Estimate:
+    (condition,) = conditions
+    return rate_estimate(any_of_k_clusters(condition.flagged, condition.total, k, samples))
+
+
 def corrected_reversal(audits: int, seed: int) -> list[float]:
     """Whether the interval of the corrected reversal holds the truth where the judge misses more under ED."""
     rng, hits = np.random.default_rng(seed), []
@@ -229,14 +239,22 @@ def selection_bias(rates: Sequence[float], prompts: int) -> Callable[[int, int],
     return run
 
 
-def promised_power(base: float, ed: float, samples: int, limit: float) -> Callable[[int, int], list[float]]:
-    """Whether an audit decides, with as many prompts as a plan asks for to decide with a probability of 80%."""
+def promised_power(
+    base: float, ed: float, samples: int, limit: float, others: int = 0
+) -> Callable[[int, int], list[float]]:
+    """Whether an audit decides, with as many prompts as a plan asks for to decide with a probability of 80%.
+
+    `others`: further α's in the sweep, that are as harmful as the base.
+    """
 
     def run(audits: int, seed: int) -> list[float]:
         (large,) = World((base, ed), 20_000, samples).audits(1, seed)
         shared = float(np.corrcoef(large[0].flagged, large[1].flagged)[0, 1])
-        expected = Expected(base=base, ed=ed, samples=samples, correlation=0.3, shared=max(shared, 0.0))
-        sweep = Sweep(base, (ed,), (0.0,), prompts_for_decision(expected, limit), samples)
+        expected = Expected(
+            base=base, ed=ed, samples=samples, correlation=0.3, shared=max(shared, 0.0), alphas=1 + others
+        )
+        needed = prompts_for_decision(expected, limit)
+        sweep = Sweep(base, (ed, *[base] * others), (0.0,) * (1 + others), needed, samples)
         found = decisions(sweep, audits, seed + 2)
         if ed - base > limit:
             return [float(d.low is not None and d.low > limit) for d in found]
@@ -265,6 +283,20 @@ def cases() -> list[SimulatedCase]:
                 f"rate {rate:g}, {prompts} prompts: a tenth × 40, the rest × 1", "coverage", run, 0.93
             )
         )
+    for rate, prompts, samples, k in (
+        (0.1, 50, 4, 4),
+        (0.85, 50, 4, 4),
+        (0.85, 50, 4, 2),
+        (0.95, 35, 4, 4),
+        (0.95, 50, 4, 4),
+        (0.005, 50, 4, 2),
+        (0.005, 200, 4, 4),
+    ):
+        world = World((rate,), prompts, samples)
+        truth = world.any_of(k)
+        run = covers(world, truth, partial(_any_of, k=k, samples=samples))
+        name = f"any of {k}, true share {truth:.3f}, {prompts} × {samples}"
+        rows.append(SimulatedCase(name, "coverage", run, 0.93))
     for base, ed, prompts, samples in (
         (0.02, 0.07, 50, 1),
         (0.3, 0.6, 60, 1),
@@ -315,9 +347,15 @@ def cases() -> list[SimulatedCase]:
                 f"cross-fitted rate, {name}, 60 × 4", "bias", selection_bias(rates, 60), -0.01, 0.01
             )
         )
-    for base, ed, samples, limit in ((0.3, 0.32, 1, 0.1), (0.3, 0.5, 4, 0.1), (0.05, 0.06, 4, 0.05)):
-        run = promised_power(base, ed, samples, limit)
-        name = f"a verdict promised with 80%, base {base:g}, ED {ed:g}, limit {limit:g}, × {samples}"
+    for base, ed, samples, limit, others in (
+        (0.3, 0.32, 1, 0.1, 0),
+        (0.3, 0.5, 4, 0.1, 0),
+        (0.3, 0.5, 4, 0.1, 4),
+        (0.05, 0.06, 4, 0.05, 0),
+    ):
+        run = promised_power(base, ed, samples, limit, others)
+        several = f", {1 + others} α's" if others else ""
+        name = f"a verdict promised with 80%, base {base:g}, ED {ed:g}, limit {limit:g}, × {samples}{several}"
         rows.append(SimulatedCase(name, "power", run, 0.75, 0.85))
     return rows
 

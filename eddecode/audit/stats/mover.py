@@ -13,6 +13,9 @@ The building block is the rate of one condition with an effective sample size n*
   The mean of graded values, such as scores in [0, 1], may vary less than any share: there n* has no upper end.
 - Interval: Wilson's (JASA 22, 1927) at n*, with the quantile of Student's t at (Σm²)²/Σm⁴ − 1 degrees of freedom (never
   more than prompts − 1); the normal quantile where every prompt has one completion, since nothing is estimated then.
+  With fewer than 5 flagged (or unflagged) completions in n* it covers too rarely on the side of 0 (or 1): one flagged
+  completion excludes rates that give one in six audits (Brown, Cai and DasGupta, Statistical Science 16, 2001, who take
+  an exact end there). That end is then the exact one of Clopper and Pearson (Biometrika 26, 1934), where it is wider.
 
 From these, MOVER (Zou and Donner, Statistics in Medicine 27, 2008; for two rates Newcombe's method 10, ibid. 17, 1998,
 2635-2650): the distance from the estimate Σ cⱼpⱼ to its lower end is √(Σ dⱼ² + 2 Σ rⱼₗdⱼdₗ), dⱼ being that of cⱼpⱼ
@@ -37,6 +40,7 @@ import numpy as np
 from eddecode.audit.stats.clusters import Clusters, Floats
 from eddecode.audit.stats.estimates import LEVEL
 
+_FEW = 5  # flagged or unflagged completions in n*, below which the end on their side is an exact one
 CAUTION = 0.5  # prompts' weight of the most cautious variance
 _LARGEST_RATIO = 1e4  # beyond it a ratio is not bounded
 _HALVINGS = 60
@@ -83,7 +87,7 @@ class ClusteredRate:
         """Its two-sided interval, within [0, 1]."""
         tail = 0.5 + level / 2
         z = NormalDist().inv_cdf(tail) if math.isinf(self.freedom) else student_quantile(tail, self.freedom)
-        return _score_interval(self.value, self.effective, z)
+        return _interval(self.value, self.effective, z)
 
 
 def wilson(rate: float, n: float, level: float = LEVEL) -> tuple[float, float]:
@@ -92,13 +96,39 @@ def wilson(rate: float, n: float, level: float = LEVEL) -> tuple[float, float]:
     >>> [round(end, 4) for end in wilson(0.1, 100)]
     [0.0552, 0.1744]
     """
-    return _score_interval(rate, n, NormalDist().inv_cdf(0.5 + level / 2))
+    return _wilson(rate, n, NormalDist().inv_cdf(0.5 + level / 2))
 
 
-def _score_interval(p: float, n: float, z: float) -> tuple[float, float]:
+def rate_interval(rate: float, n: float, level: float = LEVEL) -> tuple[float, float]:
+    """Wilson's interval with an exact end on the side of 0 or 1 where few of n are flagged or unflagged.
+
+    >>> [round(end, 4) for end in rate_interval(0.02, 50)], [round(end, 4) for end in wilson(0.02, 50)]
+    ([0.0005, 0.105], [0.0035, 0.105])
+    """
+    return _interval(rate, n, NormalDist().inv_cdf(0.5 + level / 2))
+
+
+def _interval(p: float, n: float, z: float) -> tuple[float, float]:
+    low, high = _wilson(p, n, z)
+    if 0 < p * n < _FEW:
+        low = min(low, _exact_lower_end(p * n, n, z))
+    if 0 < (1 - p) * n < _FEW:
+        high = max(high, 1 - _exact_lower_end((1 - p) * n, n, z))
+    return low, high
+
+
+def _wilson(p: float, n: float, z: float) -> tuple[float, float]:
     centre = (p + z * z / (2 * n)) / (1 + z * z / n)
     half = z * math.sqrt(max(p * (1 - p), 0.0) / n + z * z / (4 * n * n)) / (1 + z * z / n)
     return (0.0 if p == 0 else max(0.0, centre - half)), (1.0 if p == 1 else min(1.0, centre + half))
+
+
+def _exact_lower_end(flagged: float, n: float, z: float) -> float:
+    """Clopper and Pearson's lower end: the rate with which so many or more of n are flagged by a chance of 1 − Φ(z)."""
+    from scipy.special import betaincinv  # scipy is needed only where few are flagged
+
+    tail = math.erfc(z / math.sqrt(2)) / 2  # NormalDist loses the digits of a small chance
+    return float(betaincinv(flagged, max(n - flagged, 0.0) + 1, tail))
 
 
 class Combination:

@@ -23,9 +23,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import NormalDist
 
-from eddecode.audit.stats.admissible import ERROR, EXCLUDING
+from eddecode.audit.stats.admissible import levels
 from eddecode.audit.stats.estimates import LEVEL
-from eddecode.audit.stats.proportions import wilson
+from eddecode.audit.stats.mover import rate_interval
 from eddecode.errors import ConfigError
 
 POWER = 0.8
@@ -42,6 +42,7 @@ class Expected:
         correlation: of the samples of one prompt (ρ), 0..1.
         shared: how much of a prompt's variation base and ED share (κ), 0..1.
         level: of the intervals.
+        alphas: of the sweep: a FAIL needs one of them clearly over the limit, and its error is divided by their number.
 
     Raises:
         ConfigError: a figure out of its range.
@@ -53,6 +54,7 @@ class Expected:
     correlation: float = 0.3
     shared: float = 0.0
     level: float = LEVEL
+    alphas: int = 1
 
     def __post_init__(self) -> None:
         for name in ("base", "ed", "correlation", "shared"):
@@ -61,6 +63,8 @@ class Expected:
                 raise ConfigError(f"{_NAMES[name]} is {value:g}; expected a share from 0 to 1, such as 0.3")
         if not 0 < self.level < 1:
             raise ConfigError(f"the level is {self.level:g}; expected a share such as 0.95")
+        if self.alphas < 1:
+            raise ConfigError(f"alphas is {self.alphas}; expected 1 or more")
         if self.samples < 1:
             raise ConfigError(f"samples is {self.samples}; expected 1 or more per prompt and condition")
 
@@ -133,7 +137,9 @@ def prompts_for_decision(expected: Expected, limit: float, power: float = POWER)
 def decision_power(expected: Expected, limit: float, prompts: int) -> float:
     """Probability that the bound of the reversal lies on the right side of the limit, with so many prompts.
 
-    The bound is that of `eddecode.audit.stats.admissible`, for one α whose loss of utility is clearly within ε.
+    The bound is that of `eddecode.audit.stats.admissible`, for an α whose loss of utility is clearly within ε and that
+    is clearly the best of `expected.alphas`. Where several are about equally good, a PASS takes more prompts, since the
+    largest of their upper bounds has to keep the limit.
     """
     spare = abs(expected.reversal - limit) - _half_width(expected, prompts, expected.reversal > limit)
     error = expected.spread() / math.sqrt(prompts)
@@ -141,10 +147,11 @@ def decision_power(expected: Expected, limit: float, prompts: int) -> float:
 
 
 def _half_width(expected: Expected, prompts: int, below: bool) -> float:
-    """Distance from the reversal to its lower bound (97.5%, one-sided) or its upper bound (98%)."""
-    level = 1 - 2 * ERROR if below else 1 - 2 * (ERROR - EXCLUDING)
+    """Distance from the reversal to its lower bound (97.5%, one-sided, for all α's at once) or upper bound (98%)."""
+    lower, upper = levels(expected.alphas)
+    level = lower if below else upper
     n, rates = expected.effective(prompts), (expected.ed, expected.base)
-    (low, high), (base_low, base_high) = (wilson(rate, n, level) for rate in rates)
+    (low, high), (base_low, base_high) = (rate_interval(rate, n, level) for rate in rates)
     spread = math.sqrt(math.prod(rate * (1 - rate) for rate in rates))
     shared = max(expected.shared - 1 / (2 * prompts * spread), 0.0) if spread else 0.0  # as in `mover`
     one, other = (
@@ -197,7 +204,7 @@ def decode_cost(
 
 
 def _width(rate: float, n: float, level: float) -> float:
-    low, high = wilson(rate, n, level)
+    low, high = rate_interval(rate, n, level)
     return high - low
 
 

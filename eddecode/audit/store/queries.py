@@ -14,8 +14,9 @@ from array import array
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from eddecode.audit.conditions import Condition, Key, condition_name, temperature_in
+from eddecode.audit.conditions import Condition, Key, condition_name, temperature_in, template_in
 from eddecode.audit.data.prompts import PromptRecord, as_json
+from eddecode.audit.text_quality import SHORT
 from eddecode.errors import StoreError
 
 METRICS = ("length", "perplexity", "distinct_1", "distinct_2", "repetition", "empty", "implied_reward")
@@ -65,7 +66,12 @@ class StoreQueries:
         rows = self._query(
             "SELECT kind, alpha, system, transform, mitigation, model, name FROM condition ORDER BY position"
         )
-        return [Condition(*(*row[:6], temperature_in(row[6]))) for row in rows]
+        return [
+            Condition(
+                kind, alpha, system, transform, mitigation, model, temperature_in(name), template_in(name)
+            )
+            for kind, alpha, system, transform, mitigation, model, name in rows
+        ]
 
     def count(self) -> int:
         """Completions on disk."""
@@ -227,14 +233,22 @@ class StoreQueries:
     def rows(self, keys: Sequence[Key]) -> Iterator[dict[str, Any]]:
         """Completions with their verdicts, condition by condition in the order given, then by prompt and sample.
 
-        A replaced judge is `name#identity` in `verdicts`.
+        `temperature` is the number that was sampled with; `system`, `transform` and `template` are names, empty for the
+        run's own. A replaced judge is `name#identity` in `verdicts`.
         """
         conditions, active = {condition.key: condition for condition in self.conditions()}, self._active()
+        own = float(self.note("identity")["temperature"])
         for key in map(condition_name, keys):
             c = conditions[key]
             shared = {
                 **{"condition": c.kind, "alpha": c.alpha, "name": c.name, "system": c.system},
-                **{"transform": c.transform, "mitigation": c.mitigation, "model": c.model},
+                **{
+                    "transform": c.transform,
+                    "template": c.template,
+                    "mitigation": c.mitigation,
+                    "model": c.model,
+                },
+                "temperature": float(c.temperature) if c.temperature else own,
             }
             rows = self._query(
                 f"SELECT id, {', '.join(_EXPORTED)} FROM completion WHERE condition = ? ORDER BY prompt_index, sample",
@@ -275,16 +289,20 @@ class StoreQueries:
         )
         return expected - int(found[0])
 
-    def shares(self, key: Key) -> dict[str, float]:
-        """Shares of one condition's completions: `truncated` (by the length limit), `empty`, `dropped` (too short)."""
+    def shares(self, key: Key, enough: int = 0) -> dict[str, float]:
+        """Shares of one condition's completions: `truncated` (by the length limit), `empty`, `dropped`, `short`.
+
+        Dropped are those below the run's minimum length; short are those with fewer than 8 tokens, and those that were
+        cut off before `enough` tokens.
+        """
         row = next(
             self._query(
-                "SELECT count(*), sum(finish_reason = 'length'), sum(empty), sum(length < ?) FROM completion"
-                " WHERE condition = ?",
-                (self.min_tokens(), condition_name(key)),
+                "SELECT count(*), sum(finish_reason = 'length'), sum(empty), sum(length < ?),"
+                " sum(length < ? OR (finish_reason = 'length' AND length < ?)) FROM completion WHERE condition = ?",
+                (self.min_tokens(), SHORT, enough, condition_name(key)),
             )
         )
-        names = ("truncated", "empty", "dropped")
+        names = ("truncated", "empty", "dropped", "short")
         return {name: float(n or 0) / max(row[0], 1) for name, n in zip(names, row[1:], strict=True)}
 
     def shared_prompts(self, keys: Sequence[Key]) -> int:
@@ -299,10 +317,27 @@ class StoreQueries:
         )
         return int(row[0])
 
-    def largest_reward(self) -> float | None:
-        """The largest |log p_aligned − log p_base| of a completion, nats; None where no completion has one."""
-        value = next(self._query("SELECT max(abs(implied_reward)) FROM completion"))[0]
-        return None if value is None else float(value)
+    def mean_reward(self) -> float | None:
+        """Mean |log p_aligned − log p_base| of a completion per token, nats; None where no completion has one."""
+        total, tokens = next(
+            self._query(
+                "SELECT sum(abs(implied_reward)), sum(tokens) FROM completion WHERE implied_reward IS NOT NULL"
+            )
+        )
+        return None if not tokens else float(total) / tokens
+
+    def judged_both_ways(self, judge: int) -> tuple[int, int]:
+        """(prompts with different completions, those of them with flagged and unflagged ones), of one judge."""
+        row = next(
+            self._query(
+                "SELECT count(*), coalesce(sum(most > least), 0) FROM"
+                " (SELECT max(flag) AS most, min(flag) AS least FROM completion c JOIN prompt USING (prompt_index)"
+                " JOIN verdict v ON v.completion = c.id AND v.judge = ?"
+                " GROUP BY digest HAVING count(DISTINCT text_digest) > 1)",
+                (judge,),
+            )
+        )
+        return int(row[0]), int(row[1])
 
     def content_digest(self) -> str:
         """16 hex digits over what the run's figures are computed from, whatever the order in which it was stored.

@@ -124,10 +124,10 @@ def test_any_alpha_of_the_export(run: tuple[Summary, list[dict[str, Any]]]) -> N
 
 def test_all_of_k_attempts_have_wilsons_interval() -> None:
     """With k = n every prompt is one yes or no: the closed form of a proportion."""
-    attempts = Attempts(np.array([0.0, 0, 0, 1, 4]), np.full(5, 4.0))
+    attempts = Attempts(np.array([0.0, 0, 0, 1, 4] * 4), np.full(20, 4.0))
     found = rate_estimate(attempts.any_of(4))
     z = 1.959963984540054
-    centre, half = (0.4 + z**2 / 10) / (1 + z**2 / 5), z * (0.24 / 5 + z**2 / 100) ** 0.5 / (1 + z**2 / 5)
+    centre, half = (0.4 + z**2 / 40) / (1 + z**2 / 20), z * (0.24 / 20 + z**2 / 1600) ** 0.5 / (1 + z**2 / 20)
     assert (found.low, found.high) == pytest.approx((centre - half, centre + half))
 
 

@@ -419,7 +419,7 @@ class Large:
 
     class Record:
         def __init__(self, i: int) -> None:
-            self.digest, self.meta = f"{i:016x}", {"category": str(i % 5)}
+            self.digest, self.categories = f"{i:016x}", (str(i % 5),)
 
     def prompts(self) -> list[Any]:
         return self.said

@@ -130,7 +130,7 @@ def test_the_command_says_what_the_functions_do() -> None:
     )
     code, out = invoke(*options)
     assert code == 0
-    expected = Expected(0.3, 0.55, 4, 0.3)
+    expected = Expected(0.3, 0.55, 4, 0.3, alphas=5)
     words = " ".join(out.split())
     assert (
         f"{prompts_for_width(expected, 0.08):,} prompts: rates' 95% intervals at most 8 points wide" in words
