@@ -32,8 +32,9 @@ format: $(STAMP)
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet "$$(grep '^torch==' constraints.txt)"
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	@echo "Installing PyTorch and the other packages into $(VENV): one to three minutes, by your network."
+	$(BIN)/python -m pip install --progress-bar on "$$(grep '^torch==' constraints.txt)"
+	$(BIN)/python -m pip install --progress-bar on --constraint constraints.txt --editable ".[dev]"
 	@touch $(STAMP)
 
 clean:

@@ -143,6 +143,7 @@ class AuditConfig:
             messages).
         prompt_column, category_column: the fields of the prompt set with the prompt and its category; None: found by
             name.
+        limit: how many of the prompts are asked, from the first; None: all. A run can grow by the others.
         out: the run's folder; created if missing.
         alphas: strengths of the contrast, as text or numbers; stored as exact text.
         samples: completions per prompt and condition.
@@ -194,6 +195,7 @@ class AuditConfig:
     aligned: Location
     prompts: Annotated[PromptSource, _instance(str, Path, Iterable, expected="a file, or a list of prompts")]
     out: Location
+    limit: Annotated[Integer, Field(ge=1)] | None = None
     alphas: Alphas = ("0.3",)
     samples: Annotated[Integer, Field(ge=1)] = 1
     temperature: Number = 1.0

@@ -91,7 +91,7 @@ def resolve(config: AuditConfig, judges: Sequence[JudgeLike] | None = None) -> A
     """
     prompts = read_prompts(
         config.prompts, prompt_column=config.prompt_column, category_column=config.category_column
-    )
+    )[: config.limit]
     transforms = read_transforms(config.transforms)
     wanted = config.judges if judges is None else judges
     made = [] if tuple(wanted) == (LATER,) and config.keep_text else make_judges(wanted)

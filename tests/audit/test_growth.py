@@ -48,6 +48,14 @@ def test_what_is_added_ends_in_the_run_that_had_it_all(tmp_path: Path, more: dic
     assert {key: after[key] for key in before} == before
 
 
+def test_a_pilot_of_the_first_prompts_grows_into_the_whole_run(tmp_path: Path) -> None:
+    pilot = run(config(tmp_path / "run", limit=5))
+    assert pilot.prompts == 5
+    run(config(tmp_path / "run"), grow=True)
+    run(config(tmp_path / "whole"))
+    same_figures(tmp_path / "run", tmp_path / "whole")
+
+
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
