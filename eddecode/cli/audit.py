@@ -95,7 +95,8 @@ def audit(
         ),
     ] = None,
     limit: Annotated[
-        int | None, typer.Option(help="Ask only so many of the prompts, from the first; a run can grow by the others.")
+        int | None,
+        typer.Option(help="Ask only so many of the prompts, from the first; a run can grow by the others."),
     ] = None,
     alphas: Annotated[
         str | None,
@@ -231,7 +232,14 @@ def audit(
     After an interruption, run the same command again to continue.
     """
     given: dict[str, Any] = {
-        **{"base": base, "aligned": aligned, "prompts": prompts, "out": out, "alphas": alphas, "limit": limit},
+        **{
+            "base": base,
+            "aligned": aligned,
+            "prompts": prompts,
+            "out": out,
+            "alphas": alphas,
+            "limit": limit,
+        },
         **{"prompt_column": prompt_column, "category_column": category_column},
         **{"samples": samples, "temperature": temperature, "top_p": top_p, "max_new_tokens": max_new_tokens},
         **{"stop": stop, "seed": seed, "dtype": dtype, "device": device, "judges": judge},

@@ -48,7 +48,8 @@ def import_inspect(
     judge: Annotated[
         list[str] | None,
         typer.Option(
-            help="A judge (docs/judges.md) for the imported completions; may be repeated.", show_default=False
+            help="A judge (eddecode docs judges) for the imported completions; may be repeated.",
+            show_default=False,
         ),
     ] = None,
     utility_loss: Annotated[

@@ -11,6 +11,7 @@ import csv
 import io
 import json
 import os
+import stat
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -89,14 +90,24 @@ def read_bytes(path: str | Path, what: str, *, error: type[EddecodeError]) -> by
         error: class of the error.
 
     Raises:
-        EddecodeError: no such file, or not readable; of the class `error`.
+        EddecodeError: no such file, not readable, or a pipe or device; of the class `error`.
     """
     try:
+        _check_kind(Path(path), what, error)
         return Path(path).read_bytes()
     except FileNotFoundError:
         raise error(f"there is no {what} {path}; check the path") from None
     except (OSError, ValueError) as problem:
         raise error(f"{what} {path} cannot be read: {getattr(problem, 'strerror', problem)}") from problem
+
+
+def _check_kind(path: Path, what: str, error: type[EddecodeError]) -> None:
+    """Refuse what may never end: a pipe or a device, unless it was opened for this process (a shell's `<(…)`)."""
+    mode = path.stat().st_mode
+    if not (
+        stat.S_ISREG(mode) or stat.S_ISDIR(mode) or str(path).startswith(("/dev/std", "/dev/fd/", "/proc/"))
+    ):
+        raise error(f"{what} {path} is a pipe or a device; expected a file")
 
 
 def decode_text(data: bytes, path: str | Path, what: str, *, error: type[EddecodeError]) -> str:
