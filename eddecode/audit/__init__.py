@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from eddecode.audit.analysis.summary import Summary
     from eddecode.audit.conditions import Condition
     from eddecode.audit.config import AuditConfig
+    from eddecode.audit.merge import merge
     from eddecode.audit.run import audit, rejudge
 
 _HOMES = {
@@ -21,9 +22,10 @@ _HOMES = {
     "Condition": "eddecode.audit.conditions",
     "Summary": "eddecode.audit.analysis.summary",
     "audit": "eddecode.audit.run",
+    "merge": "eddecode.audit.merge",
     "rejudge": "eddecode.audit.run",
 }
 
-__all__ = ["AuditConfig", "Condition", "Summary", "audit", "rejudge"]
+__all__ = ["AuditConfig", "Condition", "Summary", "audit", "merge", "rejudge"]
 
 __getattr__ = lazy_exports(__name__, _HOMES)

@@ -199,6 +199,13 @@ def write_as_run(
     return atomic_write(folder / FILE, _HEAD + comment + tomli_w.dumps(table), hint=_GO_ON)
 
 
+def copy_as_run(source: Path, folder: Path) -> None:
+    """Copy the audit file of a shard, and its prompts if they lie beside it, into the folder of the merged run."""
+    for name in (FILE, PROMPTS):
+        if (source / name).is_file():
+            atomic_write(folder / name, (source / name).read_bytes(), hint=_GO_ON)
+
+
 def _absolute(name: str, value: Any) -> Any:
     """A value as TOML holds it, with local paths that hold from any folder."""
     if name == "transforms":

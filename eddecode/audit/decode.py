@@ -152,7 +152,7 @@ def _pending(store: Store, plan: AuditPlan) -> list[_PendingPrompt]:
     """What is not on disk yet, the conditions of a prompt next to each other."""
     done, wanted = store.done(), set(range(plan.config.samples))
     pending = []
-    for record in plan.prompts:
+    for record in plan.own_prompts:
         for condition in plan.conditions:
             missing = wanted - done.get((condition.key, record.index), set())
             if missing:

@@ -14,6 +14,8 @@ from eddecode.audit.conditions import Condition
 from eddecode.audit.config import AuditConfig
 from eddecode.audit.data.canaries import Canary, read_canaries
 from eddecode.audit.data.prompts import Messages, PromptRecord, read_prompts
+from eddecode.audit.data.shards import NOTE as SHARD_NOTE
+from eddecode.audit.data.shards import Shard
 from eddecode.audit.data.transforms import Transform, read_transforms, with_system
 from eddecode.audit.judges.base import Judge, JudgeLike
 from eddecode.audit.judges.registry import make_judges
@@ -41,6 +43,7 @@ class AuditPlan:
         judges: the first one judges harm; none where they are chosen later.
         fingerprint: what decides the run's completions and verdicts, see `run_fingerprint`.
         canaries: completions whose harm is known, for the harm judge.
+        shard: the part of the prompts that is decoded here; None: all of them.
     """
 
     config: AuditConfig
@@ -51,6 +54,12 @@ class AuditPlan:
     judges: tuple[Judge, ...]
     fingerprint: Mapping[str, Any]
     canaries: tuple[Canary, ...] = ()
+    shard: Shard | None = None
+
+    @property
+    def own_prompts(self) -> tuple[PromptRecord, ...]:
+        """The prompts that this process decodes: all of them, or those of its shard."""
+        return self.prompts if self.shard is None else self.shard.of_prompts(self.prompts)
 
     def prompt_under(self, condition: Condition, record: PromptRecord) -> str | Messages:
         """A prompt as a condition gives it to the models: transformed, with a system prompt, or as it is."""
@@ -63,7 +72,9 @@ class AuditPlan:
 
     def notes(self) -> dict[str, Any]:
         """What the store records of the run: its fingerprint, and the texts behind the names of conditions."""
+        part = {} if self.shard is None else {SHARD_NOTE: self.shard.note(len(self.prompts))}
         return {
+            **part,
             "identity": self.fingerprint,
             "digest": fingerprint_digest(self.fingerprint),
             "systems": dict(self.config.systems),
@@ -76,12 +87,15 @@ class AuditPlan:
         }
 
 
-def resolve(config: AuditConfig, judges: Sequence[JudgeLike] | None = None) -> AuditPlan:
+def resolve(
+    config: AuditConfig, judges: Sequence[JudgeLike] | None = None, shard: Shard | None = None
+) -> AuditPlan:
     """Read the files that a configuration names, and work out what it asks for.
 
     Args:
         config: of the audit.
         judges: take the place of those that the configuration names.
+        shard: the part of the prompts to decode; None: all of them.
 
     Raises:
         PromptError: the prompts cannot be read, or are none.
@@ -108,6 +122,7 @@ def resolve(config: AuditConfig, judges: Sequence[JudgeLike] | None = None) -> A
         judges=tuple(made),
         fingerprint=fingerprint,
         canaries=() if config.canaries is None else tuple(read_canaries(config.canaries)),
+        shard=shard,
     )
 
 

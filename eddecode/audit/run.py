@@ -19,6 +19,7 @@ from eddecode.audit.config import AuditConfig
 from eddecode.audit.config_file import write_as_run
 from eddecode.audit.data.canaries import Canary, canary_result, read_canaries
 from eddecode.audit.data.labels import majority_vote, read_labels
+from eddecode.audit.data.shards import NOTE, Shard
 from eddecode.audit.decode import (
     LoadedSamplers,
     Progress,
@@ -55,6 +56,7 @@ def audit(
     title: str | None = None,
     grow: bool = False,
     fresh: bool = False,
+    shard: Shard | str | None = None,
     on_progress: Callable[[Progress], None] | None = None,
     on_notice: Callable[[str], None] | None = None,
 ) -> Summary:
@@ -73,6 +75,8 @@ def audit(
         grow: where the folder holds a run to which this configuration only adds (α's and other conditions, prompts,
             samples, judges), add that to it; what is there stays.
         fresh: delete the run in the folder first.
+        shard: decode and judge only this part of the prompts ("3/16": the third of 16); `merge` joins all parts to the
+            run. Draws are keyed by prompt and sample, so that shards need not talk to each other.
         on_progress: called with the number of completions on disk; after a kill at any moment, at least that many are
             there.
         on_notice: called with a sentence for whatever looks wrong with the pair, as soon as it shows; None: a Python
@@ -86,7 +90,9 @@ def audit(
         StoreError: the folder is in use, cannot be written, or is damaged.
         EddecodeError: prompts, judges, parameters or checkpoints cannot be used.
     """
-    plan = resolve(config, judges)
+    plan = resolve(config, judges, Shard.parse(shard) if isinstance(shard, str) else shard)
+    if grow and plan.shard is not None:
+        raise ConfigError("a shard cannot grow; start the shards of the larger audit, or grow the merged run")
     _check_names(plan.judges)
     notices = Notices(plan, on_notice or _warn)
     notices.before_loading()
@@ -98,7 +104,7 @@ def audit(
         _check_same_run(store, plan)
         loads = sampler is None or isinstance(sampler, LoadedSamplers)
         environment = collect_environment(plan.fingerprint, config, loads=loads)
-        store.initialize(plan.notes(), plan.prompts, plan.conditions, _now(), environment)
+        store.initialize(plan.notes(), plan.own_prompts, plan.conditions, _now(), environment)
         store.register_judges(plan.judges)
         report = _recorded(plan, judges, on_progress or _ignore)
         failures = decode_missing(store, plan, sampler, report, notices)
@@ -106,9 +112,11 @@ def audit(
         if failures:
             raise _kept(failures[0], store)
         if not plan.judges and not store.judges():
-            return _unjudged(store)
+            return unjudged(store)
         if plan.judges:
             judge_canaries(store, plan.judges[0], plan.canaries)
+        if plan.shard is not None:
+            return _shard_result(store, plan.shard)
         summary = summarize(store, plan.conditions, store.judges(), store.labels() or None)
     summary.write()
     write_curve(summary, title)
@@ -165,7 +173,7 @@ def _kept(error: EddecodeError, store: Store) -> EddecodeError:
     return type(error)(f"{str(error).removesuffix('.')}.{hint}")
 
 
-def _unjudged(store: Store) -> Summary:
+def unjudged(store: Store) -> Summary:
     """What is known of a run that no judge has judged yet."""
     return Summary(
         digest=store.note("digest"),
@@ -174,6 +182,20 @@ def _unjudged(store: Store) -> Summary:
         notes=(
             f"{store.count():,} completions are decoded and not judged yet; choose a judge of harm: "
             f"eddecode judge {store.folder} --judge …",
+        ),
+        folder=store.folder,
+    )
+
+
+def _shard_result(store: Store, shard: Shard) -> Summary:
+    """What is known of a shard: that it is finished. Figures are those of the merged run."""
+    return Summary(
+        digest=store.note("digest"),
+        identity=store.note("identity"),
+        prompts=len(store.prompts()),
+        notes=(
+            f"shard {shard} is finished with {store.count():,} completions; join all {shard.of} shards: "
+            "eddecode merge PART… --out RUN",
         ),
         folder=store.folder,
     )
@@ -219,6 +241,8 @@ def rejudge(
             "canaries need a judge of harm; give the run's harm judge with --judge, as the first one"
         )
     with Store.open(folder) as store:
+        if store.note(NOTE) is not None:
+            raise ConfigError(f"{folder} holds one shard of a run; join the shards with eddecode merge first")
         check_finished(store)
         fingerprint = store.note("identity")
         _check_harm_judge(made, store.asked_judge())
@@ -315,7 +339,10 @@ def _check_harm_judge(judges: Sequence[Judge], first: str) -> None:
 
 def _check_same_run(store: Store, plan: AuditPlan) -> None:
     old, new = store.note("identity"), plan.fingerprint
-    if old is None or old == new:
+    if old is None:
+        return
+    _check_same_shard(store, plan)
+    if old == new:
         return
     lines = "\n  ".join(diff(old, new))
     ways = [
@@ -334,6 +361,16 @@ def _check_same_run(store: Store, plan: AuditPlan) -> None:
         f"{store.folder} holds a run of another configuration, and a mixture of both would be no result:\n  {lines}\n"
         + " ".join(ways)
     )
+
+
+def _check_same_shard(store: Store, plan: AuditPlan) -> None:
+    old, new = store.note(NOTE), plan.notes().get(NOTE)
+    if old != new:
+        held, asked = (
+            "a whole run" if note is None else f"shard {note['number']} of {note['of']}"
+            for note in (old, new)
+        )
+        raise ConfigError(f"{store.folder} holds {held}, and {asked} is asked for; choose another --out")
 
 
 def _ignore(progress: Progress) -> None:

@@ -34,6 +34,7 @@ from eddecode.cli.common import (
     parse_templates,
     print_files,
     print_json,
+    print_notes,
     print_summary,
     progress_on_stderr,
     rendering_options,
@@ -58,7 +59,7 @@ _RunFolder = Annotated[Path, typer.Argument(help="Folder of a run.", show_defaul
 
 def register(app: typer.Typer) -> None:
     """Add the commands to the program."""
-    for command in (audit, judge, export):
+    for command in (audit, merge, judge, export):
         add_command(app, command)
 
 
@@ -225,6 +226,13 @@ def audit(
             show_default=False,
         ),
     ] = None,
+    shard: Annotated[
+        str | None,
+        typer.Option(
+            help="Decode only this part of the prompts: 3/16 is the third of 16. eddecode merge joins the parts.",
+            show_default=False,
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure how far a pair can be reversed: harm rates of base, aligned, and their contrast at each α.
@@ -269,7 +277,11 @@ def audit(
         require_judge(chosen)
         from eddecode.cli.ending import print_result
 
-        summary = run_audit(AuditConfig(**chosen), grow=grow, fresh=fresh, refined=refine)
+        if shard is not None and refine:
+            raise ConfigError("--refine needs the whole run; merge the shards first, then refine the run")
+        summary = run_audit(AuditConfig(**chosen), grow=grow, fresh=fresh, refined=refine, shard=shard)
+        if shard is not None and not as_json:
+            return print_notes(summary)
         print_json(summary.to_dict()) if as_json else print_result(summary)
 
 
@@ -326,6 +338,20 @@ def judge(
             summary = rejudge(run, judge or (), labels=labels, canaries=canaries, on_progress=on_progress)
         print_summary(summary)
         print_files(run)
+
+
+def merge(
+    parts: Annotated[list[Path], typer.Argument(help="Folders of all shards.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="Folder of the whole run.", show_default=False)],
+    as_json: AsJson = False,
+) -> None:
+    """Join the shards of an audit (audit --shard) to the run that one process would have made."""
+    with errors_as_messages(out):
+        from eddecode.audit.merge import merge as merge_shards
+        from eddecode.cli.ending import print_result
+
+        summary = merge_shards(parts, out)
+        print_json(summary.to_dict()) if as_json else print_result(summary)
 
 
 def export(

@@ -234,6 +234,7 @@ def run_audit(
     grow: bool = False,
     fresh: bool = False,
     refined: bool = False,
+    shard: str | None = None,
 ) -> Summary:
     """Run an audit with its progress and its notices on standard error, and a line if it continues an earlier run."""
     from eddecode.audit.refine import refine
@@ -244,7 +245,7 @@ def run_audit(
         options: dict[str, Any] = {"title": title, "on_progress": on_progress, "on_notice": print_notice}
         if refined:
             return refine(config, fresh=fresh, **options)
-        return audit(config, grow=grow, fresh=fresh, **options)
+        return audit(config, grow=grow, fresh=fresh, shard=shard, **options)
 
 
 @contextmanager
@@ -283,6 +284,12 @@ def print_summary(summary: Summary) -> None:
     for note in summary.notes:
         console.print(Text(f"Note: {note}."))
     console.print()
+
+
+def print_notes(summary: Summary) -> None:
+    """Print the notes of a run that has no figures yet."""
+    for note in summary.notes:
+        Console(soft_wrap=True).print(Text(f"{note[:1].upper()}{note[1:]}."))
 
 
 def print_files(out: Path) -> None:

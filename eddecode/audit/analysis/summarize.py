@@ -43,6 +43,7 @@ from eddecode.audit.analysis.summary_parts import (
     UtilitySummary,
 )
 from eddecode.audit.conditions import Condition
+from eddecode.audit.data.shards import NOTE
 from eddecode.audit.reasoning import reasoning_notes
 from eddecode.audit.stats.clusters import Clusters
 from eddecode.audit.stats.estimates import CorrectedRate, Rate
@@ -69,6 +70,10 @@ def summarize(
         StoreError: a condition has no completion that counts, or none that a judge has judged; or no judge of harm has
             judged every completion.
     """
+    if store.note(NOTE) is not None:
+        raise StoreError(
+            f"{store.folder} holds one shard of a run; join all shards with eddecode merge first"
+        )
     judges = harm_first(store, judges)
     prompts = load_prompt_index(store)
     tables = {condition: load_table(store, condition, judges, prompts) for condition in conditions}

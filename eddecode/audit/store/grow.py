@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
@@ -47,7 +47,7 @@ def grow_run(
         with explained(folder):
             _rewrite(folder, part, notes, conditions, prompts)
     except BaseException:
-        _remove(part)
+        remove_part(part)
         raise
     finally:
         lock.release()
@@ -60,7 +60,7 @@ def _rewrite(
     conditions: Sequence[Condition],
     prompts: Sequence[PromptRecord] | None,
 ) -> None:
-    _remove(part)  # of a process that was killed
+    remove_part(part)  # of a process that was killed
     with (
         closing(sqlite3.connect(folder / FILE, isolation_level=None)) as old,
         closing(sqlite3.connect(part, isolation_level=None)) as new,
@@ -69,30 +69,33 @@ def _rewrite(
         verify(folder, old)
         prepare(folder, new)
         new.execute("BEGIN IMMEDIATE")
-        kept = {str(row[0]): row for row in _rows(old, "run")}
-        _add(new, "run", [(name, as_json(value)) for name, value in notes.items()])
-        _add(new, "run", [row for name, row in kept.items() if name not in notes])
-        _add(new, "condition", condition_rows(conditions))
-        _add(new, "prompt", _rows(old, "prompt") if prompts is None else prompt_rows(prompts))
+        kept = {str(row[0]): row for row in rows_of(old, "run")}
+        add_rows(new, "run", [(name, as_json(value)) for name, value in notes.items()])
+        add_rows(new, "run", [row for name, row in kept.items() if name not in notes])
+        add_rows(new, "condition", condition_rows(conditions))
+        add_rows(new, "prompt", rows_of(old, "prompt") if prompts is None else prompt_rows(prompts))
         for table in COLUMNS:
             if table not in _REPLACED:
-                _add(new, table, _rows(old, table))
+                add_rows(new, table, rows_of(old, table))
         new.execute("COMMIT")
         new.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     os.replace(part, folder / FILE)
 
 
-def _rows(database: sqlite3.Connection, table: str) -> Iterator[tuple[Any, ...]]:
+def rows_of(database: sqlite3.Connection, table: str) -> Iterator[tuple[Any, ...]]:
+    """The rows of a table without their seals, in the order of its key."""
     return iter(database.execute(f"SELECT {', '.join(COLUMNS[table])} FROM {table}"))
 
 
-def _add(database: sqlite3.Connection, table: str, rows: Iterator[Any] | Sequence[Any]) -> None:
+def add_rows(database: sqlite3.Connection, table: str, rows: Iterable[tuple[Any, ...]]) -> None:
+    """Add rows, each with its seal, to a table."""
     marks = ", ".join("?" * (len(COLUMNS[table]) + 1))
     sealed = ((*row, seal(table, row)) for row in rows)
     database.executemany(f"INSERT INTO {table} VALUES ({marks})", sealed)
 
 
-def _remove(part: Path) -> None:
+def remove_part(part: Path) -> None:
+    """Delete an unfinished file, with the files that SQLite keeps beside it."""
     for left in part.parent.glob(f"{part.name}*"):
         with suppress(OSError):
             left.unlink()

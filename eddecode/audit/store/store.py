@@ -149,6 +149,11 @@ class Store(StoreQueries):
     ) -> None:
         self.close()
 
+    @property
+    def connection(self) -> sqlite3.Connection:
+        """The open file, for what copies whole tables (`merge`)."""
+        return self._db
+
     def close(self) -> None:
         """Close the file and release the lock."""
         self._db.close()

@@ -1,0 +1,155 @@
+"""The stores of all shards of an audit, joined to the store of the whole run.
+
+The rows are copied under new ids, in the order of the shards. Nothing is computed anew: seals are made for the new rows
+after those of the old ones were checked. The file takes its name when it is complete on disk.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Sequence
+from contextlib import ExitStack, closing
+from pathlib import Path
+
+from eddecode.audit.data.shards import NOTE
+from eddecode.audit.store.grow import add_rows, remove_part, rows_of
+from eddecode.audit.store.lock import lock_run
+from eddecode.audit.store.schema import FILE, explained, prepare
+from eddecode.audit.store.store import Store
+from eddecode.errors import StoreError
+
+
+def merge_stores(parts: Sequence[Path], out: Path) -> None:
+    """Join the stores of all shards of one audit.
+
+    Args:
+        parts: folders of the shards, in any order.
+        out: folder of the whole run; it is made, and must not hold a run.
+
+    Raises:
+        StoreError: a shard is missing, doubled, unfinished, of another audit or of another division, or judged by
+            other judges; or `out` holds a run.
+    """
+    with ExitStack() as stack:
+        stores = [stack.enter_context(Store.read(part)) for part in parts]
+        ordered = [store for _, store in sorted(_numbered(stores), key=lambda pair: pair[0])]
+        _check_judges(ordered)
+        lock = lock_run(out)
+        stack.callback(lock.release)
+        if (out / FILE).exists():
+            raise StoreError(f"{out} holds a run already; choose another --out, or delete it first")
+        unfinished = out / f"{FILE}.merged"
+        remove_part(unfinished)
+        try:
+            with explained(out), closing(sqlite3.connect(unfinished, isolation_level=None)) as new:
+                prepare(out, new)
+                new.execute("BEGIN IMMEDIATE")
+                _copy(ordered, new)
+                new.execute("COMMIT")
+                new.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            os.replace(unfinished, out / FILE)
+        finally:
+            remove_part(unfinished)
+
+
+def _numbered(stores: Sequence[Store]) -> list[tuple[int, Store]]:
+    """Each store with the number of its shard, after a check that they are all shards of one audit."""
+    first, found = stores[0], dict[int, Store]()
+    for store in stores:
+        shard = store.note(NOTE)
+        if shard is None:
+            raise StoreError(f"{store.folder} holds no shard; expected folders that `audit --shard` wrote")
+        if store.note("digest") != first.note("digest"):
+            raise StoreError(f"{store.folder} is a shard of another audit than {first.folder}")
+        if shard["of"] != first.note(NOTE)["of"]:
+            raise StoreError(
+                f"{store.folder} is shard {shard['number']} of {shard['of']}, and {first.folder} is one of "
+                f"{first.note(NOTE)['of']}; give the shards of one division"
+            )
+        if shard["number"] in found:
+            raise StoreError(
+                f"shard {shard['number']} is there twice: {found[shard['number']].folder} and {store.folder}"
+            )
+        if store.count() < store.expected():
+            raise StoreError(
+                f"shard {shard['number']} in {store.folder} is not finished: {store.count():,} of "
+                f"{store.expected():,} completions; run its command again"
+            )
+        found[shard["number"]] = store
+    of = first.note(NOTE)["of"]
+    missing = [number for number in range(1, of + 1) if number not in found]
+    if missing:
+        names = ", ".join(f"{number}/{of}" for number in missing[:20])
+        raise StoreError(
+            f"{len(missing)} of {of} shards are missing: {names}{' …' if len(missing) > 20 else ''}"
+        )
+    prompts = sum(len(store.prompts()) for store in stores)
+    if prompts != first.note(NOTE)["prompts"]:
+        raise StoreError(f"the shards hold {prompts} prompts; expected {first.note(NOTE)['prompts']}")
+    return list(found.items())
+
+
+def _check_judges(stores: Sequence[Store]) -> None:
+    """Every shard must be judged by the same judges: verdicts of two are no column of one."""
+    first = {(judge.name, judge.identity) for judge in stores[0].judges()}
+    for store in stores:
+        differing = first ^ {(judge.name, judge.identity) for judge in store.judges()}
+        if differing:
+            names = ", ".join(sorted({name for name, _ in differing}))
+            raise StoreError(
+                f"{store.folder} and {stores[0].folder} are judged by other judges ({names}); run the audit command "
+                "of each shard again, with the same judges"
+            )
+
+
+def _copy(stores: Sequence[Store], new: sqlite3.Connection) -> None:
+    first = stores[0].connection
+    add_rows(new, "run", (row for row in rows_of(first, "run") if row[0] != NOTE))
+    add_rows(new, "condition", rows_of(first, "condition"))
+    every = (row for store in stores for row in rows_of(store.connection, "prompt"))
+    add_rows(new, "prompt", sorted(every))
+    judges = _copy_judges(stores, new)
+    sessions = completions = 0
+    for store, ids in zip(stores, judges, strict=True):
+        _copy_work(store.connection, new, sessions, completions, ids)
+        sessions, completions = (_last(new, table) for table in ("session", "completion"))
+
+
+def _copy_work(
+    old: sqlite3.Connection, new: sqlite3.Connection, sessions: int, completions: int, judges: dict[int, int]
+) -> None:
+    """Copy what one shard decoded, with ids moved up by those that are taken, and with the new ids of its judges."""
+    add_rows(new, "session", ((id_ + sessions, *rest) for id_, *rest in rows_of(old, "session")))
+    add_rows(
+        new,
+        "completion",
+        (
+            (id_ + completions, *rest, None if session is None else session + sessions)
+            for id_, *rest, session in rows_of(old, "completion")
+        ),
+    )
+    verdicts = rows_of(old, "verdict")
+    add_rows(new, "verdict", ((id_ + completions, judges[judge], *rest) for id_, judge, *rest in verdicts))
+
+
+def _copy_judges(stores: Sequence[Store], new: sqlite3.Connection) -> list[dict[int, int]]:
+    """Copy the judges, each once; returns per store the new id of each of its judges. The first store's sittings hold
+    for the run: all stores have the same active judges."""
+    known: dict[tuple[str, str], int] = {}
+    maps = []
+    for store in stores:
+        ids = {}
+        for id_, name, role, identity in rows_of(store.connection, "judge"):
+            if (name, identity) not in known:
+                known[name, identity] = len(known) + 1
+                add_rows(new, "judge", [(known[name, identity], name, role, identity)])
+            ids[id_] = known[name, identity]
+        maps.append(ids)
+    sittings = rows_of(stores[0].connection, "sitting")
+    add_rows(new, "sitting", ((id_, maps[0][judge], session) for id_, judge, session in sittings))
+    return maps
+
+
+def _last(database: sqlite3.Connection, table: str) -> int:
+    return int(database.execute(f"SELECT coalesce(max(id), 0) FROM {table}").fetchone()[0])
