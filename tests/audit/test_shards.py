@@ -73,7 +73,7 @@ def test_what_does_not_belong_together_is_named(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="of another audit"):
         merge([*parts[:2], other[2]], out)
     halves = shards(tmp_path / "halves", of=2)
-    with pytest.raises(StoreError, match="shard 2 of 2.*one of 3"):
+    with pytest.raises(StoreError, match=r"shard 2 of 2.*one of 3"):
         merge([*parts, halves[1]], out)
     assert not (out / "run.sqlite").exists()
     with pytest.raises(StoreError, match="holds a run already"):
@@ -91,7 +91,7 @@ def test_a_shard_that_is_not_finished_or_damaged_is_named(tmp_path: Path) -> Non
     database.execute("DELETE FROM completion WHERE id = ?", (last,))
     database.commit()
     database.close()
-    with pytest.raises(StoreError, match="shard 2 in .* is not finished"):
+    with pytest.raises(StoreError, match=r"shard 2 in .* is not finished"):
         merge(parts, tmp_path / "merged")
 
 
