@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from eddecode.audit import AuditConfig, environment
+from eddecode.audit.analysis.environment_mismatch import environment_mismatch
 from eddecode.audit.run import rejudge
 from eddecode.audit.store.store import Store
 from helpers.stub_runs import Interrupted, config, run
@@ -99,3 +100,12 @@ def test_products_are_recorded_for_the_dtypes_that_have_a_choice(
     found = environment.collect_environment({}, config(Path(), dtype=dtype), loads=True)["products"]
     assert found == {kind: "compiled for AVX2" if kind == "bfloat16" else "library" for kind in kinds}
     assert "products" not in environment.collect_environment({}, config(Path(), dtype=dtype))
+
+
+def test_threads_are_a_difference_unless_all_products_are_compiled() -> None:
+    def note(kind: str) -> str | None:
+        shared = {"products": {"float32": kind}}
+        return environment_mismatch([{"id": 1, "threads": 1, **shared}, {"id": 2, "threads": 2, **shared}])
+
+    assert "differ in threads (1; 2)" in str(note("library"))
+    assert note("compiled") is None

@@ -20,7 +20,10 @@ _DIGITS = {  # field of a session that last digits depend on → its name in the
 def environment_mismatch(sessions: Sequence[Mapping[str, Any]]) -> str | None:
     """A note if the sessions that decoded a run (`Store.decoded_in`) differ in hardware or versions, else None."""
     parts = []
+    products = [kind for session in sessions for kind in session.get("products", {"": "library"}).values()]
     for name, called in _DIGITS.items():
+        if name == "threads" and "library" not in products:
+            continue  # the compiled products sum in one order, whatever the number of threads
         values = list(dict.fromkeys(_shown(session[name]) for session in sessions if name in session))
         if len(values) > 1:
             parts.append(f"{called} ({'; '.join(values)})")
