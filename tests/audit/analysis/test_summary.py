@@ -427,6 +427,12 @@ class Large:
     def asked_judge(self) -> str:
         return "a"
 
+    def conditions(self) -> list[Any]:
+        return []
+
+    def texts(self) -> Iterator[Any]:
+        return iter(())
+
     def benchmark_results(self) -> list[dict[str, Any]]:
         return []
 
