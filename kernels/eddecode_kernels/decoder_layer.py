@@ -73,19 +73,6 @@ class DecoderLayerWeights:
     rotary: bool = True
 
     @property
-    def is_plain(self) -> bool:
-        """Whether it is a layer as Llama's, perhaps with norms of heads, a soft cap, or norms of 1 + weight."""
-        norms = (self.query_norm, self.key_norm)
-        return (
-            self.input_norm is not None
-            and self.post_attention_norm is not None
-            and self.attention_out_norm is self.feed_forward_out_norm is None
-            and all(norm is None or norm.shape[0] == self.head_dim for norm in norms)
-            and self.residual_scale == 1.0
-            and self.rotary
-        )
-
-    @property
     def shape(self) -> DecoderLayerShape:
         """What layers must have in common to run as one call."""
         down = self.linears["down"].weight
@@ -107,8 +94,8 @@ class ForwardContext:
     """What all layers of one forward pass have in common.
 
     Attributes:
-        cos, sin: (B, T, R) of the layers' dtype, R ≤ head_dim: the rotary angles of every token. The first half of the
-            R numbers is paired with the second (Llama's layout of RoPE, arXiv 2104.09864).
+        cos, sin: (B, T, R) of the layers' dtype or float32, R ≤ head_dim: the rotary angles of every token. The first
+            half of the R numbers is paired with the second (Llama's layout of RoPE, arXiv 2104.09864).
         positions: (B, T) int64, where keys and values are written.
         key_start, key_end: (B, T) int64; a query sees the keys key_start ≤ position < key_end.
         lora_rows: which rows of the batch add the low-rank terms; None is none.

@@ -50,7 +50,11 @@ _DECODER_LAYERS = {
     torch.bfloat16: "eddecode_decoder_layers_bf16",
     torch.float16: "eddecode_decoder_layers_f16",
 }
-_NORMS = ("input_norm", "post_attention_norm", "query_norm", "key_norm")
+_NORMS = (
+    *("input_norm", "post_attention_norm", "query_norm", "key_norm"),
+    *("attention_out_norm", "feed_forward_out_norm"),
+)
+_ROUND_FIRST, _OFFSET_ONE, _ROUND_LAST = range(3)  # `NormForm` of csrc/norm.h
 LARGEST_HEAD = 1024  # numbers; the kernel holds one head on its stack
 
 
@@ -260,15 +264,19 @@ class _Layer(Structure):
         *((name, _Linear) for name in LINEARS),
         *((name, c_void_p) for name in _NORMS),
         ("norm_epsilon", c_double),
-        *((name, c_int64) for name in ("weight_offset_one", "activation", "heads", "kv_heads", "head_dim")),
-        *((name, c_float) for name in ("scale", "softcap")),
+        *((name, c_int64) for name in ("norm_form", "activation", "heads", "kv_heads", "head_dim")),
+        *((name, c_int64) for name in ("norm_together", "rotary")),
+        *((name, c_float) for name in ("scale", "softcap", "residual_scale")),
     )
 
 
 class _Context(Structure):
     _fields_ = (
         *((name, c_void_p) for name in ("cos", "sin", "positions", "key_start", "key_end")),
-        *((name, c_int64) for name in ("rows", "tokens", "threads", "rotary_dim", "lora_start", "lora_step")),
+        *(
+            (name, c_int64)
+            for name in ("rows", "tokens", "threads", "rotary_dim", "float_angles", "lora_start", "lora_step")
+        ),
     )
 
 
@@ -332,11 +340,15 @@ class CpuDecoderLayers:
 
     def _check(self, hidden: Tensor, contexts: Sequence[ForwardContext], caches: KVPointers) -> None:
         shape = self.shape
-        dtypes = {hidden.dtype, *(context.cos.dtype for context in contexts)}
-        stored = {each.input_norm.dtype for each in self.weights if each.input_norm is not None}
-        if stored != {shape.dtype} or dtypes != {shape.dtype}:
+        angles = {each.dtype for context in contexts for each in (context.cos, context.sin)}
+        stored = {norm.dtype for each in self.weights for norm in _norms(each)}
+        if (
+            stored != {shape.dtype}
+            or hidden.dtype != shape.dtype
+            or angles not in ({shape.dtype}, {torch.float32})
+        ):
             raise ValueError(
-                f"hidden states are {hidden.dtype} and the weights are now {stored}; "
+                f"hidden states are {hidden.dtype}, angles {angles}, and the weights are now {stored}; "
                 f"expected {shape.dtype}: a model must not be converted while it decodes"
             )
         for context in set(contexts):
@@ -369,9 +381,10 @@ class CpuDecoderLayers:
 def compile_decoder_layer(weights: DecoderLayerWeights) -> CpuDecoderLayers | None:
     """The compiled decoder layer, or None where C++ does not serve it: its dtype, device or layout, or no compiler."""
     dtype = weights.shape.dtype
-    if not weights.is_plain:
-        return None
-    tensors = [getattr(weights, name) for name in _NORMS]
+    head_norms = {norm.shape[0] for norm in (weights.query_norm, weights.key_norm) if norm is not None}
+    if head_norms - {weights.head_dim} and weights.head_dim in head_norms:
+        return None  # one of a head, the other of all heads
+    tensors: list[Tensor | None] = [*_norms(weights)]
     for linear in weights.linears.values():
         tensors += [linear.weight, linear.lora_a]
     if (
@@ -395,6 +408,10 @@ def fuse_layers(layers: Sequence[CpuDecoderLayers]) -> CpuDecoderLayers | None:
     if len({layer.shape for layer in layers}) != 1:
         return None
     return CpuDecoderLayers([weights for layer in layers for weights in layer.weights])
+
+
+def _norms(weights: DecoderLayerWeights) -> list[Tensor]:
+    return [norm for name in _NORMS if (norm := getattr(weights, name)) is not None]
 
 
 def _layer_struct(weights: DecoderLayerWeights) -> tuple[_Layer, list[Tensor]]:
@@ -421,7 +438,14 @@ def _layer_struct(weights: DecoderLayerWeights) -> tuple[_Layer, list[Tensor]]:
         setattr(layer, name, struct)
     for name in _NORMS:
         setattr(layer, name, address(getattr(weights, name)))
-    layer.norm_epsilon, layer.weight_offset_one = weights.norm_epsilon, weights.weight_offset_one
+    early = _ROUND_LAST if weights.norm_rounds_last else _ROUND_FIRST
+    layer.norm_epsilon, layer.norm_form = (
+        weights.norm_epsilon,
+        _OFFSET_ONE if weights.weight_offset_one else early,
+    )
+    norms = (weights.query_norm, weights.key_norm)
+    layer.norm_together = any(norm is not None and norm.shape[0] != weights.head_dim for norm in norms)
+    layer.rotary, layer.residual_scale = weights.rotary, weights.residual_scale
     layer.activation = ACTIVATIONS.index(weights.activation)
     layer.heads, layer.kv_heads, layer.head_dim = weights.num_heads, weights.num_kv_heads, weights.head_dim
     layer.scale, layer.softcap = weights.attention_scale, weights.attention_softcap
@@ -437,7 +461,8 @@ def _context_struct(context: ForwardContext) -> tuple[_Context, list[Tensor]]:
     return (
         _Context(
             *(tensor.data_ptr() for tensor in tensors),
-            *context.positions.shape, torch.get_num_threads(), context.cos.shape[-1], start, step,
+            *context.positions.shape, torch.get_num_threads(), context.cos.shape[-1],
+            context.cos.dtype == torch.float32, start, step,
         ),
         tensors,
     )  # fmt: skip

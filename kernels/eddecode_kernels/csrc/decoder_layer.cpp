@@ -26,11 +26,14 @@ struct Linear {           // x·Wᵀ + bias, plus the low-rank x·Aᵀ·B for th
 
 struct Layer {
     Linear query, key, value, output, gate, up, down;
-    const void *input_norm, *post_attention_norm, *query_norm, *key_norm;  // weights; the last two may be null
+    // Weights, each of which may be null. The norms of queries and keys are of every head, or of all heads together; the
+    // last two are of what is added to the residual.
+    const void *input_norm, *post_attention_norm, *query_norm, *key_norm, *attention_out_norm, *feed_forward_out_norm;
     double norm_epsilon;
-    int64_t weight_offset_one, activation;  // activation 0: SiLU, 1: GELU by tanh
+    int64_t norm_form, activation;  // see `NormForm`; activation 0: SiLU, 1: GELU by tanh
     int64_t heads, kv_heads, head_dim;
-    float scale, softcap;
+    int64_t norm_together, rotary;  // flags: the norms of queries and keys are of all heads; these are rotated
+    float scale, softcap, residual_scale;
 };
 
 struct Context {
@@ -38,6 +41,7 @@ struct Context {
     const int64_t *positions, *key_start, *key_end;       // (rows, tokens)
     int64_t rows, tokens, threads;
     int64_t rotary_dim;                                   // the first numbers of a head, which are rotated
+    int64_t float_angles;                                 // whether cos and sin are float32, and not of the layers' type
     int64_t lora_start, lora_step;                        // rows start, start + step, … add the low-rank term; 0: none
 };
 
@@ -54,7 +58,7 @@ constexpr int64_t SMALL = 1 << 18;  // multiplications below which a second thre
 template <class T>
 struct Scratch {
     std::vector<T> normed, queries, attended, middle, inner;
-    std::vector<float> projected, thin, input;
+    std::vector<float> projected, thin, input, added;
 };
 
 // Which of a chunk's tokens add the low-rank term.
@@ -132,12 +136,12 @@ void multiply(const Linear& linear, const typename D::X* x, int64_t M, const flo
 }
 
 // One head of one token: normalize if the model does, rotate by its position, round.
-template <class T>
-void rotate(const float* x, const void* norm, const Layer& layer, int64_t rotary_dim, const T* cos, const T* sin,
-            T* to) {
+template <class T, class Angle>
+void rotate(const float* x, const void* norm, const Layer& layer, int64_t rotary_dim, const Angle* cos,
+            const Angle* sin, T* to) {
     float head[1024];
     if (norm) {
-        normalize(x, (const T*)norm, head, layer.head_dim, layer.norm_epsilon, layer.weight_offset_one);
+        normalize(x, (const T*)norm, head, layer.head_dim, layer.norm_epsilon, layer.norm_form);
         x = head;
     }
     const int64_t half = rotary_dim / 2;
@@ -163,18 +167,20 @@ struct Chunk {
     const T* x;
     T* y;
     T *normed, *queries, *attended, *middle, *inner;
-    float *projected, *thin;
+    float *projected, *thin, *added;
     X* input;
     LoraTokens lora{context, row, tokens, M};
 
     int64_t at(int64_t m) const { return (row + m / tokens) * context.tokens + token + m % tokens; }
 
-    void normalize_rows(const T* from, const void* weight) const {
+    // The rows normalized, or as they are where the layer has no such norm.
+    const T* normalized(const T* from, const void* weight) const {
+        if (!weight) return from;
         const int64_t size = layer.query.k;
 #pragma omp for schedule(static)
         for (int64_t m = 0; m < M; ++m)
-            normalize(from + m * size, (const T*)weight, normed + m * size, size, layer.norm_epsilon,
-                      layer.weight_offset_one);
+            normalize(from + m * size, (const T*)weight, normed + m * size, size, layer.norm_epsilon, layer.norm_form);
+        return normed;
     }
 
     // What the products read; see `as_input`.
@@ -194,8 +200,8 @@ struct Chunk {
 #pragma omp barrier
     }
 
-    void project() const {
-        const X* from = as_inputs(normed, layer.query.k);
+    void project(const T* rows_in) const {
+        const X* from = as_inputs(rows_in, layer.query.k);
         prepare_lora(from, layer.query, layer.key, layer.value);
         const int64_t wide = layer.query.n + layer.key.n + layer.value.n;
         int64_t offset = 0;
@@ -210,10 +216,26 @@ struct Chunk {
 #pragma omp barrier
     }
 
+    // Norms of all queries and of all keys of a token together, where the layer has such (OLMo 2).
+    void normalize_together() const {
+        if (!layer.norm_together) return;
+        const int64_t wide = layer.query.n + layer.key.n + layer.value.n;
+#pragma omp for schedule(static)
+        for (int64_t m = 0; m < M; ++m) {
+            float *query = projected + m * wide, *key = query + layer.query.n;
+            if (layer.query_norm)
+                normalize(query, (const T*)layer.query_norm, query, layer.query.n, layer.norm_epsilon, layer.norm_form);
+            if (layer.key_norm)
+                normalize(key, (const T*)layer.key_norm, key, layer.key.n, layer.norm_epsilon, layer.norm_form);
+        }
+    }
+
     // Rotated queries to their scratch, rotated keys and values to their places in the cache.
     void rotate_and_store() const {
         const int64_t wide = layer.query.n + layer.key.n + layer.value.n, all_heads = layer.heads + 2 * layer.kv_heads;
-        const int64_t size = layer.head_dim;
+        const int64_t size = layer.head_dim, rotated = layer.rotary ? context.rotary_dim : 0;
+        const void* query_norm = layer.norm_together ? nullptr : layer.query_norm;
+        const void* key_norm = layer.norm_together ? nullptr : layer.key_norm;
 #pragma omp for schedule(static)
         for (int64_t task = 0; task < M * all_heads; ++task) {
             const int64_t m = task / all_heads, head = task % all_heads;
@@ -221,13 +243,17 @@ struct Chunk {
             const float* from = projected + m * wide + head * size;
             const int64_t i = at(m), r = row + m / tokens, position = context.positions[i];
             const int64_t angle = i * context.rotary_dim;
-            const T *cos = (const T*)context.cos + angle, *sin = (const T*)context.sin + angle;
+            const auto rotate_to = [&](const void* norm, T* to) {
+                if (context.float_angles)
+                    rotate(from, norm, layer, rotated, (const float*)context.cos + angle,
+                           (const float*)context.sin + angle, to);
+                else
+                    rotate(from, norm, layer, rotated, (const T*)context.cos + angle, (const T*)context.sin + angle, to);
+            };
             if (key < 0) {
-                T* to = queries + (m * layer.heads + head) * size;
-                rotate(from, layer.query_norm, layer, context.rotary_dim, cos, sin, to);
+                rotate_to(query_norm, queries + (m * layer.heads + head) * size);
             } else if (value < 0) {
-                T* to = (T*)cache.keys + r * cache.key_row + key * cache.key_head + position * size;
-                rotate(from, layer.key_norm, layer, context.rotary_dim, cos, sin, to);
+                rotate_to(key_norm, (T*)cache.keys + r * cache.key_row + key * cache.key_head + position * size);
             } else {
                 T* to = (T*)cache.values + r * cache.value_row + value * cache.value_head + position * size;
                 for (int64_t k = 0; k < size; k += LANES) round_some(to + k, widen_part(from + k, size - k), size - k);
@@ -250,22 +276,41 @@ struct Chunk {
         attend_in_team<D>(a);
     }
 
-    // to = residual + linear layer of `from`.
-    void multiply_and_add(const Linear& linear, const T* from, const T* residual, T* to) const {
+    // to = residual + linear layer of `from`, which is normalized and scaled where the layer does so.
+    void multiply_and_add(const Linear& linear, const T* from, const void* norm, const T* residual, T* to) const {
         const X* read = as_inputs(from, linear.k);
         prepare_lora(read, linear);
+        if (norm) return normalize_and_add(linear, read, norm, residual, to);
         multiply<D>(linear, read, M, thin, lora, [&](int64_t n, int64_t count, const float* out) {
             for (int64_t m = 0; m < M; ++m)
                 for (int64_t r = 0; r < count; r += LANES) {
                     const int64_t at = m * linear.n + n + r;
-                    round_some(to + at, widen_part(residual + at, count - r) + load(out + m * ROWS + r), count - r);
+                    const F16 added = load(out + m * ROWS + r) * layer.residual_scale;
+                    round_some(to + at, widen_part(residual + at, count - r) + added, count - r);
                 }
         });
 #pragma omp barrier
     }
 
-    void gate_and_multiply() const {
-        const X* from = as_inputs(normed, layer.gate.k);
+    void normalize_and_add(const Linear& linear, const X* read, const void* norm, const T* residual, T* to) const {
+        const int64_t size = linear.n;
+        multiply<D>(linear, read, M, thin, lora, [&](int64_t n, int64_t count, const float* out) {
+            for (int64_t m = 0; m < M; ++m) std::memcpy(added + m * size + n, out + m * ROWS, count * sizeof(float));
+        });
+#pragma omp barrier
+#pragma omp for schedule(static)
+        for (int64_t m = 0; m < M; ++m) {
+            float* row_of = added + m * size;
+            normalize(row_of, (const T*)norm, row_of, size, layer.norm_epsilon, layer.norm_form);
+            for (int64_t i = 0; i < size; i += LANES) {
+                const F16 sum = widen_part(row_of + i, size - i) * layer.residual_scale;
+                round_some(to + m * size + i, widen_part(residual + m * size + i, size - i) + sum, size - i);
+            }
+        }
+    }
+
+    void gate_and_multiply(const T* rows_in) const {
+        const X* from = as_inputs(rows_in, layer.gate.k);
         prepare_lora(from, layer.gate, layer.up);
         const float* thin_up = thin + M * layer.gate.rank;
 #pragma omp for schedule(static)
@@ -284,14 +329,13 @@ struct Chunk {
     }
 
     void operator()() const {
-        normalize_rows(x, layer.input_norm);
-        project();
+        project(normalized(x, layer.input_norm));
+        normalize_together();
         rotate_and_store();
         attend();
-        multiply_and_add(layer.output, attended, x, middle);
-        normalize_rows(middle, layer.post_attention_norm);
-        gate_and_multiply();
-        multiply_and_add(layer.down, inner, middle, y);
+        multiply_and_add(layer.output, attended, layer.attention_out_norm, x, middle);
+        gate_and_multiply(normalized(middle, layer.post_attention_norm));
+        multiply_and_add(layer.down, inner, layer.feed_forward_out_norm, middle, y);
     }
 };
 
@@ -308,6 +352,7 @@ void run(const Layer& layer, const Context& context, const Cache& cache, const t
          *attended = scratch(s.attended, most * heads), *middle = scratch(s.middle, most * size),
          *inner = scratch(s.inner, most * layer.gate.n);
     float *projected = scratch(s.projected, most * wide), *thin = scratch(s.thin, most * rank);
+    float* added = layer.attention_out_norm || layer.feed_forward_out_norm ? scratch(s.added, most * size) : nullptr;
     typename D::X* input = nullptr;
     if constexpr (!std::is_same_v<typename D::X, typename D::T>)
         input = scratch(s.input, most * std::max(size, std::max(heads, layer.gate.n)));
@@ -318,7 +363,7 @@ void run(const Layer& layer, const Context& context, const Cache& cache, const t
             const int64_t r = std::min(rows, context.rows - row), t = std::min(tokens, context.tokens - token);
             const int64_t skip = (row * context.tokens + token) * size;
             Chunk<D>{layer, context, cache, row, r, token, t, r * t, x + skip, y + skip, normed, queries, attended,
-                     middle, inner, projected, thin, input}();
+                     middle, inner, projected, thin, added, input}();
         }
 }
 

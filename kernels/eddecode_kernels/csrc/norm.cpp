@@ -4,9 +4,9 @@
 #include "norm.h"
 
 #define EDDECODE_RMS_NORM(name, T)                                                                                \
-    extern "C" void name(const T* x, const T* w, T* y, int64_t rows, int64_t size, double eps, int64_t offset) {  \
+    extern "C" void name(const T* x, const T* w, T* y, int64_t rows, int64_t size, double eps, int64_t form) {    \
         for (int64_t row = 0; row < rows; ++row)                                                                  \
-            eddecode::normalize(x + row * size, w, y + row * size, size, eps, offset);                            \
+            eddecode::normalize(x + row * size, w, y + row * size, size, eps, form);                            \
     }
 
 EDDECODE_RMS_NORM(eddecode_rms_norm_f32, float)

@@ -7,10 +7,14 @@
 
 namespace eddecode {
 
-// `weight_offset_one`: multiply by 1 + weight and round last (Gemma); else the normalized row is rounded to the
-// weight's type before it is multiplied by the weight (Llama). Sums have a fixed order, whatever else is in the batch.
+// ROUND_FIRST: the normalized row is rounded to the weight's type before it is multiplied by the weight (Llama);
+// OFFSET_ONE: it is multiplied by 1 + weight and rounded last (Gemma); ROUND_LAST: by the weight, and rounded last
+// (OLMo 2). The numbers are those of layers_cpu.py.
+enum NormForm : int64_t { ROUND_FIRST = 0, OFFSET_ONE = 1, ROUND_LAST = 2 };
+
+// Sums have a fixed order, whatever else is in the batch.
 template <class X, class T, class Y>
-void normalize(const X* x, const T* weight, Y* y, int64_t size, double epsilon, bool weight_offset_one) {
+void normalize(const X* x, const T* weight, Y* y, int64_t size, double epsilon, int64_t form) {
     F16 sums{};
     for (int64_t i = 0; i < size; i += LANES) {
         const F16 v = widen_part(x + i, size - i);
@@ -23,8 +27,10 @@ void normalize(const X* x, const T* weight, Y* y, int64_t size, double epsilon, 
     for (int64_t i = 0; i < size; i += LANES) {
         F16 v = widen_part(x + i, size - i) * scale;
         const F16 w = widen_part(weight + i, size - i);
-        if (weight_offset_one) {
+        if (form == OFFSET_ONE) {
             v *= 1.0f + w;
+        } else if (form == ROUND_LAST) {
+            v *= w;
         } else {
             T rounded[LANES];
             round_some(rounded, v, LANES);

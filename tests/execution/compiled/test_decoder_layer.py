@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import (
     AutoModelForCausalLM,
+    Gemma3TextConfig,
     GemmaConfig,
     GraniteConfig,
     LlamaConfig,
@@ -15,6 +16,7 @@ from transformers import (
     Phi3Config,
     Qwen2Config,
     Qwen3Config,
+    SmolLM3Config,
 )
 
 from eddecode.execution.compiled.cpu_backend import CpuBackend
@@ -47,11 +49,13 @@ BLOCKS = {
     "qwen2, windows in some layers": Qwen2Config(
         **{**SHAPE, "num_hidden_layers": 3}, use_sliding_window=True, sliding_window=3, max_window_layers=1
     ),
-}
-OTHERS = {
     "granite": GraniteConfig(**{**SHAPE, "residual_multiplier": 0.5}),
     "olmo2": Olmo2Config(**SHAPE),
     "gemma2": tiny.tiny_config("gemma2", 97),
+    "gemma3": Gemma3TextConfig(**{**SHAPE, "head_dim": 16, "num_hidden_layers": 6}, sliding_window=3),
+    "smollm3": SmolLM3Config(**{**SHAPE, "num_hidden_layers": 4}),
+}
+OTHERS = {
     "gpt2": tiny.tiny_config("gpt2", 97),
     "mixtral": tiny.tiny_config("mixtral", 97),
 }
@@ -80,7 +84,9 @@ def test_every_decoder_layer_is_recognized_and_agrees_with_the_model(name: str) 
     assert max_relative_error(model_runner) < 1e-5
 
 
-@pytest.mark.parametrize("name", ["llama", "qwen3", "phi3, half turned", "gemma", "mistral"])
+@pytest.mark.parametrize(
+    "name", ["llama", "qwen3", "phi3, half turned", "gemma", "mistral", "olmo2", "gemma3"]
+)
 def test_in_bfloat16_it_is_as_close_to_float32_as_torch(name: str) -> None:
     exact = model_of(BLOCKS[name])
     rounded = model_of(BLOCKS[name], torch.bfloat16)
@@ -132,7 +138,7 @@ def test_a_layer_with_a_hook_or_a_quantized_part_is_not_replaced() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("name", ["llama", "llama, wide heads", "qwen3"])
+@pytest.mark.parametrize("name", ["llama", "llama, wide heads", "qwen3", "gemma3", "olmo2"])
 def test_the_same_bits_alone_in_a_batch_and_several_tokens_at_once(name: str, dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(3)
     texts = [torch.randint(97, (length,), generator=generator).tolist() for length in (9, 30, 17, 5, 23)]
