@@ -134,6 +134,14 @@ class Sampler:
             make_template(aligned, self.pair.aligned_tokenizer, "aligned", options=self._options),
         ).checked(self._options.variables)
 
+    def read_base_template(self) -> None:
+        """Have both models read the base's template, for a pair of which neither was aligned (merged weights).
+
+        Call it before anything is decoded.
+        """
+        template = self.renderer.base_template
+        self.renderer = Renderer(template, template)
+
     @cached_property
     def _factory(self) -> RequestFactory:
         """Makes requests. A chat template that was chosen ends turns with ids of its own."""

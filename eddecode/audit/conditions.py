@@ -19,10 +19,11 @@ from eddecode.errors import ConfigError
 
 Key = str | tuple[str, str]  # a condition's name; of a plain one also (kind, alpha)
 PAIR, FINETUNED, ENSEMBLE = "", "finetuned", "ensemble"  # the models with which a condition is decoded
+ATTACKS = ("weights", "prefill", "handover", "decoding")  # kinds beside base, aligned and ED, see `attacks`
 
 _TEMPERATURE = "~t"  # in a name, before the temperature; no label and no mitigation has a ~
 _TEMPLATE = "+template:"  # in a name, before the template's; no label and no mitigation has a : or a +
-_AT_ALPHA = re.compile(r"(ed|ensemble)@([^+~]+)(.*)", re.DOTALL)
+_AT_ALPHA = re.compile(r"(ed|ensemble|weights)@([^+~:]+)(.*)", re.DOTALL)
 _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]*")
 
 
@@ -84,12 +85,13 @@ class Condition:
     """One way of decoding completions.
 
     Attributes:
-        kind: `base`, `aligned`, or `ed` (emulated disalignment).
+        kind: `base`, `aligned`, `ed` (emulated disalignment), or another attack's, one of `ATTACKS`.
         alpha: exact text of the contrast's α: `0` for the base model, `-1` for the aligned one.
         system: name of the system prompt in front of the prompt; empty: none.
         transform: name of the transform of the prompt; empty: none.
         mitigation: limit on the contrast's access to the aligned model, such as `topk5`; empty: none.
-        model: empty: the pair; `finetuned`: a fine-tuned model alone; `ensemble`: several aligned models.
+        model: empty: the pair; `finetuned`: a fine-tuned model alone; `ensemble`: several aligned models; or the name
+            of an attack, see `eddecode.audit.attacks`.
         temperature: exact text of another sampling temperature than the run's; empty: that of the run.
         template: name of other templates than the run's; empty: those of the run.
     """
@@ -121,6 +123,11 @@ class Condition:
     def key(self) -> str:
         """What identifies the condition in the store: its name."""
         return self.name
+
+    @property
+    def attack(self) -> str:
+        """The attack's name: `ed`, or one such as `weights@-0.3`; empty for a model alone."""
+        return self.model if self.kind in ATTACKS else self.kind if self.kind == "ed" else ""
 
     @property
     def plain(self) -> bool:
@@ -177,6 +184,7 @@ def build_conditions(
     ensemble: bool = False,
     temperatures: Iterable[str] = (),
     templates: Iterable[str] = (),
+    attacks: Iterable[Condition] = (),
 ) -> list[Condition]:
     """All conditions of an audit: aligned, base, ED with α from low to high; then those with something changed.
 
@@ -188,6 +196,7 @@ def build_conditions(
         mitigations: names; each adds ED conditions. They change nothing for base or aligned alone.
         temperatures, templates: besides the run's; each adds base, aligned and ED conditions.
         finetuned, ensemble: whether there is such a model; an ensemble adds ED conditions.
+        attacks: conditions of further attacks, see `eddecode.audit.attacks`.
     """
     swept = sorted(alphas, key=Decimal)
     extra = (
@@ -206,7 +215,7 @@ def build_conditions(
     found += [Condition("ed", alpha, mitigation=name) for name in mitigations for alpha in extra]
     found += [DIRECT] * finetuned
     found += [Condition("ed", alpha, model=ENSEMBLE) for alpha in extra] if ensemble else []
-    return found
+    return [*found, *attacks]
 
 
 def canonical_name(name: str) -> str:

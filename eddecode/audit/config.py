@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import AfterValidator, ConfigDict, Field, PlainValidator, StrictBool, model_validator
 from pydantic.dataclasses import dataclass
 
+from eddecode.audit.attacks import Attack, attack_names, parse_attacks
 from eddecode.audit.conditions import Condition, build_conditions, checked_label, parse_alphas
 from eddecode.audit.data.transforms import Transform, read_transforms
 from eddecode.audit.mitigations import access_of, parse_mitigations
@@ -173,6 +174,7 @@ class AuditConfig:
             them; a side that is not given keeps the run's template.
         transforms: a file, or tables; see `Transform`. Each adds base, aligned and ED conditions with it.
         mitigations: names such as `topk5`. Each adds ED conditions under that limit.
+        attacks: names such as `weights@-0.3`, `prefill:5`; see docs/attacks.md. Each adds a condition.
         extra_alphas: α's of the ED conditions with a system prompt, transform or mitigation, and of the ensemble;
             None: all of `alphas` above 0, since the best α for an attacker may differ there.
         finetuned: checkpoint (whole, not an adapter) of a model trained to be harmful, decoded alone as a reference
@@ -243,6 +245,9 @@ class AuditConfig:
     mitigations: Annotated[
         str | Sequence[str], _parsed(parse_mitigations, "text or a list, such as topk5,round2")
     ] = ()
+    attacks: Annotated[
+        str | Sequence[str], _parsed(attack_names, "text or a list, such as weights@-0.3,prefill:5")
+    ] = ()
     extra_alphas: Alphas | None = None
     finetuned: Annotated[Location | None, AfterValidator(_check_whole_model)] = None
     ensemble: Annotated[Sequence[str | Path], _parsed(_as_tuple, "a list of checkpoints")] = ()
@@ -271,6 +276,7 @@ class AuditConfig:
                 f"temperatures holds 0, which makes the same completion every time, and samples is {self.samples}; "
                 "set samples to 1, or leave 0 out"
             )
+        self._check_attacks()
         extras = (
             *(self.systems, self.transforms, self.templates),
             *(self.mitigations, self.ensemble, further),
@@ -284,6 +290,28 @@ class AuditConfig:
                 "templates, or ensemble; give alphas above 0, or extra_alphas"
             )
         return self
+
+    def _check_attacks(self) -> None:
+        for attack in self.parsed_attacks():
+            if attack.tokens >= self.max_new_tokens:
+                raise ConfigError(
+                    f"attack {attack.name} begins with {attack.tokens} tokens, and max_new_tokens is "
+                    f"{self.max_new_tokens}; give fewer, or raise max_new_tokens"
+                )
+            if attack.kind == "weights" and self.quantization:
+                raise ConfigError(
+                    f"attack {attack.name} adds weights, and those of a quantized model cannot be added; leave it or "
+                    "quantization out"
+                )
+            if attack.sampling.get("temperature") == 0 and self.samples > 1:
+                raise ConfigError(
+                    f"attack {attack.name} makes the same completion every time, and samples is {self.samples}; "
+                    "set samples to 1, or leave it out"
+                )
+
+    def parsed_attacks(self) -> tuple[Attack, ...]:
+        """The attacks beside ED, `decoding` as its settings."""
+        return parse_attacks(self.attacks)
 
     @property
     def out_folder(self) -> Path:
@@ -302,6 +330,7 @@ class AuditConfig:
             ensemble=bool(self.ensemble),
             temperatures=_temperatures(self.temperatures),
             templates=self.templates,
+            attacks=[attack.condition for attack in self.parsed_attacks()],
         )
 
     def templates_of(self, name: str) -> dict[str, str | Path | None]:
@@ -331,5 +360,9 @@ class AuditConfig:
         sampling = self.sampling()
         if condition.temperature:
             sampling["temperature"] = float(condition.temperature)
+        if condition.kind == "decoding":
+            plain = {"top_k": 0, "top_p": 1.0, "min_p": 0.0, "plausibility": 0.0}
+            chosen = next(a for a in self.parsed_attacks() if a.name == condition.model).sampling
+            sampling |= plain | {name: int(v) if name == "top_k" else v for name, v in chosen.items()}
         sampling |= {"suppress_eos": self.suppress_eos, "ignore_eos": self.ignore_eos}
         return SamplingParams(alpha=float(condition.alpha), n=n, access=access, logprobs=True, **sampling)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from eddecode.audit.conditions import ENSEMBLE, FINETUNED, PAIR, Condition
 from eddecode.audit.config import AuditConfig
@@ -21,10 +21,12 @@ from eddecode.audit.notices import Notices
 from eddecode.audit.plan import AuditPlan
 from eddecode.audit.reasoning import Answers, record_opened
 from eddecode.audit.store.store import NewCompletion, Store
+from eddecode.audit.two_steps import TwoStepSampler
 from eddecode.errors import ConfigError, EddecodeError, EngineError, PromptRelatedError
 
 if TYPE_CHECKING:
     from eddecode.outputs import Completion
+    from eddecode.sampler import Sampler
 
 _REQUESTS_PER_CALL = (
     4096  # prompt × condition pairs per call of the sampler: bounds the memory of those that wait
@@ -60,7 +62,7 @@ class LoadedSamplers:
         return self._sampler
 
 
-# Of the pair; or of each of "", "finetuned", "ensemble"; or loaded when needed.
+# Of the pair; or of each of "", "finetuned", "ensemble", "weights@-0.3"; or loaded when needed.
 Samplers = SamplerLike | Mapping[str, SamplerLike] | LoadedSamplers
 
 
@@ -107,10 +109,9 @@ def decode_missing(
     failures: list[EddecodeError] = []
     if not pending:
         counter.report()
-    for model in (PAIR, FINETUNED, ENSEMBLE):
-        part = [prompt for prompt in pending if prompt.condition.model == model]
-        if not part:
-            continue
+    attacks = {attack.name: attack for attack in plan.config.parsed_attacks()}
+    parts = _by_models(pending, plan.config)
+    for model, part in parts.items():
         try:
             sampler = _sampler(model, plan.config, samplers, counter, notices)
         except EddecodeError as error:
@@ -118,13 +119,19 @@ def decode_missing(
                 raise
             failures.append(error)
             continue
-        record_opened(store, model, sampler)
-        templates = dict.fromkeys(prompt.condition.template for prompt in part)
-        rendering = {name: with_templates(sampler, plan.config, name) for name in templates}
-        for name, own in rendering.items():
-            mine = [prompt for prompt in part if prompt.condition.template == name]
-            failures += _decode(own, plan, mine, _Writer(store, plan, counter, notices))
-        del sampler, rendering, own  # frees the weights before the next ones are loaded
+        ready = []
+        for name, own in part.items():
+            attack = attacks.get(name)
+            used = sampler
+            if attack is not None and attack.has_two_steps:
+                used = TwoStepSampler(cast("Sampler", sampler), attack)
+            record_opened(store, name, used)
+            for template in dict.fromkeys(prompt.condition.template for prompt in own):
+                mine = [prompt for prompt in own if prompt.condition.template == template]
+                ready.append((with_templates(used, plan.config, template), mine))
+        for used, mine in ready:
+            failures += _decode(used, plan, mine, _Writer(store, plan, counter, notices))
+        del sampler, used, ready  # frees the weights before the next ones are loaded
     return failures
 
 
@@ -158,6 +165,18 @@ def _pending(store: Store, plan: AuditPlan) -> list[_PendingPrompt]:
             if missing:
                 pending.append(_PendingPrompt(condition, record, max(missing) + 1))
     return pending
+
+
+def _by_models(
+    pending: Sequence[_PendingPrompt], config: AuditConfig
+) -> dict[str, dict[str, list[_PendingPrompt]]]:
+    """Which models are loaded → a condition's `model` → what is pending there; the pair and its attacks first."""
+    lent = {attack.name: PAIR for attack in config.parsed_attacks() if attack.kind != "weights"}
+    found: dict[str, dict[str, list[_PendingPrompt]]] = {PAIR: {}}
+    for entry in pending:
+        name = entry.condition.model
+        found.setdefault(lent.get(name, name), {}).setdefault(name, []).append(entry)
+    return {model: part for model, part in found.items() if part}
 
 
 def _decode(
@@ -260,7 +279,8 @@ def _sampler(
         given = LoadedSamplers()
     if isinstance(given, LoadedSamplers):
         loaded = given.get(config, model, lambda: counter.report("load"))
-        notices.of_models(getattr(loaded, "pair", None))
+        if model in (PAIR, FINETUNED, ENSEMBLE):  # an attack has the models of the pair
+            notices.of_models(getattr(loaded, "pair", None))
         counter.report()
         return loaded
     if not isinstance(given, Mapping):
@@ -268,14 +288,14 @@ def _sampler(
     if model not in given:
         raise ConfigError(
             f"a sampler was given for {', '.join(name or 'the pair' for name in given)} and none for the "
-            f'{model or "pair"}; pass a mapping with "", "finetuned" and "ensemble"'
+            f'{model or "pair"}; pass a mapping with "", "finetuned", "ensemble" and the names of weights attacks'
         )
     counter.report()
     return given[model]
 
 
 def load_sampler(config: AuditConfig, model: str = PAIR) -> SamplerLike:
-    """The sampler of a configuration's pair, of its base with the fine-tuned model, or of its ensemble.
+    """The sampler of a configuration's pair, of its base with the fine-tuned or a merged model, or of its ensemble.
 
     The fine-tuned model takes the aligned model's place and is decoded at α = −1, which is that model alone. So the
     base log-probabilities of its completions are those of the base, as for all other conditions.
@@ -285,6 +305,7 @@ def load_sampler(config: AuditConfig, model: str = PAIR) -> SamplerLike:
         PromptError: a template cannot be used.
     """
     from eddecode.models.pair import ModelPair
+    from eddecode.models.task_vector import merge_task_vector
     from eddecode.sampler import MAX_SLOTS, Sampler
 
     options: dict[str, Any] = {"dtype": config.dtype, "device": config.device}
@@ -294,6 +315,7 @@ def load_sampler(config: AuditConfig, model: str = PAIR) -> SamplerLike:
         "mask_ids": config.mask_ids,
     }
     group: Any
+    merged = None
     if model == ENSEMBLE:
         from eddecode.models.ensemble import Ensemble
 
@@ -306,6 +328,7 @@ def load_sampler(config: AuditConfig, model: str = PAIR) -> SamplerLike:
         assert config.finetuned is not None  # or there would be no such condition
         group = ModelPair.load(config.base, config.finetuned, base_revision=config.base_revision, **options)
     else:
+        merged = next((a for a in config.parsed_attacks() if a.name == model), None)
         group = ModelPair.load(
             config.base,
             config.aligned,
@@ -313,7 +336,9 @@ def load_sampler(config: AuditConfig, model: str = PAIR) -> SamplerLike:
             aligned_revision=config.aligned_revision,
             **options,
         )
-    sampler: SamplerLike = Sampler(
+        if merged is not None:
+            merge_task_vector(group, merged.scale)
+    sampler = Sampler(
         group,
         base_template=config.base_template,
         aligned_template=config.aligned_template,
@@ -321,4 +346,7 @@ def load_sampler(config: AuditConfig, model: str = PAIR) -> SamplerLike:
         speculation=config.speculation,
         **config.rendering(),
     )
+    if merged is not None and not merged.chat:
+        group.eos_ids = (group.eos_ids[0], group.eos_ids[0])
+        sampler.read_base_template()
     return sampler

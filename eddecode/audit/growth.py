@@ -18,7 +18,7 @@ from eddecode.audit.store.store import Store
 
 GROWN = (
     *("alphas", "extra_alphas", "temperatures", "mitigations", "systems", "transforms", "templates"),
-    *("finetuned", "ensemble", "prompts", "samples", "judges"),
+    *("attacks", "finetuned", "ensemble", "prompts", "samples", "judges"),
 )  # fields of a run's identity that may grow
 
 

@@ -16,7 +16,7 @@ from eddecode.audit.data.canaries import Canary, read_canaries
 from eddecode.audit.data.prompts import Messages, PromptRecord, read_prompts
 from eddecode.audit.data.shards import NOTE as SHARD_NOTE
 from eddecode.audit.data.shards import Shard
-from eddecode.audit.data.transforms import Transform, read_transforms, with_system
+from eddecode.audit.data.transforms import Transform, read_transforms, with_system, without_system
 from eddecode.audit.judges.base import Judge, JudgeLike
 from eddecode.audit.judges.registry import make_judges
 from eddecode.audit.mitigations import meaning, parse_mitigations
@@ -66,6 +66,8 @@ class AuditPlan:
         prompt = record.prompt
         if condition.transform:
             prompt = self.transforms[condition.transform](prompt)
+        if condition.kind == "decoding":
+            prompt = without_system(prompt)
         if condition.system:
             prompt = with_system(prompt, self.config.systems[condition.system])
         return prompt
@@ -84,6 +86,10 @@ class AuditPlan:
             },
             "transforms": [transform.to_dict() for transform in self.transforms.values()],
             "mitigations": {name: meaning(name) for name in parse_mitigations(self.config.mitigations)},
+            "attacks": {
+                attack.name: {"meaning": attack.meaning, **({"text": attack.text} if attack.text else {})}
+                for attack in self.config.parsed_attacks()
+            },
         }
 
 

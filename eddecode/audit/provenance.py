@@ -60,6 +60,7 @@ def _optional(
         ],
         "templates": [_templates(name, sides) for name, sides in config.templates.items()],
         "mitigations": list(config.mitigations),
+        "attacks": [attack.name for attack in config.parsed_attacks()],
         "temperatures": ",".join(dict.fromkeys(c.temperature for c in conditions if c.temperature)),
         "extra_alphas": "" if extras is None else ",".join(sorted(parse_alphas(extras), key=float)),
         "finetuned": "" if config.finetuned is None else checkpoint_identity(config.finetuned, None),

@@ -178,6 +178,13 @@ def audit(
             help="Transforms of the prompts to measure: .jsonl or .csv with name, prefix, suffix, document."
         ),
     ] = None,
+    attacks: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Attacks beside ED, separated by commas: weights@-0.3, prefill:5, prefill=TEXT, handover:5, decoding; "
+            "may be repeated (eddecode docs attacks)."
+        ),
+    ] = None,
     extra_alphas: Annotated[
         str | None,
         typer.Option(
@@ -254,6 +261,7 @@ def audit(
         **{"base_template": base_template, "aligned_template": aligned_template},
         **{"base_revision": base_revision, "aligned_revision": aligned_revision},
         **{"mitigations": mitigations, "transforms": transforms, "extra_alphas": extra_alphas},
+        **{"attacks": ",".join(attacks) if attacks else None},
         **{"finetuned": finetuned, "ensemble": ensemble, "min_tokens": min_tokens},
         **{"canaries": canaries, "policy": policy, "temperatures": temperatures},
         **{"utility_loss": utility_loss, "keep_text": False if no_text else None},

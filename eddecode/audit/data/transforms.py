@@ -71,6 +71,13 @@ def with_system(prompt: str | Messages, system: str) -> Messages:
     return [{"role": "system", "content": system}, *messages]
 
 
+def without_system(prompt: str | Messages) -> str | Messages:
+    """The prompt without the system prompt that a chat may begin with."""
+    if isinstance(prompt, str) or prompt[0]["role"] != "system":
+        return prompt
+    return list(prompt[1:])
+
+
 def read_transforms(
     source: str | Path | Sequence[Transform | Mapping[str, Any]],
 ) -> tuple[Transform, ...]:

@@ -198,7 +198,7 @@ def _csv_line(values: Sequence[Any]) -> str:
 def _parquet_schema(pa: Any, judges: Sequence[str]) -> Any:
     text = ("name", "system", "transform", "template", "mitigation", "model")
     kinds: dict[str, Any] = {
-        **{"condition": pa.string(), "alpha": pa.float64()},
+        **{"condition": pa.string(), "attack": pa.string(), "alpha": pa.float64()},
         **dict.fromkeys(text, pa.string()),
         "temperature": pa.float64(),
         **{"prompt_index": pa.int64(), **dict.fromkeys(("prompt", "prompt_id", "category"), pa.string())},

@@ -11,7 +11,17 @@ from eddecode.audit.conditions import Condition, canonical_name
 from eddecode.audit.store.store import Store
 from eddecode.errors import ConfigError, StoreError
 
-_FIRST = ("condition", "alpha", "name", "system", "transform", "mitigation", "model", "prompt_index")
+_FIRST = (
+    "condition",
+    "attack",
+    "alpha",
+    "name",
+    "system",
+    "transform",
+    "mitigation",
+    "model",
+    "prompt_index",
+)
 
 
 def run_conditions(store: Store) -> list[Condition]:

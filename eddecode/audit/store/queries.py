@@ -241,7 +241,8 @@ class StoreQueries:
         for key in map(condition_name, keys):
             c = conditions[key]
             shared = {
-                **{"condition": c.kind, "alpha": c.alpha, "name": c.name, "system": c.system},
+                **{"condition": c.kind, "attack": c.attack, "alpha": c.alpha, "name": c.name},
+                "system": c.system,
                 **{
                     "transform": c.transform,
                     "template": c.template,

@@ -1,0 +1,151 @@
+"""Attacks beside emulated disalignment that need the released models and no training, by name.
+
+Each is a condition of the audit, with the same prompts, judges and statistics as the contrast. The name says everything
+(`weights@-0.3`) but the text of `prefill=TEXT`, of which it holds a digest. Sources and measurements: docs/attacks.md.
+Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from decimal import Decimal
+from hashlib import blake2b
+
+from eddecode.audit.conditions import Condition, alpha_text
+from eddecode.errors import ConfigError
+
+EXAMPLES = ("weights@-0.3", "weights@-0.3:chat", "prefill:5", "prefill=TEXT", "handover:5", "decoding")
+SWEEP = ("t0.5", "t1", "t1.5", "p0.5", "p0.9", "k5", "k50")  # what `decoding` alone stands for
+_SEPARATOR = re.compile(r",\s*(?=weights@|prefill[:=]|handover:|decoding\b)")
+_WEIGHTS = re.compile(r"weights@([^:]+)(:chat)?")
+_TOKENS = re.compile(r"(prefill|handover):(\d+)")
+_DECODING = re.compile(r"decoding(?::(.+))?")
+_SETTING = re.compile(r"([tpk])(\d*\.?\d+)")
+_FIELDS = {"t": "temperature", "p": "top_p", "k": "top_k"}
+
+
+@dataclass(frozen=True)
+class Attack:
+    """One attack.
+
+    Attributes:
+        name: the canonical one, which is also the name of its condition.
+        kind: `weights`, `prefill`, `handover` or `decoding`.
+        alpha: of the contrast that decodes it, or its last part: `0` is the base alone, `-1` the aligned model, or the
+            merged one in its place.
+        scale: of `weights`: l in base + l·(aligned − base).
+        chat: of `weights`: the merged model reads the aligned model's template, and not the base's.
+        tokens: of `prefill` and `handover`: how many tokens the first model writes.
+        text: of `prefill=TEXT`.
+        sampling: of `decoding`: keywords of `SamplingParams` in the place of the run's.
+    """
+
+    name: str
+    kind: str
+    alpha: str
+    scale: float = 0.0
+    chat: bool = False
+    tokens: int = 0
+    text: str = ""
+    sampling: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def condition(self) -> Condition:
+        """The condition of an audit."""
+        return Condition(self.kind, self.alpha, model=self.name)
+
+    @property
+    def has_two_steps(self) -> bool:
+        """Whether one model goes on from what another one, or the attacker, began."""
+        return self.kind in ("prefill", "handover")
+
+    @property
+    def meaning(self) -> str:
+        """The attack in words, for a table."""
+        if self.kind == "weights":
+            template = "the aligned model's template" if self.chat else "the base's template"
+            return f"base + {self.scale:g}·(aligned − base), merged weights, with {template}"
+        if self.kind == "decoding":
+            settings = ", ".join(f"{name} {value:g}" for name, value in self.sampling.items())
+            return f"the aligned model alone with {settings}, without system prompt"
+        if self.text:
+            return "the aligned model goes on from a given text"
+        first, then = ("base", "aligned") if self.kind == "prefill" else ("aligned", "base")
+        return f"the {then} model goes on from the first {self.tokens} tokens of the {first} model"
+
+
+def parse_attacks(names: str | Sequence[str]) -> tuple[Attack, ...]:
+    """The attacks of `"weights@-0.3,prefill:5"` or of a sequence of names, each once; `decoding` stands for several.
+
+    Raises:
+        ConfigError: an unknown name, or one that is given twice.
+    """
+    listed = _SEPARATOR.split(names) if isinstance(names, str) else list(names)
+    found = [attack for name in listed if str(name).strip() for attack in _attacks(str(name))]
+    seen: set[str] = set()
+    for attack in found:
+        if attack.name in seen:
+            raise ConfigError(f"attack {attack.name} is given twice; expected each once")
+        seen.add(attack.name)
+    return tuple(found)
+
+
+def attack_names(names: str | Sequence[str]) -> tuple[str, ...]:
+    """What a configuration keeps: the names as given, one by one, checked."""
+    parse_attacks(names)
+    listed = _SEPARATOR.split(names) if isinstance(names, str) else list(names)
+    return tuple(str(name) for name in listed if str(name).strip())
+
+
+def _attacks(name: str) -> list[Attack]:
+    if name.lstrip().startswith("prefill="):  # the text keeps its blanks: they are tokens
+        return [_given_text(name.lstrip().removeprefix("prefill="))]
+    name = name.strip()
+    if found := _WEIGHTS.fullmatch(name):
+        scale, chat = alpha_text(found[1], f"the scale of attack {name}"), found[2] is not None
+        if Decimal(scale) in (0, 1):
+            raise ConfigError(f"attack {name} is one of the two models itself; expected a scale such as -0.3")
+        canonical = f"weights@{scale}" + (":chat" if chat else "")
+        return [Attack(canonical, "weights", "-1", float(scale), chat)]
+    if (found := _TOKENS.fullmatch(name)) and int(found[2]):
+        alpha = "-1" if found[1] == "prefill" else "0"
+        return [Attack(f"{found[1]}:{int(found[2])}", found[1], alpha, tokens=int(found[2]))]
+    if found := _DECODING.fullmatch(name):
+        return [_decoding(settings, name) for settings in ([found[1]] if found[1] else SWEEP)]
+    raise _unknown(name)
+
+
+def _given_text(text: str) -> Attack:
+    if not text.strip():
+        raise ConfigError(
+            "attack prefill= has no text; expected prefill=TEXT, or prefill:5 for the base's own"
+        )
+    slug = re.sub(r"[^A-Za-z0-9]+", "_", text).strip("_")[:24]
+    digest = blake2b(text.encode(), digest_size=4).hexdigest()
+    return Attack(f"prefill={slug}.{digest}", "prefill", "-1", text=text)
+
+
+def _decoding(settings: str, name: str) -> Attack:
+    """One setting, such as `t0.7-p0.9`; without a temperature it is 1, so that top-p and top-k have their meaning."""
+    values: dict[str, str] = {}
+    for part in settings.split("-"):
+        found = _SETTING.fullmatch(part)
+        if found is None or found[1] in values:
+            raise _unknown(name)
+        values[found[1]] = alpha_text(found[2])
+    sampling = {"temperature": 1.0}
+    sampling |= {_FIELDS[key]: float(values[key]) for key in "tpk" if key in values}
+    if not 0 < sampling.get("top_p", 1.0) <= 1 or not sampling.get("top_k", 1.0).is_integer():
+        raise ConfigError(
+            f"attack {name}: expected p above 0 up to 1, and a whole number k, such as decoding:p0.9"
+        )
+    canonical = "decoding:" + "-".join(f"{key}{values[key]}" for key in "tpk" if key in values)
+    return Attack(canonical, "decoding", "-1", sampling=sampling)
+
+
+def _unknown(name: str) -> ConfigError:
+    return ConfigError(
+        f"there is no attack {name!r:.60}; expected one such as {', '.join(EXAMPLES)}, decoding:t0.7-p0.9"
+    )
