@@ -99,6 +99,13 @@ def attack_names(names: str | Sequence[str]) -> tuple[str, ...]:
     return tuple(str(name) for name in listed if str(name).strip())
 
 
+def own_temperature(condition: Condition) -> float | None:
+    """The temperature that a condition's attack sets; None: it is sampled as the run is."""
+    if condition.kind != "decoding":
+        return None
+    return parse_attacks([condition.model])[0].sampling["temperature"]
+
+
 def _attacks(name: str) -> list[Attack]:
     if name.lstrip().startswith("prefill="):  # the text keeps its blanks: they are tokens
         return [_given_text(name.lstrip().removeprefix("prefill="))]

@@ -47,8 +47,13 @@ class TwoStepSampler:
         if not hasattr(sampler, "render") or not hasattr(sampler, "pair"):
             raise ConfigError(f"attack {attack.name} needs an eddecode.Sampler; another sampler was given")
         self._sampler, self._attack = sampler, attack
-        self.pair, self.renderer = sampler.pair, sampler.renderer
+        self.pair: Any = sampler.pair
         self._decoder = TextDecoder(sampler.pair.tokenizer)
+
+    @property
+    def renderer(self) -> Any:
+        """Of the pair's sampler."""
+        return self._sampler.renderer
 
     def as_completed(self, prompts: Sequence[Any], params: Sequence[SamplingParams]) -> Iterator[Completion]:
         """Completions as they finish; `prompt_index` counts within this call."""

@@ -46,11 +46,15 @@ def merge_task_vector(pair: ModelPair, scale: float) -> None:
             f"the two models do not have the same tensors: {', '.join(lone[:3])} is in one of them only; weights can "
             "be merged only where both have all (tied embeddings in both or in neither)"
         )
+    heads = (pair.aligned.get_input_embeddings(), pair.aligned.get_output_embeddings())
+    embeddings = {id(head.weight) for head in heads}
     done: set[int] = set()
     for name, tensor in aligned.items():
         if id(tensor) in done:  # a tied tensor has two names
             continue
         done.add(id(tensor))
+        if tensor.shape != base[name].shape:
+            _check_shapes(name, base[name], tensor, id(tensor) in embeddings)
         tensor.data = _merged(name, base[name].detach(), tensor.detach(), scale)
     pair.checkpoints = None  # digests are those of the weights in memory
     if hasattr(pair.aligned, "low_rank_factors"):  # aligned = base + B·A no longer holds
@@ -63,16 +67,20 @@ def _tensors(model: Any) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in found.items() if tensor.is_floating_point()}
 
 
+def _check_shapes(name: str, base: Tensor, aligned: Tensor, is_embedding: bool) -> None:
+    """Only the embeddings may differ, in their rows: added tokens."""
+    if not is_embedding or base.shape[1:] != aligned.shape[1:]:
+        raise PairError(
+            f"the tensor {name} is {list(base.shape)} in the base and {list(aligned.shape)} in the aligned model; "
+            "weights can be merged only where the architectures are the same"
+        )
+
+
 def _merged(name: str, base: Tensor, aligned: Tensor, scale: float) -> Tensor:
     """The sum, in the base's dtype and where the aligned tensor is; rows that this one alone has stay its own."""
     if base.is_meta or aligned.is_meta:
         raise PairError(
             f"the tensor {name} is offloaded, and cannot be merged; use a device with more memory"
-        )
-    if base.shape[1:] != aligned.shape[1:] or (base.shape != aligned.shape and base.dim() != 2):
-        raise PairError(
-            f"the tensor {name} is {list(base.shape)} in the base and {list(aligned.shape)} in the aligned model; "
-            "weights can be merged only where the architectures are the same"
         )
     if base.dim() == 0:
         return _sum(base, aligned, scale)

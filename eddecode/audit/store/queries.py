@@ -14,6 +14,7 @@ from array import array
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from eddecode.audit.attacks import own_temperature
 from eddecode.audit.conditions import Condition, Key, condition_name, temperature_in, template_in
 from eddecode.audit.data.prompts import PromptRecord, as_json
 from eddecode.audit.text_quality import SHORT
@@ -240,6 +241,8 @@ class StoreQueries:
         own = float(self.note("identity")["temperature"])
         for key in map(condition_name, keys):
             c = conditions[key]
+            changed = own_temperature(c)
+            sampled = own if changed is None else changed
             shared = {
                 **{"condition": c.kind, "attack": c.attack, "alpha": c.alpha, "name": c.name},
                 "system": c.system,
@@ -249,7 +252,7 @@ class StoreQueries:
                     "mitigation": c.mitigation,
                     "model": c.model,
                 },
-                "temperature": float(c.temperature) if c.temperature else own,
+                "temperature": float(c.temperature) if c.temperature else sampled,
             }
             rows = self._query(
                 f"SELECT id, {', '.join(_EXPORTED)} FROM completion WHERE condition = ? ORDER BY prompt_index, sample",
