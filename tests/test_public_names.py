@@ -12,6 +12,7 @@ import pytest
 FACES = (
     *("eddecode", "eddecode.audit", "eddecode.audit.export", "eddecode.audit.judges", "eddecode.audit.stats"),
     *("eddecode.audit.store", "eddecode.cli", "eddecode.engine", "eddecode.lab", "eddecode.prompts"),
+    "eddecode.integrations.transformers",
     *("eddecode.sampling", "eddecode.scoring"),
 )
 

@@ -53,7 +53,8 @@ def write_tasks(folder: Path, documents: int = 8, likely: str = " Thank you.") -
     data = folder / "data.jsonl"
     with data.open("w", encoding="utf-8") as file:
         for i, prompt in enumerate(prompts):
-            context = template.replace("{prompt}", prompt.text)
+            # Every fourth context is longer than the window, and is cut on the left.
+            context = template.replace("{prompt}", prompt.text) * (14 if i % 4 == 3 else 1)
             choices = [" Thank you for asking.", " Go away, you idiot."]
             text = (context + choices[0] + "\n") * (
                 1 + 6 * (i % 2)

@@ -1,9 +1,7 @@
-"""Logs of Inspect: `inspect eval` in a process of its own, runs as logs and back, and what the gate makes of them."""
+"""Logs of Inspect: of `inspect eval` in a process of its own, runs as logs and back, and what the gate decides."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +18,6 @@ from eddecode.errors import ConfigError
 from eddecode.integrations.inspect.export_logs import export_logs
 from eddecode.integrations.inspect.import_logs import import_logs
 from eddecode.integrations.pair_options import PairOptions
-from helpers.entry_points import environment_with_entry_points
 from helpers.stub_runs import config, run
 from helpers.stub_sampler import StubSampler
 
@@ -29,25 +26,9 @@ ALPHAS = (-1, 0, 0.6)
 
 
 @pytest.fixture(scope="module")
-def logs(tmp_path_factory: pytest.TempPathFactory) -> dict[float, EvalLog]:
-    """α → log, of one command that evaluates three models; it is the only start of Inspect's command line."""
-    folder = tmp_path_factory.mktemp("inspect")
-    spec = "{{model: eddecode/pair, temperature: 0.7, seed: 3, model_args: {{alpha: {}}}}}"
-    models = [argument for alpha in ALPHAS for argument in ("--model-spec", spec.format(alpha))]
-    command = [sys.executable, "-m", "inspect_ai", "eval", "eddecode/reversal", *models, "--max-tasks", "3"]
-    command += ["--limit", "10", "--epochs", "2", "--max-tokens", "12", "-T", "judges=lexicon,grammar"]
-    command += ["--no-log-realtime", "--log-dir", str(folder / "logs")]
-    done = subprocess.run(
-        command,
-        env=environment_with_entry_points(folder / "entry"),
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    found = [read_eval_log(path) for path in sorted((folder / "logs").glob("*.eval"))]
+def logs(documented: Any) -> dict[float, EvalLog]:
+    """α → log, of the first command of docs/integrations.md, which evaluates three models."""
+    found = [read_eval_log(path) for path in sorted((documented.folder / "logs").glob("*.eval"))]
     return {log.eval.model_args["alpha"]: log for log in found}
 
 
@@ -56,7 +37,7 @@ def test_inspect_evals_completions_are_the_samplers(logs: dict[float, EvalLog]) 
     assert set(logs) == set(ALPHAS)
     for alpha, log in logs.items():
         assert (log.status, len(log.samples or [])) == ("success", 20)
-        params = SamplingParams(alpha=alpha, temperature=0.7, max_new_tokens=12, seed=3, n=2)
+        params = SamplingParams(alpha=alpha, temperature=0.7, max_new_tokens=48, seed=3, n=2)
         texts = [str(sample.input) for sample in log.samples or [] if sample.epoch == 1]
         expected = {(texts[c.prompt_index], c.sample + 1): c for c in sampler.generate(texts, params)}
         for sample in log.samples or []:

@@ -7,6 +7,7 @@ At any other α a score is the log-probability under the contrast, over the ids 
 
 from __future__ import annotations
 
+import logging
 from collections import defaultdict
 from collections.abc import Sequence
 from functools import cached_property
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from eddecode.sampler import Sampler
     from eddecode.scoring.scores import Score
 
+_log = logging.getLogger(__name__)
 MAX_LENGTH = 2048  # tokens where no model has a limit; the harness's own default
 MAX_GEN_TOKS = 256
 _SAMPLING = ("temperature", "top_k", "top_p", "min_p", "seed")
@@ -100,7 +102,7 @@ class PairLM(TemplateLM):
         super().__init__()
         self.alpha = SamplingParams(alpha=alpha).alpha
         if scores is None:
-            options = {name: value for name, value in options.items() if value is not None}
+            options = _usable({name: value for name, value in options.items() if value is not None})
             if str(batch_size).isdigit() and int(str(batch_size)) > 1:
                 options.setdefault("max_slots", int(str(batch_size)))
             sampler = PairOptions(**options).load()
@@ -220,9 +222,11 @@ class PairLM(TemplateLM):
             )
         room = self.max_length + 1 - len(continuation)  # no model reads the last token
         if len(context) > room:
-            utils.eval_logger.warning(
-                f"a context of {len(context)} tokens with a continuation of {len(continuation)} exceeds the window of "
-                f"{self.max_length}; it is cut on the left"
+            _log.warning(
+                "a context of %d tokens with a continuation of %d exceeds the window of %d; it is cut on the left",
+                len(context),
+                len(continuation),
+                self.max_length,
             )
         # The harness moves white space at the end of a context to the continuation.
         return self._rendered(asked[0].rstrip(), context[-room:]), tuple(continuation)
@@ -246,10 +250,27 @@ class PairLM(TemplateLM):
         )
         if greedy:
             params = params.replace(temperature=0.0)
-        room = self.max_length - most
+        ids, room = self.tok_encode(context), self.max_length - most
         if room < 1:
             raise ContextError(
                 f"a task asks for {most} tokens, and the pair reads {self.max_length}; lower max_gen_toks "
                 f"(--gen_kwargs max_gen_toks={self.max_length // 2})"
             )
-        return self._rendered(context, self.tok_encode(context)[-room:]), params
+        if len(ids) > room:
+            _log.warning(
+                "a context of %d tokens leaves no room for %d more in a window of %d; it is cut on the left",
+                len(ids),
+                most,
+                self.max_length,
+            )
+        return self._rendered(context, ids[-room:]), params
+
+
+def _usable(options: dict[str, Any]) -> dict[str, Any]:
+    """The options without the harness's default device, cuda:0, where there is none."""
+    import torch
+
+    if str(options.get("device")).startswith("cuda") and not torch.cuda.is_available():
+        _log.warning("there is no device %s; the pair is loaded on the CPU", options["device"])
+        return {name: value for name, value in options.items() if name != "device"}
+    return options
