@@ -13,7 +13,7 @@ from importlib import import_module
 # Options of `gpu`, before those of the command line.
 GPU = (
     "--device cuda --no-memory --sizes 7B --dtypes bf16 --tasks T1,T2,T3 "
-    "--alternatives eddecode,graphs,processor,static-pair,floor,static-floor"
+    "--alternatives eddecode,launched,processor,static-pair,floor,static-floor"
 )
 # Name → what it measures. The module has the name of the benchmark, except for `gpu`, which is a `compare`.
 BENCHMARKS = {

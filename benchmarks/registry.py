@@ -109,11 +109,13 @@ class Entry:
 
 OURS, FLOOR = "eddecode", "floor"
 _captured = partial(two_model_sampler, cuda_graphs=True)
+_launched = partial(two_model_sampler, cuda_graphs=False)
 ALTERNATIVES = {
     entry.name: entry
     for entry in (
         Entry(OURS, "eddecode", Eddecode),
         Entry("graphs", "eddecode, CUDA graphs", lambda pair: Eddecode(pair, _captured), default=False),
+        Entry("launched", "eddecode, launched", lambda pair: Eddecode(pair, _launched), default=False),
         Entry("authors", "(a) wrapper inside generate", AuthorsWrapper),
         Entry("processor", "(b) logits processor", ProcessorPair),
         Entry(FLOOR, "(c) base model alone", BaseAlone, models=1),

@@ -20,7 +20,7 @@ from eddecode.engine.speculative.factory import speculator_for
 from eddecode.errors import ParamsError, PromptError
 from eddecode.execution.cuda_graph import CudaGraph
 from eddecode.execution.factory import runner_for
-from eddecode.execution.runner import PairRunner
+from eddecode.execution.runner import ModelExecution, PairRunner
 from eddecode.outputs import Completion, Piece, TokenLogprobs
 from eddecode.prompts.templates import Renderer, TemplateOptions, make_template
 from eddecode.prompts.types import Prompt, RenderedPrompt
@@ -114,6 +114,11 @@ class Sampler:
         other._runner, other._specs = self.runner, (base_template, aligned_template)
         other.__dict__.pop("renderer", None)  # of the templates of this sampler
         return other
+
+    @property
+    def execution(self) -> list[ModelExecution]:
+        """How each model is run; makes the runner if there is none yet."""
+        return self.runner.execution
 
     def render(self, prompt: Prompt) -> RenderedPrompt:
         """A prompt, rendered for both models."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from eddecode.audit.conditions import ENSEMBLE, FINETUNED, PAIR, Condition
@@ -119,6 +119,7 @@ def decode_missing(
                 raise
             failures.append(error)
             continue
+        _record_execution(store, str(model), sampler, notices)
         ready = []
         for name, own in part.items():
             attack = attacks.get(name)
@@ -153,6 +154,16 @@ def with_templates(sampler: SamplerLike, config: AuditConfig, name: str) -> Samp
     made: SamplerLike = make(**config.templates_of(name))
     getattr(made, "renderer", None)  # made on first use; a mistake in a template is an error now
     return made
+
+
+def _record_execution(store: Store, model: str, sampler: SamplerLike, notices: Notices) -> None:
+    """Record how models on a GPU are run: whether a completion depends on its batch is decided by that."""
+    device = getattr(getattr(sampler, "pair", None), "device", None)
+    if device is not None and device.type != "cpu":
+        found = list(getattr(sampler, "execution", ()))
+        store.add_note(f"execution {model}".strip(), [asdict(one) for one in found])
+        notices.of_execution(found)
+
 
 
 def _pending(store: Store, plan: AuditPlan) -> list[_PendingPrompt]:

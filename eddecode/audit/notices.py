@@ -88,6 +88,15 @@ class Notices:
                 "--aligned"
             )
 
+    def of_execution(self, models: Sequence[Any]) -> None:
+        """What `Sampler.execution` says of models on a GPU."""
+        own = [one.model for one in models if not one.batch_invariant]
+        if own:
+            self._once(
+                f"{' and '.join(own)} run by their own forward pass on a GPU: there the last digits of logits, and so "
+                "a sampled token, may depend on what is decoded in the same batch; see `eddecode docs gpu`"
+            )
+
     def of_completions(self, new: Sequence[tuple[Condition, Case, Any]]) -> None:
         """What the first completions of base and aligned show; call it with all completions as they come."""
         for condition, case, completion in new:

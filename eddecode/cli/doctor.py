@@ -125,6 +125,8 @@ def _execution(torch: Any, device: str, dtype: str) -> dict[str, Any]:
         if backend.available_for(place, kind):
             if backend.is_faster(kind):
                 why = "measured to be faster than torch on this machine"
+                if device != "cpu":
+                    why = "in Triton, with the same bits in any batch; steps are captured as CUDA graphs"
                 return {
                     "layers": "compiled",
                     "why": f"{why}, with {instruction_set()}" if device == "cpu" else why,
@@ -139,7 +141,8 @@ def _missing(device: str) -> str:
 
     if device != "cpu":
         return (
-            "there are no compiled layers for this device; CUDA graphs can be asked for (eddecode docs gpu)"
+            "Triton is not installed, or did not pass its trial; models run by their own forward pass, captured as "
+            "CUDA graphs where that can be (eddecode docs gpu)"
         )
     try:
         library()

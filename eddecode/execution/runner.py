@@ -271,6 +271,26 @@ class CachedModelRunner:
         }
 
 
+@dataclass(frozen=True)
+class ModelExecution:
+    """How one model is run.
+
+    Attributes:
+        model: its name.
+        device: where.
+        compiled_layers: decoder layers that run in a compiled form; 0: the model's own forward pass.
+        captured: whether its steps are replayed as graphs.
+        batch_invariant: whether its logits have the same bits in any batch. On a GPU a model's own forward pass does
+            not promise that: libraries choose other kernels for other numbers of rows.
+    """
+
+    model: str
+    device: str
+    compiled_layers: int
+    captured: bool
+    batch_invariant: bool
+
+
 class PairRunner:
     """Runs the models of a pair over shared slots; occupied slots are 0 … n−1.
 
@@ -304,6 +324,12 @@ class PairRunner:
     def separate_runners(self) -> list[ModelRunner]:
         """One runner per model on its own weights, also where this runner decodes both in one pass."""
         return self.model_runners
+
+    @property
+    def execution(self) -> list[ModelExecution]:
+        """How each model is run."""
+        runners = {model: runner for runner, models, _ in self.step_parts() for model in models}
+        return [_execution_of(name, runners[model], self.device) for model, name in enumerate(self.names)]
 
     def clone_empty(self) -> PairRunner:
         """The same models with no slot occupied.
@@ -409,3 +435,15 @@ class PairRunner:
         """Give back memory that the occupied slots do not need."""
         for runner in self.model_runners:
             runner.trim()
+
+
+def _execution_of(name: str, runner: Any, device: torch.device) -> ModelExecution:
+    device = getattr(runner, "device", device)
+    layers: CompiledModules | None = getattr(runner, "layers", None)
+    return ModelExecution(
+        name,
+        str(device),
+        0 if layers is None else layers.num_layers,
+        hasattr(runner, "capture"),
+        device.type == "cpu" or (layers is not None and layers.all_layers),
+    )

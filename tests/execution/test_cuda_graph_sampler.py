@@ -260,3 +260,16 @@ def test_logits_that_are_not_finite_name_the_request() -> None:
     aligned.lm_head.weight.data[7] = float("nan")
     with pytest.raises(EngineError, match=r"the logits of the aligned model|prompt 0"):
         made.generate(decoding.mixed_prompts(1), decoding.GREEDY.replace(alpha=0.5))
+
+
+def test_how_each_model_is_run_is_told() -> None:
+    captured, plain = captured_sampler(decoding.pair("llama")), Sampler(decoding.pair("llama"))
+    assert [(one.model, one.captured) for one in captured.execution] == [("base", True), ("aligned", True)]
+    assert [one.captured for one in plain.execution] == [False, False]
+    assert all(
+        one.batch_invariant and one.device == "cpu" and one.compiled_layers == 0 for one in plain.execution
+    )
+    captured.runner.model_runners[0].device = torch.device("cuda", 0)  # type: ignore[attr-defined]
+    assert not captured.execution[0].batch_invariant  # its own forward pass
+    one = runner_for(adapted(), Tape)
+    assert [(each.model, each.captured) for each in one.execution] == [("base", True), ("aligned", True)]
