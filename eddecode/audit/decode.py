@@ -165,7 +165,6 @@ def _record_execution(store: Store, model: str, sampler: SamplerLike, notices: N
         notices.of_execution(found)
 
 
-
 def _pending(store: Store, plan: AuditPlan) -> list[_PendingPrompt]:
     """What is not on disk yet, the conditions of a prompt next to each other."""
     done, wanted = store.done(), set(range(plan.config.samples))
