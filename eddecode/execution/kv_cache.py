@@ -320,13 +320,23 @@ class BatchedKVCache(Cache):  # type: ignore[misc]
 
     def export_prefix(self, slot: int, length: int) -> list[tuple[Tensor, Tensor]]:
         """A copy of the first `length` positions of a slot, as `add` takes them."""
+        self._make_skipped_layers()
         buffers = [buffer for layer in self.layers for buffer in (layer.keys, layer.values)]
         copies = pack_copies([buffer[slot, :, :length] for buffer in buffers])
         return list(zip(copies[::2], copies[1::2], strict=True))
 
     def part_of_row(self, start: int, stop: int) -> list[tuple[Tensor, Tensor]]:
         """The positions start … stop−1 of the only row, as `add` takes them: views, not copies."""
+        self._make_skipped_layers()
         return [(layer.keys[0, :, start:stop], layer.values[0, :, start:stop]) for layer in self.layers]
+
+    def _make_skipped_layers(self) -> None:
+        """Empty buffers for layers that a pass left out, such as cross-attention without an image (Mllama)."""
+        made = [layer for layer in self.layers if layer.is_initialized]
+        for layer in self.layers:
+            if not layer.is_initialized and made:
+                nothing = made[0].keys.new_empty(0, 0, 0, 0)
+                layer.lazy_initialization(nothing, nothing)
 
     def remove(self, slot: int) -> None:
         """Vacate a slot; the last occupied slot moves into its place."""

@@ -196,18 +196,16 @@ def _named_as_in_files(
 ) -> dict[str, Tensor]:
     """Tensors of a model by their names in the files; of quantized ones, undoing the conversion would round again."""
     found = dict(tensors) if quantized else revert_weight_conversion(model, tensors)
-    if all(name in stored for name in found):
-        return found
-    by_suffix = {}
-    for name, tensor in found.items():
-        by_suffix[name if name in stored else _with_prefix(name, stored)] = tensor
-    return by_suffix
+    prefix = _common_prefix([name for name in found if name not in stored], stored)
+    return {name if name in stored else f"{prefix}{name}": tensor for name, tensor in found.items()}
 
 
-def _with_prefix(name: str, stored: Mapping[str, Any]) -> str:
-    """The one name in the files that is this name behind a prefix (a language model within a larger one)."""
-    longer = [other for other in stored if other.endswith(f".{name}")]
-    return longer[0] if len(longer) == 1 else name
+def _common_prefix(names: Sequence[str], stored: Mapping[str, Any]) -> str:
+    """What the files write before most of these names (a language model within a larger one)."""
+    prefixes = Counter(
+        other.removesuffix(name) for name in names for other in stored if other.endswith(f".{name}")
+    )
+    return prefixes.most_common(1)[0][0] if prefixes else ""
 
 
 def _may_be_unused(name: str, model: Any, checkpoint: Checkpoint, used: set[str]) -> bool:

@@ -23,7 +23,7 @@ from eddecode.models.load_config import LoadConfig, Quantization, parse_dtype, p
 from eddecode.models.loader import read_causal_config
 from eddecode.models.quantized import is_widened, quantization_method, widened_bytes
 from eddecode.models.safetensors_header import BITS, read_header
-from eddecode.models.sizes import PREFILL_CHUNK, PREFILL_TOKENS, cache_bytes_per_token, format_bytes
+from eddecode.models.sizes import PREFILL_CHUNK, PREFILL_TOKENS, cache_bytes_per_token, format_bytes, layer_configs
 from eddecode.utils.memory import free_bytes
 
 DEFAULT_LENGTH = 2048  # tokens of prompt and completion that must fit, unless a caller or the model says less
@@ -198,10 +198,9 @@ def activation_bytes(config: Any, dtype: torch.dtype, slots: int, length: int) -
     """Bytes that one model's passes hold at once, roughly: hidden states, attention scores, and prefilled prompts."""
     config = config.get_text_config()
     hidden = int(getattr(config, "hidden_size", None) or 0)
-    inner = getattr(config, "intermediate_size", None)
-    inner = int(inner) if isinstance(inner, int) else 4 * hidden
-    heads = getattr(config, "num_attention_heads", None)
-    heads = int(heads) if isinstance(heads, int) else 1
+    layers = layer_configs(config)  # which may differ: the largest counts
+    inner = max((_int(layer, "intermediate_size") or 4 * hidden for layer in layers), default=4 * hidden)
+    heads = max((_int(layer, "num_attention_heads") or 1 for layer in layers), default=1)
     rows = max(1, min(slots, PREFILL_TOKENS // length))  # prompts in one prefill
     chunk = min(PREFILL_CHUNK, length)
     tokens = max(slots, rows * chunk)
@@ -210,6 +209,11 @@ def activation_bytes(config: Any, dtype: torch.dtype, slots: int, length: int) -
     # Keys and values of the prompts in the pass, and of those that wait to be copied into their slots.
     prefilled = (rows + slots) * length * (cache_bytes_per_token(config, dtype) or 0)
     return states + scores + prefilled
+
+
+def _int(config: Any, name: str) -> int | None:
+    value = getattr(config, name, None)
+    return value if isinstance(value, int) else None
 
 
 # Memory that is free ---------------------------------------------------------------------------------------------

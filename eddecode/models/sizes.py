@@ -53,22 +53,44 @@ def cache_bytes_per_token(config: Any, dtype: torch.dtype) -> int | None:
     """Bytes that one token takes in the keys and values of all layers; None if the configuration does not say.
 
     2 · layers · key-value heads · head size · bytes. Sliding windows count as full ones, since the cache keeps every
-    position. For latent attention (DeepSeek-V2, arXiv 2405.04434, §2.1): what the installed transformers stores.
+    position. For latent attention (DeepSeek-V2, arXiv 2405.04434, §2.1): what the installed transformers stores. Layers
+    may differ in their heads (Gemma 4), and the last ones may use the keys and values of others (Gemma 3n).
     """
     config = config.get_text_config()
-    layers, heads = (getattr(config, name, None) for name in ("num_hidden_layers", "num_attention_heads"))
-    hidden = getattr(config, "hidden_size", None)
-    if not (isinstance(layers, int) and isinstance(heads, int) and isinstance(hidden, int)):
+    layers, kinds = layer_configs(config), getattr(config, "layer_types", None)
+    if not layers or not isinstance(getattr(config, "hidden_size", None), int):
         return None
-    kinds = getattr(config, "layer_types", None) or ["full_attention"] * layers
-    attending = sum("attention" in kind and "linear" not in kind for kind in kinds)
+    kinds = kinds or ["full_attention"] * len(layers)
+    stored = len(layers) - int(getattr(config, "num_kv_shared_layers", None) or 0)
+    attending = [
+        layer
+        for layer, kind in zip(layers[:stored], kinds, strict=False)
+        if "attention" in kind and "linear" not in kind
+    ]
     if getattr(config, "kv_lora_rank", None):
-        return int(attending * _latent_width(config) * dtype.itemsize)
+        return int(len(attending) * _latent_width(config) * dtype.itemsize)
+    widths = [_key_width(layer) for layer in attending]
+    return None if None in widths else 2 * dtype.itemsize * sum(width or 0 for width in widths)
+
+
+def layer_configs(config: Any) -> list[Any]:
+    """The configuration of each layer of a text model: the model's own, unless its layers differ (Gemma 4)."""
+    count = getattr(config, "num_hidden_layers", None)
+    if not isinstance(count, int):
+        return []
+    if getattr(config, "is_heterogeneous", False):
+        return [config.per_layer_config[i] for i in range(count)]
+    return [config] * count
+
+
+def _key_width(config: Any) -> int | None:
+    """Numbers in the key of one token in one layer; None if the configuration does not say."""
+    heads = getattr(config, "num_attention_heads", None)
     kv_heads = getattr(config, "num_key_value_heads", None) or heads
-    head_dim = getattr(config, "head_dim", None) or hidden // heads
-    if not (isinstance(kv_heads, int) and isinstance(head_dim, int)):
-        return None  # a number per layer
-    return int(2 * attending * kv_heads * head_dim * dtype.itemsize)
+    if not (isinstance(heads, int) and isinstance(kv_heads, int)):
+        return None
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
+    return kv_heads * head_dim if isinstance(head_dim, int) else None
 
 
 def _latent_width(config: Any) -> int:
