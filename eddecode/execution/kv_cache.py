@@ -22,7 +22,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from eddecode.errors import UnsupportedLayersError
-from eddecode.execution.copying import copy_heads
+from eddecode.execution.copying import copy_heads, copy_into_slots
 from eddecode.utils.device import copy_to_device
 from eddecode.utils.memory import free_bytes, has_lazy_allocation, pack_copies, zeros_lazy
 from eddecode_kernels.decoder_layer import DecoderLayerShape, ForwardContext, KVPointers
@@ -308,14 +308,9 @@ class BatchedKVCache(Cache):  # type: ignore[misc]
         self.add(rows[0])  # makes what is not there yet
         lengths = [states[0][0].shape[1] for states in rows]
         self._grow(first + len(rows), max(lengths))
-        copies = [
-            (source, buffer[first + row, :, : lengths[row]])
-            for row, states in enumerate(rows)
-            if row
-            for layer, pair in zip(self.layers, states, strict=True)
-            for source, buffer in zip(pair, (layer.keys, layer.values), strict=True)
-        ]
-        copy_heads(copies)
+        buffers = [buffer for layer in self.layers for buffer in (layer.keys, layer.values)]
+        flat = [[state for pair in states for state in pair] for states in rows[1:]]
+        copy_into_slots(buffers, first + 1, flat)
         self.lengths += lengths[1:]
 
     def export_prefix(self, slot: int, length: int) -> list[tuple[Tensor, Tensor]]:

@@ -18,7 +18,7 @@ from eddecode_kernels.triton_tiles import bucket_of, part_size, shared_memory, s
 CHUNK = 256  # keys of a chunk: part of the result's bits
 BLOCK = 64  # keys that are read at a time; divides CHUNK
 TILE_ROWS = 64  # query rows of one program in a packed pass
-COPY_BLOCK = 1024
+COPY_BLOCK = 2048
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 MIN_CAPABILITY = (8, 0)
 
@@ -236,7 +236,7 @@ def attend(
         keys.stride(0), keys.stride(1), values.stride(0), values.stride(1), scale, softcap,
         H=heads, HK=kv_heads, D=size, BD=wide, ROWS=rows, BT=BLOCK, CHUNK=CHUNK, PARTS=parts,
         CAPPED=softcap != 0.0, IEEE=query.dtype == torch.float32,
-        num_warps=2 if wide <= 128 and rows <= 16 else 4, num_stages=2,
+        num_warps=2 if wide <= 128 and rows <= 16 else 4, num_stages=1 if query.dtype == torch.float32 else 2,
     )  # fmt: skip
     if parts > 1:
         module.join_chunks[(count, heads)](
@@ -274,7 +274,7 @@ def attend_packed(
         query, keys, values, start, end, tiles, out, keys.stride(1), values.stride(1), scale, softcap,
         H=heads, HK=kv_heads, D=size, BD=wide, RP=group, ROWS=max(TILE_ROWS, group), BT=BLOCK, CHUNK=CHUNK,
         CAPPED=softcap != 0.0, IEEE=query.dtype == torch.float32,
-        num_warps=4 if wide <= 64 else 8, num_stages=2 if wide <= 128 else 1,
+        num_warps=4 if wide <= 64 else 8, num_stages=2 if wide <= 128 and query.dtype != torch.float32 else 1,
     )  # fmt: skip
 
 
@@ -287,12 +287,19 @@ def tile_tokens(heads: int, kv_heads: int) -> int:
 # Rows --------------------------------------------------------------------------------------------------------------
 
 
-@_operator("copy_blocks(Tensor table, int longest, int itemsize) -> ()")
-def copy_blocks(table: Tensor, longest: int, itemsize: int) -> None:
-    """Copy stretches of memory: table (n, 3) int64 of addresses from and to, and numbers of 2 or 4 bytes."""
-    kernels()["rows"].copy_blocks[(table.shape[0], -(-longest // COPY_BLOCK))](
-        table, BYTES=itemsize, BLOCK=COPY_BLOCK, num_warps=4
-    )
+@_operator("copy_blocks(Tensor table, int heads, int longest, int itemsize) -> ()")
+def copy_blocks(table: Tensor, heads: int, longest: int, itemsize: int) -> None:
+    """Copy stretches of memory on the device, of numbers of 2 or 4 bytes.
+
+    Args:
+        table: (n, 6) int64: addresses from and to of the first head, numbers of a head, numbers between heads from and
+            to, and heads.
+        heads: the most in the table.
+        longest: the most numbers of a head in the table.
+        itemsize: bytes of a number.
+    """
+    grid = (table.shape[0], heads, -(-longest // COPY_BLOCK))
+    kernels()["rows"].copy_blocks[grid](table, BYTES=itemsize, BLOCK=COPY_BLOCK, num_warps=4)
 
 
 @_operator("philox_uniforms(Tensor keys, Tensor positions, Tensor(a!) out) -> ()")

@@ -160,18 +160,24 @@ def gate(
 
 @triton.jit
 def copy_blocks(table_ptr, BYTES: tl.constexpr, BLOCK: tl.constexpr):
-    """Copy stretches of memory: program (stretch, block). table (n, 3) int64: from, to, and how many numbers."""
-    entry = tl.program_id(0)
-    source = tl.load(table_ptr + entry * 3)
-    target = tl.load(table_ptr + entry * 3 + 1)
-    count = tl.load(table_ptr + entry * 3 + 2)
-    i = tl.program_id(1).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    """Copy stretches of memory: program (entry, head, block).
+
+    table (n, 6) int64: addresses from and to of the first head, how many numbers a head has, numbers between heads from
+    and to, and how many heads.
+    """
+    entry = table_ptr + tl.program_id(0) * 6
+    head = tl.program_id(1).to(tl.int64)
+    source = tl.load(entry) + head * tl.load(entry + 3) * BYTES
+    target = tl.load(entry + 1) + head * tl.load(entry + 4) * BYTES
+    count = tl.load(entry + 2)
+    i = tl.program_id(2).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = (i < count) & (head < tl.load(entry + 5))
     if BYTES == 2:
-        values = tl.load(source.to(tl.pointer_type(tl.int16)) + i, mask=i < count)
-        tl.store(target.to(tl.pointer_type(tl.int16)) + i, values, mask=i < count)
+        values = tl.load(source.to(tl.pointer_type(tl.int16)) + i, mask=inside)
+        tl.store(target.to(tl.pointer_type(tl.int16)) + i, values, mask=inside)
     else:
-        values = tl.load(source.to(tl.pointer_type(tl.int32)) + i, mask=i < count)
-        tl.store(target.to(tl.pointer_type(tl.int32)) + i, values, mask=i < count)
+        values = tl.load(source.to(tl.pointer_type(tl.int32)) + i, mask=inside)
+        tl.store(target.to(tl.pointer_type(tl.int32)) + i, values, mask=inside)
 
 
 @triton.jit

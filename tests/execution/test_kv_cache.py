@@ -192,3 +192,20 @@ def test_more_positions_than_memory_are_not_reserved(monkeypatch: pytest.MonkeyP
     cache.add([(torch.ones(2, 5, 64), torch.ones(2, 5, 64))])
     cache.reserve_lazily(16, 1 << 60)
     assert cache.nbytes() < 1_000_000
+
+
+def test_rows_that_enter_together_are_as_rows_that_enter_one_by_one() -> None:
+    generator = torch.Generator().manual_seed(1)
+    rows = [
+        [tuple(torch.randn(2, length, 4, generator=generator) for _ in range(2)) for _ in range(3)]
+        for length in (5, 1, 9)
+    ]
+    together, singly = BatchedKVCache(), BatchedKVCache()
+    together.add_all(rows)  # type: ignore[arg-type]
+    for row in rows:
+        singly.add(row)  # type: ignore[arg-type]
+    assert together.lengths == singly.lengths == [5, 1, 9]
+    for a, b in zip(together.layers, singly.layers, strict=True):
+        for slot, length in enumerate(together.lengths):
+            assert torch.equal(a.keys[slot, :, :length], b.keys[slot, :, :length])
+            assert torch.equal(a.values[slot, :, :length], b.values[slot, :, :length])

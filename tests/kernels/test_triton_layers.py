@@ -183,16 +183,17 @@ def test_packed_texts_attend_as_each_does_by_itself(window: int | None) -> None:
 
 
 def test_stretches_of_memory_are_copied_in_one_launch() -> None:
-    source, target = random(5, 1500), torch.zeros(5, 1500, device=DEVICE)
-    table = torch.tensor(
-        [[source[i].data_ptr(), target[4 - i].data_ptr(), count] for i, count in ((0, 1500), (2, 7), (3, 0))],
-        device=DEVICE,
-    )
-    OPS.copy_blocks(table, 1500, 4)
-    assert torch.equal(target[4], source[0])
-    assert torch.equal(target[2, :7], source[2, :7])
-    assert not target[2, 7:].any()
-    assert not target[1].any()
+    source, target = random(2, 3, 2500), torch.zeros(4, 3, 2600, device=DEVICE)
+    entries = ((0, 3, 2500, 3), (1, 0, 7, 3), (1, 2, 100, 1))  # from, to, numbers of a head, heads
+    table = [
+        [source[a].data_ptr(), target[b].data_ptr(), n, source.stride(1), target.stride(1), heads]
+        for a, b, n, heads in entries
+    ]
+    OPS.copy_blocks(torch.tensor(table, device=DEVICE), 3, 2500, 4)
+    expected = torch.zeros_like(target)
+    for a, b, n, heads in entries:
+        expected[b, :heads, :n] = source[a, :heads, :n]
+    assert torch.equal(target, expected)
 
 
 def test_uniforms_are_those_of_the_host_to_the_bit() -> None:
