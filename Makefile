@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: demo test lint types format clean gpu-check
+.PHONY: demo test lint types docs format clean gpu-check
 
 demo: $(STAMP)
 	$(BIN)/eddecode demo
@@ -23,6 +23,10 @@ lint: $(STAMP)
 
 types: $(STAMP)
 	$(BIN)/mypy
+
+docs: $(STAMP)
+	$(BIN)/python docs/draw_commands.py
+	$(BIN)/python -m mkdocs build --strict  # into build/site, without a network
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .

@@ -12,6 +12,7 @@ from eddecode.audit.config import AuditConfig
 from eddecode.audit.judges.base import kind_of
 from eddecode.audit.plan import resolve
 from eddecode.audit.policy import Pin, Policy, run_facts
+from eddecode.errors import ConfigError
 
 _HEAD = """\
 # The policy of a release. Set at least one limit, then add to the audit file, before the audit is run:
@@ -36,9 +37,14 @@ def policy_text(config: AuditConfig, name: str = "policy.toml") -> str:
         name: of the file, for the text.
 
     Raises:
-        EddecodeError: the prompts or judges of the audit cannot be used.
+        EddecodeError: the prompts or judges of the audit cannot be used, or it has no judge of harm yet.
     """
     plan = resolve(replace(config, policy=None))
+    if not plan.judges:
+        raise ConfigError(
+            "the audit names no judge (judges = later), and a policy pins the judge that its limits are for; "
+            'set judges in the audit file first, such as judges = ["guard:MODEL"]'
+        )
     digests = [record.digest for record in plan.prompts]
     facts = run_facts(plan.fingerprint, plan.fingerprint["judges"], config.utility_loss, digests)
     pins = {key: facts[key] for key in Pin.model_fields if facts.get(key) not in (None, [])}

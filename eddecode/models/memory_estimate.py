@@ -23,7 +23,13 @@ from eddecode.models.load_config import LoadConfig, Quantization, parse_dtype, p
 from eddecode.models.loader import read_causal_config
 from eddecode.models.quantized import is_widened, quantization_method, widened_bytes
 from eddecode.models.safetensors_header import BITS, read_header
-from eddecode.models.sizes import PREFILL_CHUNK, PREFILL_TOKENS, cache_bytes_per_token, format_bytes, layer_configs
+from eddecode.models.sizes import (
+    PREFILL_CHUNK,
+    PREFILL_TOKENS,
+    cache_bytes_per_token,
+    format_bytes,
+    layer_configs,
+)
 from eddecode.utils.memory import free_bytes
 
 DEFAULT_LENGTH = 2048  # tokens of prompt and completion that must fit, unless a caller or the model says less

@@ -327,6 +327,9 @@ def test_a_policy_from_an_audit_file(tmp_path: Path, monkeypatch: pytest.MonkeyP
     Path("prompts.txt").write_text("\n".join(f"prompt number {i}" for i in range(200)))
     text = 'base = "org/base"\naligned = "org/aligned"\nprompts = "prompts.txt"\nout = "run"\n'
     text += 'alphas = [0.1, 0.3, 0.6, 1]\npolicy = "policy.toml"\nmitigations = ["topk5"]\n'
+    Path("audit.toml").write_text(text + 'judges = ["later"]\n')  # as `eddecode init` writes it
+    done = CliRunner().invoke(app, ["policy", "init", "audit.toml", "-o", "policy.toml"])
+    assert (done.exit_code, "the audit names no judge" in done.stderr) == (2, True), done.output
     Path("audit.toml").write_text(text)
     for code, message in ((0, "Written: policy.toml."), (2, "policy.toml exists; remove it")):
         done = CliRunner().invoke(app, ["policy", "init", "audit.toml", "-o", "policy.toml"])
