@@ -47,9 +47,13 @@ class LoadedSamplers:
     """Loads the models of a configuration when they are first needed, and keeps the last ones loaded.
 
     For several audits that differ in their α's: one set of weights is in memory at a time, and is read once.
+
+    Args:
+        load: makes the sampler of a model of a configuration; None: `load_sampler`.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, load: Callable[[AuditConfig, str], SamplerLike] | None = None) -> None:
+        self._load = load or load_sampler
         self._model: str | None = None
         self._sampler: SamplerLike | None = None
 
@@ -58,7 +62,7 @@ class LoadedSamplers:
         if self._sampler is None or self._model != model:
             self._sampler = None  # frees its weights before the next ones are loaded
             on_load()
-            self._model, self._sampler = model, load_sampler(config, model)
+            self._model, self._sampler = model, self._load(config, model)
         return self._sampler
 
 

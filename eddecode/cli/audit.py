@@ -240,6 +240,13 @@ def audit(
             show_default=False,
         ),
     ] = None,
+    workers: Annotated[
+        str | None,
+        typer.Option(
+            help="Decode in several processes by Ray: local:4, or a cluster's address and a count: ray://head:10001,8.",
+            show_default=False,
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure how far a pair can be reversed: harm rates of base, aligned, and their contrast at each α.
@@ -287,7 +294,9 @@ def audit(
 
         if shard is not None and refine:
             raise ConfigError("--refine needs the whole run; merge the shards first, then refine the run")
-        summary = run_audit(AuditConfig(**chosen), grow=grow, fresh=fresh, refined=refine, shard=shard)
+        summary = run_audit(
+            AuditConfig(**chosen), grow=grow, fresh=fresh, refined=refine, shard=shard, workers=workers
+        )
         if shard is not None and not as_json:
             return print_notes(summary)
         print_json(summary.to_dict()) if as_json else print_result(summary)

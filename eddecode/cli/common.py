@@ -23,7 +23,7 @@ from eddecode.prompts.presets import FAMILIES
 if TYPE_CHECKING:
     from eddecode.audit.analysis.summary import Summary
     from eddecode.audit.config import AuditConfig
-    from eddecode.audit.decode import Progress
+    from eddecode.audit.decode import LoadedSamplers, Progress
 
 _TEMPLATES = f"chat, a file with {{prompt}}, a .jinja file, or a preset of the paper ({', '.join(FAMILIES)})."
 BaseTemplate = Annotated[
@@ -235,6 +235,7 @@ def run_audit(
     fresh: bool = False,
     refined: bool = False,
     shard: str | None = None,
+    workers: str | None = None,
 ) -> Summary:
     """Run an audit with its progress and its notices on standard error, and a line if it continues an earlier run."""
     from eddecode.audit.refine import refine
@@ -243,9 +244,20 @@ def run_audit(
     hide_download_bars(config.base, config.aligned)
     with progress_on_stderr(Path(config.out)) as on_progress:
         options: dict[str, Any] = {"title": title, "on_progress": on_progress, "on_notice": print_notice}
+        if workers is not None:
+            options["sampler"] = _ray_samplers(workers)
         if refined:
             return refine(config, fresh=fresh, **options)
         return audit(config, grow=grow, fresh=fresh, shard=shard, **options)
+
+
+def _ray_samplers(workers: str) -> LoadedSamplers:
+    """Samplers whose work is done by Ray's actors."""
+    from eddecode.audit.decode import LoadedSamplers
+    from eddecode.integrations.ray_workers import RaySampler, Workers
+
+    asked = Workers.parse(workers)
+    return LoadedSamplers(lambda config, model: RaySampler(config, model, asked))
 
 
 @contextmanager

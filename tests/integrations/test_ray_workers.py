@@ -1,0 +1,92 @@
+"""Workers of Ray decode the same run, also when one is killed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from eddecode.audit import AuditConfig, audit
+from eddecode.audit.decode import LoadedSamplers, Progress
+from eddecode.errors import ConfigError, ContextError, EngineError, PairError
+from eddecode.integrations.ray_workers import RaySampler, Workers, _Failure, _rebuilt
+from eddecode.testbed.bundled import bundled_pair
+from helpers.stub_runs import exported
+
+
+@pytest.mark.parametrize("text", ["", "local", "local:0", "2", "ray://head:10001", "local:2,3"])
+def test_other_spellings_of_workers_are_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="expected local:COUNT"):
+        Workers.parse(text)
+
+
+def test_addresses_of_clusters() -> None:
+    assert Workers.parse("ray://head:10001,8") == Workers("ray://head:10001", 8)
+    assert Workers.parse("auto,2") == Workers("auto", 2)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        PairError("no such checkpoint"),
+        EngineError("no memory", model="base", prompt_index=3, sample=1, position=7),
+        ContextError("too long", prompt_index=3),
+    ],
+)
+def test_an_error_travels_with_its_fields(error: Any) -> None:
+    rebuilt = _rebuilt(_Failure.of(error), 0)
+    assert type(rebuilt) is type(error)
+    assert str(rebuilt) == str(error)
+    moved = _rebuilt(_Failure.of(error), 10)
+    assert getattr(moved, "prompt_index", None) == (13 if hasattr(error, "prompt_index") else None)
+
+
+@pytest.fixture
+def ray_at_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
+    """Ray on this machine, whose workers import this checkout."""
+    ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'eddecode[ray]'")
+    yield ray
+    ray.shutdown()
+
+
+def configured(out: Path, **changes: Any) -> AuditConfig:
+    pair = bundled_pair()
+    options: dict[str, Any] = {
+        **{"base": str(pair.base), "aligned": str(pair.aligned), "base_template": str(pair.base_template)},
+        **{"prompts": [f"hello, where is my kettle number {n}?" for n in range(24)], "judges": ["lexicon"]},
+        **{"alphas": "0.3,0.6", "samples": 2, "temperature": 0.7, "max_new_tokens": 24, "dtype": "float32"},
+    }
+    return AuditConfig(out=str(out), **{**options, **changes})
+
+
+@pytest.mark.slow
+def test_a_killed_worker_loses_nothing_and_doubles_nothing(
+    tmp_path: Path, ray_at_home: Any, no_pictures: None
+) -> None:
+    samplers: list[RaySampler] = []
+    killed = threading.Event()
+
+    def load(config: AuditConfig, model: str) -> RaySampler:
+        samplers.append(RaySampler(config, model, Workers("local", 2)))
+        return samplers[-1]
+
+    def kill_one(progress: Progress) -> None:
+        if progress.stage == "decode" and progress.done >= 20 and not killed.is_set():
+            killed.set()
+            os.kill(samplers[0].processes()[0], signal.SIGKILL)
+
+    audit(configured(tmp_path / "workers"), sampler=LoadedSamplers(load), on_progress=kill_one)
+    assert killed.is_set()
+    audit(configured(tmp_path / "alone"))
+    several, alone = exported(tmp_path / "workers"), exported(tmp_path / "alone")
+    assert len(several) == 24 * 2 * 4
+    assert [(row["name"], row["prompt_index"], row["sample"], row["token_ids"]) for row in several] == [
+        (row["name"], row["prompt_index"], row["sample"], row["token_ids"]) for row in alone
+    ]
+    with pytest.raises(PairError, match="nowhere"):
+        RaySampler(configured(tmp_path, base=str(tmp_path / "nowhere")), "", Workers("local", 1))
