@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
 import shlex
@@ -39,6 +40,22 @@ def test_the_site_builds_strictly(tmp_path: Path) -> None:
             r'<(?:script|img|link rel="stylesheet")[^>]*(?:src|href)="(http[^"]+)', html.read_text()
         )
         assert not loaded, (html.name, loaded)
+
+
+@pytest.mark.parametrize(
+    "face", ["eddecode", "eddecode.audit", "eddecode.audit.judges", "eddecode.integrations.transformers"]
+)
+def test_every_public_name_is_on_the_page_of_the_api(face: str) -> None:
+    text = (ROOT / "docs" / "api.md").read_text("utf-8")
+    listed = set(re.findall(rf"^::: {re.escape(face)}\.(\w+)$", text, flags=re.MULTILINE))
+    aliases = {"__version__", "JudgeLike", "Role"}  # no docstrings of their own
+    assert listed == set(importlib.import_module(face).__all__) - aliases
+
+
+def test_every_name_on_the_page_of_the_api_can_be_imported() -> None:
+    names = re.findall(r"^::: (\S+)$", (ROOT / "docs" / "api.md").read_text("utf-8"), flags=re.MULTILINE)
+    for module, _, name in (full.rpartition(".") for full in names):
+        assert (getattr(importlib.import_module(module), name).__doc__ or "").strip(), name
 
 
 def test_the_page_of_commands_is_that_of_the_program() -> None:
