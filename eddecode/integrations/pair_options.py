@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -21,11 +23,25 @@ def _as_text(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
+def _as_json_text(value: Any) -> Any:
+    """A mapping as text, so that options can be compared and hashed."""
+    return json.dumps(dict(value), sort_keys=True) if isinstance(value, Mapping) else value
+
+
 Text = Annotated[str | None, BeforeValidator(_as_text)]
-SAMPLER_OPTIONS = (
+_SAMPLER_OPTIONS = (
     *("base_template", "aligned_template", "max_slots", "memory_budget", "speculation", "cuda_graphs"),
+    *("fold_system", "prefill", "escape_specials"),
 )
-_LOAD_OPTIONS = ("dtype", "device", "device_map", "base_revision", "aligned_revision", "quantization")
+_LOAD_OPTIONS = (
+    "dtype",
+    "device",
+    "device_map",
+    "base_revision",
+    "aligned_revision",
+    "quantization",
+    "mask_ids",
+)
 
 
 @raises(ConfigError)
@@ -36,8 +52,11 @@ class PairOptions:
     Attributes:
         base, aligned: local folders or hub ids; `aligned` may be an adapter.
         base_template, aligned_template: see `eddecode.Sampler`.
-        dtype, device, device_map, base_revision, aligned_revision, quantization: see `eddecode.ModelPair.load`.
-        max_slots, memory_budget, speculation, cuda_graphs: see `eddecode.Sampler`.
+        dtype, device, device_map, base_revision, aligned_revision, quantization, mask_ids: see
+            `eddecode.ModelPair.load`.
+        max_slots, memory_budget, speculation, cuda_graphs, fold_system, prefill, escape_specials: see
+            `eddecode.Sampler`.
+        template_variables: the same; a mapping, or JSON.
 
     Raises:
         ConfigError: an option is unknown or out of its range, or one checkpoint is given without the other.
@@ -57,6 +76,11 @@ class PairOptions:
     memory_budget: Annotated[Integer, Field(ge=1)] | None = None
     speculation: str = "off"
     cuda_graphs: bool | Literal["auto"] = "auto"
+    template_variables: Annotated[str | None, BeforeValidator(_as_json_text)] = None
+    fold_system: bool = False
+    prefill: str = ""
+    escape_specials: bool = True
+    mask_ids: Literal["differing"] | None = None
 
     @model_validator(mode="after")
     def _check_both(self) -> PairOptions:
@@ -106,4 +130,6 @@ class PairOptions:
         pair = ModelPair.load(
             str(own.base), str(own.aligned), **{name: getattr(own, name) for name in _LOAD_OPTIONS}
         )
-        return Sampler(pair, **{name: getattr(own, name) for name in SAMPLER_OPTIONS})
+        variables = None if own.template_variables is None else json.loads(own.template_variables)
+        options = {name: getattr(own, name) for name in _SAMPLER_OPTIONS}
+        return Sampler(pair, template_variables=variables, **options)

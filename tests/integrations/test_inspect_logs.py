@@ -129,7 +129,7 @@ def test_a_log_of_another_model_needs_its_condition(logs: dict[float, EvalLog], 
     for sample in log.samples or []:
         sample.output.metadata = None
     write_eval_log(log, tmp_path / "other.eval")
-    with pytest.raises(ConfigError, match="is a log of hf/base, which has no α"):
+    with pytest.raises(ConfigError, match="is a log of hf/base, which records no α"):
         import_logs([tmp_path / "other.eval"], tmp_path / "run")
     result = import_logs(
         [f"base={tmp_path / 'other.eval'}", logs[-1].location, logs[0.6].location], tmp_path / "run"

@@ -77,6 +77,15 @@ def test_inspects_cache_tells_models_apart() -> None:
     assert model(alpha=0.6).api.base_url in urls
 
 
+def test_options_of_the_sampler_reach_it() -> None:
+    given = {"prefill": "Thank", "max_slots": 7}
+    assert model(**given).api.max_connections() == 7
+    (output,) = asked(model(**given), PROMPTS[:1], max_tokens=3)
+    assert output.metadata["eddecode"]["prefill"] == "Thank"
+    variables = PairOptions(template_variables={"b": 1, "a": False})
+    assert hash(variables) == hash(PairOptions(template_variables='{"a": false, "b": 1}'))
+
+
 def test_what_an_answer_holds(sampler: Sampler) -> None:
     (output,) = asked(model(alpha=0.3), PROMPTS[:1], max_tokens=5, logprobs=True, num_choices=2, seed=1)
     params = SamplingParams(alpha=0.3, max_new_tokens=5, seed=1, n=2, logprobs=True)

@@ -47,6 +47,13 @@ class StoreQueries:
         rows = list(self._query("SELECT value FROM run WHERE name = ?", (name,)))
         return json.loads(rows[0][0]) if rows else None
 
+    def notes(self) -> dict[str, Any]:
+        """Everything that the run records about itself, by name."""
+        return {
+            name: json.loads(value)
+            for name, value in self._query("SELECT name, value FROM run ORDER BY name")
+        }
+
     def sessions(self) -> list[dict[str, Any]]:
         """The sessions of the run: when each started, and in which environment (versions, hardware, digests)."""
         rows = self._query("SELECT id, started, environment FROM session ORDER BY id")

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Sequence
+from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,7 @@ MODEL = "eddecode/pair"
 TASK = "reversal"
 STOP_REASONS = {"eos": "stop", "stop": "stop", "length": "max_tokens"}
 
+_NOT_EXPORTED = ("identity", "digest", "source")  # of the notes: the first two have fields of their own
 _QUALITY = ("length", "perplexity", "distinct_1", "distinct_2", "repetition", "empty")
 
 
@@ -158,13 +160,12 @@ class _Run:
             tags=[condition.name],
             metadata={
                 "eddecode": {
-                    "condition": _fields(condition),
+                    "condition": asdict(condition),
                     "position": self.order.index(condition.key),
                     "identity": self.identity,
                     "digest": self.digest,
                     "utility_loss": bounds[-1] if bounds else None,
-                    "notes": {n: self.store.note(n) for n in ("systems", "transforms", "mitigations")},
-                    "canaries": self.store.canary_results(),
+                    "notes": {n: v for n, v in self.store.notes().items() if n not in _NOT_EXPORTED},
                     "usage": "a run does not store how many tokens a prompt has: usage counts completions",
                 }
             },
@@ -175,8 +176,8 @@ class _Run:
         found: dict[str, Any] = {"base": self.identity["base"], "aligned": self.identity["aligned"]}
         found |= {"alpha": float(condition.alpha)}
         found |= {name: self.identity[name] for name in shared if self.identity.get(name)}
-        extras = ("system", "transform", "mitigation", "model")
-        return found | {name: getattr(condition, name) for name in extras if getattr(condition, name)}
+        extras = {name: value for name, value in asdict(condition).items() if value}
+        return {**extras, **found}
 
     def _generate_config(self, condition: Condition) -> GenerateConfig:
         own = self.identity
@@ -318,11 +319,6 @@ class _Run:
                     )
                 )
         return found
-
-
-def _fields(condition: Condition) -> dict[str, str]:
-    names = ("kind", "alpha", "system", "transform", "mitigation", "model", "temperature")
-    return {name: getattr(condition, name) for name in names}
 
 
 def _messages(record: PromptRecord, unique: Sequence[str]) -> list[Any]:

@@ -32,6 +32,15 @@ from eddecode.models.fingerprint import short_digest
 
 _SAMPLING = ("temperature", "top_k", "top_p", "min_p", "plausibility", "max_new_tokens", "stop", "seed")
 
+# A list of a run's identity → the field of its conditions that names an entry.
+_PARTS = {
+    "mitigations": "mitigation",
+    "systems": "system",
+    "transforms": "transform",
+    "templates": "template",
+    "attacks": "model",
+}
+
 
 @dataclass(frozen=True)
 class ImportResult:
@@ -90,7 +99,9 @@ def import_logs(
         "identity": identity,
         "digest": fingerprint_digest(identity),
         "source": source,
-        **first.get("notes", {"systems": {}, "transforms": [], "mitigations": {}}),
+        **first.get(
+            "notes", {"systems": {}, "transforms": [], "mitigations": {}}
+        ),  # canaries and benchmarks too
     }
     bound = first.get("utility_loss")
     environment = {
@@ -105,7 +116,7 @@ def import_logs(
     with Store.create(folder) as store:
         try:
             store.initialize(notes, prompts, conditions, _now(), environment)
-            summary = _fill(store, found, placed, made, first)
+            summary = _fill(store, found, placed, made)
             count = store.count()
         except Exception:
             store.abandon()
@@ -116,9 +127,7 @@ def import_logs(
     return ImportResult(folder, count, missing, summary)
 
 
-def _fill(
-    store: Store, found: LogsRead, placed: Sequence[Entry], judges: Sequence[Any], exported: Mapping[str, Any]
-) -> Summary | None:
+def _fill(store: Store, found: LogsRead, placed: Sequence[Entry], judges: Sequence[Any]) -> Summary | None:
     """Store completions and verdicts, judge them, and make the summary if nothing is missing."""
     own = [judge for judge in found.judges.values() if judge.name != HUMAN]
     store.register_judges(own)
@@ -142,8 +151,6 @@ def _fill(
     }
     if labels:
         store.add_labels(labels)
-    for result in exported.get("canaries", ()):
-        store.add_canaries(result)
     if judges:
         store.register_judges(judges)
         judge_all(store, judges, lambda progress: None)
@@ -233,7 +240,8 @@ def _identity(
         entry_name: facts.get("model") for entry_name, facts in zip(found.names, found.facts, strict=True)
     }
     foreign = ", ".join(sorted({str(model) for model in models.values() if model}))
-    names = ("dtype", "base_template", "aligned_template", *_SAMPLING)
+    always = ("dtype", "base_template", "aligned_template", *_SAMPLING)
+    names = [*always, *(name for name in shared if name not in (*always, "base", "aligned"))]
     judges = [judge for judge in found.judges.values() if judge.name != HUMAN]
     ordered = sorted(judges, key=lambda judge: judge.role != "harm")
     return {
@@ -250,7 +258,7 @@ def _exported_identity(found: LogsRead, conditions: Sequence[Condition]) -> dict
     if len(found.exported) < len(found.names) or len({own["digest"] for own in found.exported}) > 1:
         raise ConfigError("the logs are of several runs; expected logs that were exported from one run")
     identity = dict(found.exported[0]["identity"])
-    for field, part in (("mitigations", "mitigation"), ("systems", "system"), ("transforms", "transform")):
+    for field, part in _PARTS.items():
         if field in identity:
             there = {getattr(condition, part) for condition in conditions}
             kept = [each for each in identity[field] if str(each).partition(", digest ")[0] in there]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
 import math
 import time
 from concurrent.futures import Future
@@ -128,7 +129,14 @@ class PairAPI(ModelAPI):
         """How the pair is loaded and prompted, as a run records it."""
         own = self.options.resolved()
         templates = ("base_template", "aligned_template")
-        return {"dtype": own.dtype, **{name: template_fingerprint(getattr(own, name)) for name in templates}}
+        found = {"dtype": own.dtype, **{name: template_fingerprint(getattr(own, name)) for name in templates}}
+        rendering = {
+            name: getattr(own, name) for name in ("fold_system", "prefill", "quantization", "mask_ids")
+        }
+        if own.template_variables is not None:
+            rendering["template_variables"] = json.loads(own.template_variables)
+        rendering["special_tokens_in_prompts"] = not own.escape_specials
+        return found | {name: value for name, value in rendering.items() if value}
 
     def max_connections(self) -> int:
         """As many requests at a time as the engine has slots."""

@@ -29,6 +29,8 @@ _OWN_METADATA = (
     *("prompt", "prompt_index", "condition", "alpha", "length", "perplexity", "distinct_1", "distinct_2"),
     *("repetition", "empty"),
 )
+# What an output records of its own request; all else is of the pair, and the same in all logs.
+_OF_A_REQUEST = ("alpha", "mitigation", "sampling", "completions", "error")
 _FINISHED = {"stop": "stop", "max_tokens": "length", "model_length": "length"}
 
 
@@ -193,8 +195,8 @@ def _entries(
     condition = given or _recorded_condition(record) or _condition_of_arguments(log)
     if condition is None:
         raise ConfigError(
-            f"{path} is a log of {log.eval.model}, which has no α; expected eddecode/pair, or name the condition that "
-            f"it measured: base={path} or aligned={path}"
+            f"{path} is a log of {log.eval.model}, which records no α; expected eddecode/pair, or logs of eddecode "
+            f"export --to inspect --out FOLDER, or the condition that it measured: base={path} or aligned={path}"
         )
     prompt = _prompt(sample)
     index = sample.metadata.get("prompt_index")
@@ -228,7 +230,7 @@ def _recorded_condition(record: Mapping[str, Any]) -> Condition | None:
 
 def _condition_of_arguments(log: EvalLog) -> Condition | None:
     """The condition of a model `eddecode/pair` where a sample has no output."""
-    if not log.eval.model.startswith("eddecode/"):
+    if log.eval.model != "eddecode/pair":
         return None
     return _recorded_condition({"alpha": 0.0, **log.eval.model_args})
 
@@ -341,8 +343,8 @@ def _facts(log: EvalLog, sample: EvalSample) -> dict[str, Any]:
             "max_new_tokens": config.max_tokens,
             "seed": config.seed,
         }
-    names = ("base", "aligned", "dtype", "base_template", "aligned_template")
-    return {**{name: record.get(name) for name in names}, **record.get("sampling", {})}
+    names = [name for name in record if name not in _OF_A_REQUEST]
+    return {**{name: record[name] for name in names}, **record.get("sampling", {})}
 
 
 __all__ = ["HUMAN", "Entry", "ImportedCompletion", "LogsRead", "named_condition", "read_logs"]
