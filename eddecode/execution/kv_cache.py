@@ -43,6 +43,8 @@ class WritePositions:
     slots: slice
     end: int
     aligned_start: int | None
+    pretended: int = 0  # added to *the* length, to see whether a model's layers use it
+    length_was_asked: bool = False
     _index: dict[torch.device, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     def index(self, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -123,8 +125,15 @@ class LayerKVCache(CacheLayerMixin):  # type: ignore[misc]  # transformers ships
         return self.write
 
     def get_seq_length(self) -> int:
-        """Positions filled before this pass, over all rows; models ask, but positions are always passed to them."""
-        return 0 if self.write is None else self.write.end - self.write.positions.shape[1]
+        """Positions filled before this pass, of the longest row.
+
+        Models ask for it, and nearly all leave it unused, since positions are passed to them. Layers that do use it
+        cannot run rows of different lengths in one pass: `self_check.depends_on_length` finds them.
+        """
+        if self.write is None:
+            return 0
+        self.write.length_was_asked = True
+        return self.write.end - self.write.positions.shape[1] + self.write.pretended
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """(key length, offset) of this pass."""
@@ -148,6 +157,7 @@ class BatchedKVCache(Cache):  # type: ignore[misc]
     def __init__(self) -> None:
         super().__init__(layer_class_to_replicate=LayerKVCache)
         self.lengths: list[int] = []
+        self.pretended = 0  # see `WritePositions.pretended`
         self._reserved = (0, 0)
         self._expected = 0  # positions to reserve once the first states show how large one is
         self._pointers: dict[Any, KVPointers] = {}
@@ -215,8 +225,8 @@ class BatchedKVCache(Cache):  # type: ignore[misc]
         end = max(lengths) + new
         self._grow(len(self.lengths), end)
         same = min(lengths) == max(lengths)
-        occupied = slice(slots.start or 0, len(self.lengths), slots.step or 1)
-        write = WritePositions(positions, occupied, end, lengths[0] if same else None)
+        occupied = slice(*slots.indices(len(self.lengths)))
+        write = WritePositions(positions, occupied, end, lengths[0] if same else None, self.pretended)
         for layer in self.layers:
             layer.write = write
         self._write = write

@@ -5,13 +5,12 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Iterator
-from functools import partial
 from typing import Any
 
 from eddecode.execution.compiled.replace import CompiledModules
 from eddecode.execution.cuda_graph import GraphCapture, GraphModelRunner
-from eddecode.execution.runner import CachedModelRunner
-from eddecode.execution.self_check import max_relative_error, self_check
+from eddecode.execution.runner import CachedModelRunner, RowwiseModelRunner
+from eddecode.execution.self_check import Expectation, Probe, check_runner, check_structure
 from eddecode.execution.uncached_runner import UncachedModelRunner
 
 _log = logging.getLogger(__name__)
@@ -29,15 +28,20 @@ def model_runner_for(
     """
     if capture is not None:
         graphs = GraphModelRunner(model, capture)
-        failure = self_check(model, partial(max_relative_error, graphs, (1, 1, 1)))
+        failure = check_runner(graphs, Expectation.of(model, Probe.of(model, (1, 1, 1))))
         if failure is None:
             return graphs.clone_empty()
         warn_without_graphs(name, model, failure)
-    for runner in _fallbacks(model):
-        failure = self_check(model, partial(max_relative_error, runner))
-        if failure is None:
-            _log_uncompiled(name, runner)
-            return runner.clone_empty()
+    expectation = Expectation.of(model)
+    together = failure = None
+    for kind in (CachedModelRunner, RowwiseModelRunner):
+        together = together or failure
+        failure = check_structure(model, kind, expectation)
+        for runner in _fallbacks(model, kind) if failure is None else ():
+            failure = check_runner(runner, expectation)
+            if failure is None:
+                _tell(name, runner, together)
+                return runner.clone_empty()
     warnings.warn(
         f"{name} ({model.config.model_type}): decoding through a key-value cache {failure}; the whole text is "
         "recomputed for every token instead, which is exact but slow",
@@ -46,19 +50,28 @@ def model_runner_for(
     return UncachedModelRunner(model)
 
 
-def _fallbacks(model: Any) -> Iterator[CachedModelRunner]:
+def _fallbacks(model: Any, kind: type[CachedModelRunner]) -> Iterator[CachedModelRunner]:
     """Ways to run a model over a cache, the fastest first; a slower one is made when it is needed."""
-    runner = CachedModelRunner(model)
+    runner = kind(model)
     yield runner
     if runner.layers.num_layers:
-        runner = CachedModelRunner(model, layers=CompiledModules(model, whole_layers=False))
+        runner = kind(model, layers=CompiledModules(model, whole_layers=False))
         yield runner
     if not runner.dense_mask:
-        yield CachedModelRunner(model, dense_mask=True, layers=runner.layers)
+        yield kind(model, dense_mask=True, layers=runner.layers)
 
 
-def _log_uncompiled(name: str, runner: CachedModelRunner) -> None:
-    """Log that a model's decoder layers run by its own forward pass, and why."""
+def _tell(name: str, runner: CachedModelRunner, together: str | None) -> None:
+    """Warn that rows run one by one, and log that decoder layers run by the model's own forward pass, and why.
+
+    together: why rows of different lengths do not run in one pass.
+    """
+    if not runner.serves_ragged_passes:
+        warnings.warn(
+            f"{name} ({runner.model.config.model_type}): decoding texts of different lengths in one pass {together}; "
+            "they are decoded one after the other instead, which is exact but slower",
+            stacklevel=3,
+        )
     if runner.layers.num_layers:
         return
     model = runner.model

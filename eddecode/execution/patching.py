@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -63,15 +63,46 @@ def has_hooks(module: Any) -> bool:
     return bool(module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module))
 
 
+class ActiveRows(Protocol):
+    """Which rows of the batch in progress have a change; None is none."""
+
+    active: slice | None
+
+
+class LowRankChange(Protocol):
+    """A low-rank change B·A of a linear layer: a (r, in) and b (out, r), for some rows of a batch."""
+
+    @property
+    def a(self) -> Tensor:
+        """(r, in)."""
+        ...
+
+    @property
+    def b(self) -> Tensor:
+        """(out, r)."""
+        ...
+
+    @property
+    def rows(self) -> ActiveRows:
+        """Which rows have it."""
+        ...
+
+
 class Float32LMHead:
     """The last linear layer of a causal LM, in float32.
+
+    Args:
+        model: the causal LM.
+        delta: a low-rank change of the layer, which some rows have.
+        compiled: whether it may run by a compiled product.
 
     Attributes:
         is_patchable: whether it can be replaced, so that logits are never rounded to the weights' dtype; false for
             heads that are not a plain linear layer in a floating dtype, such as quantized ones.
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, delta: LowRankChange | None = None, *, compiled: bool = True) -> None:
+        self._delta, self._may_compile = delta, compiled
         self.linear = model.get_output_embeddings()
         weight = getattr(self.linear, "weight", None)
         plain = isinstance(self.linear, nn.Linear) and weight is not None and weight.is_floating_point()
@@ -79,7 +110,7 @@ class Float32LMHead:
         self._scratch: Tensor | None = None
         self._compiled = (
             None
-            if weight is None or not self.is_patchable
+            if weight is None or not (self.is_patchable and compiled)
             else compiled_linear(weight, self.linear.bias, torch.float32)
         )
 
@@ -98,12 +129,18 @@ class Float32LMHead:
 
     def logits_at(self, hidden: Tensor, positions: Tensor) -> Tensor:
         """The logits at `positions` (B, K) of hidden states (B, T, d), as (B, K, V) float32."""
-        return self.project(_at(hidden, positions))
+        selected = _at(hidden, positions)
+        logits = self.project(selected)
+        active = None if self._delta is None else self._delta.rows.active
+        if self._delta is not None and active is not None:
+            low_rank = F.linear(selected[active].float(), self._delta.a.float())
+            logits[active] += F.linear(low_rank, self._delta.b.float())
+        return logits
 
     def project(self, hidden: Tensor) -> Tensor:
         """Hidden states (B, K, d) of any float dtype to logits (B, K, V) float32."""
         weight, bias = self.linear.weight, self.linear.bias
-        if triton_runs(weight.device, weight.dtype) and weight.is_contiguous():
+        if self._may_compile and triton_runs(weight.device, weight.dtype) and weight.is_contiguous():
             rows = rearrange(hidden.to(weight.dtype), "b k d -> (b k) d").contiguous()
             logits = float32_linear(rows, weight)
             if bias is not None:
@@ -112,11 +149,11 @@ class Float32LMHead:
         if self._compiled is not None and is_faster_than_torch(weight.dtype):
             return self._compiled(hidden.to(weight.dtype))
         bias = None if bias is None else bias.float()
-        if weight.dtype == torch.float32:
+        if self._may_compile and weight.dtype == torch.float32:
             return F.linear(hidden.float(), weight, bias)
         flat = rearrange(hidden, "b k d -> (b k) d")
         # CUDA's product has no float32 result for float64 weights.
-        by_cuda = weight.is_cuda and weight.dtype != torch.float64
+        by_cuda = self._may_compile and weight.is_cuda and weight.dtype != torch.float64
         logits = _mm_cuda(flat, weight) if by_cuda else self._mm_chunked(flat.float(), weight)
         if bias is not None:
             logits += bias

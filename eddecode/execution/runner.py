@@ -101,22 +101,27 @@ class CachedModelRunner:
         model: a causal LM.
         dense_mask: use the model's own attention over a dense mask, even where compiled attention could serve.
         layers: the model's compiled modules; runners of one model share them.
+
+    Attributes:
+        serves_ragged_passes: whether one pass may run rows of different lengths.
     """
+
+    serves_ragged_passes = True
 
     def __init__(
         self, model: Any, *, dense_mask: bool = False, layers: CompiledModules | None = None
     ) -> None:
         self.model = model
-        self.layers = layers or CompiledModules(model)
+        self.layers = CompiledModules(model) if layers is None else layers  # which may be empty
         self.cache = BatchedKVCache()
-        self.head = Float32LMHead(model)
+        self.head = Float32LMHead(model, self.layers.head_delta, compiled=self.layers.operations)
         self.masks = AttentionMaskBuilder(model.config.get_text_config())
         self.dense_mask = dense_mask or not (can_attend(model) or self.layers.all_layers)
         self.device = input_device(model)
 
     def clone_empty(self) -> CachedModelRunner:
         """A runner of the same model with no slot occupied."""
-        return CachedModelRunner(self.model, dense_mask=self.dense_mask, layers=self.layers)
+        return type(self)(self.model, dense_mask=self.dense_mask, layers=self.layers)
 
     @torch.inference_mode()
     def prefill(self, texts: Sequence[tuple[int, ...]]) -> list[PrefillResult]:
@@ -289,6 +294,25 @@ class ModelExecution:
     compiled_layers: int
     captured: bool
     batch_invariant: bool
+
+
+class RowwiseModelRunner(CachedModelRunner):
+    """Runs one row after the other, for models whose layers ask the cache for *the* length of its rows (Llama 4).
+
+    Such a layer would make a row depend on how long its batch mates are. In a pass over a single row its length is the
+    length. Prompts are run together: all of them begin at the first position.
+    """
+
+    serves_ragged_passes = False
+
+    @torch.inference_mode()
+    def forward(self, tokens: Tensor, slots: slice = slice(None)) -> Tensor:
+        """See `CachedModelRunner.forward`."""
+        places = range(*slots.indices(self.occupied))
+        own = super().forward
+        return torch.cat(
+            [own(row[None], slice(slot, slot + 1)) for row, slot in zip(tokens, places, strict=True)]
+        )
 
 
 class PairRunner:

@@ -15,12 +15,15 @@ from eddecode.models.sizes import input_device
 
 
 class UncachedModelRunner:
-    """Runs any causal LM without a cache, over one 2-D padding mask (ALiBi, recurrent states); see `ModelRunner`."""
+    """Runs any causal LM without a cache, over one 2-D padding mask (ALiBi, recurrent states); see `ModelRunner`.
 
-    def __init__(self, model: Any) -> None:
+    compiled_head: whether the head may run by a compiled product.
+    """
+
+    def __init__(self, model: Any, *, compiled_head: bool = True) -> None:
         self.model = model
         self.rows: list[list[int]] = []
-        self.head = Float32LMHead(model)
+        self.head = Float32LMHead(model, compiled=compiled_head)
         self.device = input_device(model)
 
     def clone_empty(self) -> UncachedModelRunner:

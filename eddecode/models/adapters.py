@@ -26,7 +26,7 @@ from eddecode.models.float32_pass import LOW_PRECISION, float32_logits
 from eddecode.models.load_config import LoadConfig, has_package
 from eddecode.models.loaded_weights import some
 from eddecode.models.loader import freeze, load_model, one_line
-from eddecode.models.lora import low_rank_factors
+from eddecode.models.lora import UnmergedLogits, logit_distance, low_rank_factors
 from eddecode.models.safetensors_header import read_header
 
 # Merging rounds every changed weight once more: a few times what the dtype's rounding does to a pass of the base.
@@ -74,6 +74,8 @@ def load_merged_adapter(
             warnings.simplefilter("ignore")  # on tied embeddings, which were separated
             merged = wrapped.merge_and_unload(safe_merge=True)
     merged.low_rank_factors = factors
+    texts = probe_texts(merged, adapter)
+    merged.unmerged_logits = UnmergedLogits(texts, expected, logit_distance(expected, before.exact))
     notes += _check_merged(merged, expected, before, adapter)
     return freeze(merged), notes + _adapter_notes(adapter, base, merged.dtype)
 
@@ -234,8 +236,11 @@ def _check_merged(
     """
     texts = probe_texts(merged, adapter)
     found = float32_logits(merged, texts)
-    error, size = _distance(found, expected), _distance(expected, [torch.zeros_like(z) for z in expected])
-    rounding, moved = _distance(base.rounded, base.exact), _distance(expected, base.exact)
+    error, size = (
+        logit_distance(found, expected),
+        logit_distance(expected, [torch.zeros_like(z) for z in expected]),
+    )
+    rounding, moved = logit_distance(base.rounded, base.exact), logit_distance(expected, base.exact)
     limit = max(_ROUNDINGS * rounding, _FLOAT32_TOLERANCE * size)
     if not error <= limit:  # NaN is an error too
         raise PairError(
@@ -255,17 +260,6 @@ def _check_merged(
             )
         ]
     return []
-
-
-def _distance(a: Sequence[Tensor], b: Sequence[Tensor]) -> float:
-    """Root mean square of the differences of two lists of logits; constants per position do not count."""
-    total, count = 0.0, 0
-    for x, y in zip(a, b, strict=True):
-        difference = (x.double() - y.double().to(x.device))[:, : min(x.shape[1], y.shape[1])]
-        difference = difference - difference.mean(dim=-1, keepdim=True)
-        total += float(difference.square().sum())
-        count += difference.numel()
-    return float((total / max(count, 1)) ** 0.5)
 
 
 # Notes and sizes -------------------------------------------------------------------------------------------------

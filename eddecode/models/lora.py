@@ -2,10 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
+
+
+@dataclass(frozen=True)
+class UnmergedLogits:
+    """What PEFT's own unmerged forward pass gives in float32: the measure of any other form of an adapter.
+
+    Attributes:
+        texts: token ids.
+        logits: per text (T, V) float32.
+        moved: how far the adapter moves them, as root mean square.
+    """
+
+    texts: list[list[int]]
+    logits: list[Tensor]
+    moved: float
+
 
 Factors = Mapping[str, tuple[Tensor, Tensor]]  # layer → A (r, in), B (out, r) with aligned = base + B·A
 
@@ -40,3 +57,14 @@ def low_rank_factors(wrapped: Any) -> dict[str, tuple[Tensor, Tensor]] | None:
         getattr(config, name, None) for name in ("modules_to_save", "trainable_token_indices")
     )
     return None if has_more else factors
+
+
+def logit_distance(a: Sequence[Tensor], b: Sequence[Tensor]) -> float:
+    """Root mean square of the differences of two lists of logits; constants per position do not count."""
+    total, count = 0.0, 0
+    for x, y in zip(a, b, strict=True):
+        difference = (x.double() - y.double().to(x.device))[:, : min(x.shape[1], y.shape[1])]
+        difference = difference - difference.mean(dim=-1, keepdim=True)
+        total += float(difference.square().sum())
+        count += difference.numel()
+    return float((total / max(count, 1)) ** 0.5)

@@ -63,7 +63,7 @@ def reader_for(runner: ModelRunner, model: Any, name: str) -> LogitsReader:
         model: the model.
         name: how the warning calls it.
     """
-    if isinstance(runner, CachedModelRunner):
+    if isinstance(runner, CachedModelRunner) and runner.serves_ragged_passes:
         problem = _self_check(runner)
         if problem is None:
             return HiddenStatesReader(runner)
@@ -200,15 +200,20 @@ class ForwardPassLogits:
 
 def _self_check(runner: CachedModelRunner) -> str | None:
     """Why HiddenStatesReader cannot be used: it fails, or differs from a plain forward pass; None if it can."""
-    from eddecode.execution.self_check import relative_error, self_check
+    from eddecode.execution.self_check import Expectation, attempt
 
-    width = runner.model.get_input_embeddings().weight.shape[0]
-    ids = tuple((5 * i * i + 3 * i + 2) % width for i in range(9))
-    texts: list[Text] = [(ids[:3], ids[3:]), (ids[1:2], ids[2:5])]
-    positions = torch.tensor([(0, i) for i in range(6)] + [(1, i) for i in range(3)])
-
-    def error_of_trial() -> float:
+    def check() -> str | None:
+        expectation = Expectation.of(runner.model)
+        probe = expectation.probe
+        lengths = [*probe.prefixes[:-1], 1]  # of the prompts; the last is the shortest that there can be
+        texts: list[Text] = [
+            (tuple(text[:length]), (*text[length:], text[0]))
+            for text, length in zip(probe.texts, lengths, strict=True)
+        ]
+        indices = probe.positions - torch.tensor(lengths)[:, None] + 1  # (rows, K) in the completions
+        rows = torch.arange(len(texts))[:, None].expand_as(indices)
+        positions = torch.stack([rows, indices], dim=-1).flatten(0, 1)
         found = HiddenStatesReader(runner).prefill(texts).logits(positions)
-        return relative_error(found, ForwardPassReader(runner.model).prefill(texts).logits(positions))
+        return expectation.problem(found.reshape(expectation.exact.shape))
 
-    return self_check(runner.model, error_of_trial)
+    return attempt(runner.model, check)

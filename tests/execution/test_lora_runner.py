@@ -14,6 +14,7 @@ from eddecode.execution.factory import runner_for, separate_pair_runner
 from eddecode.execution.kv_cache import BatchedKVCache
 from eddecode.execution.lora_runner import LoraPairRunner
 from eddecode.execution.runner import PairRunner
+from eddecode.models.float32_pass import float32_logits
 from helpers import decoding, tiny
 
 peft = pytest.importorskip("peft")
@@ -162,3 +163,47 @@ def test_scores_are_those_of_the_two_models(tmp_path: Path) -> None:
     assert (score.base_logprob, score.aligned_logprob) == pytest.approx(
         (done[0].base_logprob, done[0].aligned_logprob), abs=1e-3
     )
+
+
+# Low dtypes ------------------------------------------------------------------------------------------------------
+
+
+def adapted_in_bfloat16(folder: Path, targets: list[str]) -> ModelPair:
+    """As `adapted`, saved and loaded in bfloat16, and with a smaller change."""
+    base = tiny.tiny_model(
+        "llama", dtype=torch.bfloat16, hidden_size=64, intermediate_size=96, initializer_range=0.1
+    )
+    base.save_pretrained(folder / "base")
+    model = peft.get_peft_model(base, peft.LoraConfig(r=4, lora_alpha=8, target_modules=targets))
+    generator = torch.Generator().manual_seed(5)
+    for name, tensor in model.named_parameters():
+        if "lora_" in name:
+            tensor.data.copy_(0.05 * torch.randn(tensor.shape, generator=generator))
+    model.save_pretrained(folder / "adapter")
+    return ModelPair.load(folder / "base", folder / "adapter", dtype="bfloat16")
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("targets", [["q_proj", "lm_head"], ["lm_head"], ["q_proj", "v_proj", "down_proj"]])
+def test_a_change_of_the_head_is_a_part_of_the_shared_pass(tmp_path: Path, targets: list[str]) -> None:
+    pair = adapted_in_bfloat16(tmp_path, targets)
+    shared = runner_for(pair)
+    assert isinstance(shared, LoraPairRunner)
+    text = decoding.ids(3, 24)
+    found = shared.prefill(1, [tuple(text)])[0].logits
+    exact = float32_logits(pair.aligned, [text])[0][-1]
+    rounded = separate_pair_runner(pair).prefill(1, [tuple(text)])[0].logits
+    error, rounding = ((each - exact).square().mean().sqrt() for each in (found, rounded))
+    assert error <= 2 * rounding
+    assert (float32_logits(pair.base, [text])[0][-1] - exact).square().mean().sqrt() > 5 * error
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("lost", ["lm_head", "model.layers.1.self_attn.v_proj"])
+def test_a_term_that_is_left_out_in_bfloat16_is_found(tmp_path: Path, lost: str) -> None:
+    """One of the terms, whose effect is near that of rounding."""
+    pair = adapted_in_bfloat16(tmp_path, ["q_proj", "v_proj", "lm_head"])
+    assert pair.factors is not None
+    factors = {name: pair.factors[name] for name in pair.factors if name != lost}
+    assert LoraPairRunner(pair, pair.factors).self_check() is None
+    assert "in float32" in str(LoraPairRunner(pair, factors).self_check())

@@ -21,7 +21,7 @@ from eddecode.errors import ContextError
 from eddecode.execution import runner as runner_module
 from eddecode.execution.factory import separate_pair_runner
 from eddecode.execution.rotary import rope_window
-from eddecode.execution.runner import CachedModelRunner
+from eddecode.execution.runner import CachedModelRunner, RowwiseModelRunner
 from eddecode.execution.self_check import max_relative_error
 from eddecode.execution.uncached_runner import UncachedModelRunner
 from eddecode.models.pair import ModelPair
@@ -111,17 +111,22 @@ def test_a_model_that_ignores_its_mask_or_positions_fails_the_self_check(
         return real(*args, **kwargs)
 
     monkeypatch.setattr(aligned, "forward", deaf)
-    message = r"aligned \(llama\): decoding through a key-value cache " + (
-        r"failed: ValueError: this model takes no such cache; the whole text"
-        if fault == "exception"
-        else r"was off by .* of the largest logit, above 0\.001; the whole text"
-    )
-    with pytest.warns(UserWarning, match=message):
+    limit = r"was off by .* of the largest logit, above 0\.0001"
+    message, kind = {
+        "exception": (
+            r"through a key-value cache failed: ValueError: this model takes no such cache; the whole text",
+            UncachedModelRunner,
+        ),
+        "positions": (rf"through a key-value cache {limit}; the whole text", UncachedModelRunner),
+        # Without a mask, a model attends to all keys in the cache: right for a row that is run alone.
+        "mask": (
+            rf"texts of different lengths in one pass {limit}; they are decoded one",
+            RowwiseModelRunner,
+        ),
+    }[fault]
+    with pytest.warns(UserWarning, match=rf"aligned \(llama\): decoding {message}"):
         runner = separate_pair_runner(ModelPair.from_models(base, aligned))
-    assert [type(model_runner) for model_runner in runner.model_runners] == [
-        CachedModelRunner,
-        UncachedModelRunner,
-    ]
+    assert [type(model_runner) for model_runner in runner.model_runners] == [CachedModelRunner, kind]
 
 
 @pytest.mark.parametrize("value", [-1e4, -float("inf")])

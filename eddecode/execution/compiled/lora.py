@@ -31,10 +31,15 @@ class LoraDelta:
     b: Tensor
     rows: LoraRows
 
-    def wrap(self, forward: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    def wrap(
+        self, forward: Callable[[Tensor], Tensor], *, compiled: bool = True
+    ) -> Callable[[Tensor], Tensor]:
         """A linear layer's forward pass with the change added: x (n, T, in) to (n, T, out)."""
-        down = compiled_linear(self.a, None, self.a.dtype) or partial(nn.functional.linear, weight=self.a)
-        up = compiled_linear(self.b, None, self.b.dtype) or partial(nn.functional.linear, weight=self.b)
+        down, up = (
+            (compiled_linear(weight, None, weight.dtype) if compiled else None)
+            or partial(nn.functional.linear, weight=weight)
+            for weight in (self.a, self.b)
+        )
 
         def with_delta(x: Tensor) -> Tensor:
             y = forward(x)

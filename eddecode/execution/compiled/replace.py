@@ -32,6 +32,7 @@ class CompiledModules:
         model: a causal LM.
         deltas: low-rank changes, by the names of linear layers.
         whole_layers: replace whole decoder layers where that is possible, and not only their operations.
+        operations: replace single operations; without them and whole layers, only low-rank changes are added.
 
     Attributes:
         num_layers: how many whole decoder layers are replaced.
@@ -42,11 +43,19 @@ class CompiledModules:
             None.
         forwards: the compiled forward passes, by module; see `patched_forward`.
         has_backend: whether there is a backend for whole layers, whether or not it recognized any.
+        head_delta: the low-rank change of the model's head, which runs apart (`Float32LMHead`); else None.
+        operations: as given.
     """
 
     def __init__(
-        self, model: Any, deltas: Mapping[str, LoraDelta] | None = None, *, whole_layers: bool = True
+        self,
+        model: Any,
+        deltas: Mapping[str, LoraDelta] | None = None,
+        *,
+        whole_layers: bool = True,
+        operations: bool = True,
     ) -> None:
+        self.operations, self.head_delta = operations, _head_delta(model, deltas or {})
         self.forwards: dict[Any, Callable[..., Any]] = {}
         self.stack: CompiledDecoderStack | None = None
         backend = backend_for(model.device, model.dtype) if whole_layers else None
@@ -83,19 +92,33 @@ class CompiledModules:
             # A module with accelerate's hook may not have its weights here.
             if module in inside or module is head or hasattr(module, "_hf_hook"):
                 continue
-            forward = compile_rms_norm(module) or _compile_activation(module, model)
-            if type(module).forward is nn.Linear.forward:
-                forward = _compile_linear(module, deltas.get(name))
+            forward = None
+            if self.operations:
+                forward = compile_rms_norm(module) or _compile_activation(module, model)
+            if type(module).forward is nn.Linear.forward and (self.operations or name in deltas):
+                forward = _compile_linear(module, deltas.get(name), self.operations)
             if forward is not None:
                 self.forwards[module] = forward
 
 
-def _compile_linear(module: nn.Linear, delta: LoraDelta | None) -> Callable[[Tensor], Tensor] | None:
+def _head_delta(model: Any, deltas: Mapping[str, LoraDelta]) -> LoraDelta | None:
+    """The low-rank change of the model's head, whatever the head's name."""
+    head = model.get_output_embeddings()
+    return next(
+        (deltas[name] for name, module in model.named_modules() if module is head and name in deltas), None
+    )
+
+
+def _compile_linear(
+    module: nn.Linear, delta: LoraDelta | None, compiled: bool
+) -> Callable[[Tensor], Tensor] | None:
     """The compiled form of a linear layer where it is faster, and with its low-rank change where it has one."""
-    forward = compiled_linear(module.weight, module.bias, module.weight.dtype)
-    if forward is not None and not is_faster_than_torch(module.weight.dtype):
-        forward = None
-    return forward if delta is None else delta.wrap(forward or partial(nn.Linear.forward, module))
+    forward = None
+    if compiled and is_faster_than_torch(module.weight.dtype):
+        forward = compiled_linear(module.weight, module.bias, module.weight.dtype)
+    if delta is None:
+        return forward
+    return delta.wrap(forward or partial(nn.Linear.forward, module), compiled=compiled)
 
 
 def _compile_activation(module: Any, model: Any) -> Callable[[Tensor], Tensor] | None:
