@@ -108,6 +108,7 @@ class Float32LMHead:
         plain = isinstance(self.linear, nn.Linear) and weight is not None and weight.is_floating_point()
         self.is_patchable = plain and type(self.linear).forward is nn.Linear.forward
         self._scratch: Tensor | None = None
+        self._triton: tuple[tuple[torch.device, torch.dtype], bool] | None = None
         self._compiled = (
             None
             if weight is None or not (self.is_patchable and compiled)
@@ -140,7 +141,7 @@ class Float32LMHead:
     def project(self, hidden: Tensor) -> Tensor:
         """Hidden states (B, K, d) of any float dtype to logits (B, K, V) float32."""
         weight, bias = self.linear.weight, self.linear.bias
-        if self._may_compile and triton_runs(weight.device, weight.dtype) and weight.is_contiguous():
+        if self._runs_in_triton(weight) and weight.is_contiguous():
             rows = rearrange(hidden.to(weight.dtype), "b k d -> (b k) d").contiguous()
             logits = float32_linear(rows, weight)
             if bias is not None:
@@ -158,6 +159,13 @@ class Float32LMHead:
         if bias is not None:
             logits += bias
         return rearrange(logits, "(b k) v -> b k v", b=hidden.shape[0])
+
+    def _runs_in_triton(self, weight: Tensor) -> bool:
+        """Asked once per device and dtype, since every step asks."""
+        kind = weight.device, weight.dtype
+        if self._triton is None or self._triton[0] != kind:
+            self._triton = kind, self._may_compile and triton_runs(*kind)
+        return self._triton[1]
 
     def _mm_chunked(self, flat: Tensor, weight: Tensor) -> Tensor:
         """(n, d) float32 times a low-precision head (V, d), converted block by block in one reused scratch."""
