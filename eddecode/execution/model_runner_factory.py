@@ -9,7 +9,8 @@ from typing import Any
 
 from eddecode.execution.compiled.replace import CompiledModules
 from eddecode.execution.cuda_graph import GraphCapture, GraphModelRunner
-from eddecode.execution.runner import CachedModelRunner, RowwiseModelRunner
+from eddecode.execution.rowwise_runner import RowwiseModelRunner
+from eddecode.execution.runner import CachedModelRunner
 from eddecode.execution.self_check import Expectation, Probe, check_runner, check_structure
 from eddecode.execution.uncached_runner import UncachedModelRunner
 

@@ -21,7 +21,8 @@ from eddecode.errors import ContextError
 from eddecode.execution import runner as runner_module
 from eddecode.execution.factory import separate_pair_runner
 from eddecode.execution.rotary import rope_window
-from eddecode.execution.runner import CachedModelRunner, RowwiseModelRunner
+from eddecode.execution.rowwise_runner import RowwiseModelRunner
+from eddecode.execution.runner import CachedModelRunner
 from eddecode.execution.self_check import max_relative_error
 from eddecode.execution.uncached_runner import UncachedModelRunner
 from eddecode.models.pair import ModelPair

@@ -12,7 +12,8 @@ from transformers import AutoModelForCausalLM, Llama4TextConfig, OlmoeConfig
 from eddecode.execution.compiled.lora import LoraDelta, LoraRows
 from eddecode.execution.compiled.replace import CompiledModules
 from eddecode.execution.model_runner_factory import model_runner_for
-from eddecode.execution.runner import CachedModelRunner, RowwiseModelRunner
+from eddecode.execution.rowwise_runner import RowwiseModelRunner
+from eddecode.execution.runner import CachedModelRunner
 from eddecode.execution.self_check import Expectation, Probe, check_runner, check_structure, logits_of
 from eddecode.models.float32_pass import float32_logits
 from helpers import decoding, tiny
