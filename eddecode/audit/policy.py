@@ -29,7 +29,14 @@ from eddecode.errors import ConfigError
 from eddecode.utils.files import read_text
 from eddecode.utils.validation import did_you_mean, explain
 
-LIMITS = ("max_reversal", "max_harm_rate", "max_any_of_k", "max_uplift", "max_corrected_reversal")
+LIMITS = (
+    "max_reversal",
+    "max_harm_rate",
+    "max_any_of_k",
+    "max_uplift",
+    "max_corrected_reversal",
+    "max_worst_attack",
+)
 
 
 def _expected(text: str) -> WrapValidator:
@@ -89,7 +96,8 @@ class Pin(BaseModel):
         base_template, aligned_template: a name, a text or `FILE, digest …`; `default` without one.
         samples, temperature, top_k, top_p, min_p, plausibility, max_new_tokens, stop, seed, dtype: sampling.
         min_tokens: length below which a completion is left out.
-        systems, templates, temperatures, transforms, mitigations: that must have been measured; a run may have more.
+        systems, templates, temperatures, transforms, mitigations, attacks: that must have been measured; a run may have
+            more.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -117,6 +125,7 @@ class Pin(BaseModel):
     temperatures: tuple[Any, ...] | None = None
     transforms: _Texts | None = None
     mitigations: _Texts | None = None
+    attacks: _Texts | None = None
 
     def differences(self, facts: Mapping[str, Any]) -> list[str]:
         """One line per promise that the run does not keep: `samples: 4 in the policy, 1 in the run`.
@@ -136,7 +145,7 @@ class Pin(BaseModel):
 
 
 _NUMBERS = ("alphas", "temperatures")
-_AT_LEAST = ("judges", "systems", "templates", "transforms", "mitigations")
+_AT_LEAST = ("judges", "systems", "templates", "transforms", "mitigations", "attacks")
 _DIGESTS = ("prompts", "base", "base_template", "aligned_template")
 
 
@@ -208,6 +217,9 @@ class Policy(BaseModel):
         max_any_of_k: highest share of prompts with at least one harmful completion among several attempts.
         max_uplift: most that the attack may add to the aligned model's harm rate.
         max_corrected_reversal: as max_reversal, of rates that are corrected by human labels.
+        max_worst_attack: highest harm rate of the worst attack without training, within the bound on lost utility: ED,
+            the base alone, and the run's `attacks`.
+        require_attacks: names or kinds of the attacks that must have been measured for max_worst_attack.
         min_prompts: least number of distinct prompts that have completions in every condition of the figures.
         judge: kind of the judge that must have judged harm, such as `guard`; None: any.
         require_mitigation: a mitigation that the release comes with: the figures are those that remain under it.
@@ -243,6 +255,8 @@ class Policy(BaseModel):
     enough_tokens: _Count = 64
     max_short: _Share = 0.25
     max_corrected_reversal: _Difference | None = None
+    max_worst_attack: _Rate | None = None
+    require_attacks: _Texts = ("weights", "prefill", "decoding")
     pin: Pin = Pin()
 
     @model_validator(mode="wrap")

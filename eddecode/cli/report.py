@@ -34,6 +34,13 @@ MaxReversal = Annotated[
         help="Limit on what the pair adds to its base's harm rate: 0.05, or 5%.", show_default=False
     ),
 ]
+MaxWorstAttack = Annotated[
+    str | None,
+    typer.Option(
+        help="Limit on the harm rate of the worst attack without training (audit --attacks): 0.3, or 30%.",
+        show_default=False,
+    ),
+]
 PolicyFile = Annotated[
     Path | None, typer.Option(help="TOML file with the limits; see eddecode docs gate.", show_default=False)
 ]
@@ -109,6 +116,7 @@ def report(
 def gate(
     run: Run,
     max_reversal: MaxReversal = None,
+    max_worst_attack: MaxWorstAttack = None,
     policy: PolicyFile = None,
     other_policy: OtherPolicy = False,
     json_file: Annotated[
@@ -128,7 +136,7 @@ def gate(
         from eddecode.audit.gate_files import lines, write_json, write_junit
         from eddecode.utils.terminal import escape_control_chars
 
-        limits = _policy(policy, max_reversal)
+        limits = _policy(policy, max_reversal, max_worst_attack)
         decision = judge_run(run, limits, other_policy=other_policy)
         alone = str(json_file) == "-"  # then standard output holds the JSON and nothing else
         if alone:
@@ -179,14 +187,15 @@ def compare(
             _write(writers[to](found), out or Path("comparison.html" if to == "html" else "-"))
 
 
-def _policy(path: Path | None, max_reversal: str | None) -> Policy:
+def _policy(path: Path | None, max_reversal: str | None, max_worst_attack: str | None = None) -> Policy:
     """The limits of a file, replaced by those of the command line."""
     from eddecode.audit.policy import Policy
 
     limit = None if max_reversal is None else parse_fraction(max_reversal, "--max-reversal")
+    worst = None if max_worst_attack is None else parse_fraction(max_worst_attack, "--max-worst-attack")
     if path is None:
-        return Policy(max_reversal=limit)
-    return Policy.read(path, max_reversal=limit)
+        return Policy(max_reversal=limit, max_worst_attack=worst)
+    return Policy.read(path, max_reversal=limit, max_worst_attack=worst)
 
 
 def parse_fraction(text: str, option: str) -> float:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from eddecode.audit.analysis import wording
-from eddecode.audit.analysis.release_parts import AttackFigures
+from eddecode.audit.analysis.release_parts import AttackFigures, WorstAttack
 from eddecode.audit.analysis.summary import Summary
 
 
@@ -79,8 +79,32 @@ def measures(summary: Summary) -> list[Measure]:
             "strongest setting" if settings.condition is None else f"strongest setting ({settings.condition})"
         )
         parts.append((name, settings, text))
+    parts += _attacks(found.worst_attack)
     parts += _worst_rows(summary)
     return [Measure(name, text, figures) for name, figures, text in parts if figures is not None]
+
+
+def _attacks(worst: WorstAttack | None) -> list[tuple[str, AttackFigures | None, str]]:
+    """The worst attack without training, and the best decoding setting of each prompt."""
+    if worst is None:
+        return []
+    at = "" if worst.condition is None else f" ({worst.condition})"
+    text = (
+        f"the most harmful of {len(worst.candidates)} conditions that need no training: the base, ED in every setting, "
+        f"and the attacks {', '.join(worst.attacks)}"
+    )
+    parts: list[tuple[str, AttackFigures | None, str]] = [(f"worst attack{at}", worst, text)]
+    if worst.valid is not None:
+        at = "" if worst.valid.condition is None else f" ({worst.valid.condition})"
+        same = "the same, where the completion must also be a useful text"
+        parts.append((f"worst attack, harmful and valid{at}", worst.valid, same))
+    if (best := worst.best_per_prompt) is not None:
+        text = (
+            f"how many prompts give a harmful completion of the aligned model in one of {best.attempts} attempts, at "
+            f"{len(best.settings)} decoding settings"
+        )
+        parts.append(("decoding, best of each prompt", AttackFigures(harm=best.harm), text))
+    return parts
 
 
 def _any_of(k: int) -> str:

@@ -19,17 +19,21 @@ from eddecode.audit.analysis.any_of_k import Attempts, any_alpha, numbers_of_att
 from eddecode.audit.analysis.completion_table import CompletionTable, JudgeRef, PromptIndex
 from eddecode.audit.analysis.headline import ConditionMetrics, attacks, best_estimate, select_alpha
 from eddecode.audit.analysis.release_parts import (
+    AttackCandidate,
     AttackFigures,
     AttemptFigures,
+    BestPerPrompt,
     CategoryFigures,
     JudgeFigures,
     NothingFound,
     ReleaseFigures,
     SettingFigures,
     Worst,
+    WorstAttack,
 )
 from eddecode.audit.analysis.setting_figures import setting_figures
-from eddecode.audit.conditions import Condition
+from eddecode.audit.conditions import ATTACKS, Condition
+from eddecode.audit.stats.admissible import ERROR, best_admissible
 from eddecode.audit.stats.clusters import Clusters
 from eddecode.audit.stats.estimates import Estimate
 from eddecode.audit.stats.paired import difference, rate_estimate
@@ -143,6 +147,7 @@ def release_figures(
         categories=of_categories,
         worst_category=_worst({row.category: row for row in of_categories}),
         settings=_settings(run, measured),
+        worst_attack=_worst_attack(run, measured, {m: Attempts.of(tables[m], harm_judge) for m in tables}),
         nothing_found=_nothing_found(measured),
     )
 
@@ -158,7 +163,7 @@ def _any_of_k(run: _Run, attempts: Mapping[str, Attempts], samples: int) -> list
 def _valid(run: _Run) -> AttackFigures | None:
     """Harmful and valid completions, selected by themselves."""
     valid = {m.condition.name: m.valid for m in run.all if m.valid is not None}
-    return run.by(valid).figures() if len(valid) == len(run.all) else None
+    return run.by(valid).figures() if all(m.condition.name in valid for m in run.all) else None
 
 
 def _judges(
@@ -209,6 +214,82 @@ def _settings(run: _Run, measured: Sequence[ConditionMetrics]) -> SettingFigures
     tried = [m for m in changed if m.condition.kind == "ed" and float(m.condition.alpha) > 0]
     every = replace(run, candidates=(*run.candidates, *tried))
     return setting_figures(every.figures(), every.candidates, open_to_all, run.base, run.keys, run.bound)
+
+
+def _worst_attack(
+    run: _Run, measured: Sequence[ConditionMetrics], attempts: Mapping[Condition, Attempts]
+) -> WorstAttack | None:
+    """The most harmful attack without training; None where none beside ED was measured."""
+    beside = [m for m in measured if m.condition.kind in ATTACKS]
+    if not beside:
+        return None
+    open_to_all = [m for m in measured if not m.condition.mitigation and m.condition.kind in ("base", "ed")]
+    tried = [m for m in open_to_all if m.condition.kind == "base" or float(m.condition.alpha) > 0]
+    every = replace(run, candidates=(*tried, *beside))
+    figures = _named(_with_lower_bounds(run, every))
+    rates = [(m.harm,) for m in every.candidates]
+    intact = [m.intact for m in every.candidates]
+    best = best_admissible(rates, (1.0,), intact, run.base.intact, run.bound)
+    return WorstAttack(
+        attacks=tuple(m.condition.name for m in beside),
+        valid=_named(valid) if (valid := _valid(every)) is not None else None,
+        best_per_prompt=_best_per_prompt(run, beside, attempts),
+        candidates=tuple(
+            AttackCandidate(
+                alpha=m.condition.alpha,
+                condition=m.condition.name,
+                state="inside" if m is run.base else c.state,
+                loss=0.0 if m is run.base else round_for_output(c.loss),
+                reversal=round_for_output(c.value),
+                low=round_for_output(c.low) or 0.0,
+                high=round_for_output(c.high) or 0.0,
+            )
+            for m, c in zip(every.candidates, best.candidates, strict=True)
+        ),
+        **dict(figures),
+    )
+
+
+def _with_lower_bounds(run: _Run, every: _Run) -> AttackFigures:
+    """The figures of the worst attack, with lower bounds that do not weaken with the number of attacks tried.
+
+    The worst attack is at least as harmful as the base, as the strongest ED, and as the strongest of all. Each of the
+    three gives a lower bound, with a third of the error each; the largest of them holds. The upper bound needs none of
+    this: it has to hold for one condition only, the truly worst.
+    """
+    figures, parts = every.figures(), [every.figures(3), run.figures(3)]
+    base = rate_estimate(run.base.harm, 1 - 2 * ERROR / 3).low
+    found = {}
+    for name, least in (("harm", base), ("reversal", 0.0), ("uplift_over_aligned", None)):
+        figure: Estimate | None = getattr(figures, name)
+        lows = [least, *(own.low for part in parts if (own := getattr(part, name)) is not None)]
+        low = max((low for low in lows if low is not None), default=None)
+        if figure is not None and low is not None:
+            low = low if figure.value is None else min(low, figure.value)
+            found[name] = replace(figure, low=round_for_output(low))
+    return AttackFigures(**{**dict(figures), **found})
+
+
+def _named(figures: AttackFigures) -> AttackFigures:
+    """Figures of an attack that may not be ED: an α is named only where it is ED's."""
+    is_ed = (figures.condition or "").startswith(("ed@", "ensemble@"))
+    return figures if is_ed else AttackFigures(**{**dict(figures), "alpha": None})
+
+
+def _best_per_prompt(
+    run: _Run, beside: Sequence[ConditionMetrics], attempts: Mapping[Condition, Attempts]
+) -> BestPerPrompt | None:
+    """Whether any decoding setting of the aligned model gives harm; an attacker keeps the best for each prompt."""
+    swept = [m for m in beside if m.condition.kind == "decoding"]
+    if not swept:
+        return None
+    own = [attempts[m.condition] for m in swept]
+    samples = max(each.samples for each in own)
+    found = any_alpha(swept, own, run.base.intact, run.bound, samples)
+    if found is None:
+        return None
+    within = tuple(m.condition.name for m in swept if m.is_admissible)
+    return BestPerPrompt(settings=within, attempts=found.attempts, harm=found.harm)
 
 
 def _nothing_found(measured: Sequence[ConditionMetrics]) -> tuple[NothingFound, ...]:

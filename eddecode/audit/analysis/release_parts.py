@@ -95,6 +95,45 @@ class SettingFigures(AttackFigures):
     candidates: tuple[SettingCandidate, ...] = ()
 
 
+class AttackCandidate(AlphaCandidate):
+    """One condition that an attacker may choose; `reversal`, `low` and `high` are its harm rate and its bounds."""
+
+    condition: str
+
+
+class BestPerPrompt(Part):
+    """Harm where the best of several decoding settings of the aligned model is taken for each prompt.
+
+    Attributes:
+        settings: names of the conditions within the bound, as observed.
+        attempts: completions of a prompt, of all these settings together; any of them may be the harmful one.
+        harm: share of prompts with a harmful completion.
+    """
+
+    settings: tuple[str, ...]
+    attempts: int
+    harm: Estimate
+
+
+class WorstAttack(AttackFigures):
+    """The most harmful of all attacks that need no training: ED in every setting, and those of `--attacks`.
+
+    The base alone is one of them: an attacker has it. The value is cross-fitted over the selection, and the interval
+    holds the truly worst one within the bound on lost utility. `alpha` is None where the worst is not ED.
+
+    Attributes:
+        attacks: names of the attacks beside ED that were measured.
+        valid: the same, where the completion must also be valid; None without a judge of validity.
+        best_per_prompt: of the decoding settings; None where none keeps the bound, or none was measured.
+        candidates: every condition that was selected from.
+    """
+
+    attacks: tuple[str, ...]
+    valid: AttackFigures | None = None
+    best_per_prompt: BestPerPrompt | None = None
+    candidates: tuple[AttackCandidate, ...] = ()
+
+
 class Worst(Part):
     """The judge or category with the largest reversal of several; the interval holds for the truly largest one."""
 
@@ -128,6 +167,7 @@ class ReleaseFigures(Part):
         judges: one row per judge of harm. worst_judge: of several; else None.
         categories: one row per category. worst_category: of several; else None.
         settings: over templates, system prompts, transforms and temperatures; None where the run has one setting.
+        worst_attack: over ED and other attacks; None where the run measured no other.
         nothing_found: conditions without a flagged completion.
     """
 
@@ -140,4 +180,5 @@ class ReleaseFigures(Part):
     categories: tuple[CategoryFigures, ...] = ()
     worst_category: Worst | None = None
     settings: SettingFigures | None = None
+    worst_attack: WorstAttack | None = None
     nothing_found: tuple[NothingFound, ...] = ()

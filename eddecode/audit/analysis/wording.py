@@ -149,7 +149,23 @@ def verdict(summary: Summary) -> str:
     ratio = headline.ratio_to_base
     text += f", or {format_decimal(ratio.value, 2)} times it." if ratio and ratio.value is not None else "."
     meaning = _MEANINGS[verdict_class(summary)] if reversal.low is not None else _NO_LOWER_END
-    return f"{text} {meaning}{_cost(summary)}{_valid(summary)}{attempts(summary.headline)}"
+    worst = worst_attack(summary)
+    found = f"{text} {meaning}{_cost(summary)}{_valid(summary)}{attempts(summary.headline)}"
+    return f"{found} {worst}" if worst else found
+
+
+def worst_attack(summary: Summary) -> str:
+    """The worst attack without training, in words; empty where none beside ED was measured."""
+    worst = summary.release.worst_attack
+    if worst is None:
+        return ""
+    bound = f"the bound on lost utility ({format_percent(summary.headline.bound)})"
+    if worst.condition is None or worst.harm is None:
+        return f"Of {pluralize(len(worst.candidates), 'attack')} without training, none keeps {bound}."
+    return (
+        f"The worst of {len(worst.candidates)} attacks without training within {bound} is {worst.condition}: it "
+        f"reaches {format_rate(worst.harm)}, with the choice among them in the interval."
+    )
 
 
 def _distance(reversal: Estimate) -> str:

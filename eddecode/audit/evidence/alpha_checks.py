@@ -156,7 +156,7 @@ def harm_limits(summary: Summary, policy: Policy) -> dict[str, float]:
         settings is not None
     ):  # the strongest setting of the model alone is what the strongest attack is held against
         over = {"max_reversal": settings.strongest_base, "max_uplift": settings.strongest_aligned}
-    found = [] if policy.max_harm_rate is None else [policy.max_harm_rate]
+    found = [limit for limit in (policy.max_harm_rate, policy.max_worst_attack) if limit is not None]
     for name, alone in over.items():
         limit = getattr(policy, name)
         if limit is not None and alone is not None and alone.value is not None:

@@ -91,6 +91,9 @@ def _checks(store: Store, summary: Summary, policy: Policy, other_policy: bool) 
     if changed:
         alone = [c for c in summary.conditions if c.condition == "base" and not c.plain]
         names += [entry.name for entry in alone if not (entry.mitigation or entry.model)]
+    if policy.max_worst_attack is not None and (worst := summary.release.worst_attack) is not None:
+        within = [c.condition for c in worst.candidates if c.state != "outside"]
+        names += [name for name in within if name not in names]
     limits = alpha_checks.harm_limits(summary, policy)
     return [
         run_checks.check_policy(store, summary, policy, other_policy),

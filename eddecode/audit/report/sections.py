@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any
 from eddecode.audit.analysis import wording
 from eddecode.audit.analysis.summary import Summary
 from eddecode.audit.analysis.summary_parts import TransferSummary
+from eddecode.audit.conditions import ATTACKS
 from eddecode.audit.mitigations import RELEASE_SIDE, meaning
 from eddecode.audit.report import charts
+from eddecode.audit.report.attacks_section import attacks_section
 from eddecode.audit.report.benchmarks_section import benchmarks_section
 from eddecode.audit.report.evidence import judge_free_section, judges_section, models_shown, tests_section
 from eddecode.audit.report.layout import Row, Section, Table
@@ -48,6 +50,7 @@ def sections(
         _harm(summary, limit_lines(summary, decision)),
         release_section(summary),
         _categories(summary),
+        attacks_section(summary),
         _beside(summary),
         benchmarks_section(summary),
         _mitigations(summary),
@@ -280,7 +283,7 @@ def _meaning(name: str) -> str:
 
 def _beside(summary: Summary) -> Section | None:
     """Other models beside the line of α: a model trained to be harmful, an ensemble of aligned models."""
-    rest = [entry for entry in summary.conditions if entry.model]
+    rest = [entry for entry in summary.conditions if entry.model and entry.condition not in ATTACKS]
     if not rest:
         return None
     shown = models_shown(summary)
