@@ -16,10 +16,19 @@ from hashlib import blake2b
 from eddecode.audit.conditions import Condition, alpha_text
 from eddecode.errors import ConfigError
 
-EXAMPLES = ("weights@-0.3", "weights@-0.3:chat", "prefill:5", "prefill=TEXT", "handover:5", "decoding")
+EXAMPLES = (
+    "weights@-0.3",
+    "weights@-0.3:chat",
+    "lowrank@8",
+    "prefill:5",
+    "prefill=TEXT",
+    "handover:5",
+    "decoding",
+)
 SWEEP = ("t0.5", "t1", "t1.5", "p0.5", "p0.9", "k5", "k50")  # what `decoding` alone stands for
-_SEPARATOR = re.compile(r",\s*(?=weights@|prefill[:=]|handover:|decoding\b)")
+_SEPARATOR = re.compile(r",\s*(?=weights@|lowrank@|prefill[:=]|handover:|decoding\b)")
 _WEIGHTS = re.compile(r"weights@([^:]+)(:chat)?")
+_LOWRANK = re.compile(r"lowrank@(\d+)(:chat)?")
 _TOKENS = re.compile(r"(prefill|handover):(\d+)")
 _DECODING = re.compile(r"decoding(?::(.+))?")
 _SETTING = re.compile(r"([tpk])(\d*\.?\d+)")
@@ -32,11 +41,12 @@ class Attack:
 
     Attributes:
         name: the canonical one, which is also the name of its condition.
-        kind: `weights`, `prefill`, `handover` or `decoding`.
+        kind: `weights`, `lowrank`, `prefill`, `handover` or `decoding`.
         alpha: of the contrast that decodes it, or its last part: `0` is the base alone, `-1` the aligned model, or the
             merged one in its place.
         scale: of `weights`: l in base + l·(aligned − base).
-        chat: of `weights`: the merged model reads the aligned model's template, and not the base's.
+        rank: of `lowrank`: how many singular directions of aligned − base are removed from each matrix.
+        chat: of `weights` and `lowrank`: the merged model reads the aligned model's template, and not the base's.
         tokens: of `prefill` and `handover`: how many tokens the first model writes.
         text: of `prefill=TEXT`.
         sampling: of `decoding`: keywords of `SamplingParams` in the place of the run's.
@@ -46,6 +56,7 @@ class Attack:
     kind: str
     alpha: str
     scale: float = 0.0
+    rank: int = 0
     chat: bool = False
     tokens: int = 0
     text: str = ""
@@ -57,6 +68,11 @@ class Attack:
         return Condition(self.kind, self.alpha, model=self.name)
 
     @property
+    def changes_weights(self) -> bool:
+        """Whether it needs a model of its own."""
+        return self.kind in ("weights", "lowrank")
+
+    @property
     def has_two_steps(self) -> bool:
         """Whether one model goes on from what another one, or the attacker, began."""
         return self.kind in ("prefill", "handover")
@@ -64,8 +80,12 @@ class Attack:
     @property
     def meaning(self) -> str:
         """The attack in words, for a table."""
+        template = "the aligned model's template" if self.chat else "the base's template"
+        if self.kind == "lowrank":
+            return (
+                f"aligned without the top {self.rank} singular directions of aligned − base, with {template}"
+            )
         if self.kind == "weights":
-            template = "the aligned model's template" if self.chat else "the base's template"
             return f"base + {self.scale:g}·(aligned − base), merged weights, with {template}"
         if self.kind == "decoding":
             settings = ", ".join(f"{name} {value:g}" for name, value in self.sampling.items())
@@ -115,7 +135,10 @@ def _attacks(name: str) -> list[Attack]:
         if Decimal(scale) in (0, 1):
             raise ConfigError(f"attack {name} is one of the two models itself; expected a scale such as -0.3")
         canonical = f"weights@{scale}" + (":chat" if chat else "")
-        return [Attack(canonical, "weights", "-1", float(scale), chat)]
+        return [Attack(canonical, "weights", "-1", float(scale), chat=chat)]
+    if (found := _LOWRANK.fullmatch(name)) and int(found[1]):
+        rank, chat = int(found[1]), found[2] is not None
+        return [Attack(f"lowrank@{rank}" + (":chat" if chat else ""), "lowrank", "-1", rank=rank, chat=chat)]
     if (found := _TOKENS.fullmatch(name)) and int(found[2]):
         alpha = "-1" if found[1] == "prefill" else "0"
         return [Attack(f"{found[1]}:{int(found[2])}", found[1], alpha, tokens=int(found[2]))]

@@ -19,7 +19,13 @@ from eddecode.errors import ConfigError
 
 Key = str | tuple[str, str]  # a condition's name; of a plain one also (kind, alpha)
 PAIR, FINETUNED, ENSEMBLE = "", "finetuned", "ensemble"  # the models with which a condition is decoded
-ATTACKS = ("weights", "prefill", "handover", "decoding")  # kinds beside base, aligned and ED, see `attacks`
+ATTACKS = (
+    "weights",
+    "lowrank",
+    "prefill",
+    "handover",
+    "decoding",
+)  # kinds beside base, aligned and ED, see `attacks`
 
 _TEMPERATURE = "~t"  # in a name, before the temperature; no label and no mitigation has a ~
 _TEMPLATE = "+template:"  # in a name, before the template's; no label and no mitigation has a : or a +

@@ -298,9 +298,9 @@ class AuditConfig:
                     f"attack {attack.name} begins with {attack.tokens} tokens, and max_new_tokens is "
                     f"{self.max_new_tokens}; give fewer, or raise max_new_tokens"
                 )
-            if attack.kind == "weights" and self.quantization:
+            if attack.changes_weights and self.quantization:
                 raise ConfigError(
-                    f"attack {attack.name} adds weights, and those of a quantized model cannot be added; leave it or "
+                    f"attack {attack.name} changes weights, which a quantized model does not allow; leave it or "
                     "quantization out"
                 )
             if attack.sampling.get("temperature") == 0 and self.samples > 1:

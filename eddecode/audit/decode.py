@@ -185,7 +185,7 @@ def _by_models(
     pending: Sequence[_PendingPrompt], config: AuditConfig
 ) -> dict[str, dict[str, list[_PendingPrompt]]]:
     """Which models are loaded → a condition's `model` → what is pending there; the pair and its attacks first."""
-    lent = {attack.name: PAIR for attack in config.parsed_attacks() if attack.kind != "weights"}
+    lent = {attack.name: PAIR for attack in config.parsed_attacks() if not attack.changes_weights}
     found: dict[str, dict[str, list[_PendingPrompt]]] = {PAIR: {}}
     for entry in pending:
         name = entry.condition.model
@@ -319,7 +319,7 @@ def load_sampler(config: AuditConfig, model: str = PAIR) -> SamplerLike:
         PromptError: a template cannot be used.
     """
     from eddecode.models.pair import ModelPair
-    from eddecode.models.task_vector import merge_task_vector
+    from eddecode.models.task_vector import merge_task_vector, remove_top_directions
     from eddecode.sampler import MAX_SLOTS, Sampler
 
     options: dict[str, Any] = {"dtype": config.dtype, "device": config.device}
@@ -350,7 +350,9 @@ def load_sampler(config: AuditConfig, model: str = PAIR) -> SamplerLike:
             aligned_revision=config.aligned_revision,
             **options,
         )
-        if merged is not None:
+        if merged is not None and merged.rank:
+            remove_top_directions(group, merged.rank)
+        elif merged is not None:
             merge_task_vector(group, merged.scale)
     sampler = Sampler(
         group,

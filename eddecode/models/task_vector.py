@@ -1,4 +1,7 @@
-"""A pair whose aligned model is replaced by base + l·(aligned − base), the task vector added or subtracted.
+"""A pair whose aligned model is replaced by other weights between, or beyond, the two models.
+
+base + l·(aligned − base) adds or subtracts the task vector; the aligned model without the top singular directions of
+aligned − base takes away the part of low rank in which most of an alignment may lie.
 
 Task arithmetic (Ilharco et al., arXiv 2212.04089) negates a task vector to undo what training added. The sum is made
 tensor by tensor, in float32, and takes the place of the aligned model, so that the base still says how likely the
@@ -7,6 +10,7 @@ completions are: nothing is in memory beside the pair but one tensor.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -33,6 +37,39 @@ def merge_task_vector(pair: ModelPair, scale: float) -> None:
         PairError: the weights are quantized, offloaded, or not the same tensors in both models. The pair is then of no
             use.
     """
+    _replace(pair, lambda name, base, aligned: _merged(base, aligned, scale))
+
+
+def remove_top_directions(pair: ModelPair, rank: int) -> None:
+    """Take the top singular directions of every matrix of aligned − base out of the aligned model of a pair.
+
+    LoX (Perin et al., arXiv 2506.15606) extrapolates along these directions, to make an alignment last; here they are
+    removed. Vectors and embeddings stay the aligned model's. The decomposition is exact, in float32.
+
+    Args:
+        pair: just loaded; nothing was decoded with it.
+        rank: number of directions of each matrix.
+
+    Raises:
+        PairError: as `merge_task_vector`.
+    """
+    heads = (pair.aligned.get_input_embeddings(), pair.aligned.get_output_embeddings())
+    kept = {head.weight.data_ptr() for head in heads}
+
+    def without(name: str, base: Tensor, aligned: Tensor) -> Tensor:
+        if aligned.dim() < 2 or aligned.data_ptr() in kept or base.shape != aligned.shape:
+            return aligned.to(base.dtype, copy=True)
+        start = base.to(aligned.device, torch.float32)
+        left, sizes, right = torch.linalg.svd(aligned.float() - start, full_matrices=False)
+        top = (left[..., :rank] * sizes[..., None, :rank]) @ right[..., :rank, :]
+        rest: Tensor = aligned.float() - top
+        return rest.to(base.dtype)
+
+    _replace(pair, without)
+
+
+def _replace(pair: ModelPair, new: Callable[[str, Tensor, Tensor], Tensor]) -> None:
+    """Replace every tensor of the aligned model by new(name, base's tensor, its own)."""
     models = dict(zip(("base", "aligned"), pair.models, strict=True))
     for side, model in models.items():
         if getattr(model, "is_quantized", False):
@@ -55,7 +92,11 @@ def merge_task_vector(pair: ModelPair, scale: float) -> None:
         done.add(id(tensor))
         if tensor.shape != base[name].shape:
             _check_shapes(name, base[name], tensor, id(tensor) in embeddings)
-        tensor.data = _merged(name, base[name].detach(), tensor.detach(), scale)
+        if base[name].is_meta or tensor.is_meta:
+            raise PairError(
+                f"the tensor {name} is offloaded, and cannot be merged; use a device with more memory"
+            )
+        tensor.data = new(name, base[name].detach(), tensor.detach())
     pair.checkpoints = None  # digests are those of the weights in memory
     if hasattr(pair.aligned, "low_rank_factors"):  # aligned = base + B·A no longer holds
         del pair.aligned.low_rank_factors
@@ -76,12 +117,8 @@ def _check_shapes(name: str, base: Tensor, aligned: Tensor, is_embedding: bool) 
         )
 
 
-def _merged(name: str, base: Tensor, aligned: Tensor, scale: float) -> Tensor:
+def _merged(base: Tensor, aligned: Tensor, scale: float) -> Tensor:
     """The sum, in the base's dtype and where the aligned tensor is; rows that this one alone has stay its own."""
-    if base.is_meta or aligned.is_meta:
-        raise PairError(
-            f"the tensor {name} is offloaded, and cannot be merged; use a device with more memory"
-        )
     if base.dim() == 0:
         return _sum(base, aligned, scale)
     # Not in place: a tensor that both models have to the bit is held once.

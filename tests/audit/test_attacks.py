@@ -25,6 +25,7 @@ def test_names_are_canonical_and_each_is_taken_once() -> None:
     names = [attack.name for attack in found]
     assert names[:4] == ["weights@-0.3", "weights@-0.3:chat", "prefill:5", "handover:3"]
     assert names[4].startswith("prefill=Sure_here.")
+    assert [a.rank for a in parse_attacks("lowrank@08,lowrank@4:chat,weights@2")] == [8, 4, 0]
     assert found[4].text == "Sure, here"
     assert names[5] == "decoding:t0.7-k5"
     assert found[5].sampling == {"temperature": 0.7, "top_k": 5.0}
@@ -61,7 +62,7 @@ def test_names_are_canonical_and_each_is_taken_once() -> None:
             "decoding:t1-t2",
             "decoding:p0",
         ),
-        *("decoding:p1.5", "decoding:k1.5", "finetune"),
+        *("decoding:p1.5", "lowrank@0", "lowrank@-1", "lowrank@x", "decoding:k1.5", "finetune"),
     ],
 )
 def test_other_names_are_refused(name: str) -> None:

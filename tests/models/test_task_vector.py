@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 
 from eddecode.errors import PairError
 from eddecode.models.pair import ModelPair
-from eddecode.models.task_vector import merge_task_vector
+from eddecode.models.task_vector import merge_task_vector, remove_top_directions
 from eddecode.models.weight_sharing import share_identical
 from helpers import tiny
 
@@ -39,6 +40,22 @@ def test_every_tensor_is_the_naive_sum(
         assert torch.allclose(tensor.float(), expected[name].float(), rtol=tolerance, atol=1e-7), name
     for name, tensor in before.named_parameters():
         assert torch.equal(tensor, pair.base.get_parameter(name)), f"{name} of the base changed"
+
+
+@pytest.mark.parametrize("rank", [1, 3, 1000])
+def test_top_directions_are_removed_from_matrices(rank: int) -> None:
+    base, aligned = tiny.tiny_pair_models("llama", tie_word_embeddings=False)
+    expected = {}
+    for name, tensor in aligned.named_parameters():
+        own, start = tensor.double().numpy(), base.get_parameter(name).double().numpy()
+        if own.ndim == 2 and "embed" not in name and "lm_head" not in name:
+            left, sizes, right = np.linalg.svd(own - start, full_matrices=False)
+            own = start + (left[:, rank:] * sizes[rank:]) @ right[rank:]
+        expected[name] = torch.from_numpy(own.copy())
+    pair = ModelPair.from_models(base, aligned)
+    remove_top_directions(pair, rank)
+    for name, tensor in pair.aligned.named_parameters():
+        assert torch.allclose(tensor.double(), expected[name], atol=1e-5), name
 
 
 def test_tied_tensors_are_added_once() -> None:
