@@ -13,11 +13,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from eddecode.engine.engine import Engine
+from eddecode.engine.engine import Engine, context_error
 from eddecode.engine.requests import RequestFactory
 from eddecode.engine.sequence import SequenceState
 from eddecode.engine.speculative.factory import speculator_for
-from eddecode.errors import ParamsError, PromptError
+from eddecode.errors import ContextError, ParamsError, PromptError
 from eddecode.execution.cuda_graph import CudaGraph
 from eddecode.execution.factory import runner_for
 from eddecode.execution.runner import ModelExecution, PairRunner
@@ -256,6 +256,25 @@ class Sampler:
             self._scorer = Scorer(self.runner, self.pair.vocabulary, self.pair.logit_weights)
         self._scorer.memory_budget = self._budget()
         return self._scorer.score(rendered, given, strengths, tokens)
+
+    def too_long(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+    ) -> dict[int, ContextError]:
+        """Index → error of the prompts that are longer, with their completions, than a model reads; nothing is decoded.
+
+        Raises:
+            PromptError, ParamsError: as `generate`.
+        """
+        listed = _as_list(prompts)
+        found: dict[int, ContextError] = {}
+        for index, (prompt, p) in enumerate(zip(listed, self._params(params, len(listed)), strict=True)):
+            ids = self.pair.input_ids(self._rendered(index, prompt))
+            error = context_error(self.runner.names, ids, self.runner.windows, p.max_new_tokens)
+            if error is not None:
+                found[index] = error
+        return found
 
     def _submit(
         self,

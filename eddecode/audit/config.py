@@ -142,6 +142,10 @@ class AuditConfig:
         base, aligned: checkpoints: local folders or hub ids.
         prompts: a file or a data set (see docs/prompt-sets.md), or the prompts themselves (strings or lists of chat
             messages).
+        benign_prompts: a second set, of harmless prompts: the same conditions decode it, and refusals are counted on
+            it. It takes no part in harm rates.
+        skip_too_long: leave out prompts that are longer, with their completion, than a model reads; they are counted
+            and named. Otherwise they are an error.
         prompt_column, category_column: the fields of the prompt set with the prompt and its category; None: found by
             name.
         limit: how many of the prompts are asked, from the first; None: all. A run can grow by the others.
@@ -258,6 +262,11 @@ class AuditConfig:
     policy: Location | None = None
     prompt_column: str | None = None
     category_column: str | None = None
+    benign_prompts: Annotated[
+        PromptSource | None,
+        _instance(str, Path, Iterable, type(None), expected="a file, or a list of prompts"),
+    ] = None
+    skip_too_long: StrictBool = False
 
     @model_validator(mode="after")
     def _check_together(self) -> AuditConfig:

@@ -27,7 +27,7 @@ from eddecode.errors import ConfigError
 from eddecode.utils.files import atomic_write, read_text
 from eddecode.utils.validation import explain
 
-FILE, PROMPTS = "audit.toml", "prompts.jsonl"
+FILE, PROMPTS, BENIGN_PROMPTS = "audit.toml", "prompts.jsonl", "benign_prompts.jsonl"
 _SYNONYMS = {
     "judge": "judges",
     "transform": "transforms",
@@ -37,7 +37,7 @@ _SYNONYMS = {
 _THRESHOLDS = ("utility_loss", "min_tokens")  # the keys of [thresholds]
 _PATHS = (
     *("base", "aligned", "prompts", "base_template", "aligned_template", "finetuned", "transforms"),
-    *("canaries", "policy"),
+    *("canaries", "policy", "benign_prompts"),
 )
 _FILE_OPTIONS = (
     "words",
@@ -180,21 +180,24 @@ def write_as_run(
     folder, table, comment = config.out_folder, {"out": "."}, ""
     if judges is None and not all(isinstance(judge, str | Mapping) for judge in config.judges):
         judges = [judge if isinstance(judge, str) else repr(judge) for judge in config.judges]
-    if not isinstance(config.prompts, str | Path):
-        records = (
-            {**record.meta, "prompt" if isinstance(record.prompt, str) else "messages": record.prompt}
-            for record in prompts
-        )
-        lines = "".join(json.dumps(record, ensure_ascii=True) + "\n" for record in records)
-        atomic_write(folder / PROMPTS, lines, hint=_GO_ON)
-        table["prompts"] = PROMPTS
+    for field_name, name, benign in (("prompts", PROMPTS, False), ("benign_prompts", BENIGN_PROMPTS, True)):
+        given = getattr(config, field_name)
+        if given is not None and not isinstance(given, str | Path):
+            records = (
+                {**record.meta, "prompt" if isinstance(record.prompt, str) else "messages": record.prompt}
+                for record in prompts
+                if record.benign == benign
+            )
+            lines = "".join(json.dumps(record, ensure_ascii=True) + "\n" for record in records)
+            atomic_write(folder / name, lines, hint=_GO_ON)
+            table[field_name] = name
     if judges is not None:
         comment = f"# judges given from Python, which a file cannot hold: {', '.join(judges)!a}\n"
     for field in fields(config):
         value = getattr(config, field.name)
         is_default = value in (field.default, None) or value == {}
-        given = field.name not in table and not (field.name == "judges" and judges is not None)
-        if given and (field.name == "alphas" or not is_default):
+        wanted = field.name not in table and not (field.name == "judges" and judges is not None)
+        if wanted and (field.name == "alphas" or not is_default):
             table[field.name] = _absolute(field.name, value)
     return atomic_write(folder / FILE, _HEAD + comment + tomli_w.dumps(table), hint=_GO_ON)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
@@ -22,7 +23,7 @@ from eddecode.audit.plan import AuditPlan
 from eddecode.audit.reasoning import Answers, record_opened
 from eddecode.audit.store.store import NewCompletion, Store
 from eddecode.audit.two_steps import TwoStepSampler
-from eddecode.errors import ConfigError, EddecodeError, EngineError, PromptRelatedError
+from eddecode.errors import ConfigError, ContextError, EddecodeError, EngineError, PromptRelatedError
 
 if TYPE_CHECKING:
     from eddecode.outputs import Completion
@@ -124,7 +125,7 @@ def decode_missing(
             failures.append(error)
             continue
         _record_execution(store, str(model), sampler, notices)
-        ready = []
+        ready: list[_Ready] = []
         for name, own in part.items():
             attack = attacks.get(name)
             used = sampler
@@ -134,8 +135,12 @@ def decode_missing(
             for template in dict.fromkeys(prompt.condition.template for prompt in own):
                 mine = [prompt for prompt in own if prompt.condition.template == template]
                 ready.append((with_templates(used, plan.config, template), mine))
+        if model == PAIR and plan.config.skip_too_long:
+            counter.total -= _skip_too_long(store, plan, ready)
+        skipped = store.skipped()
         for used, mine in ready:
-            failures += _decode(used, plan, mine, _Writer(store, plan, counter, notices))
+            left = [prompt for prompt in mine if prompt.record.index not in skipped]
+            failures += _decode(used, plan, left, _Writer(store, plan, counter, notices))
         del sampler, used, ready  # frees the weights before the next ones are loaded
     return failures
 
@@ -193,6 +198,42 @@ def _by_models(
     return {model: part for model, part in found.items() if part}
 
 
+_Ready = tuple[SamplerLike, list[_PendingPrompt]]  # a sampler and what it is to decode
+
+
+def _skip_too_long(store: Store, plan: AuditPlan, ready: Sequence[_Ready]) -> int:
+    """Record which prompts are too long under one of their conditions; all conditions then leave them out.
+
+    Args:
+        store: of the run.
+        plan: of the audit.
+        ready: what is to be decoded. Samplers of the user's without `too_long` skip nothing.
+
+    Returns:
+        How many completions fewer the run has.
+    """
+    before = store.expected()
+    found: dict[int, str] = {}
+    for sampler, mine in ready:
+        too_long = getattr(sampler, "too_long", None)
+        if too_long is None:
+            continue
+        for start in range(0, len(mine), _REQUESTS_PER_CALL):
+            part = mine[start : start + _REQUESTS_PER_CALL]
+            prompts = [plan.prompt_under(entry.condition, entry.record) for entry in part]
+            with _named_prompts(part):
+                errors = too_long(prompts, [plan.params[entry.condition.key] for entry in part])
+            for i, error in errors.items():
+                found.setdefault(part[i].record.index, f"{part[i].condition.name}: {error.reason}")
+    audited = [record.index for record in plan.own_prompts if not record.benign]
+    if plan.shard is None and all(index in found for index in audited):
+        raise ContextError(
+            f"all {len(audited)} prompts are too long; the first, under condition {found[audited[0]]}"
+        )
+    store.skip(found)
+    return before - store.expected()
+
+
 def _decode(
     sampler: SamplerLike, plan: AuditPlan, pending: Sequence[_PendingPrompt], writer: _Writer
 ) -> list[EddecodeError]:
@@ -225,14 +266,23 @@ def _completions(
 ) -> Iterator[tuple[_PendingPrompt, Completion]]:
     prompts = [plan.prompt_under(entry.condition, entry.record) for entry in part]
     params = [plan.params[entry.condition.key].replace(n=entry.n) for entry in part]
-    try:
+    with _named_prompts(part):
         for completion in sampler.as_completed(prompts, params):
             yield part[completion.prompt_index], completion
+
+
+@contextmanager
+def _named_prompts(part: Sequence[_PendingPrompt]) -> Iterator[None]:
+    """Have errors of the block name the prompt and the condition."""
+    try:
+        yield
     except PromptRelatedError as error:
         # `prompt_index` counts within this call; the message has the number in the prompt file instead.
         if error.prompt_index is not None:
             entry = part[error.prompt_index]
             error.prompt_name = f"prompt {entry.record.index} under condition {entry.condition.name}"
+        if isinstance(error, ContextError):
+            error.reason += ", or leave such prompts out (--skip-too-long)"
         raise
 
 
@@ -264,7 +314,8 @@ class _Writer:
     def take(self, condition: Condition, record: PromptRecord, completion: Completion) -> None:
         self._pending.append((condition.key, record.index, completion))
         self._cases.append(record.case(self._answers.of(condition.name, completion.text).text))
-        self._new.append((condition, self._cases[-1], completion))
+        if not record.benign:
+            self._new.append((condition, self._cases[-1], completion))
         place = (condition.key, record.index)
         self._taken[place] = self._taken.get(place, 0) + 1
         if len(self._pending) >= _COMMIT_ROWS or time.monotonic() - self._since >= _COMMIT_SECONDS:

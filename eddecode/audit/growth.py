@@ -18,7 +18,7 @@ from eddecode.audit.store.store import Store
 
 GROWN = (
     *("alphas", "extra_alphas", "temperatures", "mitigations", "systems", "transforms", "templates"),
-    *("attacks", "finetuned", "ensemble", "prompts", "samples", "judges"),
+    *("attacks", "finetuned", "ensemble", "prompts", "benign_prompts", "samples", "judges", "skip_too_long"),
 )  # fields of a run's identity that may grow
 
 
@@ -29,9 +29,13 @@ def obstacles(store: Store, plan: AuditPlan) -> list[str]:
     found = diff(*fixed)
     if int(new["samples"]) < int(old["samples"]):
         found.append(f"samples: {old['samples']} in the run, {new['samples']} now, which is less")
-    was = [record.prompt for record in store.prompts()]
-    if was != [record.prompt for record in plan.prompts[: len(was)]]:
-        found.append(f"prompts: the first {len(was)} are not those of the run; add further ones at the end")
+    now = {record.index: record.prompt for record in plan.prompts}
+    for name, benign in (("prompts", False), ("benign_prompts", True)):
+        was = [record for record in store.prompts() if record.benign == benign]
+        if any(now.get(record.index) != record.prompt for record in was):
+            found.append(
+                f"{name}: the first {len(was)} are not those of the run; add further ones at the end"
+            )
     kept = {c.key for c in plan.conditions}
     lost = [name for name in store.decoded() if name not in kept]
     if lost:

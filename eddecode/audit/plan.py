@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 from eddecode.audit.conditions import Condition
 from eddecode.audit.config import AuditConfig
 from eddecode.audit.data.canaries import Canary, read_canaries
-from eddecode.audit.data.prompts import Messages, PromptRecord, read_prompts
+from eddecode.audit.data.prompts import Messages, PromptRecord, read_benign_prompts, read_prompts
 from eddecode.audit.data.shards import NOTE as SHARD_NOTE
 from eddecode.audit.data.shards import Shard
 from eddecode.audit.data.transforms import Transform, read_transforms, with_system, without_system
 from eddecode.audit.judges.base import Judge, JudgeLike
-from eddecode.audit.judges.registry import make_judges
+from eddecode.audit.judges.registry import make_judge, make_judges
 from eddecode.audit.mitigations import meaning, parse_mitigations
 from eddecode.audit.policy import Policy, run_facts
 from eddecode.audit.provenance import fingerprint_digest, run_fingerprint
@@ -36,7 +36,7 @@ class AuditPlan:
 
     Attributes:
         config: as it was given.
-        prompts: in the order of their file.
+        prompts: in the order of their file, then the benign ones.
         conditions: in the order of the run's table.
         params: a condition's key → how its completions are sampled, `config.samples` of them per prompt.
         transforms: name → transform of the prompt.
@@ -112,9 +112,13 @@ def resolve(
     prompts = read_prompts(
         config.prompts, prompt_column=config.prompt_column, category_column=config.category_column
     )[: config.limit]
+    if config.benign_prompts is not None:
+        prompts += read_benign_prompts(config.benign_prompts)[: config.limit]
     transforms = read_transforms(config.transforms)
     wanted = config.judges if judges is None else judges
     made = [] if tuple(wanted) == (LATER,) and config.keep_text else make_judges(wanted)
+    if config.benign_prompts is not None and made and not any(judge.role == "refusal" for judge in made):
+        made.append(make_judge("refusal"))  # or no false refusal would be counted
     conditions = config.conditions()
     fingerprint = run_fingerprint(config, prompts, conditions, transforms, made)
     if config.policy is not None:
@@ -135,7 +139,7 @@ def resolve(
 def _check_pins(config: AuditConfig, fingerprint: Mapping[str, Any], prompts: Sequence[PromptRecord]) -> None:
     """Refuse an audit that its own policy would refuse: better now than after hours of decoding."""
     assert config.policy is not None
-    digests = [record.digest for record in prompts]
+    digests = [record.digest for record in prompts if not record.benign]
     facts = run_facts(fingerprint, fingerprint["judges"], config.utility_loss, digests)
     differences = Policy.read(config.policy).pin.differences(facts)
     if differences:

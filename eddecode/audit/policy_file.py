@@ -46,7 +46,7 @@ def policy_text(config: AuditConfig, name: str = "policy.toml") -> str:
             "the audit names no judge (judges = later), and a policy pins the judge that its limits are for; "
             'set judges in the audit file first, such as judges = ["guard:MODEL"]'
         )
-    digests = [record.digest for record in plan.prompts]
+    digests = [record.digest for record in plan.prompts if not record.benign]
     facts = run_facts(plan.fingerprint, plan.fingerprint["judges"], config.utility_loss, digests)
     pins = {key: facts[key] for key in Pin.model_fields if facts.get(key) not in (None, [])}
     fields = Policy.model_fields

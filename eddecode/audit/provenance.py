@@ -35,7 +35,7 @@ def run_fingerprint(
         "dtype": config.dtype,
         "base_template": template_fingerprint(config.base_template),
         "aligned_template": template_fingerprint(config.aligned_template),
-        "prompts": f"{len(prompts)} prompts, digest {short_digest(as_json([p.prompt for p in prompts]).encode())}",
+        "prompts": _prompts_digest([p for p in prompts if not p.benign]),
         "alphas": ",".join(condition.alpha for condition in conditions if condition.kind == "ed"),
         "samples": config.samples,
         **sampling,
@@ -44,7 +44,16 @@ def run_fingerprint(
     return {
         **always,
         **{name: value for name, value in _optional(config, conditions, transforms).items() if value},
+        **(
+            {"benign_prompts": _prompts_digest(benign)}
+            if (benign := [p for p in prompts if p.benign])
+            else {}
+        ),
     }
+
+
+def _prompts_digest(prompts: Sequence[PromptRecord]) -> str:
+    return f"{len(prompts)} prompts, digest {short_digest(as_json([p.prompt for p in prompts]).encode())}"
 
 
 def _optional(
@@ -76,6 +85,7 @@ def _optional(
         "mask_ids": config.mask_ids or "",
         "keep_thinking": config.keep_thinking,
         "min_tokens": config.min_tokens,
+        "skip_too_long": config.skip_too_long,
         "policy": "" if config.policy is None else f"digest {Policy.read(config.policy).digest}",
     }
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from eddecode.audit.attacks import Attack
 from eddecode.engine.detokenizer import StopStrings, TextDecoder
-from eddecode.errors import ConfigError, PromptRelatedError
+from eddecode.errors import ConfigError, ContextError, PromptRelatedError
 from eddecode.outputs import Completion, TokenLogprobs
 from eddecode.prompts.encoding import token_ids
 from eddecode.prompts.types import RenderedPrompt
@@ -67,6 +67,13 @@ class TwoStepSampler:
         begun.sort(key=lambda each: (each.index, each.sample))
         yield from self._second_parts(rendered, params, begun)
 
+    def too_long(self, prompts: Sequence[Any], params: Sequence[SamplingParams]) -> dict[int, ContextError]:
+        """Index → error of the prompts that are longer, with their completions, than a model reads."""
+        given = self._given_ids() if self._attack.text else []
+        rendered = [self._render(index, prompt) for index, prompt in enumerate(prompts)]
+        longer = [RenderedPrompt((*p.base_ids, *given), (*p.aligned_ids, *given)) for p in rendered]
+        return self._sampler.too_long(longer, params)
+
     def _render(self, index: int, prompt: Any) -> RenderedPrompt:
         try:
             return self._sampler.render(prompt)
@@ -103,10 +110,7 @@ class TwoStepSampler:
         self, rendered: Sequence[RenderedPrompt], params: Sequence[SamplingParams]
     ) -> Iterator[_Begun]:
         """The attacker's text as the first part of every sample."""
-        tokenizer = self.pair.tokenizer
-        if tokenizer is None:
-            raise ConfigError(f"attack {self._attack.name} needs a tokenizer, and the pair has none")
-        ids = token_ids(tokenizer, self._attack.text)
+        ids = self._given_ids()
         scores = self._sampler.score(rendered, [[ids]] * len(rendered), tokens=True)
         for index, (own, score) in enumerate(zip(params, scores, strict=True)):
             assert score.tokens is not None  # asked for
@@ -114,6 +118,11 @@ class TwoStepSampler:
             logprobs = [TokenLogprobs(base, aligned, aligned) for base, aligned in pairs]
             for sample in range(own.n):
                 yield _Begun(index, sample, ids, logprobs)
+
+    def _given_ids(self) -> list[int]:
+        if self.pair.tokenizer is None:
+            raise ConfigError(f"attack {self._attack.name} needs a tokenizer, and the pair has none")
+        return token_ids(self.pair.tokenizer, self._attack.text)
 
     def _known(self, tokens: Sequence[int]) -> int:
         """How many leading tokens both models know: one model alone may write ids of its own."""

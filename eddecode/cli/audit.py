@@ -84,6 +84,17 @@ def audit(
     category_column: Annotated[
         str | None, typer.Option(help="Field with the category. Default: found by name.", show_default=False)
     ] = None,
+    benign_prompts: Annotated[
+        Path | None,
+        typer.Option(
+            help="Harmless prompts, in any of these forms: refusals are counted on them, beside the harm rates.",
+            show_default=False,
+        ),
+    ] = None,
+    skip_too_long: Annotated[
+        bool,
+        typer.Option("--skip-too-long", help="Leave out prompts that a model cannot read, and name them."),
+    ] = False,
     out: Annotated[
         Path | None,
         typer.Option(help="Folder of the run; the same command continues it.", show_default=False),
@@ -263,6 +274,7 @@ def audit(
             "limit": limit,
         },
         **{"prompt_column": prompt_column, "category_column": category_column},
+        **{"benign_prompts": benign_prompts, "skip_too_long": skip_too_long or None},
         **{"samples": samples, "temperature": temperature, "top_p": top_p, "max_new_tokens": max_new_tokens},
         **{"stop": stop, "seed": seed, "dtype": dtype, "device": device, "judges": judge},
         **{"base_template": base_template, "aligned_template": aligned_template},

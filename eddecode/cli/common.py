@@ -286,12 +286,14 @@ def progress_on_stderr(folder: Path) -> Iterator[Callable[[Progress], None]]:
 
 def print_summary(summary: Summary) -> None:
     """Print the tables of a run, their caption and the run's notes."""
-    from eddecode.cli.tables import caption, comparison_tables, rates_table
+    from eddecode.cli.tables import benign_table, caption, comparison_tables, rates_table
 
     console = Console()
     console.print(rates_table(summary))
     for table in comparison_tables(summary):
         console.print(table)
+    if summary.benign is not None:
+        console.print(benign_table(summary))
     console.print(Text(caption(summary), style="dim"))
     for note in summary.notes:
         console.print(Text(f"Note: {note}."))

@@ -86,6 +86,20 @@ def comparison_tables(summary: Summary) -> list[Table]:
     return tables
 
 
+def benign_table(summary: Summary) -> Table:
+    """Refusals of harmless prompts by the conditions of the pair itself; the run has a benign set."""
+    benign = summary.benign
+    assert benign is not None
+    line = {entry.name for entry in summary.line}
+    heads = [f"false refusals %\n{benign.judge}", f"harm on benign %\n{summary.harm_judge}"]
+    table = make_table("condition", *map(Text, heads), "completions")
+    for row in benign.rows:
+        if row.name in line:
+            cells = [format_cell(row.rates.get(name)) for name in (benign.judge, summary.harm_judge)]
+            table.add_row(Text(row.label), *map(Text, cells), f"{row.completions:,}")
+    return table
+
+
 def caption(summary: Summary) -> str:
     """How many completions the figures are from, how they were sampled, and which intervals these are."""
     settings = summary.identity

@@ -257,16 +257,10 @@ class Engine:
     # Checks
 
     def _check_fits(self, request: Request) -> None:
-        for name, ids, window in zip(self.runner.names, request.prompts, self.windows, strict=True):
-            needed = len(ids) + request.params.max_new_tokens
-            if window is not None and needed > window:
-                raise ContextError(
-                    f"the {name} model reads at most {window} tokens, but the prompt has {len(ids)} "
-                    f"and max_new_tokens={request.params.max_new_tokens} asks for {needed} in all; shorten the prompt "
-                    f"or lower max_new_tokens to {max(window - len(ids), 0)}",
-                    prompt_index=request.prompt_index,
-                    sample=request.sample,
-                )
+        error = context_error(self.runner.names, request.prompts, self.windows, request.params.max_new_tokens)
+        if error is not None:
+            error.prompt_index, error.sample = request.prompt_index, request.sample
+            raise error
 
     def _check_finite(self, sequence: SequenceState, logprobs: list[float]) -> None:
         # A NaN or +inf anywhere in a model's logits makes its normalizer, hence every log-probability, NaN.
@@ -280,3 +274,25 @@ class Engine:
                     sample=sequence.request.sample,
                     position=len(sequence.tokens),
                 )
+
+
+def context_error(
+    names: Sequence[str], prompts: Sequence[Sequence[int]], windows: Sequence[int | None], max_new_tokens: int
+) -> ContextError | None:
+    """The error of a prompt that is longer, with its completion, than one of the models reads; None if it fits.
+
+    Args:
+        names: of the models.
+        prompts: token ids for each model.
+        windows: longest text of each model, in tokens; None: no limit.
+        max_new_tokens: longest completion.
+    """
+    for name, ids, window in zip(names, prompts, windows, strict=True):
+        needed = len(ids) + max_new_tokens
+        if window is not None and needed > window:
+            return ContextError(
+                f"the {name} model reads at most {window} tokens, but the prompt has {len(ids)} "
+                f"and max_new_tokens={max_new_tokens} asks for {needed} in all; shorten the prompt "
+                f"or lower max_new_tokens to {max(window - len(ids), 0)}"
+            )
+    return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -63,3 +64,15 @@ def test_the_toy_word_list_on_another_pair(tmp_path: Path) -> None:
         UserWarning, match="bundled word list, which knows the rude replies of the bundled toy pair"
     ):
         audit(config(tmp_path), sampler=ScriptedSampler(sound))
+
+
+def test_prompts_that_repeat(tmp_path: Path) -> None:
+    said: list[str] = []
+    settings = dataclasses.replace(
+        config(tmp_path), prompts=[f"prompt number {i % 5}{' ' * (i // 5)}" for i in range(20)]
+    )
+    summary = audit(
+        settings, sampler=ScriptedSampler(sound), judges=[LexiconJudge(["rude"])], on_notice=said.append
+    )
+    assert any(text.startswith("15 of 20 prompts repeat an earlier one") for text in said)
+    assert (summary.prompts, summary.distinct_prompts) == (20, 5)

@@ -205,6 +205,7 @@ def summary(
         },
         "release": release(judges[0]),
         "benchmarks": [],
+        "benign": None,
         "notes": [f"a note about {NASTY}"],
     }
 

@@ -60,11 +60,13 @@ class PromptIndex:
 
     Attributes:
         index: prompt digest → its row.
+        rows: prompt index → its row.
         categories: category → rows of its prompts.
         prompts: number of prompts in the run, repeats counted.
     """
 
     index: Mapping[str, int]
+    rows: Mapping[int, int]
     categories: Mapping[str, Index]
     prompts: int
 
@@ -169,15 +171,17 @@ class QualityThresholds:
 def load_prompt_index(store: Store) -> PromptIndex:
     """The run's distinct prompts, by their digests: the order of the prompt file does not matter."""
     categories: dict[str, list[int]] = {}
-    records = store.prompts()
+    skipped = store.skipped()
+    records = [record for record in store.audited_prompts() if record.index not in skipped]
     # The category of a repeated prompt is that of its first occurrence.
     first = {record.digest: record for record in reversed(records)}
     index = {digest: row for row, digest in enumerate(sorted(first))}
     for digest, record in sorted(first.items()):
         for category in record.categories:
             categories.setdefault(category, []).append(index[digest])
-    rows = {name: np.array(categories[name], dtype=np.intp) for name in sorted(categories)}
-    return PromptIndex(index, rows, len(records))
+    of_categories = {name: np.array(categories[name], dtype=np.intp) for name in sorted(categories)}
+    rows = {record.index: index[record.digest] for record in records}
+    return PromptIndex(index, rows, of_categories, len(records))
 
 
 def load_table(
@@ -188,8 +192,8 @@ def load_table(
     rows: list[int] = []
     keys: list[int] = []
     flags: list[int] = []
-    for digest, index, sample, verdicts in store.flags(condition.key, names):
-        rows.append(prompts.index[digest])
+    for _, index, sample, verdicts in store.flags(condition.key, names):
+        rows.append(prompts.rows[index])
         keys += (index, sample)
         flags.extend(-1 if flag is None else int(flag) for flag in verdicts)
     table = np.array(flags, dtype=np.int8).reshape(len(rows), len(names))  # (completions, judges)

@@ -13,6 +13,7 @@ import numpy as np
 
 from eddecode.audit.analysis.any_of_k import Attempts
 from eddecode.audit.analysis.benchmark_parts import BenchmarkFigure, latest
+from eddecode.audit.analysis.benign import benign_figures
 from eddecode.audit.analysis.comparisons import (
     Labels,
     agreement_rows,
@@ -53,6 +54,8 @@ from eddecode.audit.store.queries import kind_note
 from eddecode.audit.store.store import Store
 from eddecode.audit.text_quality import SHORT
 from eddecode.errors import StoreError
+
+_SHOWN = 20  # prompts that a note names
 
 
 def summarize(
@@ -121,6 +124,7 @@ def summarize(
         judge_free=_judge_free(store, tables, base.condition, aligned.condition),
         release=release_figures(tables, measured, judges, prompts, bound),
         benchmarks=latest(map(BenchmarkFigure.model_validate, store.benchmark_results())),
+        benign=benign_figures(store, conditions, judges),
         notes=(
             *_notes(store, prompts, tables, judges),
             *reasoning_notes(store),
@@ -316,11 +320,18 @@ def _notes(
     notes = []
     if mismatch := environment_mismatch(store.decoded_in()):
         notes.append(mismatch)
+    if skipped := store.skipped():
+        shown = ", ".join(map(str, sorted(skipped)[:_SHOWN]))
+        more = f" and {len(skipped) - _SHOWN} more" if len(skipped) > _SHOWN else ""
+        notes.append(
+            f"{len(skipped)} of {len(store.prompts())} prompts were skipped, since they are longer with their "
+            f"completion than a model reads (prompts {shown}{more}): the rates say nothing about them"
+        )
     repeats = prompts.prompts - prompts.size
     if repeats:
         notes.append(
-            f"{repeats} of {prompts.prompts} prompts repeat an earlier one; equal prompts give equal completions, so "
-            f"that the intervals count {prompts.size} prompts"
+            f"{repeats} of {prompts.prompts} prompts repeat an earlier one (white space around them aside); equal "
+            f"prompts give equal completions, so that the intervals count {prompts.size} prompts"
         )
     dropped = sum(table.totals.get("dropped", 0) for table in tables.values())
     if dropped:

@@ -17,6 +17,7 @@ from pydantic import Field, ValidationError
 from eddecode.audit.analysis.benchmark_parts import BenchmarkFigure
 from eddecode.audit.analysis.release_parts import ReleaseFigures
 from eddecode.audit.analysis.summary_parts import (
+    BenignFigures,
     CanarySummary,
     ConditionSummary,
     Headline,
@@ -64,6 +65,7 @@ class Summary(Part):
         judge_free: the figures that need no judge.
         release: the figures that a system card needs beside the headline; empty in files of older releases.
         benchmarks: what the pair can do besides; empty where none was run (`eddecode utility`).
+        benign: refusals of harmless prompts; None where the run has no benign set.
         notes: what a reader of the figures has to know.
         folder: of the run; not in the file.
     """
@@ -87,6 +89,7 @@ class Summary(Part):
     judge_free: JudgeFree = JudgeFree()
     release: ReleaseFigures = ReleaseFigures()
     benchmarks: tuple[BenchmarkFigure, ...] = ()
+    benign: BenignFigures | None = None
     notes: tuple[str, ...] = ()
     folder: Path = Field(default=Path(), exclude=True)
 

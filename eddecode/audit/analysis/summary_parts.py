@@ -392,3 +392,33 @@ class JudgeFree(Part):
     implied_reward: tuple[ImpliedReward, ...] = ()
     kl: KLDivergence = KLDivergence()
     depth: tuple[RewardProfile, ...] = ()
+
+
+class BenignRow(Part):
+    """One condition on the benign set.
+
+    Attributes:
+        name, label: of the condition.
+        completions: of benign prompts.
+        rates: judge of refusals, or the harm judge → its rate on them.
+    """
+
+    name: str
+    label: str
+    completions: int = 0
+    rates: dict[str, Rate] = {}
+
+
+class BenignFigures(Part):
+    """Refusals of harmless prompts.
+
+    Attributes:
+        prompts, distinct_prompts: of the benign set.
+        judge: name of the judge whose flags are the false refusals.
+        rows: one per condition.
+    """
+
+    prompts: int
+    distinct_prompts: int
+    judge: str
+    rows: tuple[BenignRow, ...] = ()

@@ -19,9 +19,9 @@ from eddecode.audit.data.prompt_files import entries
 from eddecode.audit.judges.base import Case
 from eddecode.errors import PromptError
 
-__all__ = ["Messages", "PromptRecord", "as_json", "read_benign_prompts", "read_prompts"]
+__all__ = ["BENIGN_FROM", "Messages", "PromptRecord", "as_json", "read_benign_prompts", "read_prompts"]
 
-_BENIGN_FROM = 1_000_000
+BENIGN_FROM = 1_000_000
 """Index of the first benign prompt. Both sets can grow at their ends without a change of any index."""
 
 
@@ -51,13 +51,20 @@ class PromptRecord:
 
     @property
     def digest(self) -> str:
-        """16 hex digits over the prompt alone: equal prompts have equal digests."""
-        return hashlib.blake2b(as_json(self.prompt).encode(), digest_size=8).hexdigest()
+        """16 hex digits over the prompt alone: equal prompts have equal digests, and are one cluster of an interval.
+
+        White space around a text does not count: chat templates drop it, and the completions are then the same.
+        """
+        if isinstance(self.prompt, str):
+            text: Any = self.prompt.strip() or self.prompt
+        else:
+            text = [{**message, "content": message["content"].strip()} for message in self.prompt]
+        return hashlib.blake2b(as_json(text).encode(), digest_size=8).hexdigest()
 
     @property
     def benign(self) -> bool:
         """Whether it is of the benign set, on which refusals are counted, and not harm."""
-        return self.index >= _BENIGN_FROM
+        return self.index >= BENIGN_FROM
 
     @property
     def categories(self) -> tuple[str, ...]:
@@ -103,14 +110,14 @@ def read_prompts(
     records = [PromptRecord(i, *prompt_of(place, value, columns)) for i, (place, value) in enumerate(found)]
     if not records:
         raise PromptError(f"{where} holds no prompt; expected at least one")
-    if len(records) > _BENIGN_FROM:
-        raise PromptError(f"{where} holds {len(records):,} prompts; expected at most {_BENIGN_FROM:,}")
+    if len(records) > BENIGN_FROM:
+        raise PromptError(f"{where} holds {len(records):,} prompts; expected at most {BENIGN_FROM:,}")
     return records
 
 
 def read_benign_prompts(source: str | Path | Sequence[Any]) -> list[PromptRecord]:
     """The prompts of a benign set, with their indices; see `read_prompts`."""
     return [
-        PromptRecord(_BENIGN_FROM + record.index, record.prompt, record.meta)
+        PromptRecord(BENIGN_FROM + record.index, record.prompt, record.meta)
         for record in read_prompts(source)
     ]

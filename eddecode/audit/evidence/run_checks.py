@@ -32,7 +32,7 @@ def check_policy(store: Store, summary: Summary, policy: Policy, other_policy: b
             "give the policy file that the audit file names, without other limits; or say --other-policy",
         )
     judges = [f"{judge.name}, digest {judge.identity}" for judge in summary.judges]
-    digests = [record.digest for record in store.prompts()]
+    digests = [record.digest for record in store.audited_prompts()]
     facts = run_facts(summary.identity, judges, summary.headline.bound, digests)
     differences = policy.pin.differences(facts)
     if differences:
@@ -167,7 +167,7 @@ def _base_alone(summary: Summary) -> list[tuple[str, str, AnyEstimate | None]]:
 
 def check_prompts(store: Store, names: Sequence[str], policy: Policy) -> EvidenceCheck:
     """Enough prompts have a completion that counts under every condition that the figures rest on."""
-    records = store.prompts()
+    records = store.audited_prompts()
     distinct, different = len({r.digest for r in records}), len({_plain_text(r.text) for r in records})
     if distinct - different > _SAME_PROMPTS * distinct:
         return inconclusive(
@@ -191,6 +191,26 @@ def check_prompts(store: Store, names: Sequence[str], policy: Policy) -> Evidenc
 def _plain_text(text: str) -> str:
     """A prompt without what people do not see: case, kinds and numbers of spaces, invisible characters."""
     return "".join(c for c in text.casefold() if c.isprintable() and not c.isspace())
+
+
+def check_skipped(store: Store, policy: Policy) -> list[EvidenceCheck]:
+    """Not too many prompts were skipped as too long; nothing for a run that skipped none."""
+    skipped, prompts = store.skipped(), store.prompts()
+    if not skipped:
+        return []
+    sentence = (
+        f"{len(skipped):,} of {pluralize(len(prompts), 'prompt')} were skipped: with their completion they are longer "
+        "than a model reads"
+    )
+    if len(skipped) <= policy.max_skipped * len(prompts):
+        return [passed("skipped", f"{sentence}.")]
+    return [
+        inconclusive(
+            "skipped",
+            f"{sentence}; the policy allows {format_percent(policy.max_skipped)}.",
+            "lower max_new_tokens (in another --out), or set max_skipped in the policy if that is no loss of evidence",
+        )
+    ]
 
 
 def check_room(summary: Summary, policy: Policy) -> EvidenceCheck:

@@ -51,6 +51,7 @@ def sections(
         release_section(summary),
         _categories(summary),
         attacks_section(summary),
+        _benign(summary),
         _beside(summary),
         benchmarks_section(summary),
         _mitigations(summary),
@@ -279,6 +280,32 @@ def _meaning(name: str) -> str:
         return meaning(name)
     except ConfigError:
         return "as the run calls it"
+
+
+def _benign(summary: Summary) -> Section | None:
+    """Refusals of harmless prompts, by each condition."""
+    benign = summary.benign
+    if benign is None or not benign.rows:
+        return None
+    rows = []
+    for row in benign.rows:
+        refused, harmful = row.rates.get(benign.judge), row.rates.get(summary.harm_judge)
+        cells = (
+            row.label,
+            wording.format_rate(refused),
+            wording.format_rate(harmful),
+            f"{row.completions:,}",
+        )
+        rows.append(Row(cells, (refused,), row.name in ("aligned", "base")))
+    heads = ("condition", f"refused ({benign.judge})", f"harm ({summary.harm_judge})", "completions")
+    caption = "False refusals: completions of harmless prompts that refuse"
+    text = (
+        f"How each condition answers {wording.pluralize(benign.prompts, 'harmless prompt')}, which take no part in the "
+        "harm rates. An alignment that refuses these too is safe and of little use; refusals that the attack takes "
+        "away here are refusals that nobody misses."
+    )
+    table = Table(caption, heads, tuple(rows), ("refused",), 0.0)
+    return Section("benign", "False refusals on harmless prompts", (text,), tables=(table,))
 
 
 def _beside(summary: Summary) -> Section | None:

@@ -2,7 +2,8 @@
 
 Kept apart from how completions get in (`store`). A query about a judge is about the active judge of that name. A run
 with a minimum length (`min_tokens`) leaves shorter completions out of its harm rates: `clusters` does not count them,
-`condition_totals` counts them apart, and everything else returns all completions.
+`condition_totals` counts them apart, and everything else returns all completions. Queries of one condition are about
+the prompts of the audit; those of the benign set are in `flags(benign=True)`, exports and counts alone.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any
 
 from eddecode.audit.attacks import own_temperature
 from eddecode.audit.conditions import Condition, Key, condition_name, temperature_in, template_in
-from eddecode.audit.data.prompts import PromptRecord, as_json
+from eddecode.audit.data.prompts import BENIGN_FROM, PromptRecord, as_json
 from eddecode.audit.text_quality import SHORT
 from eddecode.errors import StoreError
 
@@ -29,6 +30,8 @@ _EXPORTED = (
 
 CANARIES = "canaries "  # the notes with results of canary sets are called so, with a number
 BENCHMARKS = "benchmarks "  # and those with figures of benchmarks so
+SKIPPED = "skipped "  # the notes on prompts that were left out are called so, with the prompt's index
+_AUDITED = f"prompt_index < {BENIGN_FROM}"
 
 
 def kind_note(name: str, identity: str) -> str:
@@ -69,6 +72,10 @@ class StoreQueries:
         rows = self._query("SELECT prompt_index, prompt, meta FROM prompt ORDER BY prompt_index")
         return [PromptRecord(index, json.loads(prompt), json.loads(meta)) for index, prompt, meta in rows]
 
+    def audited_prompts(self) -> list[PromptRecord]:
+        """The prompts that harm rates are about: without the benign set."""
+        return [record for record in self.prompts() if not record.benign]
+
     def conditions(self) -> list[Condition]:
         """The run's conditions, in the order of its table: aligned, base, ED by α, then the others."""
         rows = self._query(
@@ -94,8 +101,17 @@ class StoreQueries:
         fingerprint = self.note("identity")
         if fingerprint is None:
             raise StoreError("the run was not started; start it with eddecode audit")
-        pairs = next(self._query("SELECT (SELECT count(*) FROM condition) * (SELECT count(*) FROM prompt)"))
-        return int(pairs[0]) * int(fingerprint["samples"])
+        conditions, prompts = next(
+            self._query("SELECT (SELECT count(*) FROM condition), (SELECT count(*) FROM prompt)")
+        )
+        return int(conditions) * (int(prompts) - len(self.skipped())) * int(fingerprint["samples"])
+
+    def skipped(self) -> dict[int, str]:
+        """Index of a prompt that was left out because it is too long → what it is too long for."""
+        rows = self._query(
+            "SELECT name, value FROM run WHERE substr(name, 1, ?) = ? ORDER BY name", (len(SKIPPED), SKIPPED)
+        )
+        return {int(name.removeprefix(SKIPPED)): str(json.loads(value)) for name, value in rows}
 
     def judge_id(self, name: str) -> int:
         """The id of the active judge of a name: of several, the one that took over last.
@@ -161,25 +177,26 @@ class StoreQueries:
         )
         rows = self._query(
             f"SELECT sum({flagged or 1}), count(*) FROM completion c JOIN prompt USING (prompt_index)"
-            " WHERE condition = ? AND length >= ? GROUP BY digest ORDER BY min(prompt_index)",
+            f" WHERE condition = ? AND length >= ? AND {_AUDITED} GROUP BY digest ORDER BY min(prompt_index)",
             (*map(self.judge_id, judges), condition_name(key), self.min_tokens()),
         )
         return [(int(flags), int(total)) for flags, total in rows]
 
     def flags(
-        self, key: Key, judges: Sequence[str]
+        self, key: Key, judges: Sequence[str], *, benign: bool = False
     ) -> Iterator[tuple[str, int, int, tuple[bool | None, ...]]]:
         """(prompt digest, prompt index, sample, a flag per judge) of one condition, by prompt and sample.
 
-        A flag is None where that judge has not judged the completion.
+        benign: of the benign set, in the place of the audit's prompts. A flag is None where that judge has not judged
+        the completion.
         """
         columns = ", ".join(
             "(SELECT flag FROM verdict WHERE completion = c.id AND judge = ?)" for _ in judges
         )
         rows = self._query(
             f"SELECT digest, prompt_index, sample{', ' if columns else ''}{columns} FROM completion c"
-            " JOIN prompt USING (prompt_index) WHERE condition = ? ORDER BY prompt_index, sample",
-            (*map(self.judge_id, judges), condition_name(key)),
+            f" JOIN prompt USING (prompt_index) WHERE condition = ? AND ({_AUDITED}) = ? ORDER BY prompt_index, sample",
+            (*map(self.judge_id, judges), condition_name(key), not benign),
         )
         for digest, index, sample, *flags in rows:
             yield digest, index, sample, tuple(None if flag is None else bool(flag) for flag in flags)
@@ -188,7 +205,7 @@ class StoreQueries:
         """A judge's score of each completion of one condition, by prompt and sample; NaN where it has not judged."""
         rows = self._query(
             "SELECT score FROM completion c LEFT JOIN verdict v ON v.completion = c.id AND v.judge = ?"
-            " WHERE condition = ? ORDER BY prompt_index, sample",
+            f" WHERE condition = ? AND {_AUDITED} ORDER BY prompt_index, sample",
             (self.judge_id(judge), condition_name(key)),
         )
         return [math.nan if score is None else float(score) for (score,) in rows]
@@ -197,7 +214,7 @@ class StoreQueries:
         """(prompt digest, `METRICS` of one completion) of one condition, by prompt and sample."""
         rows = self._query(
             f"SELECT digest, {', '.join(METRICS)} FROM completion JOIN prompt USING (prompt_index)"
-            " WHERE condition = ? ORDER BY prompt_index, sample",
+            f" WHERE condition = ? AND {_AUDITED} ORDER BY prompt_index, sample",
             (condition_name(key),),
         )
         for digest, *values in rows:
@@ -206,7 +223,8 @@ class StoreQueries:
     def rewards(self, key: Key) -> Iterator[array[float]]:
         """log p_aligned − log p_base per token, nats, float32, of each completion of one condition that has it."""
         rows = self._query(
-            "SELECT rewards FROM completion WHERE condition = ? AND rewards IS NOT NULL ORDER BY prompt_index, sample",
+            f"SELECT rewards FROM completion WHERE condition = ? AND rewards IS NOT NULL AND {_AUDITED}"
+            " ORDER BY prompt_index, sample",
             (condition_name(key),),
         )
         for (packed,) in rows:
@@ -223,7 +241,7 @@ class StoreQueries:
         lines = list(
             self._query(  # a sum of floats depends on its order, and a rerun must give the same: hence ORDER BY
                 "SELECT tokens, implied_reward, finish_reason, length >= ? FROM completion WHERE condition = ?"
-                " ORDER BY prompt_index, sample",
+                f" AND {_AUDITED} ORDER BY prompt_index, sample",
                 (self.min_tokens(), condition_name(key)),
             )
         )
@@ -309,7 +327,8 @@ class StoreQueries:
         row = next(
             self._query(
                 "SELECT count(*), sum(finish_reason = 'length'), sum(empty), sum(length < ?),"
-                " sum(length < ? OR (finish_reason = 'length' AND length < ?)) FROM completion WHERE condition = ?",
+                " sum(length < ? OR (finish_reason = 'length' AND length < ?)) FROM completion"
+                f" WHERE condition = ? AND {_AUDITED}",
                 (self.min_tokens(), SHORT, enough, condition_name(key)),
             )
         )
@@ -322,7 +341,8 @@ class StoreQueries:
         row = next(
             self._query(
                 "SELECT count(*) FROM (SELECT digest FROM completion JOIN prompt USING (prompt_index)"
-                f" WHERE length >= ? AND condition IN ({marks}) GROUP BY digest HAVING count(DISTINCT condition) = ?)",
+                f" WHERE length >= ? AND condition IN ({marks}) AND {_AUDITED} GROUP BY digest"
+                " HAVING count(DISTINCT condition) = ?)",
                 (self.min_tokens(), *map(condition_name, keys), len(keys)),
             )
         )
@@ -343,7 +363,7 @@ class StoreQueries:
             self._query(
                 "SELECT count(*), coalesce(sum(most > least), 0) FROM"
                 " (SELECT max(flag) AS most, min(flag) AS least FROM completion c JOIN prompt USING (prompt_index)"
-                " JOIN verdict v ON v.completion = c.id AND v.judge = ?"
+                f" JOIN verdict v ON v.completion = c.id AND v.judge = ? WHERE {_AUDITED}"
                 " GROUP BY digest HAVING count(DISTINCT text_digest) > 1)",
                 (judge,),
             )
@@ -364,6 +384,8 @@ class StoreQueries:
 
         bounds = [s["utility_loss"] for s in self.sessions() if s.get("utility_loss") is not None]
         add("run", self.min_tokens(), self.note("transforms"), bounds[-1:], self.canary_results())
+        if skipped := self.skipped():
+            add("skipped", sorted(skipped))
         for row in self._query("SELECT digest, meta FROM prompt ORDER BY digest, meta"):
             add("prompt", *row)
         active = self._active()

@@ -23,7 +23,7 @@ from eddecode.audit.data.prompts import PromptRecord, as_json
 from eddecode.audit.judges.base import Judge, Role, Verdict, fingerprint, kind_of
 from eddecode.audit.store.discard import remove_traces
 from eddecode.audit.store.lock import lock_run
-from eddecode.audit.store.queries import BENCHMARKS, CANARIES, StoreQueries, kind_note
+from eddecode.audit.store.queries import BENCHMARKS, CANARIES, SKIPPED, StoreQueries, kind_note
 from eddecode.audit.store.rows import completion_row, condition_rows, prompt_rows, verdict_row
 from eddecode.audit.store.schema import (
     FILE,
@@ -204,6 +204,11 @@ class Store(StoreQueries):
     def _begin_session(self, at: str, environment: Any) -> None:
         self._session = self._next_id("session")
         self._insert("session", [(self._session, at, as_json(environment))])
+
+    def skip(self, prompts: Mapping[int, str]) -> None:
+        """Record that prompts are left out: index → what each is too long for."""
+        with self._transaction():
+            self._insert("run", [(f"{SKIPPED}{index:07}", as_json(why)) for index, why in prompts.items()])
 
     # completions
 

@@ -419,10 +419,15 @@ class Large:
 
     class Record:
         def __init__(self, i: int) -> None:
-            self.digest, self.categories = f"{i:016x}", (str(i % 5),)
+            self.index, self.digest, self.categories, self.benign = i, f"{i:016x}", (str(i % 5),), False
 
     def prompts(self) -> list[Any]:
         return self.said
+
+    audited_prompts = prompts
+
+    def skipped(self) -> dict[int, str]:
+        return {}
 
     def asked_judge(self) -> str:
         return "a"
@@ -477,7 +482,7 @@ class Large:
         return {"completions": self.count, "dropped": 0, **means}
 
     def note(self, name: str) -> Any:
-        return {"identity": {}, "transforms": None}.get(name, "digest")
+        return {"identity": {}, "transforms": None, "shard": None}.get(name, "digest")
 
     def sessions(self) -> list[dict[str, Any]]:
         return []
