@@ -192,8 +192,8 @@ def audit(
     attacks: Annotated[
         list[str] | None,
         typer.Option(
-            help="Attacks beside ED, separated by commas: weights@-0.3, lowrank@8, prefill:5, prefill=TEXT, handover:5, decoding; "
-            "may be repeated (eddecode docs attacks)."
+            help="Attacks beside ED, separated by commas: weights@-0.3, lowrank@8, prefill:5, prefill=TEXT, "
+            "handover:5, decoding; may be repeated (eddecode docs attacks)."
         ),
     ] = None,
     extra_alphas: Annotated[

@@ -244,6 +244,17 @@ def release(judge: str) -> dict[str, Any]:
         "worst_judge": {"name": judge, "reversal": estimate(0.38)},
         "categories": [{**figures, "category": name, "prompts": 100} for name, figures in several.items()],
         "worst_category": worst,
+        "worst_attack": {
+            **attack(0.45, alpha=None, condition="weights@-0.3"),
+            "attacks": ["weights@-0.3", NASTY],
+            "valid": attack(0.4),
+            "best_per_prompt": {"settings": [NASTY], "attempts": 4, "harm": estimate(0.1)},
+            "candidates": [
+                {"alpha": "1", "condition": name, "state": "inside", "loss": 0.0}
+                | {"reversal": 0.8, "low": 0.7, "high": 0.9}
+                for name in ("ed@1", NASTY)
+            ],
+        },
         "settings": {
             **attack(0.45, settings=2, strongest_base=estimate(0.5), base_condition=f"base+{NASTY}"),
             **dict.fromkeys(("over_strongest_base", "over_strongest_aligned", "strongest_aligned")),
