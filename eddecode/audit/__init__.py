@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from eddecode.audit.analysis.summary import Summary
     from eddecode.audit.conditions import Condition
     from eddecode.audit.config import AuditConfig
-    from eddecode.audit.merge import merge
+    from eddecode.audit.merging import merge
     from eddecode.audit.run import audit, rejudge
 
 _HOMES = {
@@ -22,7 +22,7 @@ _HOMES = {
     "Condition": "eddecode.audit.conditions",
     "Summary": "eddecode.audit.analysis.summary",
     "audit": "eddecode.audit.run",
-    "merge": "eddecode.audit.merge",
+    "merge": "eddecode.audit.merging",
     "rejudge": "eddecode.audit.run",
 }
 

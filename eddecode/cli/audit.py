@@ -376,7 +376,7 @@ def merge(
 ) -> None:
     """Join the shards of an audit (audit --shard) to the run that one process would have made."""
     with errors_as_messages(out):
-        from eddecode.audit.merge import merge as merge_shards
+        from eddecode.audit.merging import merge as merge_shards
         from eddecode.cli.ending import print_result
 
         summary = merge_shards(parts, out)

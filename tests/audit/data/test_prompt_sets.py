@@ -123,7 +123,7 @@ def test_published_records_in_every_form(tmp_path: Path, name: str, form: str) -
     elif form == "json":
         write(path, json.dumps([record], indent=1))
     else:
-        write(path, gzip.compress(line.encode()) if form.endswith("gz") else line + "\n")
+        write(path, gzip.compress(line.encode(), mtime=0) if form.endswith("gz") else line + "\n")
     found = only(path)
     assert found.prompt == expected
     assert "rejected" not in found.meta
@@ -277,10 +277,10 @@ def test_a_field_of_many_characters(tmp_path: Path) -> None:
         ),
         ("a.txt", "caf\u00e9".encode("latin-1"), "is not UTF-8 .byte 0xe9 at offset 3"),
         ("a.txt", b"PAR1 and more", "is a Parquet file; give it the ending .parquet"),
-        ("a.jsonl", gzip.compress(b'"a"'), "is packed by gzip; give it the ending .gz"),
+        ("a.jsonl", gzip.compress(b'"a"', mtime=0), "is packed by gzip; give it the ending .gz"),
         ("a.csv", b"PK\x03\x04 sheet", "is a ZIP or an Excel file"),
         ("a.jsonl.gz", b'"a"\n', "cannot be unpacked"),
-        ("a.jsonl.gz", gzip.compress(b'"a"\n' * 999)[:-20], "cannot be unpacked"),
+        ("a.jsonl.gz", gzip.compress(b'"a"\n' * 999, mtime=0)[:-20], "cannot be unpacked"),
         ("a.parquet", b"PAR1 and more", "is no Parquet file that can be read"),
         ("a.parquet", b"prompt\na\n", "is no Parquet file that can be read"),
     ],
@@ -304,7 +304,11 @@ def test_bad_files_say_what_is_wrong(tmp_path: Path, name: str, content: str | b
         ("a.csv", "prompt\tid\none\t2\n", ["one"]),
         ("a.TSV", "prompt\tid\none, two\t2\n", ["one, two"]),
         ("a.jsonl", '"a\\u0000b"\n"a \\u2028 b"\n', ["a\x00b", "a \u2028 b"]),
-        ("a.jsonl.gz", gzip.compress(b'"one"\n') + gzip.compress(b'"two"\n'), ["one", "two"]),
+        (
+            "a.jsonl.gz",
+            gzip.compress(b'"one"\n', mtime=0) + gzip.compress(b'"two"\n', mtime=0),
+            ["one", "two"],
+        ),
     ],
 )
 def test_unusual_files_that_are_right(
