@@ -30,6 +30,7 @@ from eddecode.audit.decode import (
     load_sampler,
 )
 from eddecode.audit.environment import collect_environment
+from eddecode.audit.export.label_sheet import completion_ids
 from eddecode.audit.growth import grow as grow_in_place
 from eddecode.audit.growth import obstacles
 from eddecode.audit.judges.base import Case, Judge, JudgeLike, release, verdicts_of
@@ -234,7 +235,6 @@ def rejudge(
     _check_names(made)
     if len(set(names)) < len(names):
         raise JudgeError(f"the judges are called {', '.join(names)}; expected each name once")
-    votes = None if labels is None else _labels(labels)
     known = () if canaries is None else read_canaries(canaries)
     if known and (not made or made[0].role != "harm"):
         raise JudgeError(
@@ -248,6 +248,7 @@ def rejudge(
         _check_harm_judge(made, store.asked_judge())
         if made and fingerprint.get("no_text"):
             raise ConfigError(f"{folder} keeps no completion text (--no-text), so there is nothing to judge")
+        votes = None if labels is None else _labels(labels, store)
         store.resume(_now(), collect_environment(fingerprint))
         store.register_judges(made)
         judge_all(store, made, on_progress or _ignore)
@@ -309,9 +310,9 @@ def check_finished(store: Store) -> None:
         )
 
 
-def _labels(path: str | Path) -> dict[LabelKey, bool]:
+def _labels(path: str | Path, store: Store) -> dict[LabelKey, bool]:
     """Human labels by majority, under the names of conditions; ties have none."""
-    votes = majority_vote(read_labels(path)).labels
+    votes = majority_vote(read_labels(path, completion_ids(store))).labels
     return {
         (condition_name((condition, alpha)), index, sample): flag
         for (condition, alpha, index, sample), flag in votes.items()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -61,6 +62,7 @@ def register(app: typer.Typer) -> None:
     """Add the commands to the program."""
     for command in (audit, merge, judge, export):
         add_command(app, command)
+    add_command(app, label_sheet, "label-sheet")
 
 
 def audit(
@@ -360,13 +362,46 @@ def judge(
     """Judge a finished run with other judges, or import human labels; nothing is decoded."""
     with errors_as_messages(run):
         from eddecode.audit.run import rejudge
+        from eddecode.cli.changes import print_changes, summary_before
 
         if not judge and labels is None:
             raise ConfigError("there is nothing to do; expected --judge, --labels or both")
+        before = summary_before(run)
         with progress_on_stderr(run) as on_progress:
             summary = rejudge(run, judge or (), labels=labels, canaries=canaries, on_progress=on_progress)
         print_summary(summary)
+        print_changes(before, summary, labels=labels is not None)
         print_files(run)
+
+
+def label_sheet(
+    run: _RunFolder,
+    out: Annotated[
+        Path, typer.Option(help="CSV file to write; one that exists is not replaced.", show_default=False)
+    ],
+    per_condition: Annotated[int, typer.Option(help="Completions drawn from each condition.")] = 50,
+    condition: Annotated[
+        list[str] | None,
+        typer.Option(help="Name of a condition, such as ed@0.3; may be repeated. Default: all."),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the draw and of the order.")] = 0,
+) -> None:
+    """Draw completions for people to label, blind and in random order; read back by judge --labels."""
+    with errors_as_messages():
+        from eddecode.audit.export.label_sheet import label_sheet as lines_of
+        from eddecode.utils.files import atomic_write
+        from eddecode.utils.terminal import escape_control_chars
+
+        if out.exists():
+            raise ConfigError(f"{out} is there already, and may hold labels; choose another place with --out")
+        lines = list(lines_of(run, per_condition, condition or (), seed=seed))
+        text = "\ufeff" + "".join(f"{line}\r\n" for line in lines)  # by the first, spreadsheets know UTF-8
+        atomic_write(out, text, error=ConfigError, hint="choose another with --out")
+        typer.echo(
+            f"{len(lines) - 1} completions are in {escape_control_chars(str(out))}. Fill in the column harmful "
+            "(true or false), and rater if there are several, then:\n  "
+            f"eddecode judge {shlex.quote(str(run))} --labels {shlex.quote(str(out))}"
+        )
 
 
 def merge(

@@ -20,6 +20,7 @@ EXAMPLES = {
     "import inspect": "eddecode import inspect logs --out run, then eddecode gate run --max-reversal 5%",
     "init": "eddecode init audit.toml, then eddecode audit --config audit.toml",
     "judge": "eddecode judge run --judge guard:org/guard",
+    "label-sheet": "eddecode label-sheet run --out sheet.csv, then eddecode judge run --labels sheet.csv",
     "merge": "eddecode merge parts/* --out run",
     "pair": "eddecode pair org/base org/chat",
     "plan": "eddecode plan pilot-run --max-reversal 0.05",

@@ -89,6 +89,41 @@ def test_what_cannot_be_judged_again(tmp_path: Path) -> None:
         rejudge(tmp_path / "run", [Short()])
 
 
+class Broken:
+    """A judge of harm whose server is not there; `reached`, it answers."""
+
+    name, role, identity, reached = "away", "harm", "1", False
+
+    def __call__(self, cases: Sequence[Case]) -> list[Verdict]:
+        if not self.reached:
+            raise ConnectionError("no route to host")
+        return [Verdict(1.0, True, "x") for _ in cases]
+
+
+def test_a_judge_that_fails_on_its_first_batch(tmp_path: Path) -> None:
+    """The completions are kept; the judge is asked again, or another one takes its place."""
+    away = Broken()
+    with pytest.raises(JudgeError, match=r"away failed .*ConnectionError: no route to host"):
+        run(config(tmp_path / "run"), judges=[away])
+    with Store.read(tmp_path / "run") as store:
+        assert store.missing() == 0
+        assert store.judges() == []
+    other = rejudge(tmp_path / "run", judges())
+    assert other.harm_judge == "lexicon"
+    assert any("was started with away as its harm judge" in note for note in other.notes)
+    with pytest.raises(JudgeError, match="away failed"):
+        rejudge(tmp_path / "run", [away])
+    away.reached = True
+    assert run(config(tmp_path / "run"), judges=[away], sampler=Stopping()).harm_rate("base").rate == 1.0
+
+
+class Stopping(StubSampler):
+    """Decodes nothing."""
+
+    def as_completed(self, prompts: Any, params: Any) -> Iterator[Any]:
+        raise AssertionError("nothing is left to decode")
+
+
 def test_people_correct_the_rates(tmp_path: Path) -> None:
     """Labels that the judge always meets leave its rates where they are; they stay in the run."""
     run(config(tmp_path / "run"))

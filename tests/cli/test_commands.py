@@ -24,7 +24,7 @@ from eddecode.models.sizes import format_bytes
 COMMANDS = (
     *("audit", "judge", "demo", "generate", "pair", "export"),
     *("report", "gate", "compare", "plan", "policy"),
-    *("init", "preview", "runs", "doctor", "docs"),
+    *("init", "preview", "runs", "doctor", "docs", "label-sheet"),
 )
 
 

@@ -15,16 +15,19 @@ if TYPE_CHECKING:
         export_to,
         to_frame,
     )
+    from eddecode.audit.export.label_sheet import completion_ids, label_sheet
     from eddecode.audit.export.rows import chosen_keys, export_rows, run_conditions
 
 _HOMES = {
     "FORMATS": "eddecode.audit.export.formats",
     "chosen_keys": "eddecode.audit.export.rows",
+    "completion_ids": "eddecode.audit.export.label_sheet",
     "export_csv": "eddecode.audit.export.formats",
     "export_jsonl": "eddecode.audit.export.formats",
     "export_parquet": "eddecode.audit.export.formats",
     "export_rows": "eddecode.audit.export.rows",
     "export_to": "eddecode.audit.export.formats",
+    "label_sheet": "eddecode.audit.export.label_sheet",
     "run_conditions": "eddecode.audit.export.rows",
     "to_frame": "eddecode.audit.export.formats",
 }
@@ -32,11 +35,13 @@ _HOMES = {
 __all__ = [
     "FORMATS",
     "chosen_keys",
+    "completion_ids",
     "export_csv",
     "export_jsonl",
     "export_parquet",
     "export_rows",
     "export_to",
+    "label_sheet",
     "run_conditions",
     "to_frame",
 ]

@@ -163,6 +163,17 @@ class StoreQueries:
         """(condition's name, text) of every completion whose text is kept."""
         yield from self._query("SELECT condition, text FROM completion WHERE text IS NOT NULL ORDER BY id")
 
+    def places(self) -> Iterator[tuple[int, str, int, int, str]]:
+        """(id, condition's name, prompt index, sample, digest of the text) of every completion of an audited prompt."""
+        yield from self._query(
+            f"SELECT id, condition, prompt_index, sample, text_digest FROM completion WHERE {_AUDITED} ORDER BY id"
+        )
+
+    def text(self, completion: int) -> str:
+        """The text of the completion with this id; empty where none is kept."""
+        rows = self._query("SELECT coalesce(text, '') FROM completion WHERE id = ?", (completion,))
+        return str(next(rows)[0])
+
     def min_tokens(self) -> int:
         """Tokens of text below which a completion is left out of harm rates; 0: none is."""
         return int((self.note("identity") or {}).get("min_tokens", 0))
