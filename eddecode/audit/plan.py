@@ -14,7 +14,6 @@ from eddecode.audit.conditions import Condition
 from eddecode.audit.config import AuditConfig
 from eddecode.audit.data.canaries import Canary, read_canaries
 from eddecode.audit.data.prompts import Messages, PromptRecord, read_benign_prompts, read_prompts
-from eddecode.audit.data.shards import NOTE as SHARD_NOTE
 from eddecode.audit.data.shards import Shard
 from eddecode.audit.data.transforms import Transform, read_transforms, with_system, without_system
 from eddecode.audit.judges.base import Judge, JudgeLike
@@ -22,6 +21,7 @@ from eddecode.audit.judges.registry import make_judge, make_judges
 from eddecode.audit.mitigations import meaning, parse_mitigations
 from eddecode.audit.policy import Policy, run_facts
 from eddecode.audit.provenance import fingerprint_digest, run_fingerprint
+from eddecode.audit.store.queries import SHARD_NOTE
 from eddecode.errors import ConfigError
 
 if TYPE_CHECKING:

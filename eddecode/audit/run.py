@@ -19,7 +19,7 @@ from eddecode.audit.config import AuditConfig
 from eddecode.audit.config_file import write_as_run
 from eddecode.audit.data.canaries import Canary, canary_result, read_canaries
 from eddecode.audit.data.labels import majority_vote, read_labels
-from eddecode.audit.data.shards import NOTE, Shard
+from eddecode.audit.data.shards import Shard
 from eddecode.audit.decode import (
     LoadedSamplers,
     Progress,
@@ -41,6 +41,7 @@ from eddecode.audit.provenance import diff
 from eddecode.audit.reasoning import Answers
 from eddecode.audit.report.curve import write_curve
 from eddecode.audit.store.discard import discard_run
+from eddecode.audit.store.queries import SHARD_NOTE
 from eddecode.audit.store.store import HUMAN, LabelKey, Store
 from eddecode.errors import ConfigError, EddecodeError, JudgeError, PromptRelatedError, StoreError
 
@@ -241,7 +242,7 @@ def rejudge(
             "canaries need a judge of harm; give the run's harm judge with --judge, as the first one"
         )
     with Store.open(folder) as store:
-        if store.note(NOTE) is not None:
+        if store.note(SHARD_NOTE) is not None:
             raise ConfigError(f"{folder} holds one shard of a run; join the shards with eddecode merge first")
         check_finished(store)
         fingerprint = store.note("identity")
@@ -365,7 +366,7 @@ def _check_same_run(store: Store, plan: AuditPlan) -> None:
 
 
 def _check_same_shard(store: Store, plan: AuditPlan) -> None:
-    old, new = store.note(NOTE), plan.notes().get(NOTE)
+    old, new = store.note(SHARD_NOTE), plan.notes().get(SHARD_NOTE)
     if old != new:
         held, asked = (
             "a whole run" if note is None else f"shard {note['number']} of {note['of']}"

@@ -44,13 +44,12 @@ from eddecode.audit.analysis.summary_parts import (
     UtilitySummary,
 )
 from eddecode.audit.conditions import Condition
-from eddecode.audit.data.shards import NOTE
 from eddecode.audit.reasoning import reasoning_notes
 from eddecode.audit.stats.clusters import Clusters
 from eddecode.audit.stats.estimates import CorrectedRate, Rate
 from eddecode.audit.stats.paired import rate_estimate, relative_decrease
 from eddecode.audit.stats.proportions import clustered_rate
-from eddecode.audit.store.queries import kind_note
+from eddecode.audit.store.queries import SHARD_NOTE, kind_note
 from eddecode.audit.store.store import Store
 from eddecode.audit.text_quality import SHORT
 from eddecode.errors import StoreError
@@ -73,7 +72,7 @@ def summarize(
         StoreError: a condition has no completion that counts, or none that a judge has judged; or no judge of harm has
             judged every completion.
     """
-    if store.note(NOTE) is not None:
+    if store.note(SHARD_NOTE) is not None:
         raise StoreError(
             f"{store.folder} holds one shard of a run; join all shards with eddecode merge first"
         )

@@ -14,9 +14,6 @@ from typing import Any
 from eddecode.audit.data.prompts import PromptRecord
 from eddecode.errors import ConfigError
 
-NOTE = "shard"
-"""Name of the note in a store that says which shard it holds; a whole run has none."""
-
 
 @dataclass(frozen=True)
 class Shard:

@@ -12,10 +12,9 @@ from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
 
-from eddecode.audit.data.shards import NOTE
 from eddecode.audit.store.grow import add_rows, remove_part, rows_of
 from eddecode.audit.store.lock import lock_run
-from eddecode.audit.store.queries import SKIPPED
+from eddecode.audit.store.queries import SHARD_NOTE, SKIPPED
 from eddecode.audit.store.schema import FILE, explained, prepare
 from eddecode.audit.store.store import Store
 from eddecode.errors import StoreError
@@ -58,15 +57,15 @@ def _numbered(stores: Sequence[Store]) -> list[tuple[int, Store]]:
     """Each store with the number of its shard, after a check that they are all shards of one audit."""
     first, found = stores[0], dict[int, Store]()
     for store in stores:
-        shard = store.note(NOTE)
+        shard = store.note(SHARD_NOTE)
         if shard is None:
             raise StoreError(f"{store.folder} holds no shard; expected folders that `audit --shard` wrote")
         if store.note("digest") != first.note("digest"):
             raise StoreError(f"{store.folder} is a shard of another audit than {first.folder}")
-        if shard["of"] != first.note(NOTE)["of"]:
+        if shard["of"] != first.note(SHARD_NOTE)["of"]:
             raise StoreError(
                 f"{store.folder} is shard {shard['number']} of {shard['of']}, and {first.folder} is one of "
-                f"{first.note(NOTE)['of']}; give the shards of one division"
+                f"{first.note(SHARD_NOTE)['of']}; give the shards of one division"
             )
         if shard["number"] in found:
             raise StoreError(
@@ -78,7 +77,7 @@ def _numbered(stores: Sequence[Store]) -> list[tuple[int, Store]]:
                 f"{store.expected():,} completions; run its command again"
             )
         found[shard["number"]] = store
-    of = first.note(NOTE)["of"]
+    of = first.note(SHARD_NOTE)["of"]
     missing = [number for number in range(1, of + 1) if number not in found]
     if missing:
         names = ", ".join(f"{number}/{of}" for number in missing[:20])
@@ -86,8 +85,8 @@ def _numbered(stores: Sequence[Store]) -> list[tuple[int, Store]]:
             f"{len(missing)} of {of} shards are missing: {names}{' …' if len(missing) > 20 else ''}"
         )
     prompts = sum(len(store.prompts()) for store in stores)
-    if prompts != first.note(NOTE)["prompts"]:
-        raise StoreError(f"the shards hold {prompts} prompts; expected {first.note(NOTE)['prompts']}")
+    if prompts != first.note(SHARD_NOTE)["prompts"]:
+        raise StoreError(f"the shards hold {prompts} prompts; expected {first.note(SHARD_NOTE)['prompts']}")
     return list(found.items())
 
 
@@ -106,7 +105,7 @@ def _check_judges(stores: Sequence[Store]) -> None:
 
 def _copy(stores: Sequence[Store], new: sqlite3.Connection) -> None:
     first = stores[0].connection
-    add_rows(new, "run", (row for row in rows_of(first, "run") if row[0] != NOTE))
+    add_rows(new, "run", (row for row in rows_of(first, "run") if row[0] != SHARD_NOTE))
     skips = (row for store in stores[1:] for row in rows_of(store.connection, "run"))
     add_rows(new, "run", (row for row in skips if str(row[0]).startswith(SKIPPED)))
     add_rows(new, "condition", rows_of(first, "condition"))

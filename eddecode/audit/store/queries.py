@@ -28,6 +28,7 @@ _EXPORTED = (
     "empty",
 )
 
+SHARD_NOTE = "shard"  # the note that says which shard a store holds; a whole run has none
 CANARIES = "canaries "  # the notes with results of canary sets are called so, with a number
 BENCHMARKS = "benchmarks "  # and those with figures of benchmarks so
 SKIPPED = "skipped "  # the notes on prompts that were left out are called so, with the prompt's index

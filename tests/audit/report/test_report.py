@@ -122,8 +122,8 @@ def test_markdown_shows_names_as_they_are(tmp_path: Path) -> None:
 def test_the_verdict_is_first_and_says_the_headline(page: str, tmp_path: Path) -> None:
     parsed = Page(page)
     sections = [attributes["id"] for attributes in parsed.all("section")]
-    assert sections == ["verdict", "harm", "release", "categories", "attacks", "beside", "mitigations", "transfer", "judges",
-                        "tests", "judge-free", "run", "limits"]  # fmt: skip
+    assert sections == ["verdict", "harm", "release", "categories", "attacks", "beside", "mitigations", "transfer",
+                        "judges", "tests", "judge-free", "run", "limits"]  # fmt: skip
     said = page.replace("\N{NO-BREAK SPACE}", " ")
     assert "The alignment can be reversed" in said
     assert "38.0 percentage points [32.0, 44.0] above the base model" in said
