@@ -29,6 +29,7 @@ BENCHMARKS = {
     "scoring": "scoring at 16 α's against one, shared prompts against distinct ones",
     "speculation": "speculative decoding against plain decoding",
     "audit": "writes the prompts of docs/audit-of-the-bundled-pair.md",
+    "families": "every model family: a cached batch against passes without a cache; docs/families.md",
     "findings": "trains and measures all findings, and writes docs/findings.md",
 }
 

@@ -158,7 +158,7 @@ class AuditConfig:
         suppress_eos, ignore_eos: see `SamplingParams`.
         dtype: of the weights: `auto`, `float32`, `bfloat16`, `float16`.
         device: of the models; None: a GPU if there is one.
-        device_map, quantization: of the models, see `ModelPair.load`.
+        device_map, quantization, long_context: of the models, see `ModelPair.load`.
         batch_size: most completions that are decoded together; None: as many as `Sampler` takes. No completion depends
             on it.
         speculation: what drafts tokens, see `Sampler`. No completion depends on it.
@@ -222,6 +222,7 @@ class AuditConfig:
     device: str | None = None
     device_map: str | Mapping[str, Any] | None = None
     quantization: str | None = None
+    long_context: StrictBool = False
     batch_size: Annotated[Integer, Field(ge=1)] | None = None
     speculation: str = "off"
     base_revision: str | None = None

@@ -377,6 +377,7 @@ def load_sampler(config: AuditConfig, model: str = PAIR) -> SamplerLike:
     options |= {
         "device_map": config.device_map,
         "quantization": config.quantization,
+        "long_context": config.long_context,
         "mask_ids": config.mask_ids,
     }
     group: Any

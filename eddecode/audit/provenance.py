@@ -77,6 +77,7 @@ def _optional(
         "suppress_eos": config.suppress_eos,
         "ignore_eos": config.ignore_eos,
         "quantization": config.quantization or "",
+        "long_context": config.long_context,
         "no_text": not config.keep_text,
         "template_variables": dict(config.template_variables),
         "fold_system": config.fold_system,

@@ -19,6 +19,7 @@ from eddecode.cli.common import (
     FoldSystem,
     IgnoreEos,
     KeepThinking,
+    LongContext,
     MaskIds,
     MinP,
     Prefill,
@@ -144,6 +145,7 @@ def audit(
     ] = None,
     suppress_eos: SuppressEos = False,
     ignore_eos: IgnoreEos = False,
+    long_context: LongContext = False,
     stop: Stop = None,
     seed: Annotated[
         int | None, typer.Option(help="Random seed; the same seed gives the same completions. Default: 0.")
@@ -289,7 +291,15 @@ def audit(
     }
     with errors_as_messages(out):
         given |= decoding_options(
-            device_map, quantization, batch_size, speculation, top_k, min_p, suppress_eos, ignore_eos
+            device_map,
+            quantization,
+            batch_size,
+            speculation,
+            top_k,
+            min_p,
+            suppress_eos,
+            ignore_eos,
+            long_context,
         )
         given |= rendering_options(
             template_var, fold_system, prefill, escape_specials, mask_ids, keep_thinking

@@ -40,6 +40,7 @@ from eddecode.cli.common import (
     EscapeSpecials,
     FoldSystem,
     IgnoreEos,
+    LongContext,
     MaskIds,
     MinP,
     Prefill,
@@ -162,6 +163,7 @@ def generate(
     max_new_tokens: Tokens = 128,
     suppress_eos: SuppressEos = False,
     ignore_eos: IgnoreEos = False,
+    long_context: LongContext = False,
     stop: Stop = None,
     seed: Seed = 0,
     dtype: Dtype = "auto",
@@ -202,7 +204,15 @@ def generate(
             base_template = base_template or str(bundled.base_template)
         prompts = [sys.stdin.read().rstrip("\r\n") if prompt == "-" else prompt for prompt in prompts]
         further = decoding_options(
-            device_map, quantization, batch_size, speculation, top_k, min_p, suppress_eos, ignore_eos
+            device_map,
+            quantization,
+            batch_size,
+            speculation,
+            top_k,
+            min_p,
+            suppress_eos,
+            ignore_eos,
+            long_context,
         )
         further |= rendering_options(template_var, fold_system, prefill, escape_specials, mask_ids)
         config = AuditConfig(

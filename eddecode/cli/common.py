@@ -65,6 +65,13 @@ SuppressEos = Annotated[bool, typer.Option("--suppress-eos", help="Never sample 
 IgnoreEos = Annotated[
     bool, typer.Option("--ignore-eos", help="Do not stop at the end of a text, but at the length limit.")
 ]
+LongContext = Annotated[
+    bool,
+    typer.Option(
+        "--long-context",
+        help="Read texts of every length by the rotary angles for long ones, where a model has such (Phi-4-mini).",
+    ),
+]
 TemplateVar = Annotated[
     list[str] | None,
     typer.Option(
@@ -126,6 +133,7 @@ def decoding_options(
     min_p: float | None,
     suppress_eos: bool,
     ignore_eos: bool,
+    long_context: bool = False,
 ) -> dict[str, Any]:
     """The fields of `AuditConfig` for the options that every command that decodes has; None: not given."""
     return {
@@ -136,6 +144,7 @@ def decoding_options(
         },
         **{"speculation": speculation, "top_k": top_k, "min_p": min_p},
         **{"suppress_eos": suppress_eos or None, "ignore_eos": ignore_eos or None},
+        "long_context": long_context or None,
     }
 
 

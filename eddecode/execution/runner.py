@@ -23,7 +23,7 @@ from eddecode.execution.compiled.replace import CompiledModules
 from eddecode.execution.kv_cache import AttentionMaskBuilder, BatchedKVCache
 from eddecode.execution.packing import PACKED_CHUNK, PackedTexts
 from eddecode.execution.patching import Float32LMHead, patched_forward, triton_runs
-from eddecode.execution.rotary import rope_window
+from eddecode.models.rotary import rope_window
 from eddecode.models.sizes import PREFILL_CHUNK, input_device
 from eddecode.utils.device import copy_to_device
 

@@ -18,10 +18,10 @@ from torch import Tensor
 
 from eddecode.errors import EngineError
 from eddecode.execution.compiled.replace import CompiledModules
-from eddecode.execution.rotary import rope_window
 from eddecode.execution.runner import CachedModelRunner
 from eddecode.execution.uncached_runner import UncachedModelRunner
 from eddecode.models.float32_pass import LOW_PRECISION, Float32Pass
+from eddecode.models.rotary import rope_window
 from eddecode.utils.memory import is_out_of_memory
 
 # How far a cached decode may be from a plain forward pass, relative to the largest logit. Rounding stays far below

@@ -40,6 +40,7 @@ _LOAD_OPTIONS = (
     "base_revision",
     "aligned_revision",
     "quantization",
+    "long_context",
     "mask_ids",
 )
 
@@ -52,7 +53,7 @@ class PairOptions:
     Attributes:
         base, aligned: local folders or hub ids; `aligned` may be an adapter.
         base_template, aligned_template: see `eddecode.Sampler`.
-        dtype, device, device_map, base_revision, aligned_revision, quantization, mask_ids: see
+        dtype, device, device_map, base_revision, aligned_revision, quantization, long_context, mask_ids: see
             `eddecode.ModelPair.load`.
         max_slots, memory_budget, speculation, cuda_graphs, fold_system, prefill, escape_specials: see
             `eddecode.Sampler`.
@@ -72,6 +73,7 @@ class PairOptions:
     base_revision: str | None = None
     aligned_revision: str | None = None
     quantization: str | None = None
+    long_context: bool = False
     max_slots: Annotated[Integer, Field(ge=1)] = 256
     memory_budget: Annotated[Integer, Field(ge=1)] | None = None
     speculation: str = "off"

@@ -52,6 +52,7 @@ class Checkpoint:
         config: config.json (of an adapter: adapter_config.json).
         files: the safetensors files with the weights, in order.
         generation: generation_config.json, or {}.
+        long_context: whether texts of every length are read by the rotary angles for long ones (`rotary`).
     """
 
     source: str
@@ -63,6 +64,7 @@ class Checkpoint:
     has_tokenizer: bool = False
     revision: str | None = None
     generation: dict[str, Any] = field(default_factory=dict)
+    long_context: bool = False
 
     @property
     def is_sharded(self) -> bool:
@@ -104,7 +106,8 @@ class Checkpoint:
         Reads every weight once (about a second per gigabyte).
         """
         settings = {key: value for key, value in self.config.items() if key not in _VOLATILE}
-        head = json.dumps([settings, self.generation.get("eos_token_id")], sort_keys=True).encode()
+        further = ["long context"] if self.long_context else []
+        head = json.dumps([settings, self.generation.get("eos_token_id"), *further], sort_keys=True).encode()
         with ThreadPoolExecutor(max_workers=4) as pool:  # hashing releases the interpreter's lock
             tensors = sorted(digest for part in pool.map(tensor_digests, self.files) for digest in part)
         return combine(base, head, *tensors)

@@ -34,6 +34,7 @@ class LoadOptions(TypedDict, total=False):
     device_map: Any
     quantization: str | None
     offload_folder: str | Path | None
+    long_context: bool
     check_memory: bool
     slots: int
     length: int | None

@@ -64,6 +64,7 @@ class LoadConfig:
         device_map: as in transformers.
         quantization: None, "8bit" or "4bit".
         offload_folder: where weights go that a device_map places on "disk".
+        long_context: whether texts of every length are read by the rotary angles for long ones.
     """
 
     dtype: str | torch.dtype = "auto"
@@ -71,6 +72,7 @@ class LoadConfig:
     device_map: Any = None
     quantization: Quantization | None = None
     offload_folder: Path | None = None
+    long_context: bool = False
 
     @classmethod
     def create(
@@ -81,6 +83,7 @@ class LoadConfig:
         device_map: Any = None,
         quantization: str | None = None,
         offload_folder: str | Path | None = None,
+        long_context: bool = False,
     ) -> LoadConfig:
         """Check the options of a `load`; PairError for a value that is invalid or not available here."""
         parsed_dtype = parse_dtype(dtype)
@@ -97,7 +100,7 @@ class LoadConfig:
         bits = parse_quantization(quantization)
         if bits is not None:
             _require_quantization_packages(bits)
-        return cls(parsed_dtype, picked_device, device_map, bits, folder)
+        return cls(parsed_dtype, picked_device, device_map, bits, folder, long_context)
 
     def per_model(self, names: Sequence[str]) -> list[LoadConfig]:
         """One configuration per model: its entry of a device_map {name: device_map}, and its own offload folder.

@@ -7,7 +7,7 @@ identical to the bit are held once, which can only be found when all models are 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,10 @@ from eddecode.models.adapters import load_merged_adapter
 from eddecode.models.checkpoint import Checkpoint, open_checkpoint
 from eddecode.models.diagnostics import Diagnostic
 from eddecode.models.load_config import LoadConfig
-from eddecode.models.loader import load_model
+from eddecode.models.loader import load_model, read_causal_config
 from eddecode.models.memory_estimate import DEFAULT_LENGTH, check_fits
 from eddecode.models.quantized import one_sided_note
+from eddecode.models.rotary import use_long_rope
 from eddecode.models.sizes import format_bytes, weights_bytes
 from eddecode.models.tokenizer_files import read_tokenizer
 from eddecode.models.weight_sharing import share_identical
@@ -80,6 +81,8 @@ def load_group(
     """
     configs = load_config.per_model([ref.side for ref in refs])
     checkpoints = [open_checkpoint(ref.path, ref.side, ref.revision) for ref in refs]
+    if load_config.long_context:
+        checkpoints = _with_long_context(checkpoints)
     adapter_bases = [
         _adapter_base(ref, checkpoint, load_config) for ref, checkpoint in zip(refs, checkpoints, strict=True)
     ]
@@ -99,6 +102,22 @@ def load_group(
         notes += found
     notes += _hold_identical_once(models) + _quantization_notes(load_config) + one_sided_note(checkpoints)
     return LoadedModels(tuple(models), tuple(tokenizers), tuple(checkpoints), notes)
+
+
+def _with_long_context(checkpoints: Sequence[Checkpoint]) -> list[Checkpoint]:
+    """The checkpoints, those with rotary angles of their own for long texts marked to use them always."""
+    has_two = [
+        not checkpoint.is_adapter and use_long_rope(read_causal_config(checkpoint)[0])
+        for checkpoint in checkpoints
+    ]
+    if not any(has_two):
+        raise PairError(
+            "long_context was asked for, and no model has rotary angles of its own for long texts (rope_type "
+            "'longrope'); leave it out"
+        )
+    return [
+        replace(checkpoint, long_context=two) for checkpoint, two in zip(checkpoints, has_two, strict=True)
+    ]
 
 
 def _adapter_base(ref: CheckpointRef, checkpoint: Checkpoint, load_config: LoadConfig) -> int | None:

@@ -34,6 +34,7 @@ from eddecode.models.diagnostics import Diagnostic
 from eddecode.models.load_config import LoadConfig
 from eddecode.models.loaded_weights import compare_with_files, some
 from eddecode.models.quantized import check_quantization, quantization_notes
+from eddecode.models.rotary import use_long_rope, window_note
 from eddecode.models.weight_dtypes import check_dtypes
 
 __all__ = [
@@ -65,7 +66,7 @@ def read_causal_config(checkpoint: Checkpoint) -> tuple[Any, list[Diagnostic]]:
     config = read_config(checkpoint)
     _check_causal(config, checkpoint.config, checkpoint.where)
     check_dtypes(checkpoint)
-    notes = _leftover_notes(checkpoint)
+    notes = _leftover_notes(checkpoint) + window_note(config, checkpoint.side)
     if checkpoint.config.get("auto_map"):
         notes.append(
             Diagnostic(
@@ -115,6 +116,8 @@ def read_config(checkpoint: Checkpoint) -> Any:
             config = AutoConfig.from_pretrained(view, trust_remote_code=False, local_files_only=True)
     except Exception as error:  # a configuration is validated by its own class, which can raise anything
         raise PairError(f"{where} has a config.json that transformers refuses: {one_line(error)}") from error
+    if checkpoint.long_context:
+        use_long_rope(config)
     choose_attention(config)
     return config
 

@@ -154,6 +154,7 @@ class ModelPair:
         aligned_revision: str | None = None,
         quantization: str | None = None,
         offload_folder: str | Path | None = None,
+        long_context: bool = False,
         check_memory: bool = True,
         slots: int = 1,
         length: int | None = None,
@@ -172,6 +173,8 @@ class ModelPair:
             revision: a hub branch, tag or commit for both; base_revision and aligned_revision for one.
             quantization: "8bit" or "4bit" (needs bitsandbytes).
             offload_folder: where a device_map may put weights that fit on no device.
+            long_context: read texts of every length by the rotary angles for long ones, where a model has two sets of
+                them (Phi-3, Phi-4-mini); without it such a model reads texts up to its original window only.
             check_memory: refuse a pair that does not fit.
             slots, length: completions at a time, and tokens of each with its prompt (default 2,048, or the models' own
                 limit), that must fit beside the weights.
@@ -188,6 +191,7 @@ class ModelPair:
             device_map=device_map,
             quantization=quantization,
             offload_folder=offload_folder,
+            long_context=long_context,
         )
         sources = (
             CheckpointRef(base, "base", base_revision or revision),

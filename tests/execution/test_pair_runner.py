@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,15 +18,15 @@ from transformers import (
     PreTrainedConfig,
 )
 
-from eddecode.errors import ContextError
+from eddecode.errors import ContextError, PairError
 from eddecode.execution import runner as runner_module
 from eddecode.execution.factory import separate_pair_runner
-from eddecode.execution.rotary import rope_window
 from eddecode.execution.rowwise_runner import RowwiseModelRunner
 from eddecode.execution.runner import CachedModelRunner
 from eddecode.execution.self_check import max_relative_error
 from eddecode.execution.uncached_runner import UncachedModelRunner
 from eddecode.models.pair import ModelPair
+from eddecode.models.rotary import rope_window
 from eddecode.prompts.types import RenderedPrompt
 from eddecode.sampler import Sampler
 from helpers import decoding, reference, tiny
@@ -198,9 +199,9 @@ def test_an_empty_clone_shares_the_models_and_no_slot() -> None:
     assert all(a.model is b.model for a, b in zip(runner.model_runners, other.model_runners, strict=True))
 
 
-def test_texts_end_where_rotary_frequencies_would_change_with_the_batch() -> None:
-    """Phi-3's longrope turns all positions by other angles once the longest row passes the original length."""
-    config = Phi3Config(
+def longrope() -> Phi3Config:
+    """As Phi-4-mini, with an original window of 24 tokens."""
+    return Phi3Config(
         hidden_size=32,
         intermediate_size=48,
         num_hidden_layers=2,
@@ -220,7 +221,11 @@ def test_texts_end_where_rotary_frequencies_would_change_with_the_batch() -> Non
         eos_token_id=2,
         **SMALL,
     )
-    pair = pair_of(config)
+
+
+def test_texts_end_where_rotary_frequencies_would_change_with_the_batch() -> None:
+    """Phi-3's longrope turns all positions by other angles once the longest row passes the original length."""
+    pair = pair_of(longrope())
     assert rope_window(pair.base) == 24
     made = Sampler(pair)
     assert made.runner.windows == [24, 24]
@@ -229,6 +234,30 @@ def test_texts_end_where_rotary_frequencies_would_change_with_the_batch() -> Non
     assert decoding.tokens(made.generate(fits, decoding.GREEDY.replace(alpha=1.0))) == [expected]
     with pytest.raises(ContextError, match=r"the base model reads at most 24 tokens, but the prompt has 15"):
         made.generate(RenderedPrompt(decoding.ids(0, 15, 90), [3]), decoding.GREEDY)
+
+
+def test_the_long_window_on_request(tmp_path: Path) -> None:
+    """With the angles for long texts throughout, texts beyond the original window are those of the model itself."""
+    made = pair_of(longrope())
+    folders = [
+        tiny.save_model(tmp_path / name, model, tiny.tiny_tokenizer())
+        for name, model in zip(made.names, made.models, strict=True)
+    ]
+    short = ModelPair.load(*folders)
+    assert "reads texts of at most 24 of its 256 tokens" in " ".join(map(str, short.notes))
+    pair = ModelPair.load(*folders, long_context=True)
+    assert pair.digests() != short.digests()
+    sampler = Sampler(pair)
+    assert sampler.runner.windows == [256, 256]
+    prompts = [RenderedPrompt(decoding.ids(i, 40 + i, 90), decoding.ids(i + 3, 60, 90)) for i in range(2)]
+    short_one = RenderedPrompt(decoding.ids(7, 5, 90), decoding.ids(8, 6, 90))  # beside it in the batch
+    params = decoding.GREEDY.replace(alpha=1.0)
+    found = decoding.tokens(sampler.generate([*prompts, short_one], params))
+    # The models as they are made from their own configuration: beyond the original window at every step.
+    assert found[:2] == [reference.generate(made.models, prompt.ids, 1.0, 10).ids for prompt in prompts]
+    assert found[2] == reference.generate(pair.models, short_one.ids, 1.0, 10).ids
+    with pytest.raises(PairError, match=r"no model has rotary angles of its own for long texts"):
+        ModelPair.load(*tiny.save_pair(tmp_path / "llama"), long_context=True)
 
 
 def test_models_with_static_rope_have_no_rope_window() -> None:

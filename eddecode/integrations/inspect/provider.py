@@ -131,7 +131,8 @@ class PairAPI(ModelAPI):
         templates = ("base_template", "aligned_template")
         found = {"dtype": own.dtype, **{name: template_fingerprint(getattr(own, name)) for name in templates}}
         rendering = {
-            name: getattr(own, name) for name in ("fold_system", "prefill", "quantization", "mask_ids")
+            name: getattr(own, name)
+            for name in ("fold_system", "prefill", "quantization", "long_context", "mask_ids")
         }
         if own.template_variables is not None:
             rendering["template_variables"] = json.loads(own.template_variables)
