@@ -290,9 +290,10 @@ def context_error(
     for name, ids, window in zip(names, prompts, windows, strict=True):
         needed = len(ids) + max_new_tokens
         if window is not None and needed > window:
+            rest = window - len(ids)
+            lower = f" or lower max_new_tokens to {rest}" if rest > 0 else ""
             return ContextError(
                 f"the {name} model reads at most {window} tokens, but the prompt has {len(ids)} "
-                f"and max_new_tokens={max_new_tokens} asks for {needed} in all; shorten the prompt "
-                f"or lower max_new_tokens to {max(window - len(ids), 0)}"
+                f"and max_new_tokens={max_new_tokens} asks for {needed} in all; shorten the prompt{lower}"
             )
     return None
