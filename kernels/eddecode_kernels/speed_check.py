@@ -13,7 +13,7 @@ from statistics import geometric_mean
 
 import torch
 
-from eddecode_kernels.jit import library_path, write_atomically
+from eddecode_kernels.jit import instruction_set, library_path, write_atomically
 from eddecode_kernels.layers_cpu import compiled_linear
 
 MIN_SPEEDUP = {1: 0.95, 8: 0.95, 64: 0.7}
@@ -38,7 +38,8 @@ def is_faster_than_torch(dtype: torch.dtype) -> bool:
     faster = all(speedups[str(rows)] > least for rows, least in MIN_SPEEDUP.items())
     faster = faster and geometric_mean(speedups.values()) > MIN_MEAN_SPEEDUP
     with contextlib.suppress(OSError):
-        write_atomically(note, json.dumps({"torch_over_compiled": speedups, "pays": faster}))
+        found = {"instruction_set": instruction_set(), "torch_over_compiled": speedups, "pays": faster}
+        write_atomically(note, json.dumps(found))
     return faster
 
 

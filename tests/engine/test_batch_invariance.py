@@ -27,7 +27,9 @@ def test_alone_in_a_batch_and_with_guesses(dtype: torch.dtype) -> None:
         for i in range(12)
     ]
     template = {"base_template": ours.base_template}
-    together = Sampler(pair, **template).generate(prompts, params)
+    sampler = Sampler(pair, **template)
+    assert all(runner.layers.stack is not None for runner in sampler.runner.model_runners)  # type: ignore[attr-defined]
+    together = sampler.generate(prompts, params)
     alone = Sampler(pair, **template)
     by_turns = [alone.generate(prompt, p)[0] for prompt, p in zip(prompts, params, strict=True)]
     narrow = Sampler(pair, **template, max_slots=5).generate(prompts, params)
