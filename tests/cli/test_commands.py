@@ -133,7 +133,7 @@ def test_export_is_one_completion_a_line(
         *{"condition", "alpha", "prompt_index", "sample", "text", "token_ids", "finish_reason"},
         *{"implied_reward", "base_logprob", "aligned_logprob", "verdicts"},
         *{"name", "system", "transform", "template", "temperature", "mitigation", "model", "text_digest"},
-        *{"prompt", "prompt_id", "category"},
+        *{"prompt", "prompt_id", "category", "attack"},
         *{"length", "perplexity", "distinct_1", "distinct_2", "repetition", "empty"},
     }
     for row in rows:
@@ -373,7 +373,7 @@ def test_judging_again_and_exporting(pair_folders: tuple[Path, Path], words: Pat
     assert "refusal" in result.stdout
     assert "Loading" not in result.stderr
     table = invoke("export", run, "--to", "csv", "--condition", "ed@0.3").stdout.splitlines()
-    assert table[0].startswith("condition,alpha,name,")
+    assert table[0].startswith("condition,attack,alpha,name,")
     assert "refusal.flag" in table[0]
     assert len(table) == 1 + 3 * 2
     target = tmp_path / "log.json"
