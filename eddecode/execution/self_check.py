@@ -8,6 +8,7 @@ percent of a large logit, such as a low-rank term that is left out, is far above
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,9 +25,11 @@ from eddecode.models.float32_pass import LOW_PRECISION, Float32Pass
 from eddecode.models.rotary import rope_window
 from eddecode.utils.memory import is_out_of_memory
 
+_log = logging.getLogger(__name__)
+
 # How far a cached decode may be from a plain forward pass, relative to the largest logit. Rounding stays far below
-# it; a mask or a position that a model ignores is far above it.
-TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4}
+# it; a mask or a position that a model ignores is far above it. The low dtypes: only without memory for a float32 pass.
+TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.bfloat16: 0.06, torch.float16: 0.02}
 TF32_TOLERANCE = 5e-3  # where torch may round the arguments of float32 products
 ROUNDINGS = 2.0  # times what a plain pass in the same dtype is off by; sound runners have 0.5 to 1.5 (docs/numerics.md)
 ROUTER_ROUNDINGS = 3.0  # the same for the median of a model with experts: up to 1.8
@@ -90,7 +93,7 @@ class Expectation:
         probe: the texts.
         exact: (rows, K, V) float32, by a plain pass in float32.
         rounded: the same by a plain pass in the model's own dtype; None where that is float32.
-        tolerance: relative to the largest logit, for models in float32 and float64.
+        tolerance: relative to the largest logit, for what is compared in the dtype of `exact`.
         has_router: whether a near tie of the model's router may give another expert, and so another logit.
     """
 
@@ -105,22 +108,18 @@ class Expectation:
         """Of a model, by plain passes without a cache."""
         probe = probe or Probe.of(model)
         plain = UncachedModelRunner(model, compiled_head=False)
-        is_low = model.dtype in LOW_PRECISION
         with torch.inference_mode():
             own = plain.logits_at(probe.texts, probe.positions)
-            if is_low:
-                with Float32Pass():
-                    exact = plain.logits_at(probe.texts, probe.positions)
-        tolerance = TOLERANCE.get(model.dtype, 1e-4)
-        if model.device.type == "cuda" and torch.get_float32_matmul_precision() != "highest":
+            exact = _in_float32(plain, probe) if model.dtype in LOW_PRECISION else None
+        compared_in = model.dtype if exact is None else torch.float32
+        tolerance = TOLERANCE.get(compared_in, TOLERANCE[torch.bfloat16])
+        may_round = model.device.type == "cuda" and torch.get_float32_matmul_precision() != "highest"
+        if compared_in == torch.float32 and may_round:
             tolerance = TF32_TOLERANCE
-        return cls(
-            probe,
-            exact if is_low else own,
-            own if is_low else None,
-            tolerance,
-            any("expert" in name for name, _ in model.named_modules()),
-        )
+        has_router = any("expert" in name for name, _ in model.named_modules())
+        if exact is None:
+            return cls(probe, own, None, tolerance, has_router)
+        return cls(probe, exact, own, tolerance, has_router)
 
     def problem(self, found: Tensor) -> str | None:
         """Why logits (rows, K, V) are not those of the model; None if they are."""
@@ -140,8 +139,9 @@ class Expectation:
     def structural_problem(self, found: Tensor) -> str | None:
         """As `problem`, of logits that were computed in float32."""
         error = relative_error(found, self.exact)
-        limit = max(self.tolerance, TOLERANCE[torch.float32])
-        return None if error <= limit else f"was off by {error:.2g} of the largest logit, above {limit:g}"
+        if error <= self.tolerance:
+            return None
+        return f"was off by {error:.2g} of the largest logit, above {self.tolerance:g}"
 
     def _error(self, logits: Tensor) -> float:
         """Root mean square of the error; the median over positions where a router may choose another expert."""
@@ -155,6 +155,22 @@ class Expectation:
     def _size(self) -> float:
         finite = self.exact[self.exact.isfinite()].double()
         return float(finite.square().mean().sqrt())
+
+
+def _in_float32(plain: UncachedModelRunner, probe: Probe) -> Tensor | None:
+    """The logits of a plain pass in float32; None where one converted weight is more than the memory that is left."""
+    try:
+        with Float32Pass():
+            return plain.logits_at(probe.texts, probe.positions)
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        _log.warning(
+            "%s: no memory for a pass in float32; the trial compares in %s, and allows more for rounding",
+            plain.model.config.model_type,
+            plain.model.dtype,
+        )
+        return None
 
 
 # Runs of a runner on a probe --------------------------------------------------------------------------------------

@@ -9,11 +9,11 @@ needs one, and the merged model must give the logits of the unmerged one, in flo
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import safe_open
@@ -28,6 +28,9 @@ from eddecode.models.loaded_weights import some
 from eddecode.models.loader import freeze, load_model, one_line
 from eddecode.models.lora import UnmergedLogits, logit_distance, low_rank_factors
 from eddecode.models.safetensors_header import read_header
+from eddecode.utils.memory import is_out_of_memory
+
+T = TypeVar("T")
 
 # Merging rounds every changed weight once more: a few times what the dtype's rounding does to a pass of the base.
 _ROUNDINGS = 3.0
@@ -61,11 +64,12 @@ def load_merged_adapter(
         )
     model, notes = load_model(replace(base, side="aligned"), load_config)
     _resize_for(adapter, model)
-    before = _plain_logits(model, probe_texts(model, adapter))
+    texts = probe_texts(model, adapter)
+    before = _if_there_is_memory(lambda: _plain_logits(model, texts))
     with _errors_name_adapter(adapter, base):
         wrapped = _wrapped(model, adapter)
     _compare_with_file(wrapped, adapter)
-    expected = float32_logits(wrapped, probe_texts(model, adapter))
+    expected = _if_there_is_memory(lambda: float32_logits(wrapped, texts))
     with _errors_name_adapter(adapter, base):
         factors = low_rank_factors(wrapped)
         _separate_head(model)
@@ -74,10 +78,31 @@ def load_merged_adapter(
             warnings.simplefilter("ignore")  # on tied embeddings, which were separated
             merged = wrapped.merge_and_unload(safe_merge=True)
     merged.low_rank_factors = factors
-    texts = probe_texts(merged, adapter)
-    merged.unmerged_logits = UnmergedLogits(texts, expected, logit_distance(expected, before.exact))
-    notes += _check_merged(merged, expected, before, adapter)
+    found = _if_there_is_memory(lambda: float32_logits(merged, texts))
+    if before is None or expected is None or found is None:
+        notes.append(_NOT_COMPARED)
+    else:
+        merged.unmerged_logits = UnmergedLogits(texts, expected, logit_distance(expected, before.exact))
+        notes += _check_merged(merged.dtype, found, expected, before, adapter)
     return freeze(merged), notes + _adapter_notes(adapter, base, merged.dtype)
+
+
+_NOT_COMPARED = Diagnostic(
+    "warning",
+    "aligned",
+    "the merged adapter was not compared with peft's own unmerged pass: no memory for a weight in float32",
+    "Load it once where there is more memory (device='cpu'), or give a merged checkpoint",
+)
+
+
+def _if_there_is_memory(run: Callable[[], T]) -> T | None:
+    """What a pass gives; None where one converted weight is more than the memory that is left."""
+    try:
+        return run()
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        return None
 
 
 def probe_texts(model: Any, adapter: Checkpoint) -> list[list[int]]:
@@ -227,15 +252,13 @@ def _plain_logits(model: Any, texts: Sequence[Sequence[int]]) -> _BaseLogits:
 
 
 def _check_merged(
-    merged: Any, expected: list[Tensor], base: _BaseLogits, adapter: Checkpoint
+    dtype: torch.dtype, found: list[Tensor], expected: list[Tensor], base: _BaseLogits, adapter: Checkpoint
 ) -> list[Diagnostic]:
     """PairError unless the merged model gives the logits of the unmerged one, up to what its dtype rounds.
 
     The limit is measured: merging rounds each changed weight, which is of the size of what a pass of the base in the
     same dtype rounds. A note says so where the adapter moves the logits by no more than that.
     """
-    texts = probe_texts(merged, adapter)
-    found = float32_logits(merged, texts)
     error, size = (
         logit_distance(found, expected),
         logit_distance(expected, [torch.zeros_like(z) for z in expected]),
@@ -249,12 +272,12 @@ def _check_merged(
             f"{limit:.3g} and the adapter moves them by {moved:.3g}. Merge it yourself in float32, check it, and give "
             "the merged checkpoint"
         )
-    if merged.dtype in LOW_PRECISION and 0 < moved <= 2 * error:
+    if dtype in LOW_PRECISION and 0 < moved <= 2 * error:
         return [
             Diagnostic(
                 "warning",
                 "aligned",
-                f"merging in {str(merged.dtype).removeprefix('torch.')} rounds away much of the adapter: it moves the "
+                f"merging in {str(dtype).removeprefix('torch.')} rounds away much of the adapter: it moves the "
                 f"logits by {moved:.2g}, and rounding by {error:.2g}",
                 "Load with dtype='float32' (--dtype float32)",
             )

@@ -178,3 +178,20 @@ def test_the_head_has_its_low_rank_change_in_the_rows_that_are_meant(dtype: torc
         torch.testing.assert_close(
             changed[row] - plain[row], term, rtol=1e-2, atol=2e-2 * float(term.abs().max())
         )
+
+
+def test_without_memory_for_a_pass_in_float32_the_trial_is_one_in_the_dtype(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """One converted weight may be large: all experts of a layer."""
+
+    def full() -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("eddecode.execution.self_check.Float32Pass", full)
+    model = tiny.tiny_model(dtype=torch.bfloat16)
+    expectation = Expectation.of(model)
+    assert expectation.tolerance == 0.06
+    assert type(model_runner_for(model, "base")) is CachedModelRunner
+    logits = logits_of(CachedModelRunner(model), expectation.probe)
+    assert "above 0.06" in str(expectation.problem(logits + 0.2 * logits.abs().max()))

@@ -133,3 +133,15 @@ def test_an_adapter_that_bfloat16_rounds_away(tmp_path: Path) -> None:
     )
     notes = [str(note) for note in ModelPair.load(base, adapter).notes]
     assert any("merging in bfloat16 rounds away much of the adapter" in note for note in notes)
+
+
+def test_without_memory_for_the_comparison_it_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    base, adapter, _ = save_adapter(tmp_path, "plain", tied=False)
+    monkeypatch.setattr("eddecode.models.adapters.float32_logits", full)
+    notes = [str(note) for note in ModelPair.load(base, adapter).notes]
+    assert any("was not compared with peft's own unmerged pass" in note for note in notes)
