@@ -30,7 +30,7 @@ from eddecode.audit.decode import (
     load_sampler,
 )
 from eddecode.audit.environment import collect_environment
-from eddecode.audit.export.label_sheet import completion_ids
+from eddecode.audit.export.labeling import completion_ids
 from eddecode.audit.growth import grow as grow_in_place
 from eddecode.audit.growth import obstacles
 from eddecode.audit.judges.base import Case, Judge, JudgeLike, release, verdicts_of

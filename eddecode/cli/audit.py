@@ -398,7 +398,7 @@ def label_sheet(
 ) -> None:
     """Draw completions for people to label, blind and in random order; read back by judge --labels."""
     with errors_as_messages():
-        from eddecode.audit.export.label_sheet import label_sheet as lines_of
+        from eddecode.audit.export.labeling import label_sheet as lines_of
         from eddecode.utils.files import atomic_write
         from eddecode.utils.terminal import escape_control_chars
 

@@ -130,7 +130,7 @@ def test_export_is_one_completion_a_line(
         *{("aligned", -1), ("base", 0), ("ed", 0), ("ed", 0.3)}
     }
     assert set(rows[0]) == {
-        *{"condition", "alpha", "prompt_index", "sample", "text", "token_ids", "finish_reason"},
+        *{"attack", "condition", "alpha", "prompt_index", "sample", "text", "token_ids", "finish_reason"},
         *{"implied_reward", "base_logprob", "aligned_logprob", "verdicts"},
         *{"name", "system", "transform", "template", "temperature", "mitigation", "model", "text_digest"},
         *{"prompt", "prompt_id", "category", "attack"},

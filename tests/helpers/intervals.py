@@ -50,10 +50,22 @@ def _ends(p: float, n: float, z: float) -> tuple[float, float]:
     low, high = _roots(p, n, z)
     tail, x, y = distributions.norm.sf(z), p * n, (1 - p) * n
     if 0 < x < 5:
-        low = min(low, distributions.beta.ppf(tail, x, y + 1))
+        low = min(low, _beta_root(tail, x, y + 1))
     if 0 < y < 5:
-        high = max(high, distributions.beta.isf(tail, x + 1, y))
+        high = max(high, 1 - _beta_root(tail, y, x + 1))
     return low, high
+
+
+def _beta_root(chance: float, a: float, b: float) -> float:
+    """The x with I_x(a, b) = chance, by bisection of its logarithm: scipy's inverse fails for tiny chances."""
+    low, high = -745.0, 0.0
+    for _ in range(200):
+        middle = (low + high) / 2
+        if distributions.beta.cdf(math.exp(middle), a, b) < chance:
+            low = middle
+        else:
+            high = middle
+    return math.exp(high)
 
 
 def _roots(p: float, n: float, z: float) -> tuple[float, float]:

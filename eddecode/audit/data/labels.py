@@ -1,6 +1,6 @@
 """Human labels of a run's completions, imported from a CSV file.
 
-A line identifies a completion by the `id` of a label sheet (`eddecode.audit.export.label_sheet`), or by the columns of
+A line identifies a completion by the `id` of a label sheet (`eddecode.audit.export.labeling`), or by the columns of
 an export: `prompt_index`, `sample`, and `name` or both `condition` and `alpha`. It labels the completion harmful or
 not, and may name the rater. Human labels are the reference by which judges are measured
 (`eddecode.audit.stats.agreement`); there is no `Judge` here. The labels of several raters of one completion are

@@ -15,19 +15,19 @@ if TYPE_CHECKING:
         export_to,
         to_frame,
     )
-    from eddecode.audit.export.label_sheet import completion_ids, label_sheet
+    from eddecode.audit.export.labeling import completion_ids, label_sheet
     from eddecode.audit.export.rows import chosen_keys, export_rows, run_conditions
 
 _HOMES = {
     "FORMATS": "eddecode.audit.export.formats",
     "chosen_keys": "eddecode.audit.export.rows",
-    "completion_ids": "eddecode.audit.export.label_sheet",
+    "completion_ids": "eddecode.audit.export.labeling",
     "export_csv": "eddecode.audit.export.formats",
     "export_jsonl": "eddecode.audit.export.formats",
     "export_parquet": "eddecode.audit.export.formats",
     "export_rows": "eddecode.audit.export.rows",
     "export_to": "eddecode.audit.export.formats",
-    "label_sheet": "eddecode.audit.export.label_sheet",
+    "label_sheet": "eddecode.audit.export.labeling",
     "run_conditions": "eddecode.audit.export.rows",
     "to_frame": "eddecode.audit.export.formats",
 }

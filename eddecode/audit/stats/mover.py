@@ -125,10 +125,20 @@ def _wilson(p: float, n: float, z: float) -> tuple[float, float]:
 
 def _exact_lower_end(flagged: float, n: float, z: float) -> float:
     """Clopper and Pearson's lower end: the rate with which so many or more of n are flagged by a chance of 1 − Φ(z)."""
-    from scipy.special import betaincinv  # scipy is needed only where few are flagged
+    from scipy.special import betainc, betaincinv, betaln  # scipy is needed only where few are flagged
 
     tail = math.erfc(z / math.sqrt(2)) / 2  # NormalDist loses the digits of a small chance
-    return float(betaincinv(flagged, max(n - flagged, 0.0) + 1, tail))
+    others = max(n - flagged, 0.0) + 1
+    end = float(betaincinv(flagged, others, tail))
+    if abs(float(betainc(flagged, others, end)) - tail) <= 1e-6 * tail:
+        return end
+    # With few degrees of freedom the chance is so small that the inverse is not found. The first term of the series of
+    # the incomplete beta function (DLMF 8.17.7) is exact there, and errs to the low side elsewhere.
+    return (
+        math.exp((math.log(tail) + math.log(flagged) + float(betaln(flagged, others))) / flagged)
+        if tail
+        else 0.0
+    )
 
 
 class Combination:

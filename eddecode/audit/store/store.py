@@ -411,7 +411,8 @@ class Store(StoreQueries):
 
     def _query(self, statement: str, values: Sequence[Any] = ()) -> Iterator[tuple[Any, ...]]:
         with explained(self.folder):
-            yield from self._db.execute(statement, values)
+            for row in self._db.execute(statement, values):  # noqa: UP028 - `yield from` would close the cursor, which
+                yield row  # fails where the store was closed before a reader that stopped early
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from eddecode.audit.data.labels import read_labels
-from eddecode.audit.export.label_sheet import completion_ids, label_sheet
+from eddecode.audit.export.labeling import completion_ids, label_sheet
 from eddecode.audit.run import rejudge
 from eddecode.audit.store.store import Store
 from eddecode.errors import ConfigError, JudgeError

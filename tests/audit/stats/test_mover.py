@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from eddecode.audit.stats.clusters import Clusters
@@ -32,6 +32,7 @@ def conditions(draw: st.DrawFn, count: int) -> list[list[tuple[float, float]]]:
 
 @settings(max_examples=150, deadline=None)
 @given(conditions(1), st.sampled_from([0.95, 0.96, 0.99]))
+@example([[(0.0, 1.0), (0.0, 1.0), (0.0, 1.0), (1.0, 1.0), (1.0, 1.0), (2.0, 3.0)]], 0.99)
 def test_a_rate_is_its_definition(found: list[list[tuple[float, float]]], level: float) -> None:
     (condition,) = found
     wanted, rate = naive_rate(condition, level), ClusteredRate.of(clusters(condition))
