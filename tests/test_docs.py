@@ -15,7 +15,6 @@ import pytest
 import typer
 
 from eddecode.cli import app
-from helpers import tiny
 from helpers.paths import ROOT
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -105,13 +104,3 @@ def test_a_wrong_command_on_a_page_would_be_found() -> None:
     assert fault_of("eddecode gate run --max-reversl 5%", program) == "no such option: --max-reversl"
     assert fault_of("eddecode policy make x", program) == "no such command: make"
     assert any("--max-reversal 5%" in line for line in shown_commands(ROOT / "docs" / "tutorial.md"))
-
-
-def test_the_page_of_families_lists_those_of_the_tests() -> None:
-    text = (ROOT / "docs" / "families.md").read_text("utf-8")
-    rows = re.findall(r"^\| [^|]+ \| `(\w+)` \| (yes)? ?\| (yes)? ?\|$", text, flags=re.MULTILINE)
-    assert {kind for kind, recomputed, _ in rows if recomputed} == set(tiny.ARCHITECTURES)
-    source = (ROOT / "tests" / "execution" / "compiled" / "test_decoder_layer.py").read_text("utf-8")
-    blocks = source[source.index("BLOCKS = {") : source.index("OTHERS = {")]
-    compiled = {name.partition(",")[0] for name in re.findall(r'^    "([^"]+)":', blocks, flags=re.MULTILINE)}
-    assert {kind for kind, _, compiled in rows if compiled} == compiled
