@@ -88,13 +88,7 @@ def prompt_of(place: str, value: Any, columns: Columns) -> tuple[str | Messages,
 def _prompt_column(place: str, record: Mapping[str, Any], names: Mapping[str, str], columns: Columns) -> str:
     """The name of the field that holds the prompt."""
     if columns.prompt is not None:
-        found = names.get(columns.prompt.casefold().strip())
-        if found is None:
-            raise PromptError(
-                f"{place} has no field {columns.prompt!r}; expected the one that --prompt-column names, found "
-                f"{', '.join(record) or 'none'}"
-            )
-        return found
+        return _asked(place, record, names, columns.prompt, "--prompt-column")
     present = [name for name in PROMPT_COLUMNS if name in names]
     if {"prompt", "messages"} <= set(present):
         raise PromptError(
@@ -115,6 +109,17 @@ def _prompt_column(place: str, record: Mapping[str, Any], names: Mapping[str, st
     raise PromptError(f"{place} has the fields {', '.join(record) or '(none)'}; {_RECORD}")
 
 
+def _asked(place: str, record: Mapping[str, Any], names: Mapping[str, str], column: str, option: str) -> str:
+    """The name of the field that an option asks for."""
+    found = names.get(column.casefold().strip())
+    if found is None:
+        raise PromptError(
+            f"{place} has no field {column!r}; expected the one that {option} names, found "
+            f"{', '.join(record) or 'none'}"
+        )
+    return found
+
+
 def _named(record: Mapping[str, Any], names: Mapping[str, str], wanted: Sequence[str]) -> Any:
     """The value of the first of these fields that has one."""
     values = (record[names[name]] for name in wanted if name in names)
@@ -124,13 +129,7 @@ def _named(record: Mapping[str, Any], names: Mapping[str, str], wanted: Sequence
 def _category(place: str, record: Mapping[str, Any], names: Mapping[str, str], columns: Columns) -> Any:
     """The category: text, or a sorted list of names; None where there is none."""
     if columns.category is not None:
-        column = names.get(columns.category.casefold().strip())
-        if column is None:
-            raise PromptError(
-                f"{place} has no field {columns.category!r}; expected the one that --category-column names, found "
-                f"{', '.join(record) or 'none'}"
-            )
-        value = record[column]
+        value = record[_asked(place, record, names, columns.category, "--category-column")]
     else:
         value = _named(record, names, CATEGORY_COLUMNS)
     if isinstance(value, Mapping):  # BeaverTails: name → whether the prompt is of that category
