@@ -32,6 +32,7 @@ from helpers import tiny
 from helpers.mutants import Mutant, mutants
 
 SECONDS = 10  # a mutant that takes longer hangs
+HANGS = "hangs"
 PROMPT = RenderedPrompt([1, 20, 30, 40], [1, 50, 60])
 PARAMS = SamplingParams(alpha=0.5, temperature=0.0, max_new_tokens=4, ignore_eos=True)
 SHAPE = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
@@ -55,12 +56,12 @@ class Hang(BaseException):
 
 
 @contextmanager
-def time_limit() -> Iterator[None]:
+def time_limit(seconds: float) -> Iterator[None]:
     def stop(*_: Any) -> None:
         raise Hang
 
     before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, SECONDS)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
         yield
     finally:
@@ -89,11 +90,23 @@ def sound_checkpoints(folder: Path) -> dict[str, Path]:
 
 
 def outcome(mutant: Mutant, sound: dict[str, Path], folder: Path) -> str:
-    """ "error", "right", or what is wrong."""
+    """ "error", "right", or what is wrong.
+
+    What takes too long is tried once more with six times the time: on a machine that others use, anything may wait.
+    """
+    found = attempt(mutant, sound, folder, SECONDS)
+    return (
+        found
+        if found != HANGS
+        else attempt(mutant, sound, folder.with_name(f"{folder.name}-again"), 6 * SECONDS)
+    )
+
+
+def attempt(mutant: Mutant, sound: dict[str, Path], folder: Path, seconds: float) -> str:
+    """As `outcome`, within a time."""
     path = mutant.make(sound[mutant.source], folder)
-    start = time.monotonic()
     try:
-        with time_limit(), warnings.catch_warnings():
+        with time_limit(seconds), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             pair = ModelPair.load(sound["base"], path, device="cpu")
             found = Sampler(pair, base_template="{prompt}").generate(PROMPT, PARAMS)[0].token_ids
@@ -102,11 +115,9 @@ def outcome(mutant: Mutant, sound: dict[str, Path], folder: Path) -> str:
         clear = len(text) > 40 and "\n" not in text and "Traceback" not in text
         return "error" if clear else f"an error that is not clear: {text[:300]!r}"
     except Hang:
-        return f"hangs for more than {SECONDS} s"
+        return HANGS
     except Exception as error:
         return f"a traceback: {type(error).__name__}: {str(error)[:200]}"
-    if time.monotonic() - start > SECONDS:
-        return f"takes {time.monotonic() - start:.0f} s"
     try:
         expected = naive(sound, sound[mutant.source] if mutant.keeps_tokens else path, pair)
     except Exception as error:
