@@ -270,6 +270,13 @@ def pair(
     base: Annotated[str, typer.Argument(help="Base checkpoint: a local folder or a hub id.")],
     aligned: Annotated[str, typer.Argument(help="Aligned checkpoint: a local folder or a hub id.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print the description as JSON.")] = False,
+    tokens: Annotated[
+        Path | None,
+        typer.Option(
+            help="Text file, a text per line: list the tokens on which the two models disagree most over it."
+        ),
+    ] = None,
+    top: Annotated[int, typer.Option(min=1, help="Length of each list of tokens.")] = 20,
     dtype: Dtype = "auto",
     base_revision: Revision = None,
     aligned_revision: Revision = None,
@@ -278,9 +285,10 @@ def pair(
     """Compare two checkpoints: what they share, and what to know before an audit."""
     with errors_as_messages():
         hide_download_bars(base, aligned)
-        from eddecode.cli.pair_tables import print_pair
+        from eddecode.cli.pair_tables import print_pair, print_tokens
         from eddecode.models.pair import ModelPair
 
+        texts = None if tokens is None else _texts(tokens)  # before the weights are read
         loaded = ModelPair.load(
             base,
             aligned,
@@ -290,10 +298,28 @@ def pair(
             mask_ids=cast(Any, mask_ids),
         )
         description = loaded.describe(tensors=True)
+        found = None
+        if texts is not None:
+            from eddecode.scoring.disagreement import token_differences
+
+            found = token_differences(loaded, texts, top=top)
         if as_json:
-            typer.echo(json.dumps(description, indent=2, ensure_ascii=True))
-        else:
-            print_pair(Console(), description)
+            data = description if found is None else description | {"token_differences": found.to_dict()}
+            typer.echo(json.dumps(data, indent=2, ensure_ascii=True))
+            return
+        print_pair(Console(), description)
+        if found is not None:
+            print_tokens(Console(), found)
+
+
+def _texts(path: Path) -> list[str]:
+    """The lines of a text file that are not blank."""
+    from eddecode.utils.files import read_text
+
+    lines = [line for line in read_text(path, "text file", error=ConfigError).splitlines() if line.strip()]
+    if not lines:
+        raise ConfigError(f"{path} has no text; expected a text per line")
+    return lines
 
 
 def main() -> None:

@@ -16,6 +16,7 @@ from rich.text import Text
 
 from eddecode.cli.table_style import make_table
 from eddecode.models.sizes import format_bytes
+from eddecode.scoring.disagreement import LARGEST, TokenDifferences
 from eddecode.utils.terminal import escape_control_chars
 
 _MAX_LAYERS = 12  # more than that: the middle ones are left out of the table; --json has them all
@@ -39,6 +40,29 @@ def print_pair(console: Console, description: Mapping[str, Any]) -> None:
     _print_notes(console, description["notes"])
     if "tensors" in description:
         _print_tensors(console, description["tensors"])
+
+
+def print_tokens(console: Console, found: TokenDifferences) -> None:
+    """Print the tokens on which the two models disagree most: two tables."""
+    for title, tokens, divergence, total in (
+        ("Tokens that the aligned model raises", found.raised, "aligned ‖ base", found.kl_aligned_base),
+        ("Tokens that the aligned model lowers", found.lowered, "base ‖ aligned", found.kl_base_aligned),
+    ):
+        heads = ("base, %", "aligned, %", f"part of KL({divergence}), %", f"among the largest {LARGEST}, %")
+        table = make_table("token", *heads, title=title)
+        for each in tokens:
+            shares = (each.base, each.aligned, each.divergence / total, each.largest)
+            table.add_row(
+                Text(escape_control_chars(repr(each.token))), *(f"{100 * share:.3g}" for share in shares)
+            )
+        console.print()
+        console.print(table)
+    console.print(
+        Text(
+            f"{found.positions:,} positions of {found.texts:,} texts; per position, KL(aligned ‖ base) is "
+            f"{found.kl_aligned_base:.3g} nats and KL(base ‖ aligned) {found.kl_base_aligned:.3g}."
+        )
+    )
 
 
 def _sides(description: Mapping[str, Any]) -> Table:
