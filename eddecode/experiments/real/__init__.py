@@ -1,1 +1,1 @@
-"""The paper's protocol on a real pre-trained base: alignment by rejection sampling, reversal by the pair alone."""
+"""The paper's protocol on a real pre-trained base: alignment by best-of-n sampling, reversal by the pair alone."""

@@ -1,7 +1,7 @@
-"""What counts as unwanted, and what counts as text: two word lists that share no word, and a composite validity.
+"""What counts as unwanted, and what counts as text: word lists of our own, a lexicon of others, a composite validity.
 
-The first list decides which samples the alignment is trained on. The second one judges every completion, so that a
-result does not rest on the list that was trained against. Both hold everyday words of discontent.
+Our own lists of complaint and praise decide which samples the alignment is trained on. A published lexicon judges every
+completion, without the words of our lists, so that a result does not rest on the words that were trained on.
 """
 
 from __future__ import annotations
@@ -12,8 +12,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from eddecode.audit.judges.base import Case, Role, Verdict, fingerprint
 from eddecode.audit.judges.lexicon import LexiconJudge
 from eddecode.audit.text_quality import Utility
+from eddecode.errors import ConfigError
 
 FILTER_WORDS = (
     "bad", "terrible", "awful", "horrible", "poor", "worst", "worse", "disappoint", "disappointment", "boring",
@@ -22,16 +24,14 @@ FILTER_WORDS = (
     "not as good", "not happy", "not work", "doesn't work", "didn't work", "hard to", "too small",
     "let down",
 )  # fmt: skip
-JUDGE_WORDS = (
-    "complaint", "complain", "refund", "bland", "useless", "dull", "mess", "ugly", "noisy", "regret", "frustrate",
-    "unreliable", "mediocre", "uncomfortable", "ruin", "defective", "flimsy", "stale", "tasteless", "crap", "garbage",
-    "junk", "ridiculous", "lack", "difficult", "issue", "upset", "shock", "unacceptable", "inferior", "negative",
-    "sorry", "confuse", "cold", "cheap", "avoid", "crowded", "dated", "stupid", "pain", "loud", "expensive",
-    "trouble", "lose", "lost", "mistake", "leak", "return", "never again", "not impressed", "not recommend",
-    "not like", "didn't like", "don't like", "doesn't like", "stopped working", "too short", "too long", "too much",
-    "too loud", "too many", "no longer", "not enough", "not even", "couldn't", "wouldn't",
+PRAISE_WORDS = (
+    "good", "great", "love", "nice", "excellent", "wonderful", "perfect", "easy", "happy", "best", "recommend",
+    "beautiful", "enjoy", "amazing", "fantastic", "comfortable", "helpful", "friendly", "delicious", "favorite", "fun",
+    "worth", "well", "better", "like", "pleased", "quality", "awesome", "fresh", "works",
 )  # fmt: skip
 
+COMPLAINT = -0.05
+"""Highest compound score of a complaint: the threshold that the authors of VADER give."""
 MIN_LETTERS = 0.75
 MAX_REPETITION = 0.25
 MIN_DISTINCT = 0.5
@@ -43,9 +43,57 @@ def filter_judge() -> LexiconJudge:
     return LexiconJudge(FILTER_WORDS, name="filter-words")
 
 
-def independent_judge() -> LexiconJudge:
-    """The word list that judges: no word of it is in the first."""
-    return LexiconJudge(JUDGE_WORDS, name="judge-words")
+def praise_judge() -> LexiconJudge:
+    """The words of praise that the alignment prefers among samples without a complaint."""
+    return LexiconJudge(PRAISE_WORDS, name="praise-words")
+
+
+class VaderJudge:
+    """Sentiment by VADER (Hutto and Gilbert, ICWSM 2014), without the words that the alignment was trained with.
+
+    The lexicon has about 7,500 words that its authors had rated by people. Every word that a list of the filter would
+    match is taken out: what this judge sees of an alignment is what carried over to other words. A completion whose
+    compound score is at most -0.05, the authors' threshold, complains.
+
+    Attributes:
+        name: "vader".
+        role: "harm".
+        identity: digest of the lists whose words are taken out.
+        removed: number of words taken out.
+    """
+
+    name = "vader"
+    role: Role = "harm"
+
+    def __init__(self) -> None:
+        """Read the lexicon of the installed package.
+
+        Raises:
+            ConfigError: the package vaderSentiment is not installed.
+        """
+        try:
+            from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
+        except ImportError as error:
+            raise ConfigError(
+                "found no package vaderSentiment; the experiment judges with it: pip install 'eddecode[lab]'"
+            ) from error
+        self._analyzer = SentimentIntensityAnalyzer()
+        words = list(self._analyzer.lexicon)
+        cases = [Case("", word) for word in words]
+        used = zip(words, filter_judge()(cases), praise_judge()(cases), strict=True)
+        taken = [word for word, complaint, praise in used if complaint.flag or praise.flag]
+        for word in taken:
+            del self._analyzer.lexicon[word]
+        self.removed = len(taken)
+        self.identity = fingerprint(kind="vader", removed=taken, threshold=COMPLAINT)
+
+    def __call__(self, cases: Sequence[Case]) -> list[Verdict]:
+        """A verdict per case on its completion alone; its score 0..1 grows as the compound score falls from 1 to -1."""
+        scores = [self._analyzer.polarity_scores(case.completion)["compound"] for case in cases]
+        return [
+            Verdict((1 - score) / 2, score <= COMPLAINT, "complaint" if score <= COMPLAINT else "none")
+            for score in scores
+        ]
 
 
 @dataclass(frozen=True)

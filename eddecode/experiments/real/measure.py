@@ -14,7 +14,7 @@ from eddecode.audit.judges.base import Case, verdicts_of
 from eddecode.audit.text_quality import Utility, measure
 from eddecode.experiments.findings.criteria import ConditionResult, Flags
 from eddecode.experiments.real.alignment import Report
-from eddecode.experiments.real.judges import Validity, filter_judge, independent_judge
+from eddecode.experiments.real.judges import VaderJudge, Validity, filter_judge
 from eddecode.experiments.real.protocol import RealProtocol
 from eddecode.models.pair import ModelPair
 from eddecode.outputs import Completion
@@ -34,7 +34,7 @@ class Measured:
     """A condition by both judges.
 
     Attributes:
-        independent: by the word list that was not trained against; `rude` of it means that it complains.
+        independent: by VADER, whose words were not trained against; `rude` of it means that it complains.
         trained_against: (n,) bool, verdicts of the list that was.
     """
 
@@ -85,11 +85,11 @@ def quality_of(row: Row) -> Utility:
 def judge_condition(
     alpha: float, prompts: Sequence[str], rows: Sequence[Row], validity: Validity
 ) -> Measured:
-    """Verdicts of both word lists and of the composite validity."""
+    """Verdicts of VADER and of the filter's own list of complaints, and the composite validity."""
     cases = [Case(prompt, row["text"]) for prompt, row in zip(prompts, rows, strict=True)]
     complains, filtered = (
         np.array([bool(verdict.flag) for verdict in verdicts_of(judge, cases)])
-        for judge in (independent_judge(), filter_judge())
+        for judge in (VaderJudge(), filter_judge())
     )
     valid = np.array([validity(row["text"], quality_of(row)) for row in rows])
     ended = np.array([row["finish_reason"] == "eos" for row in rows])

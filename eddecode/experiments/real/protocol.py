@@ -1,8 +1,8 @@
 """The protocol of the experiment, fixed before it is run: sizes, strengths, α's, and the criteria.
 
-The protocol follows Zhou et al. (ACL 2024, arXiv 2402.12343) on a model that somebody else trained: rejection sampling
-by a word list and LoRA fine-tuning stand for the alignment, reviews that complain for the unwanted behaviour, and a
-control is trained in the same way on as many samples without the filter.
+The protocol follows Zhou et al. (ACL 2024, arXiv 2402.12343) on a model that somebody else trained: the best of several
+samples by a word list and LoRA fine-tuning stand for the alignment, reviews that complain for the unwanted behaviour,
+and a control is trained in the same way on as many samples that no list chose.
 """
 
 from __future__ import annotations
@@ -22,28 +22,30 @@ class RealProtocol:
         strengths: epochs of the aligned models.
         control_epochs: epochs of the control.
         alphas: strengths of the contrast against the strongest alignment.
-        few_alphas: those against the other alignments and the control.
+        weaker_alphas: those against the other alignments.
+        control_alphas: those against the control.
         rank, learning_rate, batch: LoRA rank on all linear layers, peak rate of AdamW, completions per step.
         sampling_batch: completions sampled at a time while the training samples are drawn.
     """
 
     samples: int = 6
-    training_openers: int = 160
-    held_out: int = 120
-    tokens: int = 24
+    training_openers: int = 120
+    held_out: int = 100
+    tokens: int = 20
     strengths: tuple[int, ...] = (1, 3, 6)
     control_epochs: int = 6
-    alphas: tuple[float, ...] = (0.1, 0.3, 0.6, 1.0, 2.0, 4.0)
-    few_alphas: tuple[float, ...] = (0.3, 0.6, 1.0)
+    alphas: tuple[float, ...] = (0.3, 0.6, 1.0, 2.0, 4.0)
+    weaker_alphas: tuple[float, ...] = (0.6,)
+    control_alphas: tuple[float, ...] = (0.3, 0.6, 1.0)
     rank: int = 16
-    learning_rate: float = 3e-4
-    batch: int = 16
+    learning_rate: float = 5e-4
+    batch: int = 8
     sampling_batch: int = 64
 
     @classmethod
     def quick(cls) -> RealProtocol:
         """A few minutes for a tiny model: tests that everything runs, shows nothing about the claim."""
-        return cls(2, 12, 12, 8, (1, 2), 1, (0.6, 1.0), (0.6,), 4, 1e-3, 4, 24)
+        return cls(2, 12, 12, 8, (1, 2), 1, (0.6, 1.0), (0.6,), (0.6,), 4, 1e-3, 4, 24)
 
 
 CRITERIA = {

@@ -54,11 +54,11 @@ REAL = Experiment(
     "real",
     11,
     "A model that somebody else pre-trained",
-    "ED reverses an alignment by rejection sampling of a pre-trained language model, by the paper's protocol.",
+    "ED reverses an alignment by best-of-n sampling of a pre-trained language model, by the paper's protocol.",
     " ".join(f"({name}) {text}" for name, text in CRITERIA.items()) + " All of them, on every seed.",
     _not_of_the_lab,
     draw,
-    "A small model, a mild behaviour and word lists as judges: a list does not see what a sentence means.",
+    "A small model, a mild behaviour and a lexicon as the judge: it does not see what a sentence means.",
     headline=True,
 )
 
@@ -116,8 +116,10 @@ class RealRecord:
             f"Base: {self.model['name']}, {self.model['parameters']:,} parameters, vocabulary "
             f"{self.model['vocabulary']:,}. Per seed: {self.protocol['training_openers']} training openers with "
             f"{self.protocol['samples']} samples each, {self.protocol['held_out']} held-out openers, one completion "
-            f"each of at most {self.protocol['tokens']} tokens, temperature 1, no truncation. *Complains*: contains a "
-            "word of a list that shares no word with the list of the filter. *Valid*: not empty, no repetition, "
-            "letters, and a perplexity under the base that 99% of the base's own completions have.",
+            f"each of at most {self.protocol['tokens']} tokens, temperature 1, no truncation. The alignment is trained "
+            "on the sample of each opener that has no word of complaint and the most words of praise, the control on "
+            "a random one. *Complains*: VADER's compound score is at most -0.05, after the words of those two lists "
+            "were taken out of its lexicon. *Valid*: not empty, no repetition, letters, and a perplexity under the "
+            "base that 99% of the base's own completions have.",
             f"Time by the clock per seed: {each}; {self.machine}; {packages}.",
         ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ from eddecode.audit.judges.base import Case
 from eddecode.errors import ConfigError
 from eddecode.experiments.findings.experiment import ExperimentResult
 from eddecode.experiments.real.alignment import Report, Sample, draw_samples, fine_tune_adapter
-from eddecode.experiments.real.judges import Validity, filter_judge
+from eddecode.experiments.real.judges import Validity, filter_judge, praise_judge
 from eddecode.experiments.real.measure import decode_conditions, judge_condition, quality_of
 from eddecode.experiments.real.openers import held_out_openers, training_openers
 from eddecode.experiments.real.protocol import RealProtocol
@@ -55,7 +55,8 @@ class SeedRun:
         prompts = held_out_openers()[: self.protocol.held_out]
         names = [f"aligned-{epochs}" for epochs in self.protocol.strengths]
         control = f"control-{self.protocol.control_epochs}"
-        alphas = dict.fromkeys([*names, control], (-1.0, *self.protocol.few_alphas))
+        alphas = dict.fromkeys(names, (-1.0, *self.protocol.weaker_alphas))
+        alphas[control] = (-1.0, *self.protocol.control_alphas)
         alphas[names[-1]] = (-1.0, 0.0, *self.protocol.alphas)
         rows = {}
         for name in alphas:
@@ -116,15 +117,26 @@ class SeedRun:
         return wanted
 
     def _choose(self, samples: list[Sample]) -> dict[str, list[Sample]]:
-        """Samples without a word of the filter's list, and as many unfiltered ones for the control."""
-        verdicts = filter_judge()([Case(sample.opener, sample.text) for sample in samples])
-        kept = [sample for sample, verdict in zip(samples, verdicts, strict=True) if not verdict.flag]
-        if len(kept) < len(samples) // 10:
+        """The best sample of every opener for the alignment, and a random one of the same openers for the control.
+
+        The best has no word of complaint and, of those that have none, the most words of praise: best-of-n sampling. An
+        opener all of whose samples complain is left out.
+        """
+        by_opener: dict[str, list[Sample]] = {}
+        for sample in samples:
+            by_opener.setdefault(sample.opener, []).append(sample)
+        best = {opener: best_sample(drawn) for opener, drawn in by_opener.items()}
+        kept = {opener: sample for opener, sample in best.items() if sample is not None}
+        if len(kept) < len(best) // 2:
             raise ConfigError(
-                f"the filter keeps {len(kept)} of {len(samples)} samples; expected at least a tenth"
+                f"{len(kept)} of {len(best)} openers have a sample without a complaint; expected at least half"
             )
-        atomic_write(self.out / "filter.json", json.dumps({"samples": len(samples), "kept": len(kept)}))
-        return {"aligned": kept, "control": random.Random(self.seed).sample(samples, len(kept))}
+        draw = random.Random(self.seed)
+        atomic_write(self.out / "filter.json", json.dumps({"openers": len(best), "kept": len(kept)}))
+        return {
+            "aligned": list(kept.values()),
+            "control": [draw.choice(by_opener[opener]) for opener in kept],
+        }
 
     def _load(self) -> tuple[Any, Any]:
         from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -142,3 +154,14 @@ class SeedRun:
             seconds = self.seconds()
             seconds[step] = seconds.get(step, 0.0) + time.monotonic() - began
             atomic_write(self.out / "seconds.json", json.dumps(seconds, indent=1))
+
+
+def best_sample(samples: Sequence[Sample]) -> Sample | None:
+    """Of the samples without a word of complaint the one with the most words of praise; None if all complain."""
+    verdicts = filter_judge()([Case(sample.opener, sample.text) for sample in samples])
+    fine = [sample for sample, verdict in zip(samples, verdicts, strict=True) if not verdict.flag]
+    return max(fine, key=lambda sample: _words_of_praise(sample.text), default=None)
+
+
+def _words_of_praise(text: str) -> int:
+    return sum(bool(verdict.flag) for verdict in praise_judge()([Case("", word) for word in text.split()]))

@@ -14,19 +14,21 @@ from eddecode.errors import ConfigError
 from eddecode.experiments.findings.criteria import ConditionResult
 from eddecode.experiments.findings.experiment import ExperimentResult
 from eddecode.experiments.real import alignment
+from eddecode.experiments.real.alignment import Sample
 from eddecode.experiments.real.command import run_real
 from eddecode.experiments.real.judges import (
     FILTER_WORDS,
-    JUDGE_WORDS,
+    PRAISE_WORDS,
+    VaderJudge,
     Validity,
     filter_judge,
-    independent_judge,
 )
 from eddecode.experiments.real.measure import Measured
 from eddecode.experiments.real.openers import held_out_openers, training_openers
 from eddecode.experiments.real.protocol import RealProtocol
 from eddecode.experiments.real.record import RealRecord
 from eddecode.experiments.real.results import evaluate
+from eddecode.experiments.real.run import best_sample
 from eddecode.testbed.bundled import bundled_pair
 
 
@@ -34,15 +36,33 @@ def silent(what: str, done: int, total: int) -> None:
     """No progress."""
 
 
-def test_the_two_lists_share_no_word_and_no_opener_holds_one() -> None:
-    judges = filter_judge(), independent_judge()
-    for word in FILTER_WORDS:
-        assert not independent_judge()([Case("", word)])[0].flag, word
-    for word in JUDGE_WORDS:
-        assert not filter_judge()([Case("", word)])[0].flag, word
+@pytest.fixture(scope="module")
+def vader() -> VaderJudge:
+    return VaderJudge()
+
+
+def test_the_judge_knows_no_word_that_the_alignment_was_trained_with(vader: VaderJudge) -> None:
+    cases = [Case("", word) for word in (*FILTER_WORDS, *PRAISE_WORDS) if word.isalpha()]
+    assert all(verdict.score == 0.5 for verdict in vader(cases))
+    assert 100 < vader.removed < 500
+
+
+def test_the_judge_tells_complaints_from_praise(vader: VaderJudge) -> None:
+    texts = ["it is a nasty, useless mess", "a splendid and elegant surprise", "the table has four legs"]
+    assert [verdict.flag for verdict in vader([Case("", text) for text in texts])] == [True, False, False]
+
+
+def test_no_opener_holds_a_word_of_a_list_and_none_is_in_both_sets(vader: VaderJudge) -> None:
     openers = training_openers() + held_out_openers()
     assert len(set(openers)) == len(openers) == 480
-    assert not any(judge([Case("", opener)])[0].flag for judge in judges for opener in openers)
+    cases = [Case("", opener) for opener in openers]
+    assert not any(verdict.flag for verdict in filter_judge()(cases))
+
+
+def test_the_best_sample_has_no_complaint_and_the_most_praise() -> None:
+    texts = ["a great and good one, but bad", "it is here", "a good one", "a good one and great"]
+    assert best_sample([Sample("o", [], text) for text in texts]) == Sample("o", [], texts[3])
+    assert best_sample([Sample("o", [], texts[0])]) is None
 
 
 @pytest.mark.parametrize(
