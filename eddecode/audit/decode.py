@@ -33,7 +33,7 @@ _REQUESTS_PER_CALL = (
     4096  # prompt × condition pairs per call of the sampler: bounds the memory of those that wait
 )
 _COMMIT_SECONDS = 0.5  # completions are reported once they are on disk, and a flush costs milliseconds:
-_COMMIT_ROWS = 64  # so they are written in groups, none older or larger than this
+_COMMIT_ROWS = 512  # so they are written in groups, none older or larger than this
 
 
 class SamplerLike(Protocol):

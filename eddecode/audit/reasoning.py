@@ -6,14 +6,13 @@ loaded: `eddecode judge` has the texts alone.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
 from eddecode.audit.conditions import Condition
 from eddecode.audit.store.store import Store
 from eddecode.errors import PromptError
-from eddecode.prompts.thinking import Answer, answer_of, opens_thinking
+from eddecode.prompts.thinking import FIRST_CHARACTERS, Answer, answer_of, opens_thinking
 
 _NOTE = "reasoning:"  # of the run, with the model's name: the sides whose prompts open a block
 
@@ -29,6 +28,11 @@ class Answers:
     def __init__(self, store: Store, conditions: Mapping[str, Condition]) -> None:
         self._keep = bool((store.note("identity") or {}).get("keep_thinking"))
         self._opened = {name: _is_opened(store, condition) for name, condition in conditions.items()}
+
+    @property
+    def opened(self) -> list[str]:
+        """The conditions whose completions begin within their reasoning."""
+        return [name for name, opened in self._opened.items() if opened]
 
     def of(self, condition: str, text: str) -> Answer:
         """The answer in a completion; the whole text where the run keeps reasoning for its judges."""
@@ -60,17 +64,17 @@ def reasoning_notes(store: Store) -> list[str]:
     """How many completions have reasoning, and how many never end it, for a reader of the figures."""
     conditions = {condition.name: condition for condition in store.conditions()}
     answers = Answers(store, conditions)
-    total, reasoned, unclosed = 0, 0, Counter[str]()
-    for name, text in store.texts():
+    reasoned, unclosed = 0, dict.fromkeys(conditions, 0)
+    for name, text in store.texts(FIRST_CHARACTERS, answers.opened):
         answer = answers.of(name, text)
-        total, reasoned = total + 1, reasoned + answer.reasoned
+        reasoned += answer.reasoned
         unclosed[name] += not answer.closed
-    notes = []
+    notes, total = [], store.texts_kept()
     if reasoned:
         notes.append(
             f"{reasoned} of {total} completions have reasoning (<think>), which their judges did not read"
         )
-    if count := unclosed.total():
+    if count := sum(unclosed.values()):
         listed = ", ".join(f"{name} {n}" for name, n in unclosed.items() if n)
         notes.append(
             f"{count} of {total} completions never end their reasoning, so that judges read what stands before it, "

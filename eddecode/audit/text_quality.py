@@ -81,5 +81,5 @@ def distinct(ids: Sequence[int], n: int) -> float | None:
     >>> distinct([1, 2, 1, 2, 1], 2)
     0.5
     """
-    grams = [tuple(ids[i : i + n]) for i in range(len(ids) - n + 1)]
-    return len(set(grams)) / len(grams) if grams else None
+    count = len(ids) - n + 1
+    return len(set(zip(*(ids[i:] for i in range(n)), strict=False))) / count if count > 0 else None

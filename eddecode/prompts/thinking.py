@@ -18,6 +18,8 @@ MARKS = (
     ("<|begin_of_thought|>", "<|end_of_thought|>"),
     ("[THINK]", "[/THINK]"),  # Magistral, where they are special tokens
 )
+FIRST_CHARACTERS = tuple(sorted({mark[0] for pair in MARKS for mark in pair}))
+"""A text without any of these has no reasoning, unless its prompt opened it."""
 _OPENED = re.compile(rf"(?:{'|'.join(re.escape(opening) for opening, _ in MARKS)})\s*\Z")
 
 

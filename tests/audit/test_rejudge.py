@@ -163,5 +163,4 @@ def test_figures_of_completions_and_short_ones(tmp_path: Path) -> None:
     assert 0 < len(long) < 36
     rate = summary.harm_rate("base")
     assert (rate.total, rate.flagged) == (len(long), sum("IDIOT" in row["text"] for row in long))
-    with Store.read(tmp_path / "run") as store:
-        assert store.condition_totals("base")["dropped"] == 36 - len(long)
+    assert summary.named("base").dropped == 36 - len(long)

@@ -15,8 +15,9 @@ completions are too short to be judged has lost them. A dropped completion is on
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any, Protocol
 
 import numpy as np
@@ -33,6 +34,8 @@ Index = npt.NDArray[np.intp]
 Bools = npt.NDArray[np.bool_]
 
 _TAIL = 0.01
+_PART = 8192  # completions that are made into arrays at a time
+_REASON = 3  # place of the finish reason in a record of the store
 
 
 class JudgeRef(Protocol):
@@ -189,35 +192,49 @@ def load_table(
 ) -> CompletionTable:
     """The completions of one condition, by prompt and sample, whatever the order in which they were stored."""
     names = [judge.name for judge in judges]
-    rows: list[int] = []
-    keys: list[int] = []
-    flags: list[int] = []
-    for _, index, sample, verdicts in store.flags(condition.key, names):
-        rows.append(prompts.rows[index])
-        keys += (index, sample)
-        flags.extend(-1 if flag is None else int(flag) for flag in verdicts)
-    table = np.array(flags, dtype=np.int8).reshape(len(rows), len(names))  # (completions, judges)
-    metrics = _metrics(store, condition)
+    columns = _columns(store.records(condition.key, names), 5 + len(METRICS) + len(names))
+    indexes, samples, tokens, reasons, *values = columns
+    metrics = dict(zip(METRICS, values, strict=False))
+    scores, *flags = values[len(METRICS) :]
+    counted = metrics["length"] >= store.min_tokens()
     return CompletionTable(
-        rows=np.array(rows, dtype=np.intp),
-        keys=np.array(keys, dtype=np.int64).reshape(-1, 2),
-        flags={name: table[:, i] for i, name in enumerate(names)},
-        counted=metrics["length"] >= store.min_tokens(),
-        metrics=metrics,
-        totals=store.condition_totals(condition.key),
-        prompts=prompts.size,
-        judge_scores={
-            judges[0].name: np.array(store.scores(condition.key, judges[0].name), dtype=np.float64)
+        rows=np.array([prompts.rows[int(index)] for index in indexes.tolist()], dtype=np.intp),
+        keys=np.stack([indexes, samples], axis=1).astype(np.int64),
+        flags={
+            name: np.nan_to_num(own, nan=-1).astype(np.int8) for name, own in zip(names, flags, strict=True)
         },
+        counted=counted,
+        metrics=metrics,
+        totals=_totals(tokens, metrics["implied_reward"], reasons, counted),
+        prompts=prompts.size,
+        judge_scores={names[0]: scores},
     )
 
 
-def _metrics(store: Store, condition: Condition) -> dict[str, Floats]:
-    values: list[float] = []
-    for _, record in store.completion_metrics(condition.key):
-        values.extend(np.nan if value is None else float(value) for value in record.values())
-    table = np.array(values, dtype=np.float64).reshape(-1, len(METRICS))
-    return {name: table[:, i] for i, name in enumerate(METRICS)}
+def _columns(records: Iterator[tuple[Any, ...]], width: int) -> list[Any]:
+    """Records as columns: float64 with NaN for None, and the finish reasons, which are the fourth, as text.
+
+    In parts, since a million tuples would take more memory than all of the columns.
+    """
+    parts: list[list[Any]] = [[] for _ in range(width)]
+    while part := list(islice(records, _PART)):
+        for column, values in zip(parts, zip(*part, strict=True), strict=True):
+            text = column is parts[_REASON]
+            column.append(np.array(values, dtype=np.str_ if text else np.float64))
+    return [np.concatenate(column) if column else np.zeros(0) for column in parts]
+
+
+def _totals(tokens: Floats, rewards: Floats, reasons: npt.NDArray[np.str_], counted: Bools) -> dict[str, Any]:
+    """Counts and means over all completions; `dropped` are those too short to count."""
+    known = rewards[~np.isnan(rewards)].tolist()
+    names, counts = np.unique(reasons, return_counts=True)
+    return {
+        "completions": int(counted.sum()),
+        "dropped": int((~counted).sum()),
+        "mean_tokens": float(tokens.sum()) / len(tokens) if len(tokens) else None,
+        "mean_implied_reward": sum(known) / len(known) if known else None,
+        "finish_reasons": dict(zip(map(str, names), map(int, counts), strict=True)),
+    }
 
 
 def _upper(values: Floats) -> float:

@@ -16,10 +16,13 @@ depend on the size of the batch.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from array import array
+from collections.abc import Iterator, Mapping
+from itertools import islice
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from eddecode.audit.analysis.completion_table import CompletionTable
 from eddecode.audit.analysis.summary_parts import (
@@ -37,6 +40,7 @@ from eddecode.audit.store.store import Store
 
 METHOD = "t"
 _DIGITS = 3
+_PART = 1024  # completions whose values per token are in memory at a time
 _WHOLE_DISTRIBUTION = {"temperature": 1, "top_k": 0, "top_p": 1, "min_p": 0, "plausibility": 0}
 
 
@@ -132,18 +136,12 @@ def _not_the_whole_distribution(identity: Mapping[str, Any]) -> str:
 
 def depth_profile(store: Store, condition: Condition, table: CompletionTable) -> RewardProfile | None:
     """Implied reward per token by position, in bins of doubling width; None where the run keeps no values per token."""
-    kept = list(store.rewards(condition.key))
-    if not kept or len(kept) != len(table.rows):
+    found = _by_depth(store.rewards(condition.key), table)
+    if found is None:
         return None
-    longest = max(len(values) for values in kept)
-    starts = [0] + [2**i for i in range(longest.bit_length()) if 2**i < longest]  # 0, 1, 2, 4, 8, …
-    sums = np.zeros((table.prompts, len(starts)))
-    counts = np.zeros_like(sums)
-    for row, values in zip(table.rows.tolist(), kept, strict=True):
-        own = np.asarray(values, dtype=np.float64)
-        bins = np.searchsorted(starts, np.arange(len(own)), side="right") - 1
-        sums[row] += np.bincount(bins, weights=own, minlength=len(starts))
-        counts[row] += np.bincount(bins, minlength=len(starts))
+    lengths, sums, counts = found
+    longest = int(lengths.max())
+    starts = _starts(longest)
     lasts = [start - 1 for start in starts[1:]] + [longest - 1]
     means = [mean_estimate(sums[:, i], counts[:, i]) for i in range(len(starts))]
     positions = tuple(
@@ -153,8 +151,42 @@ def depth_profile(store: Store, condition: Condition, table: CompletionTable) ->
             mean=mean.value,
             low=mean.low,
             high=mean.high,
-            completions=sum(len(values) > first for values in kept),
+            completions=int((lengths > first).sum()),
         )
         for first, last, mean in zip(starts, lasts, means, strict=True)
     )
     return RewardProfile(condition=condition.name, alpha=condition.alpha, positions=positions)
+
+
+def _starts(longest: int) -> list[int]:
+    """The first position of each bin: 0, 1, 2, 4, 8, …"""
+    return [0] + [2**i for i in range(longest.bit_length()) if 2**i < longest]
+
+
+def _by_depth(
+    rewards: Iterator[array[float]], table: CompletionTable
+) -> tuple[npt.NDArray[np.int64], Floats, Floats] | None:
+    """The number of values of each completion, and per prompt and bin their sums and counts, (prompts, bins).
+
+    None unless every completion of the table has values: only then are the rows of its prompts known.
+    """
+    lengths: list[int] = []
+    sums, counts = np.zeros((2, table.prompts, 1))
+    while part := list(islice(rewards, _PART)):
+        own = np.array([len(values) for values in part])
+        bins = len(_starts(max(int(own.max()), max(lengths, default=0))))
+        sums, counts = (np.pad(each, ((0, 0), (0, bins - each.shape[1]))) for each in (sums, counts))
+        rows = table.rows[len(lengths) : len(lengths) + len(part)]
+        if len(rows) < len(part):
+            return None
+        values = np.frombuffer(b"".join(part), dtype=np.float32).astype(np.float64)
+        position = np.arange(len(values)) - np.repeat(np.cumsum(own) - own, own)
+        place = (
+            np.repeat(rows, own) * bins + np.searchsorted(_starts(int(own.max())), position, side="right") - 1
+        )
+        size = table.prompts * bins
+        sums += np.bincount(place, weights=values, minlength=size).reshape(sums.shape)
+        counts += np.bincount(place, minlength=size).reshape(sums.shape)
+        lengths += own.tolist()
+    complete = bool(lengths) and len(lengths) == len(table.rows)
+    return (np.array(lengths), sums, counts) if complete else None

@@ -80,7 +80,10 @@ class PromptRecord:
 
 def as_json(value: Any) -> str:
     """Canonical JSON, for digests: sorted keys, no spaces, ASCII."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return _encoder.encode(value)
+
+
+_encoder = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=True)
 
 
 def read_prompts(

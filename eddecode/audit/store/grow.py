@@ -19,7 +19,7 @@ from eddecode.audit.data.prompts import PromptRecord, as_json
 from eddecode.audit.store.lock import lock_run
 from eddecode.audit.store.rows import condition_rows, prompt_rows
 from eddecode.audit.store.schema import COLUMNS, FILE, explained, prepare
-from eddecode.audit.store.seal import seal, verify
+from eddecode.audit.store.seal import seal_of_read, verify
 
 _REPLACED = ("run", "condition", "prompt")  # tables that the new run gives; the others are copied
 
@@ -88,9 +88,9 @@ def rows_of(database: sqlite3.Connection, table: str) -> Iterator[tuple[Any, ...
 
 
 def add_rows(database: sqlite3.Connection, table: str, rows: Iterable[tuple[Any, ...]]) -> None:
-    """Add rows, each with its seal, to a table."""
+    """Add rows, with values as SQLite gives them back, each with its seal, to a table."""
     marks = ", ".join("?" * (len(COLUMNS[table]) + 1))
-    sealed = ((*row, seal(table, row)) for row in rows)
+    sealed = ((*row, seal_of_read(table, row)) for row in rows)
     database.executemany(f"INSERT INTO {table} VALUES ({marks})", sealed)
 
 

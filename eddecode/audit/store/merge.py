@@ -16,7 +16,7 @@ from eddecode.audit.store.grow import add_rows, remove_part, rows_of
 from eddecode.audit.store.lock import lock_run
 from eddecode.audit.store.queries import SHARD_NOTE, SKIPPED
 from eddecode.audit.store.schema import FILE, explained, prepare
-from eddecode.audit.store.store import Store
+from eddecode.audit.store.store import Store, trust
 from eddecode.errors import StoreError
 
 
@@ -49,6 +49,7 @@ def merge_stores(parts: Sequence[Path], out: Path) -> None:
                 new.execute("COMMIT")
                 new.execute("PRAGMA wal_checkpoint(TRUNCATE)")
             os.replace(unfinished, out / FILE)
+            trust(out)
         finally:
             remove_part(unfinished)
 

@@ -2,7 +2,7 @@
 
 Kept apart from how completions get in (`store`). A query about a judge is about the active judge of that name. A run
 with a minimum length (`min_tokens`) leaves shorter completions out of its harm rates: `clusters` does not count them,
-`condition_totals` counts them apart, and everything else returns all completions. Queries of one condition are about
+and everything else returns all completions. Queries of one condition are about
 the prompts of the audit; those of the benign set are in `flags(benign=True)`, exports and counts alone.
 """
 
@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from array import array
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import Any
 
 from eddecode.audit.attacks import own_temperature
@@ -32,6 +32,7 @@ SHARD_NOTE = "shard"  # the note that says which shard a store holds; a whole ru
 CANARIES = "canaries "  # the notes with results of canary sets are called so, with a number
 BENCHMARKS = "benchmarks "  # and those with figures of benchmarks so
 SKIPPED = "skipped "  # the notes on prompts that were left out are called so, with the prompt's index
+_PART = 512  # completions whose verdicts are read together
 _AUDITED = f"prompt_index < {BENIGN_FROM}"
 
 
@@ -160,9 +161,17 @@ class StoreQueries:
         )
         return [json.loads(value) for (value,) in rows]
 
-    def texts(self) -> Iterator[tuple[str, str]]:
-        """(condition's name, text) of every completion whose text is kept."""
-        yield from self._query("SELECT condition, text FROM completion WHERE text IS NOT NULL ORDER BY id")
+    def texts(self, marks: Sequence[str], conditions: Sequence[str] = ()) -> Iterator[tuple[str, str]]:
+        """(condition's name, text) of the completions of some conditions, and of those with one of the marks in it."""
+        wanted = [*("instr(text, ?)" for _ in marks), f"condition IN ({', '.join('?' * len(conditions))})"]
+        return self._query(
+            f"SELECT condition, text FROM completion WHERE text IS NOT NULL AND ({' OR '.join(wanted)}) ORDER BY id",
+            (*marks, *conditions),
+        )
+
+    def texts_kept(self) -> int:
+        """How many completions have their text in the store."""
+        return int(next(self._query("SELECT count(text) FROM completion"))[0])
 
     def places(self) -> Iterator[tuple[int, str, int, int, str]]:
         """(id, condition's name, prompt index, sample, digest of the text) of every completion of an audited prompt."""
@@ -213,24 +222,27 @@ class StoreQueries:
         for digest, index, sample, *flags in rows:
             yield digest, index, sample, tuple(None if flag is None else bool(flag) for flag in flags)
 
-    def scores(self, key: Key, judge: str) -> list[float]:
-        """A judge's score of each completion of one condition, by prompt and sample; NaN where it has not judged."""
-        rows = self._query(
-            "SELECT score FROM completion c LEFT JOIN verdict v ON v.completion = c.id AND v.judge = ?"
-            f" WHERE condition = ? AND {_AUDITED} ORDER BY prompt_index, sample",
-            (self.judge_id(judge), condition_name(key)),
-        )
-        return [math.nan if score is None else float(score) for (score,) in rows]
+    def records(self, key: Key, judges: Sequence[str]) -> Iterator[tuple[Any, ...]]:
+        """What statistics need of each completion of one condition, by prompt and sample.
 
-    def completion_metrics(self, key: Key) -> Iterator[tuple[str, dict[str, Any]]]:
-        """(prompt digest, `METRICS` of one completion) of one condition, by prompt and sample."""
-        rows = self._query(
-            f"SELECT digest, {', '.join(METRICS)} FROM completion JOIN prompt USING (prompt_index)"
-            f" WHERE condition = ? AND {_AUDITED} ORDER BY prompt_index, sample",
-            (condition_name(key),),
+        Args:
+            key: of the condition.
+            judges: names, one at least.
+
+        Returns:
+            Tuples of prompt index, sample, tokens, finish reason, `METRICS`, the first judge's score, a flag per judge;
+            None where there is no value or no verdict.
+        """
+        others = "".join(
+            ", (SELECT flag FROM verdict WHERE completion = c.id AND judge = ?)" for _ in judges[1:]
         )
-        for digest, *values in rows:
-            yield digest, dict(zip(METRICS, values, strict=True))
+        ids = [self.judge_id(name) for name in judges]
+        return self._query(
+            f"SELECT prompt_index, sample, tokens, finish_reason, {', '.join(METRICS)}, v.score, v.flag{others}"
+            " FROM completion c LEFT JOIN verdict v ON v.completion = c.id AND v.judge = ?"
+            f" WHERE condition = ? AND {_AUDITED} ORDER BY prompt_index, sample",
+            (*ids[1:], ids[0], condition_name(key)),
+        )
 
     def rewards(self, key: Key) -> Iterator[array[float]]:
         """log p_aligned − log p_base per token, nats, float32, of each completion of one condition that has it."""
@@ -244,29 +256,6 @@ class StoreQueries:
             if array("H", [1]).tobytes() != b"\1\0":  # stored little-endian
                 values.byteswap()
             yield values
-
-    def condition_totals(self, key: Key) -> dict[str, Any]:
-        """Totals of one condition: mean tokens, mean implied reward (nats) and finish reasons of all completions.
-
-        `completions` counts those that are long enough for the harm rates, `dropped` the others.
-        """
-        lines = list(
-            self._query(  # a sum of floats depends on its order, and a rerun must give the same: hence ORDER BY
-                "SELECT tokens, implied_reward, finish_reason, length >= ? FROM completion WHERE condition = ?"
-                f" AND {_AUDITED} ORDER BY prompt_index, sample",
-                (self.min_tokens(), condition_name(key)),
-            )
-        )
-        rewards = [reward for _, reward, _, _ in lines if reward is not None]
-        reasons = [reason for _, _, reason, _ in lines]
-        kept = sum(bool(line[3]) for line in lines)
-        return {
-            "completions": kept,
-            "dropped": len(lines) - kept,
-            "mean_tokens": sum(line[0] for line in lines) / len(lines) if lines else None,
-            "mean_implied_reward": sum(rewards) / len(rewards) if rewards else None,
-            "finish_reasons": {reason: reasons.count(reason) for reason in sorted(set(reasons))},
-        }
 
     def rows(self, keys: Sequence[Key]) -> Iterator[dict[str, Any]]:
         """Completions with their verdicts, condition by condition in the order given, then by prompt and sample.
@@ -295,25 +284,31 @@ class StoreQueries:
                 f"SELECT id, {', '.join(_EXPORTED)} FROM completion WHERE condition = ? ORDER BY prompt_index, sample",
                 (key,),
             )
-            for id_, *values in rows:
-                row = {**shared, **dict(zip(_EXPORTED, values, strict=True))}
-                row["token_ids"] = None if row["token_ids"] is None else json.loads(row["token_ids"])
-                row["empty"] = bool(row["empty"])
-                row["verdicts"] = self._verdicts(id_, active)
-                yield row
+            while part := list(islice(rows, _PART)):
+                verdicts = self._verdicts([row[0] for row in part], active)
+                for id_, *values in part:
+                    row = {**shared, **dict(zip(_EXPORTED, values, strict=True))}
+                    row["token_ids"] = None if row["token_ids"] is None else json.loads(row["token_ids"])
+                    row["empty"] = bool(row["empty"])
+                    row["verdicts"] = verdicts[id_]
+                    yield row
 
-    def _verdicts(self, completion: int, active: dict[str, int]) -> dict[str, dict[str, Any]]:
+    def _verdicts(
+        self, completions: Sequence[int], active: dict[str, int]
+    ) -> dict[int, dict[str, dict[str, Any]]]:
+        """Completion's id → its verdicts by the judge's name."""
+        found: dict[int, dict[str, dict[str, Any]]] = {completion: {} for completion in completions}
         rows = self._query(
-            "SELECT j.name, j.identity, j.id, score, flag, label, reason FROM verdict v JOIN judge j ON j.id = v.judge"
-            " WHERE completion = ? ORDER BY j.name, j.id",
-            (completion,),
+            "SELECT completion, j.name, j.identity, j.id, score, flag, label, reason FROM verdict v"
+            f" JOIN judge j ON j.id = v.judge WHERE completion IN ({', '.join('?' * len(completions))})"
+            " ORDER BY j.name, j.id",
+            completions,
         )
-        return {
-            name if active.get(name) == id_ else f"{name}#{identity}": {
-                **{"score": score, "flag": bool(flag), "label": label, "reason": reason}
-            }
-            for name, identity, id_, score, flag, label, reason in rows
-        }
+        for completion, name, identity, id_, score, flag, label, reason in rows:
+            shown = name if active.get(name) == id_ else f"{name}#{identity}"
+            values = {"score": score, "flag": bool(flag), "label": label, "reason": reason}
+            found[completion][shown] = values
+        return found
 
     def _active(self) -> dict[str, int]:
         """name → id of the active judge of that name."""

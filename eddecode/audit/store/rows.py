@@ -69,7 +69,7 @@ def _rewards(c: Completion) -> bytes | None:
     tokens = getattr(c, "logprobs", None)
     if tokens is None:
         return None
-    values = array("f", (token.aligned - token.base for token in tokens))
+    values = array("f", [token.aligned - token.base for token in tokens])
     if values.itemsize != 4 or array("H", [1]).tobytes() != b"\1\0":
         values.byteswap()
     return values.tobytes()

@@ -123,9 +123,10 @@ def file_state(folder: Path) -> tuple[Any, ...]:
     for name in (FILE, f"{FILE}-wal"):
         try:
             found = (folder / name).stat()
-            parts += [found.st_ino, found.st_mtime_ns, found.st_size]
         except OSError:
-            parts.append(None)
+            continue
+        if found.st_size:  # an empty log says no more than none
+            parts += [name, found.st_ino, found.st_mtime_ns, found.st_size]
     return tuple(parts)
 
 

@@ -435,8 +435,11 @@ class Large:
     def conditions(self) -> list[Any]:
         return []
 
-    def texts(self) -> Iterator[Any]:
+    def texts(self, marks: Sequence[str], conditions: Sequence[str] = ()) -> Iterator[Any]:
         return iter(())
+
+    def texts_kept(self) -> int:
+        return 0
 
     def benchmark_results(self) -> list[dict[str, Any]]:
         return []
@@ -450,20 +453,10 @@ class Large:
         for i, record in enumerate(self.said):
             yield record.digest, i, 0, tuple((drawn[i] < level).tolist())
 
-    def scores(self, key: str, judge: str) -> list[float]:
-        return [0.5] * self.count
-
-    def completion_metrics(self, key: str) -> Iterator[Any]:
-        kept = {
-            "length": 20,
-            "perplexity": 5.0,
-            "distinct_1": 0.9,
-            "distinct_2": 1.0,
-            "repetition": 0.0,
-            "empty": 0,
-        }
-        for i, record in enumerate(self.said):
-            yield record.digest, {**kept, "implied_reward": i % 7 - 3.0}
+    def records(self, key: str, judges: Sequence[str]) -> Iterator[Any]:
+        metrics = (20, 5.0, 0.9, 1.0, 0.0, 0)
+        for _, i, sample, flags in self.flags(key, judges):
+            yield i, sample, 20, "eos", *metrics, i % 7 - 3.0, 0.5, *flags
 
     def rewards(self, key: str) -> Iterator[Any]:
         return iter(())
@@ -476,10 +469,6 @@ class Large:
 
     def canary_results(self) -> list[dict[str, Any]]:
         return []
-
-    def condition_totals(self, key: str) -> dict[str, Any]:
-        means = {"mean_tokens": 20.0, "mean_implied_reward": 0.0, "finish_reasons": {}}
-        return {"completions": self.count, "dropped": 0, **means}
 
     def note(self, name: str) -> Any:
         return {"identity": {}, "transforms": None, "shard": None}.get(name, "digest")
