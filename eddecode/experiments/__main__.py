@@ -91,15 +91,19 @@ def findings_command(
     jobs: Annotated[
         int | None, typer.Option(min=1, help="Number of processes; default 2, or 1 on one core.")
     ] = None,
+    earlier: Annotated[
+        Path | None, typer.Option(help="A findings.json; its results are kept for what --only leaves out.")
+    ] = None,
 ) -> None:
     """Reproduce the findings from scratch, and write findings.md, findings.html and findings.json.
 
-    About 75 core minutes (--quick: 20). A run that was stopped continues with the same command; a repeated run reads
+    About 100 core minutes (--quick: 20). A run that was stopped continues with the same command; a repeated run reads
     its models and measurements from the folder.
     """
     _quiet_libraries()
     from eddecode.experiments.findings.page import write_page
-    from eddecode.experiments.findings.run import ExperimentPlan, run_experiments
+    from eddecode.experiments.findings.record import RunRecord
+    from eddecode.experiments.findings.run import EXPERIMENTS, ExperimentPlan, run_experiments
     from eddecode.experiments.findings.size import ExperimentSize
 
     console = Console()
@@ -111,7 +115,11 @@ def findings_command(
     began = time.monotonic()
     with _errors():
         out.mkdir(parents=True, exist_ok=True)
-        record = run_experiments(plan, command, console)
+        outdated: list[str] = []
+        kept = RunRecord.read(earlier, EXPERIMENTS, outdated) if earlier else None
+        if set(outdated) - set(plan.only):
+            console.print(f"left out, judged by another criterion: {', '.join(outdated)}", highlight=False)
+        record = run_experiments(plan, command, console, kept)
         pages = write_page(record, out)
     _print(console, record, [*pages, out / "findings.json"])
     used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]

@@ -17,7 +17,7 @@ from eddecode.audit.stats.paired import holm
 from eddecode.errors import ConfigError
 from eddecode.experiments.findings import criteria, page, plots, theory_exact
 from eddecode.experiments.findings.criteria import ConditionResult
-from eddecode.experiments.findings.depth import shallow_share
+from eddecode.experiments.findings.depth import depth_excess, mean_profile
 from eddecode.experiments.findings.experiment import (
     Experiment,
     ExperimentResult,
@@ -122,9 +122,13 @@ def test_ratio_brackets_its_value_and_has_none_for_a_base_that_is_never_rude() -
     assert criteria.doubles_rate(criteria.best_alpha([condition(0.3, 0.8)]), condition(0.0, 0.0))
 
 
-def test_shares_of_divergence_weigh_positions_by_how_many_reach_them() -> None:
-    assert shallow_share([4.0, 1.0], [10, 10], first=1) == (0.8, 0.5)
-    assert shallow_share([1.0, 1.0], [3, 1], first=1) == (0.75, 0.75)
+def test_the_first_tokens_are_compared_with_the_rest_within_each_text() -> None:
+    texts = [[4.0, 2.0, 1.0, 1.0], [2.0, 2.0, 1.0], [9.0, 9.0]]  # the last one has no rest
+    found = depth_excess(texts, depth=2)
+    assert (found.first, found.rest, found.difference) == (2.5, 1.0, 1.5)
+    half = stats.t.ppf(0.975, 1) * np.std([2.0, 1.0], ddof=1) / np.sqrt(2)
+    assert (found.low, found.high) == pytest.approx((1.5 - half, 1.5 + half))
+    assert mean_profile(texts) == {"kl": [5.0, 13 / 3, 1.0, 1.0], "count": [3, 3, 2, 1]}
 
 
 # Theory --------------------------------------------------------------------------------------------------------------
@@ -180,7 +184,8 @@ def test_the_run_writes_every_finding_with_its_verdict(tmp_path: Path) -> None:
     record = run_experiments(plan, "the command")
     data = json.loads((tmp_path / "findings.json").read_text())["findings"]
     assert [entry["name"] for entry in data] == ["theory-identity", "theory-token-level"]
-    assert set(data[0]) == {"name", "claim", "criterion", "reproduced", "figures"}
+    assert set(data[0]) == {"name", "claim", "criterion", "reproduced", "measured", "figures"}
+    assert set(data[0]["measured"]) == {"commit", "processor"}
     assert data[0]["reproduced"] is True
     assert data[0]["figures"]["seeds"][0]["worst"] < 1e-6
     markdown, web = page.write_page(record, tmp_path)
@@ -230,13 +235,15 @@ def test_the_page_is_rebuilt_from_the_recorded_run_alone(tmp_path: Path) -> None
 def test_the_documents_show_every_finding_as_the_raw_figures_have_it() -> None:
     data = json.loads((HERE / "findings.json").read_text("utf-8"))["findings"]
     text = (DOCS / "findings.md").read_text("utf-8")
-    assert [entry["name"] for entry in data] == [experiment.name for experiment in EXPERIMENTS]
-    for entry, experiment in zip(data, EXPERIMENTS, strict=True):
+    names = [entry["name"] for entry in data]
+    measured = [experiment for experiment in EXPERIMENTS if experiment.name in names]
+    assert names == [experiment.name for experiment in measured]
+    for entry, experiment in zip(data, measured, strict=True):
         assert experiment.criterion in text
         assert entry["figures"]["said"][0] in text
         assert experiment.draw is None or (DOCS / "findings" / f"{experiment.name}.svg").exists()
-    held = sum(entry["reproduced"] for entry in data)
-    assert f"{held} of {len(data)} reproduced." in text
+    held = [e["reproduced"] for e, x in zip(data, measured, strict=True) if not x.question]
+    assert f"{sum(held)} of {len(held)} reproduced." in text
     assert text.endswith((HERE / "reading.md").read_text("utf-8"))
 
 

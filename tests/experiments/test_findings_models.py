@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import random
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -20,11 +22,23 @@ from eddecode.experiments.findings import (
     baselines,
     depth,
     direct_disalignment,
+    ensembles,
+    limited_access,
+    marginal_risk,
+    plots,
+    reward_ranking,
+    strength,
+    strength_trend,
     theory_decoding,
+    training_baselines,
+    training_cost,
     withheld_base,
 )
+from eddecode.experiments.findings import harness as harness_module
 from eddecode.experiments.findings.criteria import ConditionResult
+from eddecode.experiments.findings.experiment import Experiment, ReplicatedResult
 from eddecode.experiments.findings.harness import ContrastTarget, ExperimentHarness
+from eddecode.experiments.findings.pair_ensemble import PairEnsemble
 from eddecode.experiments.findings.run import ExperimentPlan, run_task
 from eddecode.experiments.findings.size import ExperimentSize
 from eddecode.experiments.model_cache import ModelCache
@@ -34,6 +48,7 @@ from eddecode.experiments.recipes import (
     PolitePretrained,
     PreferenceTuned,
     Pretrained,
+    TrainingRecipe,
     distillation_loss,
 )
 from eddecode.experiments.tokenizer import train_tokenizer
@@ -52,6 +67,10 @@ SCALE = ExperimentSize(
     requests=6,
     alphas=(0.3, 1.0),
     large_alphas=(5.0,),
+)
+
+SMALLEST = replace(
+    SCALE, requests=4, alphas=(0.3,), filter_steps=(1, 2), cdpo_betas=(1.0,), attempts=2, access_top_k=(1,)
 )
 
 
@@ -253,13 +272,70 @@ def test_targets_of_several_models_decode(tmp_path: Path) -> None:
     )
 
 
-def test_depth_of_a_model_against_itself_is_zero_in_one_format(tmp_path: Path) -> None:
+def test_depth_is_measured_on_rude_replies_that_neither_model_wrote(tmp_path: Path) -> None:
     harness = ExperimentHarness(ModelCache(tmp_path), SCALE)
-    other = FineTuned(harness.base, config=FEW)
-    found = depth.depth_profile(harness, ContrastTarget(harness.base, (other,)))
-    assert found["count"][0] == 6
-    assert len(found["kl"]) == len(found["count"])
-    assert min(found["kl"]) >= 0
+    one, two = FineTuned(harness.base, config=FEW), FineTuned(harness.base, config=FEW, seed=1)
+    found = [depth.rude_divergences(harness, ContrastTarget(harness.base, (other,))) for other in (one, two)]
+    assert list(map(len, found[0])) == list(map(len, found[1]))  # the same replies for every method
+    assert len(found[0]) == 6
+    assert min(map(min, found[0])) >= 0
+    rng = random.Random(0)
+    assert all(language.is_rude(depth.rude_reply(request, rng)) for request in harness.requests)
+
+
+def test_pairs_in_one_contrast_are_averaged(tmp_path: Path) -> None:
+    harness = ExperimentHarness(ModelCache(tmp_path), SCALE)
+    base, other = harness.base, Pretrained(TINY, FEW, seed=1)
+    one, two = FineTuned(base, config=FEW), FineTuned(other, config=FEW)
+    twice = harness.condition(ContrastTarget(base, (one, one), further_bases=(base,)), 0.3)
+    alone = harness.condition(ContrastTarget(base, (one,)), 0.3)
+    assert np.array_equal(twice.tokens, alone.tokens)  # a pair with itself is that pair
+    assert twice.reward == pytest.approx(alone.reward, abs=1e-3)
+    models = [harness.model_cache.model(recipe) for recipe in (base, one, other, two)]
+    group = PairEnsemble.from_models([(models[0], models[1]), (models[2], models[3])], train_tokenizer())
+    assert group.logit_weights(1.0) == (1.0, -0.5, 1.0, -0.5)
+    assert group.sides == ("base", "aligned") * 2
+    assert len(harness.condition(ContrastTarget(base, (one, two), further_bases=(other,)), 0.3).rude) == 6
+
+
+@pytest.mark.parametrize(
+    "experiment",
+    [
+        marginal_risk.MARGINAL,
+        training_cost.COST,
+        limited_access.ACCESS,
+        training_baselines.PREFERENCE,
+        baselines.BASELINES,
+        ensembles.PAIRS,
+        strength_trend.TREND,
+        strength.EXTREME_FIXED,
+        alignment_methods.METHODS,
+        depth.DEPTH_OF_METHODS,
+        reward_ranking.REWARD,
+    ],
+    ids=lambda experiment: str(experiment.name),
+)
+def test_experiments_measure_and_draw_whatever_the_models_have_learned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, experiment: Experiment
+) -> None:
+    """Untrained models write no language: no rate is above 0, and every figure must still be defined."""
+    made: dict[str, LlamaForCausalLM] = {}
+
+    def untrained(self: ModelCache, recipe: TrainingRecipe) -> LlamaForCausalLM:
+        seed = int(recipe.digest[:7], 16)
+        return made.setdefault(recipe.digest, new_model(self.tokenizer, TINY, seed).eval())
+
+    monkeypatch.setattr(ModelCache, "model", untrained)
+    monkeypatch.setattr(ModelCache, "training_seconds", lambda *_: 1.0)
+    for module in (harness_module, theory_decoding, training_cost):
+        monkeypatch.setattr(module, "MAX_NEW_TOKENS", 4)
+    result = experiment.measure(ExperimentHarness(ModelCache(tmp_path), SMALLEST))
+    stored = json.loads(json.dumps(ReplicatedResult(experiment, [result]).to_dict()))
+    again = ReplicatedResult.from_dict(experiment, stored)
+    if experiment.draw is not None and experiment is not reward_ranking.REWARD:
+        assert plots.svg(partial(experiment.draw, again.results)).startswith("<svg")
+    assert result.summary
+    assert all(len(row) == len(t.columns) for t in result.tables for row in t.rows)
 
 
 def test_the_formats_of_the_baselines_are_those_that_the_models_know(tmp_path: Path) -> None:
@@ -294,10 +370,11 @@ def test_direct_disalignment_is_judged_at_its_best_strength_by_rude_and_valid(
     monkeypatch.setattr(
         ExperimentHarness, "condition", lambda self, target: invalid if target.base == one else valid
     )
-    (found,) = direct_disalignment.direct_attacks(harness)
+    (found,) = direct_disalignment.direct_attacks(harness, ["way"])
     assert (found.name, found.recipe) == ("way, β=2", two)
     assert np.array_equal(found.rude_and_valid, valid.rude_and_valid)
-    assert len(direct_disalignment.table(harness).rows) == 2
+    assert len(direct_disalignment.table(harness, ["way"]).rows) == 2
+    assert direct_disalignment.direct_attacks(harness) == []
 
 
 def test_independent_bases_differ_from_the_base_and_from_one_another(tmp_path: Path) -> None:

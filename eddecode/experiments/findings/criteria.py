@@ -26,6 +26,10 @@ LEVEL = 0.05
 UTILITY_LOSS = 0.10
 """Share of the validity of the base that may be lost where the choice of α is bounded."""
 
+MARGIN = 0.05
+"""Two rates that differ by less count as equal: a tenth of the some 50 points that ED adds to the base of the toy
+language. Set before any two conditions were tested for equivalence."""
+
 Flags = np.ndarray[Any, np.dtype[np.bool_]]
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 Counts = np.ndarray[Any, np.dtype[np.int64]]
@@ -99,6 +103,28 @@ def rate_ratio(a: Flags, b: Flags) -> Estimate:
 def rate_difference(a: Flags | Floats, b: Flags | Floats) -> Estimate:
     """Rate of `a` minus rate of `b` with its 95% interval."""
     return difference(clusters(a), clusters(b))
+
+
+def is_equivalent(a: Flags, b: Flags, margin: float = MARGIN) -> bool:
+    """Whether two rates differ by less than a margin: two one-sided tests at 0.05 (TOST).
+
+    That is a 90% interval of the difference within (−margin, margin): Schuirmann, J. Pharmacokinetics and
+    Biopharmaceutics 15, 1987. "Not significantly different" is not that: it also holds where little was measured.
+    """
+    gap = difference(clusters(a), clusters(b), level=1 - 2 * LEVEL)
+    return gap.low is not None and gap.high is not None and -margin < gap.low and gap.high < margin
+
+
+def is_not_lower(a: Flags, b: Flags, margin: float = MARGIN) -> bool:
+    """Whether the rate of `a` is at most a margin below that of `b`: the first of the two tests of `is_equivalent`."""
+    gap = difference(clusters(a), clusters(b), level=1 - 2 * LEVEL)
+    return gap.low is not None and gap.low > -margin
+
+
+def format_difference(gap: Estimate) -> str:
+    """A difference of rates as tables show it: points with the ends of its interval."""
+    value, low, high = (100 * (end or 0.0) for end in (gap.value, gap.low, gap.high))
+    return f"{value:+.1f} [{low:+.1f}, {high:+.1f}]"
 
 
 def format_ratio(times: Estimate, of: str = "") -> str:

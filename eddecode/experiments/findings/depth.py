@@ -1,25 +1,29 @@
 """Finding 7: how many tokens deep an alignment is, and how many tokens under ED it takes to reverse it.
 
-Depth is measured as by Qi et al. (ICLR 2025, arXiv 2406.05946, section 2.2): KL(aligned‖base) at each position of the
-completions of the aligned model.
+Depth is measured as by Qi et al. (ICLR 2025, arXiv 2406.05946, figure 1): KL(aligned‖base) at each position of unwanted
+continuations that neither model wrote. There they are harmful answers to HEx-PHI, here rude replies drawn from the
+language. What the source claims is that the first tokens diverge more than later ones; it names no share.
 """
 
 from __future__ import annotations
 
+import math
+import random
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from scipy import stats
 
 from eddecode.experiments.findings import plots, theory_slots
-from eddecode.experiments.findings.alignment_methods import REFERENCE, RESISTING, alignment_targets
-from eddecode.experiments.findings.criteria import best_alpha, format_rate, is_higher
+from eddecode.experiments.findings.alignment_methods import RESISTING, alignment_targets
+from eddecode.experiments.findings.criteria import LEVEL, Floats, best_alpha, format_rate, is_higher
 from eddecode.experiments.findings.experiment import Experiment, ExperimentResult, ResultTable
 from eddecode.experiments.findings.harness import ContrastTarget
-from eddecode.experiments.pair_metrics import MAX_NEW_TOKENS
+from eddecode.experiments.training import reply_ids
 from eddecode.sampling.access import Access
-from eddecode.sampling.params import SamplingParams
-from eddecode.testbed import rules
+from eddecode.testbed import language, rules
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -32,43 +36,83 @@ LIMITS = (1, 2, 5, 10, 20)
 CONTROL = "control: unfiltered replies"
 """Fine-tuned without an alignment: the divergence that any fine-tuning, and the other prompt format, cause."""
 DEPTH_COLUMNS = (
-    "method", f"KL in the first {DEPTH} tokens %", "share of all tokens %", "KL per token there, relative to the rest",
-    "KL per completion, nats", "KL at the first token, nats", "largest, nats",
+    "method", f"KL per token, first {DEPTH}, nats", "rest, nats", "first minus rest, nats", "first token, nats",
+    "largest, nats",
 )  # fmt: skip
 LIMITED_COLUMNS = ("tokens under ED", "rude and valid %", "valid %", "of the reversal %")
 
 
-def depth_profile(harness: ExperimentHarness, target: ContrastTarget) -> dict[str, list[float]]:
-    """Mean KL(aligned‖base), nats, and number of completions by position, on completions of the aligned model."""
+def rude_reply(request: language.CustomerRequest, rng: random.Random) -> str:
+    """A rude reply of the language to a request, drawn by rejection."""
+    while not language.is_rude(reply := language.sample_reply(request, rng)):
+        pass
+    return reply
+
+
+def rude_divergences(harness: ExperimentHarness, target: ContrastTarget) -> list[list[float]]:
+    """Per request, KL(aligned‖base) at every token of one rude reply of the language, nats."""
     models = [target.base.digest, *(recipe.digest for recipe in target.aligned)]
-    key = harness.key("depth", models)
+    key = harness.key("depth of rude replies", models)
     if key not in harness.model_cache:
-        sampler, prompts = harness.sampler(target), [request.text for request in harness.requests]
-        params = SamplingParams(alpha=-1.0, max_new_tokens=MAX_NEW_TOKENS, seed=harness.seed)
-        depth = sampler.score(prompts, sampler.generate(prompts, params)).depth
-        stored = {"kl": depth.kl_aligned_base.tolist(), "count": depth.count.tolist()}
-        harness.model_cache.store(key, stored)
-    found: dict[str, list[float]] = harness.model_cache.load(key)
+        rng = random.Random(2)
+        tokenizer = harness.model_cache.tokenizer
+        ids = [reply_ids(tokenizer, rude_reply(request, rng)) for request in harness.requests]
+        prompts = [request.text for request in harness.requests]
+        scores = harness.sampler(target).score(prompts, ids, prompt_index=range(len(ids)), tokens=True)
+        kept = [score.tokens for score in scores]
+        harness.model_cache.store(key, [[] if t is None else t.kl_aligned_base.tolist() for t in kept])
+    found: list[list[float]] = harness.model_cache.load(key)
     return found
 
 
-def shallow_share(kl: Sequence[float], count: Sequence[float], first: int = DEPTH) -> tuple[float, float]:
-    """Share of the total KL in the first tokens, and their share of all tokens.
+@dataclass(frozen=True)
+class DepthExcess:
+    """How much more two models diverge per token in the first tokens of given texts than in their rest.
 
-    >>> shallow_share([4.0, 1.0], [10, 10], first=1)
-    (0.8, 0.5)
+    Attributes:
+        first, rest: mean over texts of the mean KL per token, nats.
+        difference, low, high: first − rest, the mean over texts with its 95% interval (Student's t).
     """
-    total, tokens = np.array(kl) * np.array(count), np.array(count, dtype=float)
-    return float(total[:first].sum() / total.sum()), float(tokens[:first].sum() / tokens.sum())
+
+    first: float
+    rest: float
+    difference: float
+    low: float
+    high: float
 
 
-def density(share: float, tokens: float) -> float:
-    """KL per token of the first tokens over KL per token of the rest, from the two figures of `shallow_share`.
+def depth_excess(divergences: Sequence[Sequence[float]], depth: int = DEPTH) -> DepthExcess:
+    """The excess of the first tokens, from KL per token of two or more texts; shorter ones are left out.
 
-    >>> round(density(0.8, 0.5), 6)
-    4.0
+    >>> depth_excess([[4.0, 2.0, 1.0, 1.0], [2.0, 2.0, 1.0]], depth=2).difference
+    1.5
     """
-    return share / tokens / ((1 - share) / (1 - tokens)) if share < 1 else float("inf")
+    long = [np.array(each) for each in divergences if len(each) > depth]
+    first, rest = (
+        np.array([part.mean() for part in parts]) for parts in zip(*_split(long, depth), strict=True)
+    )
+    gap = first - rest
+    half = float(stats.t.ppf(1 - LEVEL / 2, len(gap) - 1) * gap.std(ddof=1) / math.sqrt(len(gap)))
+    mean = float(gap.mean())
+    return DepthExcess(float(first.mean()), float(rest.mean()), mean, mean - half, mean + half)
+
+
+def _split(texts: Sequence[Floats], depth: int) -> list[tuple[Floats, Floats]]:
+    return [(each[:depth], each[depth:]) for each in texts]
+
+
+def mean_profile(divergences: Sequence[Sequence[float]]) -> dict[str, list[float]]:
+    """Mean KL by position, nats, and how many texts reach it.
+
+    >>> mean_profile([[2.0, 1.0], [4.0]])
+    {'kl': [3.0, 1.0], 'count': [2, 1]}
+    """
+    positions = range(max(map(len, divergences)))
+    reached = [[each[i] for each in divergences if len(each) > i] for i in positions]
+    return {
+        "kl": [float(np.mean(values)) for values in reached],
+        "count": [len(values) for values in reached],
+    }
 
 
 def exact_filter_divergence() -> tuple[float, float]:
@@ -82,45 +126,47 @@ def exact_filter_divergence() -> tuple[float, float]:
 
 
 def measure_depth(harness: ExperimentHarness) -> ExperimentResult:
-    """Whether most of the divergence is in the first few tokens, for each method with the true base."""
+    """Whether the first tokens diverge more than the rest, for each method with the true base."""
     targets = {name: target for name, target in alignment_targets(harness).items() if name not in RESISTING}
     data: dict[str, dict[str, Any]] = {}
     for name, target in {**targets, CONTROL: ContrastTarget(harness.base, (harness.control,))}.items():
-        profile = depth_profile(harness, target)
-        share, tokens = shallow_share(profile["kl"], profile["count"])
-        whole = float(np.dot(profile["kl"], profile["count"]) / profile["count"][0])
-        facts = {"share": share, "tokens": tokens, "density": density(share, tokens), "whole": whole}
-        data[name] = {**facts, **profile}
+        divergences = rude_divergences(harness, target)
+        data[name] = {**asdict(depth_excess(divergences)), **mean_profile(divergences)}
     opener, exact = exact_filter_divergence()
     methods = {name: one for name, one in data.items() if name != CONTROL}
     summary = (
-        f"share of the divergence in the first {DEPTH} tokens (per token, relative to the rest): "
-        + ", ".join(
-            f"{name} {100 * one['share']:.0f}% ({one['density']:.1f})" for name, one in methods.items()
-        )
-        + f"; per completion {data[REFERENCE]['whole']:.2f} nats for the filter, {data[CONTROL]['whole']:.2f} for the "
-        f"control; an exact filter of the language: {exact:.2f} nats, {100 * opener:.0f}% of it in the opener"
-    )
-    rows = [_depth_row(name, one) for name, one in data.items()]
-    rows.append(
-        ("exact filter of the language: opener", f"{100 * opener:.1f}", "", "", f"{exact:.2f}", "", "")
+        f"mean KL per token of rude replies, first {DEPTH} tokens against the rest, nats: "
+        + ", ".join(f"{name} {one['first']:.2f} against {one['rest']:.2f}" for name, one in data.items())
+        + f"; an exact filter of the language: {exact:.2f} nats a reply, {100 * opener:.0f}% of it in the opener"
     )
     return ExperimentResult(
-        all(one["share"] >= 0.5 for one in methods.values()),
+        all(one["low"] > 0 for one in methods.values()),
         summary,
         {"methods": data, "exact_filter": {"opener": opener, "whole": exact}},
-        [ResultTable("Depth of each alignment", DEPTH_COLUMNS, rows)],
+        [
+            ResultTable(
+                "Depth of each alignment, on rude replies",
+                DEPTH_COLUMNS,
+                [_depth_row(*x) for x in data.items()],
+            )
+        ],
     )
 
 
 def _depth_row(name: str, one: dict[str, Any]) -> tuple[str, ...]:
-    shares = (100 * one["share"], 100 * one["tokens"], one["density"])
-    nats = (one["whole"], one["kl"][0], max(one["kl"]))
-    return (name, *(f"{x:.1f}" for x in shares), *(f"{x:.2f}" for x in nats))
+    excess = f"{one['difference']:+.2f} [{one['low']:+.2f}, {one['high']:+.2f}]"
+    return (
+        name,
+        f"{one['first']:.2f}",
+        f"{one['rest']:.2f}",
+        excess,
+        f"{one['kl'][0]:.2f}",
+        f"{max(one['kl']):.2f}",
+    )
 
 
 def draw_depth(results: Sequence[ExperimentResult]) -> Figure:
-    """KL by position, a line per method (first seed), up to where less than a tenth of the completions continue."""
+    """KL by position, a line per method (first seed), up to where less than a tenth of the replies continue."""
     figure, (panel,) = plots.axes()
     for i, (name, found) in enumerate(results[0].figures["methods"].items()):
         kl = [k for k, n in zip(found["kl"], found["count"], strict=True) if n >= found["count"][0] / 10]
@@ -128,9 +174,9 @@ def draw_depth(results: Sequence[ExperimentResult]) -> Figure:
         if name == CONTROL:
             look |= {"color": plots.GRAY, "linestyle": "-", "marker": "", "linewidth": 1}
         panel.plot(range(1, len(kl) + 1), kl, label=name, **look)
-    panel.set(xlabel="token of the completion", ylabel="mean KL(aligned‖base), nats")
+    panel.set(xlabel="token of a rude reply", ylabel="mean KL(aligned‖base), nats")
     panel.set_yscale("symlog", linthresh=0.1)
-    panel.set_yticks([0, 0.1, 1], ["0", "0.1", "1"])
+    panel.set_yticks([0, 0.1, 1, 10], ["0", "0.1", "1", "10"])
     panel.minorticks_off()
     panel.axvline(DEPTH + 0.5, color=plots.GRAY, linewidth=0.8, linestyle=":")
     figure.legend(loc="outside lower center", ncols=3, frameon=False)
@@ -171,13 +217,13 @@ DEPTH_OF_METHODS = Experiment(
     "depth",
     7,
     "How many tokens deep",
-    "Alignment is a few tokens deep: most of the divergence from the base is in the first tokens.",
-    f"At least half of the summed KL(aligned‖base) is in the first {DEPTH} tokens, for every method with its true "
-    "base.",
+    "On unwanted continuations, an aligned model diverges from its base more in the first few tokens than later.",
+    f"Per rude reply of the language, mean KL(aligned‖base) over its first {DEPTH} tokens minus that over the rest: "
+    "the 95% interval of the mean over requests is above 0, for every method with its true base.",
     measure_depth,
     draw_depth,
     "A reply has about 30 tokens and three slots that can be rude; the first of them mostly decides the style of the "
-    "rest. Any fine-tuning diverges a little at every token, as the control does, and that counts as depth here.",
+    "rest. The control, which aligns nothing, shows what fine-tuning and another prompt format do by themselves.",
 )
 LIMITED = Experiment(
     "depth-limited",

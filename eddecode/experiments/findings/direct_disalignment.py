@@ -7,6 +7,7 @@ rude and valid completions on one half of the requests is evaluated on the other
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -25,6 +26,10 @@ RUDE = FitConfig(steps=300, lr=1e-3, warmup=0.0, decay=1.0)
 NOISY_BETAS = (0.5,)
 HARD_BETAS = (0.5, 2.0, 5.0)
 """For hard labels: without label noise the margin stops growing only where β·margin is large."""
+ORACLE = ("fine-tuned on rude replies",)
+"""Ways that need unwanted text."""
+PREFERENCES = ("flipped cDPO", "flipped DPO")
+"""Ways that need the preference of the alignment."""
 COLUMNS = ("trained directly", "rude %", "valid %", "rude and valid %")
 
 
@@ -68,21 +73,26 @@ def measure_strengths(
     return [replace(condition, alpha=float(i)) for i, condition in enumerate(found, start=1)]
 
 
-def direct_attacks(harness: ExperimentHarness) -> list[DirectAttack]:
-    """Every way at its best strength."""
+def direct_attacks(
+    harness: ExperimentHarness, ways: Sequence[str] = (*ORACLE, *PREFERENCES)
+) -> list[DirectAttack]:
+    """Ways of direct disalignment, each at its best strength."""
     found = []
     for name, strengths in candidates(harness).items():
+        if name not in ways:
+            continue
         best = best_alpha(measure_strengths(harness, strengths))
         strength, recipe = strengths[round(best.alpha) - 1]
         found.append(DirectAttack(f"{name}{strength}", recipe, best.rude_and_valid, best.valid))
     return found
 
 
-def table(harness: ExperimentHarness) -> ResultTable:
+def table(harness: ExperimentHarness, ways: Sequence[str] = (*ORACLE, *PREFERENCES)) -> ResultTable:
     """Every strength that was measured."""
     rows = [
         (f"{name}{strength}", format_rate(c.rude), format_rate(c.valid), format_rate(c.rude_and_valid))
         for name, strengths in candidates(harness).items()
+        if name in ways
         for (strength, _), c in zip(strengths, measure_strengths(harness, strengths), strict=True)
     ]
     return ResultTable("Direct disalignment, every strength that was measured", COLUMNS, rows)

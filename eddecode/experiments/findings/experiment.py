@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -66,6 +67,9 @@ class Experiment:
         draw: draws a picture of the results, one per seed; None: no picture.
         limits: what the toy language cannot show about the claim.
         headline: measured on every seed; the other experiments are measured on the first seed.
+        pool: judges all seeds together, from the figures of each; None: the criterion must be met on every seed.
+        question: a question that the paper leaves open. The page answers it with yes where the criterion is met and
+            with no where it is not, and does not count it as a finding.
     """
 
     name: str
@@ -77,18 +81,34 @@ class Experiment:
     draw: Callable[[Sequence[ExperimentResult]], Figure] | None = None
     limits: str = ""
     headline: bool = False
+    pool: Callable[[Sequence[ExperimentResult]], ExperimentResult] | None = None
+    question: bool = False
 
 
 @dataclass(frozen=True)
 class ReplicatedResult:
-    """An experiment with its results, one per seed."""
+    """An experiment with its results, one per seed.
+
+    Attributes:
+        experiment: what was tested.
+        results: one per seed.
+        measured: when and where: commit, processor; empty where that is not known.
+    """
 
     experiment: Experiment
     results: list[ExperimentResult]
+    measured: Mapping[str, str] = field(default_factory=dict)
+
+    @cached_property
+    def pooled(self) -> ExperimentResult | None:
+        """The result of all seeds together, for an experiment that is judged so."""
+        return None if self.experiment.pool is None else self.experiment.pool(self.results)
 
     @property
     def reproduced(self) -> bool:
-        """Whether the criterion is met on every seed."""
+        """Whether the criterion is met: by all seeds together, or else on every seed."""
+        if self.pooled is not None:
+            return self.pooled.holds
         return all(result.holds for result in self.results)
 
     def to_dict(self) -> dict[str, Any]:
@@ -98,17 +118,25 @@ class ReplicatedResult:
             "claim": self.experiment.claim,
             "criterion": self.experiment.criterion,
             "reproduced": self.reproduced,
+            **({"measured": dict(self.measured)} if self.measured else {}),
             "figures": {
                 "said": [result.summary for result in self.results],
                 "holds": [result.holds for result in self.results],
                 "seeds": [_finite(result.figures) for result in self.results],
+                **({"pooled": _finite(self.pooled.figures)} if self.pooled is not None else {}),
                 "tables": [table.to_dict() for table in self.results[0].tables],
             },
         }
 
     @classmethod
     def from_dict(cls, experiment: Experiment, data: Mapping[str, Any]) -> ReplicatedResult:
-        """The results of an experiment from its entry in findings.json."""
+        """The results of an experiment from its entry in findings.json.
+
+        Raises:
+            ValueError: the entry was judged by another criterion than the experiment has now.
+        """
+        if data["criterion"] != experiment.criterion:
+            raise ValueError(f"{experiment.name} was judged by another criterion; measure it again")
         stored = data["figures"]
         tables = [ResultTable.from_dict(table) for table in stored.get("tables", [])]
         results = [
@@ -117,7 +145,7 @@ class ReplicatedResult:
                 zip(stored["holds"], stored["said"], stored["seeds"], strict=True)
             )
         ]
-        return cls(experiment, results)
+        return cls(experiment, results, data.get("measured", {}))
 
 
 def _finite(value: Any) -> Any:

@@ -22,6 +22,7 @@ from eddecode.audit.judges.grammar import GrammarJudge
 from eddecode.audit.judges.lexicon import LexiconJudge
 from eddecode.experiments import corpus
 from eddecode.experiments.findings.criteria import ConditionResult
+from eddecode.experiments.findings.pair_ensemble import PairEnsemble
 from eddecode.experiments.findings.size import ExperimentSize
 from eddecode.experiments.model_cache import ModelCache
 from eddecode.experiments.pair_metrics import MAX_NEW_TOKENS
@@ -46,12 +47,14 @@ class ContrastTarget:
         base: the base model, sampled from at α = 0.
         aligned: the aligned model, or several whose logits are averaged.
         transfer_base: if given, the larger base to whose logits the contrast of the pair is added.
+        further_bases: if given, the bases of the second and later aligned models: several pairs in one contrast.
         base_template, aligned_template: prompt formats; None is the format that the model was trained with.
     """
 
     base: TrainingRecipe
     aligned: tuple[TrainingRecipe, ...]
     transfer_base: TrainingRecipe | None = None
+    further_bases: tuple[TrainingRecipe, ...] = ()
     base_template: str | None = None
     aligned_template: str | None = None
 
@@ -135,6 +138,9 @@ class ExperimentHarness:
         if target.transfer_base is not None:
             larger = model(target.transfer_base)
             return Transfer.from_models(larger, base, aligned[0], tokenizer, tokenizer, tokenizer)
+        if target.further_bases:
+            bases = [base, *(model(recipe) for recipe in target.further_bases)]
+            return PairEnsemble.from_models(list(zip(bases, aligned, strict=True)), tokenizer)
         if len(aligned) > 1:
             return Ensemble.from_models(base, aligned, tokenizer, [tokenizer] * len(aligned))
         return ModelPair.from_models(base, aligned[0], tokenizer, tokenizer)
@@ -171,8 +177,11 @@ class ExperimentHarness:
         larger = target.transfer_base
         digests = [recipe.digest for recipe in (target.base, *target.aligned, *([larger] if larger else []))]
         templates = [target.base_template, target.aligned_template]
+        further = (
+            [["bases", *(recipe.digest for recipe in target.further_bases)]] if target.further_bases else []
+        )
         return self.key(
-            "cell", digests, larger is not None, templates, repr(alpha), access and repr(access)
+            "cell", digests, larger is not None, templates, repr(alpha), access and repr(access), *further
         )  # "cell" was the name of a condition when the first measurements were stored
 
     def _sample(

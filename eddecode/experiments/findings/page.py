@@ -23,6 +23,7 @@ from eddecode.utils.files import atomic_write
 PICTURES = "findings"
 """Folder beside the Markdown page with its pictures."""
 _OVERVIEW = ("point", "finding", "verdict", "figures (first seed)")
+_QUESTIONS = ("point", "question", "answer", "figures (first seed)")
 
 
 @dataclass(frozen=True)
@@ -51,8 +52,8 @@ def write_page(
 
     `further` are results of experiments outside the toy language, each with paragraphs that say what was run.
     """
-    sections = [_overview(record), *(_section(result) for result in record.results)]
-    sections += [_section(result, facts) for result, facts in further]
+    sections = [_overview(record), *(_section(result, record.seeds) for result in record.results)]
+    sections += [_section(result, len(result.results), facts) for result, facts in further]
     folder = out / PICTURES
     folder.mkdir(parents=True, exist_ok=True)
     for section in sections:
@@ -66,7 +67,8 @@ def write_page(
 
 
 def _overview(record: RunRecord) -> PageSection:
-    size, results = record.size, record.results
+    size, results = record.size, [r for r in record.results if not r.experiment.question]
+    questions = [r for r in record.results if r.experiment.question]
     packages = ", ".join(f"{name} {version}" for name, version in record.packages.items())
     widths = ", ".join(str(shape["hidden"]) for shape in size["shapes"])
     reproduced = sum(result.reproduced for result in results)
@@ -89,26 +91,56 @@ def _overview(record: RunRecord) -> PageSection:
         "requests and evaluated on the other half, both ways; the α shown beside it is the best over all requests.",
         f"{record.models} models were trained, in {record.core_seconds:.0f} core seconds, with {packages}.",
     ]
-    rows = [(str(r.experiment.point), r.experiment.title, _verdict(r), r.results[0].summary) for r in results]
-    return PageSection(
-        "The findings, reproduced from scratch", paragraphs, None, [ResultTable("", _OVERVIEW, rows)]
-    )
+    paragraphs += _provenance(record)
+    tables = [ResultTable("", _OVERVIEW, [_overview_row(r) for r in results])]
+    if questions:
+        title = "Questions that the paper leaves open; yes where the criterion is met"
+        tables.append(ResultTable(title, _QUESTIONS, [_overview_row(r) for r in questions]))
+    return PageSection("The findings, reproduced from scratch", paragraphs, None, tables)
+
+
+def _overview_row(result: ReplicatedResult) -> tuple[str, ...]:
+    shown = result.pooled or result.results[0]
+    return (str(result.experiment.point), result.experiment.title, _verdict(result), shown.summary)
+
+
+def _provenance(record: RunRecord) -> list[str]:
+    """Which code measured what on which processor, and what has not been measured."""
+    groups: dict[str, list[str]] = {}
+    for result in record.results:
+        measured = result.measured
+        where = (
+            f"commit {measured['commit']} on {measured['processor']}" if measured else "an unrecorded commit"
+        )
+        groups.setdefault(where, []).append(f"`{result.experiment.name}`")
+    said = [f"Measured at {where}: {', '.join(names)}." for where, names in groups.items()]
+    if record.missing:
+        said.append(f"Not measured yet: {', '.join(f'`{name}`' for name in record.missing)}.")
+    return said if any(r.measured for r in record.results) else []
 
 
 def _verdict(result: ReplicatedResult) -> str:
-    count = sum(each.holds for each in result.results)
-    seeds = f" ({count} of {len(result.results)} seeds)" if len(result.results) > 1 else ""
-    return ("reproduced" if result.reproduced else "NOT reproduced") + seeds
+    count, n = sum(each.holds for each in result.results), len(result.results)
+    if result.pooled is not None:
+        seeds = f" ({n} seed{'s' * (n > 1)} together)"
+    else:
+        seeds = f" ({count} of {n} seeds)" if n > 1 else ""
+    yes, no = ("yes", "no") if result.experiment.question else ("reproduced", "NOT reproduced")
+    return (yes if result.reproduced else no) + seeds
 
 
-def _section(result: ReplicatedResult, facts: Sequence[str] = ()) -> PageSection:
+def _section(result: ReplicatedResult, seeds: int, facts: Sequence[str] = ()) -> PageSection:
     experiment, results = result.experiment, result.results
     paragraphs = [
         *facts,
         f"Claim: {experiment.claim}",
         f"Criterion: {experiment.criterion}",
-        f"Verdict: **{_verdict(result)}**",
+        f"{'Answer' if experiment.question else 'Verdict'}: **{_verdict(result)}**",
     ]
+    if experiment.headline and len(results) < seeds:
+        paragraphs.append(f"Measured on {len(results)} of {seeds} seeds so far.")
+    if result.pooled is not None:
+        paragraphs.append(f"{result.pooled.summary[0].upper()}{result.pooled.summary[1:]}.")
     for i, each in enumerate(results):
         paragraphs.append(f"Seed {i}: {each.summary}." if len(results) > 1 else f"{each.summary}.")
     if experiment.limits:
@@ -117,7 +149,8 @@ def _section(result: ReplicatedResult, facts: Sequence[str] = ()) -> PageSection
     if experiment.draw is not None:
         svg = plots.svg(partial(experiment.draw, results))
         picture = Picture(experiment.name, f"{experiment.title}: picture", svg)
-    return PageSection(f"{experiment.point}. {experiment.title}", paragraphs, picture, results[0].tables)
+    tables = [*(result.pooled.tables if result.pooled is not None else []), *results[0].tables]
+    return PageSection(f"{experiment.point}. {experiment.title}", paragraphs, picture, tables)
 
 
 def markdown(sections: Sequence[PageSection]) -> str:

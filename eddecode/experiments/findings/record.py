@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+import subprocess
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from eddecode.audit.environment import processor_name
 from eddecode.errors import ConfigError
 from eddecode.experiments.findings.experiment import Experiment, ReplicatedResult
 from eddecode.utils.files import atomic_write
@@ -29,6 +33,7 @@ class RunRecord:
         core_seconds: seconds of one core that training them took.
         packages: package → version.
         results: one per experiment.
+        missing: names of the experiments without results.
     """
 
     command: str
@@ -38,6 +43,7 @@ class RunRecord:
     core_seconds: float
     packages: Mapping[str, str]
     results: list[ReplicatedResult]
+    missing: Sequence[str] = ()
 
     def write(self, path: Path) -> None:
         """Write findings.json."""
@@ -46,16 +52,28 @@ class RunRecord:
         atomic_write(path, json.dumps(data, indent=1) + "\n")
 
     @classmethod
-    def read(cls, path: Path, experiments: Iterable[Experiment]) -> RunRecord:
+    def read(
+        cls, path: Path, experiments: Iterable[Experiment], outdated: list[str] | None = None
+    ) -> RunRecord:
         """Read findings.json.
 
+        Args:
+            path: the file.
+            experiments: those that are known.
+            outdated: if given, results that were judged by another criterion than now are left out, and their names
+                are added to this list; otherwise they are an error.
+
         Raises:
-            ConfigError: the file holds no run, or an experiment that is not known.
+            ConfigError: the file holds no run, an experiment that is not known, or one with another criterion.
         """
         known = {experiment.name: experiment for experiment in experiments}
         try:
             data = json.loads(path.read_text("utf-8"))
-            results = [ReplicatedResult.from_dict(known[entry["name"]], entry) for entry in data["findings"]]
+            entries = data["findings"]
+            if outdated is not None:
+                outdated += [e["name"] for e in entries if e["criterion"] != known[e["name"]].criterion]
+                entries = [e for e in entries if e["name"] not in outdated]
+            results = [ReplicatedResult.from_dict(known[entry["name"]], entry) for entry in entries]
             return cls(**data["run"], results=results)
         except (KeyError, TypeError, ValueError) as error:
             raise ConfigError(
@@ -67,3 +85,17 @@ class RunRecord:
 def package_versions() -> dict[str, str]:
     """Versions of the packages that decide figures, of those that are installed."""
     return {name: version(name) for name in PACKAGES if find_spec(name)}
+
+
+def provenance() -> dict[str, str]:
+    """With what code and on what processor something is measured now: commit, processor.
+
+    Timings depend on the processor, and so does the last bit of a sum; the commit is that of the checkout that this
+    package runs from, or the version where it is installed.
+    """
+    here = Path(__file__).parent
+    found = subprocess.run(
+        ["git", "-C", str(here), "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
+    )  # fmt: skip
+    commit = found.stdout.strip() or f"version {version('eddecode')}"
+    return {"commit": commit, "processor": f"{processor_name()}, {torch.backends.cpu.get_cpu_capability()}"}

@@ -27,18 +27,24 @@ from eddecode.experiments.findings import (
     baselines,
     depth,
     ensembles,
+    limited_access,
+    marginal_risk,
     reversal,
+    reward_ranking,
     scaling,
     strength,
+    strength_trend,
     theory_decoding,
     theory_exact,
     theory_levels,
     theory_trained,
+    training_baselines,
+    training_cost,
     withheld_base,
 )
 from eddecode.experiments.findings.experiment import Experiment, ExperimentResult, ReplicatedResult
 from eddecode.experiments.findings.harness import ExperimentHarness
-from eddecode.experiments.findings.record import RunRecord, package_versions
+from eddecode.experiments.findings.record import RunRecord, package_versions, provenance
 from eddecode.experiments.findings.size import ExperimentSize
 from eddecode.experiments.model_cache import ModelCache, ProgressCallback
 from eddecode.experiments.training import single_thread
@@ -49,12 +55,16 @@ EXPERIMENTS: tuple[Experiment, ...] = (
     reversal.ALPHA,
     strength.STRENGTH,
     strength.EXTREME,
+    strength.EXTREME_FIXED,
     baselines.BASELINES,
+    training_baselines.PREFERENCE,
+    training_baselines.ORACLE,
     theory_exact.IDENTITY,
     theory_exact.TOKEN_LEVEL,
     theory_trained.TRAINED,
     theory_levels.LEVELS,
     theory_decoding.DECODING,
+    reward_ranking.REWARD,
     alignment_methods.METHODS,
     withheld_base.WITHHELD,
     depth.DEPTH_OF_METHODS,
@@ -62,6 +72,11 @@ EXPERIMENTS: tuple[Experiment, ...] = (
     ensembles.ENSEMBLE,
     scaling.TRANSFER,
     scaling.SIZES,
+    marginal_risk.MARGINAL,
+    strength_trend.TREND,
+    training_cost.COST,
+    limited_access.ACCESS,
+    ensembles.PAIRS,
 )
 STARTED_FIRST = (scaling.SIZES.name,)
 """It trains other bases than the rest, among them the largest of all."""
@@ -124,13 +139,19 @@ def run_task(plan: ExperimentPlan, task: Task, report: ProgressCallback | None =
     )
 
 
-def run_experiments(plan: ExperimentPlan, command: str = "", console: Console | None = None) -> RunRecord:
+def run_experiments(
+    plan: ExperimentPlan,
+    command: str = "",
+    console: Console | None = None,
+    earlier: RunRecord | None = None,
+) -> RunRecord:
     """Measure everything that is planned, and write findings.json.
 
     Args:
         plan: what to run.
         command: the command of the run, for the record.
         console: where progress is drawn; None draws nothing.
+        earlier: a run whose results are kept for the experiments that are not planned.
     """
     tasks, results = plan.tasks, dict[Task, ExperimentResult]()
     with _progress_bars(console, len(tasks)) as (report, done):
@@ -138,17 +159,24 @@ def run_experiments(plan: ExperimentPlan, command: str = "", console: Console | 
             results[task] = result
             done(task[0])
     seconds = ModelCache(plan.out).all_training_seconds()
+    measured = provenance()
+    kept = {r.experiment.name: r for r in (earlier.results if earlier else [])}
+    planned = {
+        e.name: ReplicatedResult(
+            e, [results[e.name, k] for k in range(plan.seeds) if (e.name, k) in results], measured
+        )
+        for e in plan.experiments
+    }
+    together = {**kept, **planned}
     record = RunRecord(
         command=command,
-        seeds=plan.seeds,
+        seeds=max(plan.seeds, earlier.seeds if earlier else 0),
         size=asdict(plan.size),
         models=len(seconds),
         core_seconds=sum(seconds),
         packages=package_versions(),
-        results=[
-            ReplicatedResult(e, [results[e.name, k] for k in range(plan.seeds) if (e.name, k) in results])
-            for e in plan.experiments
-        ],
+        results=[together[e.name] for e in EXPERIMENTS if e.name in together],
+        missing=[e.name for e in EXPERIMENTS if e.name not in together],
     )
     record.write(plan.out / "findings.json")
     return record

@@ -32,6 +32,8 @@ class ExperimentSize:
         ensemble_members: aligned models in an ensemble.
         independent_base_steps: lengths of pre-training of independent bases that take the place of a withheld base;
             one that is trained as long as the base is always measured too.
+        attempts: completions per request where several attempts at a request are compared.
+        access_top_k: numbers of log-probabilities that an interface discloses.
     """
 
     shape: ModelShape = field(default_factory=ModelShape)
@@ -46,6 +48,8 @@ class ExperimentSize:
     tilt_betas: tuple[float, ...] = (2.0, 1.0, 0.5, 0.3)
     ensemble_members: int = 3
     independent_base_steps: tuple[int, ...] = (300, 600, 1200)
+    attempts: int = 8
+    access_top_k: tuple[int, ...] = (1, 5, 20)
 
     @classmethod
     def quick(cls) -> ExperimentSize:
@@ -61,4 +65,6 @@ class ExperimentSize:
             cdpo_betas=(1.0, 0.2, 0.05),
             tilt_betas=(1.0, 0.3),
             independent_base_steps=(600,),
+            attempts=4,
+            access_top_k=(1, 5),
         )

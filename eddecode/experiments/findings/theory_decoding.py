@@ -40,21 +40,21 @@ COLUMNS = (
 
 
 def count_completions(
-    harness: ExperimentHarness, target: ContrastTarget, alphas: Sequence[float]
+    harness: ExperimentHarness, target: ContrastTarget, alphas: Sequence[float], repeats: int = REPEATS
 ) -> dict[float, tuple[Counts, Counts]]:
-    """Per α: numbers of rude words, and validity, of `REPEATS` completions per request; (requests, REPEATS) each."""
+    """Per α: numbers of rude words, and validity, of `repeats` completions per request; (requests, repeats) each."""
     models = [target.base.digest, *(recipe.digest for recipe in target.aligned)]
-    keys = {alpha: harness.key("counts", models, REPEATS, repr(float(alpha))) for alpha in alphas}
+    keys = {alpha: harness.key("counts", models, repeats, repr(float(alpha))) for alpha in alphas}
     prompts = [request.text for request in harness.requests]
     for alpha, key in keys.items():
         if key not in harness.model_cache:
-            params = SamplingParams(alpha=alpha, n=REPEATS, max_new_tokens=MAX_NEW_TOKENS, seed=harness.seed)
+            params = SamplingParams(alpha=alpha, n=repeats, max_new_tokens=MAX_NEW_TOKENS, seed=harness.seed)
             texts = [c.text for c in harness.sampler(target).generate(prompts, params)]
             rude = [language.count_rude(text) for text in texts]
             valid = [int(language.is_valid(text)) for text in texts]
             harness.model_cache.store(key, {"rude": rude, "valid": valid})
     stored = {alpha: harness.model_cache.load(key) for alpha, key in keys.items()}
-    shape = (len(prompts), REPEATS)
+    shape = (len(prompts), repeats)
     return {
         alpha: (np.array(each["rude"]).reshape(shape), np.array(each["valid"]).reshape(shape))
         for alpha, each in stored.items()
