@@ -21,7 +21,7 @@ from transformers.utils import logging
 
 from benchmarks import memory, plot, results, tables
 from benchmarks.measure import Bandwidth, TimeBudget, interleave, timed
-from benchmarks.pairs import BUNDLED, DTYPES, SIZES, VARIANTS, BenchPair, build, bundled_present
+from benchmarks.pairs import BUNDLED, DTYPES, OWN, SIZES, VARIANTS, BenchPair, build, bundled_present
 from benchmarks.registry import ALTERNATIVES, DEFAULTS, Alternative, do
 from benchmarks.tasks import TASKS, NotAvailable, Work
 from eddecode.errors import ConfigError, EddecodeError
@@ -79,7 +79,12 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         )
 
     add("--tasks", list(TASKS), list(TASKS), "tasks")
-    add("--sizes", [*SIZES, BUNDLED], sizes, "pairs; 7B needs a GPU")
+    add(
+        "--sizes",
+        [*SIZES, BUNDLED],
+        sizes,
+        "pairs, also BASE+ALIGNED, two folders of checkpoints; 7B needs a GPU",
+    )
     add("--dtypes", list(DTYPES), list(DTYPES), "dtypes of the weights")
     add("--alternatives", list(ALTERNATIVES), DEFAULTS, "alternatives")
     add("--pair", list(VARIANTS), ["full"], "two checkpoints, or base + low rank")
@@ -117,9 +122,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def choices(value: str, known: list[str]) -> list[str]:
-    """A list of names, each of them known."""
+    """A list of names, each of them known or a pair of folders."""
     names = [name.strip() for name in value.split(",") if name.strip()]
-    unknown = [name for name in names if name not in known]
+    unknown = [name for name in names if name not in known and not (BUNDLED in known and OWN in name)]
     if unknown or not names:
         raise argparse.ArgumentTypeError(
             f"{', '.join(unknown) or 'nothing'}; expected some of {', '.join(known)}"

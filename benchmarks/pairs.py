@@ -60,6 +60,7 @@ SIZES = {
     "7B": Shape(hidden=4096, feed_forward=11_008, layers=32, heads=32),
 }
 BUNDLED = "bundled"
+OWN = "+"  # between the two folders of a pair of the user's own
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -118,7 +119,7 @@ def build(
     """Build a pair; equal arguments give equal weights.
 
     Args:
-        size: a name in SIZES, "bundled", or a shape.
+        size: a name in SIZES, "bundled", BASE+ALIGNED for two folders of checkpoints, or a shape.
         dtype: a name in DTYPES.
         variant: "full" (two checkpoints) or "lora" (a low-rank change).
         device: where the weights go.
@@ -126,6 +127,8 @@ def build(
     """
     if size == BUNDLED:
         return load_bundled(dtype, variant, device)
+    if isinstance(size, str) and OWN in size:
+        return load_own(size, dtype, variant, device)
     shape = size if isinstance(size, Shape) else SIZES[size]
     with torch.random.fork_rng(), torch.device(device):
         torch.manual_seed(0)
@@ -164,6 +167,15 @@ def _add(weight: Tensor, change: Tensor) -> float:
     scale = float(CHANGE * weight.float().norm() / change.norm())
     weight += (change * scale).to(weight.dtype)
     return scale
+
+
+def load_own(size: str, dtype: str, variant: str, device: str) -> BenchPair:
+    """A pair of two checkpoints, on prompts of random ids."""
+    if variant != "full":
+        raise ConfigError(f"{size} is two checkpoints; use --pair full, or random-weight sizes")
+    base, aligned = size.split(OWN, maxsplit=1)
+    pair = ModelPair.load(base, aligned, dtype=DTYPES[dtype], device=device)
+    return BenchPair(size, dtype, variant, pair.base, pair.aligned)
 
 
 def load_bundled(dtype: str, variant: str, device: str) -> BenchPair:
