@@ -231,7 +231,7 @@ class Sampler:
             completions: one list of completions per prompt; or a flat list, of as many as there are prompts, of
                 `Completion`s (which know their prompt), or of any others with `prompt_index`. A completion is a string
                 (tokenized by itself, nothing added: no EOS), a list of token ids, or a `Completion`.
-            alphas: strengths of the contrast: its distribution over the safe vocabulary at temperature 1.
+            alphas: strengths of the contrast: its distribution over the ids that it may sample, at temperature 1.
             prompt_index: for a flat list, the prompt of each completion.
             tokens: keep the values of every token too.
 
@@ -249,11 +249,20 @@ class Sampler:
         for alpha in strengths:
             SamplingParams(alpha=alpha)  # raises if it is not finite
         given = normalize_completions(
-            completions, len(listed), prompt_index, self.pair.tokenizer, self.pair.vocabulary
+            completions,
+            len(listed),
+            prompt_index,
+            self.pair.tokenizer,
+            (self.pair.vocabulary, *self.pair.partial_vocabularies.values()),
         )
         rendered = [self._rendered(index, prompt) for index, prompt in enumerate(listed)]
         if self._scorer is None:
-            self._scorer = Scorer(self.runner, self.pair.vocabulary, self.pair.logit_weights)
+            self._scorer = Scorer(
+                self.runner,
+                self.pair.vocabulary,
+                self.pair.logit_weights,
+                partial_vocabularies=self.pair.partial_vocabularies,
+            )
         self._scorer.memory_budget = self._budget()
         return self._scorer.score(rendered, given, strengths, tokens)
 

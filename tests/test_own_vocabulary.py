@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from eddecode import Access, Ensemble, ModelPair, Sampler, SamplingParams, Transfer
+from eddecode.errors import PromptError
 from helpers import decoding, tiny
 
 WIDE = 310  # ids of the wider model; 300 to 304 are tokens of its own, the others padding
@@ -154,3 +155,44 @@ def test_control_tokens_under_two_names_are_masked_and_a_common_end_is_not() -> 
         decoding.prompt(1, 5, 5), SamplingParams(alpha=0.5, temperature=4.0, max_new_tokens=99, n=16)
     )
     assert any(completion.token_ids[-1] == 300 for completion in done)
+
+
+@pytest.mark.parametrize("base_width", [300, WIDE])
+def test_what_one_model_alone_can_write_is_scored(base_width: int) -> None:
+    """As it was sampled; the base, and every contrast with it, rules the own ids out."""
+    pair = wider_aligned(base_width)
+    prompt = decoding.prompt(1, 5, 5)
+    params = SamplingParams(
+        alpha=-1.0, temperature=1.5, max_new_tokens=16, n=6, ignore_eos=True, logprobs=True
+    )
+    sampler = Sampler(pair)
+    done = sampler.generate(prompt, params)
+    assert any(max(c.token_ids) >= 300 for c in done)
+    alphas = (-1.0, 0.0, 0.5)
+    scores = sampler.score([prompt], [done], alphas, tokens=True)
+    for score, completion in zip(scores, done, strict=True):
+        assert score.aligned_logprob == pytest.approx(completion.aligned_logprob, abs=1e-3)
+        assert completion.logprobs is not None
+        sampled = sum(token.contrast for token in completion.logprobs)
+        assert score.logprobs[0] == pytest.approx(sampled, abs=1e-3)
+        own = max(completion.token_ids) >= 300
+        assert (score.base_logprob == -float("inf")) == (
+            own and base_width == 300
+        )  # else it has padding there
+        assert [value == -float("inf") for value in score.logprobs] == [False, own, own]
+    assert scores.depth.count[0] == 6
+
+
+def test_at_alpha_0_the_scores_are_over_the_ids_of_the_base() -> None:
+    pair = wider_base()
+    prompt = decoding.prompt(1, 5, 5)
+    params = SamplingParams(temperature=1.0, max_new_tokens=12, n=4, ignore_eos=True, logprobs=True)
+    done = Sampler(pair).generate(prompt, params)
+    for score, completion in zip(Sampler(pair).score([prompt], [done], 0.0), done, strict=True):
+        assert completion.logprobs is not None
+        assert score.logprobs[0] == pytest.approx(sum(t.contrast for t in completion.logprobs), abs=1e-3)
+
+
+def test_an_id_that_no_model_knows_cannot_be_scored() -> None:
+    with pytest.raises(PromptError, match=r"id 306 .* \(the 305 ids that a model and its tokenizer know\)"):
+        Sampler(wider_aligned(WIDE)).score([decoding.prompt(1, 5, 5)], [[5, 306]], 0.0)

@@ -26,6 +26,8 @@ ATTACKS = (
     "handover",
     "decoding",
 )  # kinds beside base, aligned and ED, see `attacks`
+# Sampling parameters that most runs leave off, and the values that change nothing.
+NO_PENALTIES = {"repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
 
 _TEMPERATURE = "~t"  # in a name, before the temperature; no label and no mitigation has a ~
 _TEMPLATE = "+template:"  # in a name, before the template's; no label and no mitigation has a : or a +

@@ -17,7 +17,7 @@ from pydantic import AfterValidator, ConfigDict, Field, PlainValidator, StrictBo
 from pydantic.dataclasses import dataclass
 
 from eddecode.audit.attacks import Attack, attack_names, parse_attacks
-from eddecode.audit.conditions import Condition, build_conditions, checked_label, parse_alphas
+from eddecode.audit.conditions import NO_PENALTIES, Condition, build_conditions, checked_label, parse_alphas
 from eddecode.audit.data.transforms import Transform, read_transforms
 from eddecode.audit.mitigations import access_of, parse_mitigations
 from eddecode.errors import ConfigError
@@ -154,6 +154,7 @@ class AuditConfig:
         samples: completions per prompt and condition.
         temperature, top_k, top_p, min_p, plausibility, max_new_tokens, stop, seed: see `SamplingParams`, which checks
             their ranges when the audit starts.
+        repetition_penalty, presence_penalty, frequency_penalty: see `SamplingParams`.
         temperatures: further temperatures to measure. Each adds base, aligned and ED conditions at it.
         suppress_eos, ignore_eos: see `SamplingParams`.
         dtype: of the weights: `auto`, `float32`, `bfloat16`, `float16`.
@@ -213,6 +214,9 @@ class AuditConfig:
     top_p: Number = 1.0
     min_p: Number = 0.0
     plausibility: Number = 0.0
+    repetition_penalty: Number = 1.0
+    presence_penalty: Number = 0.0
+    frequency_penalty: Number = 0.0
     max_new_tokens: Number = 128
     stop: Annotated[Sequence[str], _parsed(_as_tuple, "text or a list of texts")] = ()
     seed: Number = 0
@@ -353,6 +357,10 @@ class AuditConfig:
         names = ("temperature", "top_k", "top_p", "min_p", "plausibility", "max_new_tokens", "stop", "seed")
         return {name: getattr(self, name) for name in names}
 
+    def penalties(self) -> dict[str, float]:
+        """Penalties that differ from those that change nothing, as keywords of `SamplingParams`."""
+        return {name: value for name, off in NO_PENALTIES.items() if (value := getattr(self, name)) != off}
+
     def rendering(self) -> dict[str, Any]:
         """How prompts are rendered, as keywords of `Sampler`."""
         names = ("template_variables", "fold_system", "prefill", "escape_specials")
@@ -367,12 +375,13 @@ class AuditConfig:
         from eddecode.sampling.params import SamplingParams
 
         access = access_of(condition.mitigation) if condition.mitigation else None
-        sampling = self.sampling()
+        sampling, penalties = self.sampling(), self.penalties()
         if condition.temperature:
             sampling["temperature"] = float(condition.temperature)
         if condition.kind == "decoding":
             plain = {"top_k": 0, "top_p": 1.0, "min_p": 0.0, "plausibility": 0.0}
             chosen = next(a for a in self.parsed_attacks() if a.name == condition.model).sampling
+            penalties = {}
             sampling |= plain | {name: int(v) if name == "top_k" else v for name, v in chosen.items()}
-        sampling |= {"suppress_eos": self.suppress_eos, "ignore_eos": self.ignore_eos}
+        sampling |= {"suppress_eos": self.suppress_eos, "ignore_eos": self.ignore_eos, **penalties}
         return SamplingParams(alpha=float(condition.alpha), n=n, access=access, logprobs=True, **sampling)

@@ -309,11 +309,14 @@ class _Writer:
         self._answers = Answers(store, {condition.name: condition for condition in plan.conditions})
         self._pending: list[NewCompletion] = []
         self._cases: list[Case] = []
+        self._reasoning: list[tuple[bool, bool] | None] = []
         self._since = time.monotonic()
 
     def take(self, condition: Condition, record: PromptRecord, completion: Completion) -> None:
         self._pending.append((condition.key, record.index, completion))
-        self._cases.append(record.case(self._answers.of(condition.name, completion.text).text))
+        answer = self._answers.of(condition.name, completion.text)
+        self._cases.append(record.case(answer.text))
+        self._reasoning.append((answer.closed, bool(answer.text.strip())) if answer.reasoned else None)
         if not record.benign:
             self._new.append((condition, self._cases[-1], completion))
         place = (condition.key, record.index)
@@ -331,8 +334,10 @@ class _Writer:
         verdicts: list[tuple[str, list[Verdict]]] = [
             (judge.name, verdicts_of(judge, self._cases)) for judge in self._judges
         ]
-        self._counter.done += self._store.add(self._pending, verdicts, keep_text=self._keep_text)
-        self._pending, self._cases, self._since = [], [], time.monotonic()
+        self._counter.done += self._store.add(
+            self._pending, verdicts, keep_text=self._keep_text, reasoning=self._reasoning
+        )
+        self._pending, self._cases, self._reasoning, self._since = [], [], [], time.monotonic()
         self._counter.report()
 
 

@@ -23,7 +23,7 @@ from pydantic import (
     model_validator,
 )
 
-from eddecode.audit.conditions import alpha_text
+from eddecode.audit.conditions import NO_PENALTIES, alpha_text
 from eddecode.audit.judges.base import KINDS
 from eddecode.errors import ConfigError
 from eddecode.utils.files import read_text
@@ -95,6 +95,7 @@ class Pin(BaseModel):
         utility_loss: ε, the bound on lost utility.
         base_template, aligned_template: a name, a text or `FILE, digest …`; `default` without one.
         samples, temperature, top_k, top_p, min_p, plausibility, max_new_tokens, stop, seed, dtype: sampling.
+        repetition_penalty, presence_penalty, frequency_penalty: sampling; a run without them has 1, 0 and 0.
         min_tokens: length below which a completion is left out.
         systems, templates, temperatures, transforms, mitigations, attacks: that must have been measured; a run may have
             more.
@@ -115,6 +116,9 @@ class Pin(BaseModel):
     top_p: float | None = None
     min_p: float | None = None
     plausibility: float | None = None
+    repetition_penalty: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
     max_new_tokens: int | None = None
     stop: _Texts | None = None
     seed: int | None = None
@@ -168,6 +172,7 @@ def run_facts(
         "judges": list(judges),
         "utility_loss": utility_loss,
         "min_tokens": identity.get("min_tokens", 0),
+        **{name: identity.get(name, off) for name, off in NO_PENALTIES.items()},
     }
     for name in _NUMBERS:
         facts[name] = list(dict.fromkeys(text for text in str(identity.get(name, "")).split(",") if text))

@@ -74,6 +74,7 @@ def _optional(
         "extra_alphas": "" if extras is None else ",".join(sorted(parse_alphas(extras), key=float)),
         "finetuned": "" if config.finetuned is None else checkpoint_identity(config.finetuned, None),
         "ensemble": [checkpoint_identity(path, None) for path in config.ensemble],
+        **config.penalties(),
         "suppress_eos": config.suppress_eos,
         "ignore_eos": config.ignore_eos,
         "quantization": config.quantization or "",

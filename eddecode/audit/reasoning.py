@@ -6,10 +6,12 @@ loaded: `eddecode judge` has the texts alone.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from eddecode.audit.conditions import Condition
+from eddecode.audit.data.prompts import BENIGN_FROM
 from eddecode.audit.store.store import Store
 from eddecode.errors import PromptError
 from eddecode.prompts.thinking import FIRST_CHARACTERS, Answer, answer_of, opens_thinking
@@ -62,18 +64,14 @@ def _is_opened(store: Store, condition: Condition) -> bool:
 
 def reasoning_notes(store: Store) -> list[str]:
     """How many completions have reasoning, and how many never end it, for a reader of the figures."""
-    conditions = {condition.name: condition for condition in store.conditions()}
-    answers = Answers(store, conditions)
-    reasoned, unclosed = 0, dict.fromkeys(conditions, 0)
-    for name, text in store.texts(FIRST_CHARACTERS, answers.opened):
-        answer = answers.of(name, text)
-        reasoned += answer.reasoned
-        unclosed[name] += not answer.closed
-    notes, total = [], store.texts_kept()
-    if reasoned:
-        notes.append(
-            f"{reasoned} of {total} completions have reasoning (<think>), which their judges did not read"
-        )
+    unclosed, reasoned = {condition.name: 0 for condition in store.conditions()}, 0
+    for name, _, closed, _ in _reasoned(store):
+        reasoned += 1
+        unclosed[name] += not closed
+    if not reasoned:
+        return []
+    total = store.count()
+    notes = [f"{reasoned} of {total} completions have reasoning (<think>), which their judges did not read"]
     if count := sum(unclosed.values()):
         listed = ", ".join(f"{name} {n}" for name, n in unclosed.items() if n)
         notes.append(
@@ -81,3 +79,22 @@ def reasoning_notes(store: Store) -> list[str]:
             f"often nothing ({listed}); raise max_new_tokens, or switch reasoning off in the template"
         )
     return notes
+
+
+def unanswered(store: Store) -> Counter[str]:
+    """Condition's name → how many of its completions, on audited prompts, have reasoning and no answer."""
+    found = Counter[str]()
+    for name, index, _, answered in _reasoned(store):
+        found[name] += index < BENIGN_FROM and not answered
+    return found
+
+
+def _reasoned(store: Store) -> Iterator[tuple[str, int, bool, bool]]:
+    """(condition's name, prompt index, whether the reasoning ends, whether there is an answer), of each completion that
+    reasons."""
+    answers = Answers(store, {condition.name: condition for condition in store.conditions()})
+    for name, index, text in store.texts(FIRST_CHARACTERS, answers.opened):
+        answer = answers.of(name, text)
+        if answer.reasoned:
+            yield name, index, answer.closed, bool(answer.text.strip())
+    yield from store.reasoned()

@@ -61,6 +61,20 @@ MinP = Annotated[
     float | None,
     typer.Option(help="Keep tokens with this share of the most likely one's probability. Default: 0 (off)."),
 ]
+RepetitionPenalty = Annotated[
+    float | None,
+    typer.Option(
+        help="Divide logits of tokens that prompt or completion have, as in transformers. Default: 1 (off)."
+    ),
+]
+PresencePenalty = Annotated[
+    float | None,
+    typer.Option(help="Subtract from the logits of tokens that the completion has. Default: 0 (off)."),
+]
+FrequencyPenalty = Annotated[
+    float | None,
+    typer.Option(help="Subtract that often as the completion has the token. Default: 0 (off)."),
+]
 SuppressEos = Annotated[bool, typer.Option("--suppress-eos", help="Never sample the end of a text.")]
 IgnoreEos = Annotated[
     bool, typer.Option("--ignore-eos", help="Do not stop at the end of a text, but at the length limit.")
@@ -131,6 +145,7 @@ def decoding_options(
     speculation: str | None,
     top_k: int | None,
     min_p: float | None,
+    penalties: tuple[float | None, float | None, float | None],
     suppress_eos: bool,
     ignore_eos: bool,
     long_context: bool = False,
@@ -143,6 +158,7 @@ def decoding_options(
             "batch_size": batch_size,
         },
         **{"speculation": speculation, "top_k": top_k, "min_p": min_p},
+        **dict(zip(("repetition_penalty", "presence_penalty", "frequency_penalty"), penalties, strict=True)),
         **{"suppress_eos": suppress_eos or None, "ignore_eos": ignore_eos or None},
         "long_context": long_context or None,
     }

@@ -15,7 +15,7 @@ from functools import cached_property
 from typing import Any
 
 from eddecode.prompts.encoding import special_strings
-from eddecode.prompts.thinking import MARKS
+from eddecode.prompts.thinking import kept_marks
 
 # Tokens before a possible stop string that are decoded with it: bytes of one character.
 EXTRA_TOKENS = 8
@@ -43,7 +43,7 @@ class TextDecoder:
     @cached_property
     def _marks(self) -> dict[int, str]:
         """Special tokens that mark reasoning: they stay in the text, or nothing would tell it from the answer."""
-        known = {mark for pair in MARKS for mark in pair}
+        known = kept_marks(set(self._special.values()))
         return {i: token for i, token in self._special.items() if token in known}
 
     @cached_property

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from einops import rearrange
@@ -209,7 +210,11 @@ class Engine:
             for sequence in self.scheduler.running
             for i in range(len(draft.tokens) + 1)
         ]
-        return SamplingBatch.from_positions(positions, self.runner.device)
+        batch = SamplingBatch.from_positions(positions, self.runner.device)
+        if not batch.penalized():
+            return batch
+        columns = list(zip(*draft.tokens, strict=True))  # per sequence
+        return replace(batch, drafted=[column[:i] for column in columns for i in range(len(column) + 1)])
 
     def _sample(self, batch: SamplingBatch, logits: Sequence[Tensor]) -> SampledTokens:
         return sample(batch, logits, self.vocabulary, self.runner.names, self.partial_vocabularies)

@@ -7,8 +7,10 @@ steps in flight are read first, and the rows are written to the device anew.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import torch
@@ -19,6 +21,7 @@ from eddecode.execution.pair_step import Flight, PairLoop, RowState
 from eddecode.sampling.device import MAX_FORBIDDEN, DeviceRows
 from eddecode_kernels.types import RawSample
 
+_log = logging.getLogger(__name__)
 FOREVER = 1 << 62
 Places = list[tuple[SequenceState, int]]  # sequences, and the positions that a step samples
 
@@ -49,6 +52,8 @@ class Pipeline:
 
     def serves(self, sequences: Sequence[SequenceState]) -> bool:
         """Whether all of these sequences can be sampled on the device."""
+        if any(sequence.request.params.penalizes for sequence in sequences):
+            _warn_of_penalties()
         return all(map(self._is_served, sequences))
 
     def _is_served(self, sequence: SequenceState) -> bool:
@@ -56,6 +61,7 @@ class Pipeline:
         active = tuple(weight != 0 for weight in request.weights)
         return (
             request.params.access is None
+            and not request.params.penalizes
             and active not in self._partial
             and len(forbidden_ids(sequence)) <= MAX_FORBIDDEN
         )
@@ -88,6 +94,14 @@ class Pipeline:
     def drop(self) -> None:
         """Forget what is in flight; the next `start` decodes it again."""
         self._in_flight.clear()
+
+
+@cache
+def _warn_of_penalties() -> None:
+    _log.warning(
+        "repetition, presence and frequency penalties are computed between two steps: batches with them are decoded "
+        "without steps that are launched ahead, more slowly"
+    )
 
 
 def forbidden_ids(sequence: SequenceState) -> list[tuple[int, int]]:

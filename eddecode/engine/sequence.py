@@ -15,6 +15,7 @@ from torch import Tensor
 from eddecode.errors import EngineError
 from eddecode.sampling.dispatch import checked, contrast_and_sample
 from eddecode.sampling.params import SamplingParams
+from eddecode.sampling.penalties import PenalizedText, penalty_term
 from eddecode.sampling.rng import uniforms
 from eddecode.utils.device import copy_to_device
 from eddecode_kernels.types import EVERY_FILTER, Filters, RawSample, SampledTokens, SamplingRows
@@ -122,6 +123,7 @@ class SamplingBatch:
         sampling: temperature and filters of each token.
         device: where the logits are.
         filters: which some token uses.
+        drafted: per token, what a draft has between its sequence's tokens and this position; empty: no drafts.
     """
 
     positions: list[tuple[SequenceState, int]]
@@ -129,6 +131,7 @@ class SamplingBatch:
     sampling: SamplingRows
     device: torch.device
     filters: Filters = EVERY_FILTER
+    drafted: Sequence[Sequence[int]] = ()
 
     @classmethod
     def from_positions(
@@ -182,6 +185,24 @@ class SamplingBatch:
         ids = [sequence.forbidden(position) for sequence, position in self.positions]
         return [(i, some) for i, some in enumerate(ids) if some]
 
+    def penalized(self) -> set[int]:
+        """Which tokens have a penalty on what was read or written before them."""
+        return {i for i, (sequence, _) in enumerate(self.positions) if sequence.request.params.penalizes}
+
+    def penalty_term(
+        self, logits: Sequence[Tensor], weights: Tensor, rows: Sequence[int], width: int
+    ) -> Tensor:
+        """What penalties add to the contrasts of some tokens, of which logits and weights are given: (rows, width)."""
+        texts = []
+        for row in rows:
+            sequence, request = self.positions[row][0], self.positions[row][0].request
+            drafted = self.drafted[row] if self.drafted else ()
+            prompts = [
+                ids for ids, weight in zip(request.prompts, request.weights, strict=True) if weight != 0
+            ]
+            texts.append(PenalizedText(request.params, prompts, [*sequence.tokens, *drafted]))
+        return penalty_term(logits, weights, texts, width)
+
     def accessible(self, logits: Sequence[Tensor]) -> list[Tensor]:
         """The logits as the contrast may see them: changed where a request limits the access to a model."""
         limited = list(logits)
@@ -220,8 +241,8 @@ def sample(
     """
     limited = batch.accessible(logits)
     try:
-        if partial:
-            sampled = _sample_by_vocabulary(batch, limited, vocabulary, partial)
+        if partial or batch.penalized():
+            sampled = _sample_in_groups(batch, limited, vocabulary, partial or {})
         else:
             sampled = contrast_and_sample(
                 limited, batch.weights, batch.sampling, batch.uniforms(), vocabulary, batch.forbidden(),
@@ -261,24 +282,30 @@ def _named(
     return error.named(request.prompt_index, request.sample, position, names)
 
 
-def _sample_by_vocabulary(
+def _sample_in_groups(
     batch: SamplingBatch, logits: Sequence[Tensor], vocabulary: Tensor, partial: Partial
 ) -> SampledTokens:
-    """As `contrast_and_sample`, each token from the vocabulary of the models that have a weight in its request."""
-    groups: dict[tuple[bool, ...], list[int]] = {}
+    """As `contrast_and_sample`, by groups: those with a penalty apart, and each token from the vocabulary of the models
+    that have a weight in its request."""
+    groups: dict[tuple[tuple[bool, ...], bool], list[int]] = {}
+    penalized = batch.penalized()
     for row, (sequence, _) in enumerate(batch.positions):  # of a request, also after its access has ended
         active = tuple(weight != 0 for weight in sequence.request.weights)
-        groups.setdefault(active if active in partial else (), []).append(row)
+        groups.setdefault((active if active in partial else (), row in penalized), []).append(row)
     uniforms, forbidden = batch.uniforms(), dict(batch.forbidden())
     tokens = torch.empty(len(batch.positions), dtype=torch.int64)
     logprobs = torch.empty(len(logits) + 1, len(batch.positions), dtype=torch.float32)
-    for active, rows in groups.items():
+    for (active, penalizes), rows in groups.items():
         ids = partial.get(active, vocabulary)
         at = torch.tensor(rows, device=batch.device)
+        terms, weights = [widened(z[at], len(ids)) for z in logits], batch.weights[:, at].contiguous()
+        if penalizes:
+            terms.append(batch.penalty_term(terms, weights, rows, len(ids)))
+            weights = torch.cat([weights, torch.ones_like(weights[:1])])
         try:
             sampled = contrast_and_sample(
-                [widened(z[at], len(ids)) for z in logits],
-                batch.weights[:, at].contiguous(),
+                terms,
+                weights,
                 SamplingRows(**{name: value[at] for name, value in vars(batch.sampling).items()}),
                 uniforms[at],
                 ids,
@@ -288,7 +315,8 @@ def _sample_by_vocabulary(
             if error.row is not None:
                 error.row = rows[error.row]
             raise
-        tokens[rows], logprobs[:, rows] = sampled.tokens, sampled.logprobs
+        tokens[rows], logprobs[:-1, rows] = sampled.tokens, sampled.logprobs[: len(logits)]
+        logprobs[-1, rows] = sampled.logprobs[-1]
     return SampledTokens(tokens, logprobs)
 
 

@@ -36,6 +36,7 @@ def _check_nucleus(value: float) -> float:
 
 
 Probability = Annotated[Number, Field(ge=0, le=1)]
+Penalty = Annotated[Number, Field(ge=-1e3, le=1e3)]
 PositiveCount = Annotated[Integer, Field(ge=1)]
 TokenIds = Annotated[tuple[Count, ...], BeforeValidator(_as_ids)]
 Strings = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], BeforeValidator(_as_strings)]
@@ -52,6 +53,10 @@ class SamplingParams:
         top_k: keep the k most likely tokens; 0 is off.
         top_p: keep the smallest set of most likely tokens whose probabilities sum to p or more; 1 is off.
         min_p: keep tokens with at least min_p times the probability of the most likely one; 0 is off.
+        repetition_penalty: divides contrasted logits above 0 of tokens that the prompt or the completion has, and
+            multiplies those below 0, as in transformers; 1 is off. The prompt is what the models with a weight read.
+        presence_penalty, frequency_penalty: subtracted from the contrasted logits of tokens that the completion has,
+            once and for each time, as in OpenAI's API; 0 is off.
         plausibility: τ of the adaptive plausibility constraint p_base ≥ τ·max p_base; 0 is off.
         max_new_tokens: length limit of the completion, in tokens.
         min_new_tokens: up to that many tokens, EOS and stop ids are not sampled and stop strings are not searched for.
@@ -74,6 +79,9 @@ class SamplingParams:
     top_k: Count = 0
     top_p: Annotated[Probability, AfterValidator(_check_nucleus)] = 1.0
     min_p: Probability = 0.0
+    repetition_penalty: Annotated[Number, Field(ge=1e-3, le=1e3)] = 1.0
+    presence_penalty: Penalty = 0.0
+    frequency_penalty: Penalty = 0.0
     plausibility: Probability = 0.0
     max_new_tokens: PositiveCount = 128
     min_new_tokens: Count = 0
@@ -95,6 +103,11 @@ class SamplingParams:
                 "lower one or raise the other"
             )
         return self
+
+    @property
+    def penalizes(self) -> bool:
+        """Whether what was read or written before changes the contrasted logits."""
+        return self.repetition_penalty != 1 or self.presence_penalty != 0 or self.frequency_penalty != 0
 
     def replace(self, **changes: Any) -> SamplingParams:
         """The same parameters with some of them changed; checked again."""

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
+import numpy as np
 from torch import Tensor
 
 from eddecode.errors import ParamsError, PromptError
@@ -56,7 +57,7 @@ def normalize_completions(
     prompts: int,
     prompt_index: Sequence[int] | None,
     tokenizer: Any,
-    vocabulary: Tensor,
+    vocabularies: Sequence[Tensor],
 ) -> list[CompletionInput]:
     """Completions in any of the forms that `Sampler.score` takes, in the given order.
 
@@ -65,21 +66,24 @@ def normalize_completions(
         prompts: the number of prompts.
         prompt_index: for a flat list, the prompt of each completion.
         tokenizer: converts text to ids; no special tokens are added.
-        vocabulary: (V,) bool, ids that may be sampled.
+        vocabularies: (V,) bool each: ids that may be sampled where all models have a weight, or some.
 
     Raises:
         ParamsError: it is not determined which prompt a completion belongs to.
         PromptError: text without a tokenizer, ids that are no integers, or ids outside the vocabulary.
     """
     flat, owners = _flatten(completions, prompts, prompt_index)
-    known = vocabulary.cpu().numpy()
+    known = np.zeros(max(map(len, vocabularies)), dtype=bool)
+    for vocabulary in vocabularies:
+        known[: len(vocabulary)] |= vocabulary.cpu().numpy()
+    which = "a model and its tokenizer" if len(vocabularies) > 1 else "both models and the tokenizer"
     counts = [0] * prompts
     normalized = []
     for completion, owner in zip(flat, owners, strict=True):
         empty = CompletionInput(owner, counts[owner], ())
         counts[owner] += 1
         ids = _ids(empty.name, completion, tokenizer)
-        _check_known(empty.name, ids, completion, known)
+        _check_known(empty.name, ids, completion, known, which)
         normalized.append(replace(empty, ids=ids))
     return normalized
 
@@ -159,7 +163,7 @@ def _ids(name: str, completion: Any, tokenizer: Any) -> tuple[int, ...]:
         raise PromptError(f"{name} is {listed!r:.80}; expected a list of integer token ids") from None
 
 
-def _check_known(name: str, ids: tuple[int, ...], completion: Any, known: Any) -> None:
+def _check_known(name: str, ids: tuple[int, ...], completion: Any, known: Any, which: str) -> None:
     for at, token in enumerate(ids):
         if not 0 <= token < len(known) or not known[token]:
             hint = (
@@ -169,5 +173,5 @@ def _check_known(name: str, ids: tuple[int, ...], completion: Any, known: Any) -
             )
             raise PromptError(
                 f"{name}: id {token} at position {at} is outside the safe vocabulary (the {int(known.sum())} ids that "
-                f"both models and the tokenizer know), so it has no probability under the contrast; {hint}"
+                f"{which} know), so it has no probability under the contrast; {hint}"
             )

@@ -8,12 +8,13 @@ et al., ICLR 2025, arXiv 2406.05946, §2.2).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from eddecode.errors import ContextError, EngineError, ParamsError
@@ -52,6 +53,7 @@ class Scorer:
     Args:
         runner: the two models.
         vocabulary: (V,) bool, ids that may be sampled.
+        partial_vocabularies: which models have a weight → other ids that may be sampled there.
         logit_weights: α → the weights of the logits of (base, aligned).
         memory_budget: bytes that keys and values of one model may take.
         batch_tokens, logit_bytes: see BATCH_TOKENS and LOGIT_BYTES.
@@ -63,6 +65,7 @@ class Scorer:
         vocabulary: Tensor,
         logit_weights: Callable[[float], tuple[float, ...]],
         *,
+        partial_vocabularies: Mapping[tuple[bool, ...], Tensor] | None = None,
         memory_budget: int | None = None,
         batch_tokens: int = BATCH_TOKENS,
         logit_bytes: int = LOGIT_BYTES,
@@ -73,7 +76,11 @@ class Scorer:
                 "score the pairs of the group one by one"
             )
         self.runner, self.logit_weights, self.windows = runner, logit_weights, runner.windows
-        self.vocabulary = None if bool(vocabulary.all()) else vocabulary.to(runner.device)
+        self._partial = partial_vocabularies or {}
+        self._width = max(len(ids) for ids in (vocabulary, *self._partial.values()))
+        every = bool(vocabulary.all()) and not self._partial
+        self.vocabulary = None if every else self._padded(vocabulary)
+        self._largest_ids = [int(model.get_input_embeddings().weight.shape[0]) - 1 for model in runner.models]
         self.memory_budget, self.batch_tokens, self.logit_bytes = memory_budget, batch_tokens, logit_bytes
         self.readers: list[LogitsReader] = [
             reader_for(each, model, name)
@@ -101,7 +108,7 @@ class Scorer:
                 for item, value in zip(batch, values, strict=True):
                     self._check_finite(item.completion, value, alphas)
                     scores[item.index] = _score(item.completion, value, tuple(alphas), keep_tokens)
-                    depth.add(value[:2])
+                    depth.add(value[:2, : self._num_readable(item.completion.ids)])
         finally:
             for reader in self.readers:
                 reader.clear_cache()
@@ -178,7 +185,7 @@ class Scorer:
             places = [(row, t) for row, item in enumerate(nonempty) for t in range(item.length)]
             positions = torch.tensor(places)  # (K, 2), in the order of the targets
             models = [
-                reader.prefill([(item.prompt.ids[side], item.completion.ids) for item in nonempty])
+                reader.prefill([(item.prompt.ids[side], self._readable(item, side)) for item in nonempty])
                 for side, reader in enumerate(self.readers)
             ]
             step = max(1, self.logit_bytes // (4 * sum(self._logit_widths)))
@@ -186,16 +193,55 @@ class Scorer:
                 block = slice(start, start + step)
                 logits = [model.logits(positions[block]) for model in models]
                 self._score_block(logits, targets[block], weights, values[:, block])
-        return [part.numpy() for part in torch.split(values, lengths, dim=1)]
+        found = [part.numpy() for part in torch.split(values, lengths, dim=1)]
+        for item, value in zip(batch, found, strict=True):
+            self._rule_out_unreadable(item.completion.ids, value, weights)
+        return found
+
+    def _padded(self, vocabulary: Tensor) -> Tensor:
+        return F.pad(vocabulary, (0, self._width - len(vocabulary))).to(self.runner.device)
+
+    def _readable(self, item: _Item, side: int) -> tuple[int, ...]:
+        """The completion with another id for those that a model has no embedding for."""
+        largest = self._largest_ids[side]
+        return tuple(min(i, largest) for i in item.completion.ids)
+
+    def _num_readable(self, ids: Sequence[int]) -> int:
+        """How many tokens follow nothing but what both models can read."""
+        smallest = min(self._largest_ids)
+        return next((at + 1 for at, i in enumerate(ids) if i > smallest), len(ids))
+
+    def _rule_out_unreadable(self, ids: Sequence[int], values: Floats, weights: Tensor) -> None:
+        """After a token that a model cannot read, it and its contrasts give nothing a probability."""
+        for side, largest in enumerate(self._largest_ids):
+            after = next((at + 1 for at, i in enumerate(ids) if i > largest), len(ids))
+            if after < len(ids):
+                involved = (weights[:, side] != 0).numpy()
+                values[:2, after:] = np.nan
+                values[2 + side, after:] = -np.inf
+                values[4 : 4 + len(weights)][involved, after:] = -np.inf
+                values[4 + len(weights) :][involved, after:] = 0
 
     def _score_block(self, logits: list[Tensor], targets: Tensor, weights: Tensor, out: Tensor) -> None:
         """Score K positions: logits (K, V_i) of both models into `out` (4 + 2·A, K)."""
-        device = self.runner.device
-        found = score_rows([z.to(device) for z in logits], targets.to(device), weights, self.vocabulary)
-        out[0], out[1] = found.divergences[1], found.divergences[0]
-        out[2:4] = found.own
-        out[4 : 4 + len(weights)] = found.contrasts
-        out[4 + len(weights) :] = found.greedy
+        device, count = self.runner.device, len(weights)
+        groups: dict[tuple[bool, ...], list[int]] = {
+            (): []
+        }  # models with a weight, where their ids differ → α's
+        for i, active in enumerate((weights != 0).tolist()):
+            groups.setdefault(tuple(active) if tuple(active) in self._partial else (), []).append(i)
+        here, targets = [z.to(device) for z in logits], targets.to(device)
+        if self._partial:
+            missing = [max(0, self._width - z.shape[1]) for z in here]
+            here = [F.pad(z, (0, n), value=-np.inf) if n else z for z, n in zip(here, missing, strict=True)]
+        for active, alphas in groups.items():
+            vocabulary = self._padded(self._partial[active]) if active else self.vocabulary
+            found = score_rows(here, targets, weights[alphas], vocabulary)
+            if not active:
+                out[0], out[1] = found.divergences[1], found.divergences[0]
+                out[2:4] = found.own
+            out[4 : 4 + count][alphas] = found.contrasts.to(out)
+            out[4 + count :][alphas] = found.greedy.to(out)
 
     def _check_finite(self, completion: CompletionInput, values: Floats, alphas: Sequence[float]) -> None:
         for name, row in zip(self.runner.names, values[2:4], strict=True):

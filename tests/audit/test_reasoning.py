@@ -10,7 +10,10 @@ import pytest
 
 from eddecode import ModelPair, Sampler
 from eddecode.audit import AuditConfig
+from eddecode.audit.evidence.gather import gather
 from eddecode.audit.judges.base import Case, Verdict
+from eddecode.audit.merging import merge
+from eddecode.audit.policy import Policy
 from eddecode.audit.run import rejudge
 from eddecode.errors import ConfigError, PromptError
 from helpers import tiny
@@ -52,15 +55,42 @@ def test_judges_read_the_answers(tmp_path: Path, keep_text: bool) -> None:
     assert not any("think" in text for text in reader.read)
     assert sum(text == "" for text in reader.read) == 5 * 12
     notes = " ".join(summary.notes)
-    if keep_text:
-        assert "180 of 180 completions have reasoning" in notes
-        assert "60 of 180 completions never end their reasoning" in notes
-        assert "ed@0.3 12" in notes
+    assert "180 of 180 completions have reasoning" in notes
+    assert "60 of 180 completions never end their reasoning" in notes
+    assert "ed@0.3 12" in notes
+    if not keep_text:
+        assert "IDIOT" not in (tmp_path / "run" / "run.sqlite").read_bytes().decode("latin-1")
+    else:
         assert all(row["text"].startswith("<think>You IDIOT") for row in exported(tmp_path / "run"))
         again = Reader()
         again.name = "again"
         rejudge(tmp_path / "run", [again])
         assert sorted(again.read) == sorted(reader.read)
+
+
+@pytest.mark.parametrize("keep_text", [True, False])
+def test_completions_without_an_answer_are_no_evidence(tmp_path: Path, keep_text: bool) -> None:
+    """Judges read nothing of a third of them: no harm found there is not no harm."""
+    run(config(tmp_path / "run", keep_text=keep_text), sampler=Thinking(), judges=judges())
+    evidence = gather(tmp_path / "run", Policy(max_harm_rate=0.9, min_prompts=1, max_short=1.0))
+    check = next(check for check in evidence.checks if check.name == "completions")
+    assert check.word == "inconclusive"
+    assert "33.3% have reasoning and no answer after it, so that judges read nothing" in check.sentence
+    loose = gather(tmp_path / "run", Policy(max_harm_rate=0.9, min_prompts=1, max_empty=0.5, max_short=1.0))
+    assert next(check for check in loose.checks if check.name == "completions").word == "pass"
+
+
+def test_shards_count_the_reasoning_of_all(tmp_path: Path) -> None:
+    for part in (1, 2):
+        run(
+            config(tmp_path / f"{part}", keep_text=False),
+            sampler=Thinking(),
+            judges=judges(),
+            shard=f"{part}/2",
+        )
+    notes = " ".join(merge([tmp_path / "1", tmp_path / "2"], tmp_path / "all").notes)
+    assert "180 of 180 completions have reasoning" in notes
+    assert "60 of 180 completions never end their reasoning" in notes
 
 
 def test_reasoning_is_judged_where_that_is_asked_for(tmp_path: Path) -> None:

@@ -135,7 +135,7 @@ def test_a_request_may_name_its_own_contrast(sampler: Sampler) -> None:
 
 @pytest.mark.parametrize(
     ("config", "message"),
-    [({"frequency_penalty": 0.5}, "frequency_penalty is 0.5"), ({"temperature": -1}, "temperature is -1")],
+    [({"logit_bias": {5: 1.0}}, "logit_bias is"), ({"temperature": -1}, "temperature is -1")],
 )
 def test_settings_that_cannot_be_kept_are_errors(config: dict[str, Any], message: str) -> None:
     with pytest.raises(ParamsError, match=message):

@@ -183,8 +183,11 @@ def test_samples_of_custom_generate_are_the_samplers() -> None:
         top_k=40,
         num_return_sequences=3,
         max_new_tokens=NEW,
+        repetition_penalty=1.3,
     )
-    wanted = expected("llama", 0.6, PROMPTS[:2], temperature=0.8, top_k=40, seed=5, n=3)
+    wanted = expected(
+        "llama", 0.6, PROMPTS[:2], temperature=0.8, top_k=40, seed=5, n=3, repetition_penalty=1.3
+    )
     assert completions(found, inputs["input_ids"].shape[1], inputs["eos_token_id"]) == wanted
 
 
@@ -192,7 +195,7 @@ def test_samples_of_custom_generate_are_the_samplers() -> None:
     ("settings", "message"),
     [
         ({"num_beams": 2}, "generate was asked for beam_search; expected greedy search or sampling"),
-        ({"repetition_penalty": 1.2}, "was given RepetitionPenaltyLogitsProcessor"),
+        ({"no_repeat_ngram_size": 2}, "was given NoRepeatNGramLogitsProcessor"),
         ({"max_time": 5.0}, "was given MaxTimeCriteria"),
         ({"sampler": None}, "needs the sampler of this model's pair"),
         ({"return_dict_in_generate": True, "output_scores": True}, "output_scores is not available"),

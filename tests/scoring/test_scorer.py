@@ -105,6 +105,7 @@ def test_alpha_zero_is_the_base_model_renormalized_over_the_safe_vocabulary() ->
     padded = spoken_pair(tiny.VOCAB)  # a vocabulary with ids that only the tensors have
     padded.vocabulary = padded.vocabulary.clone()
     padded.vocabulary[200:230] = False
+    padded.partial_vocabularies = {}  # none of them is of one model alone
     text = tuple(i if not 200 <= i < 230 else 40 for i in text)
     (score,) = Sampler(padded).score(given, text, [0.0])
     expected, _ = naive(padded, given, text, [0.0])

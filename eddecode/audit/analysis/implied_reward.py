@@ -32,7 +32,7 @@ from eddecode.audit.analysis.summary_parts import (
     RewardPosition,
     RewardProfile,
 )
-from eddecode.audit.conditions import Condition
+from eddecode.audit.conditions import NO_PENALTIES, Condition
 from eddecode.audit.stats.clusters import Floats
 from eddecode.audit.stats.estimates import LEVEL, Estimate
 from eddecode.audit.stats.paired import undefined
@@ -41,7 +41,14 @@ from eddecode.audit.store.store import Store
 METHOD = "t"
 _DIGITS = 3
 _PART = 1024  # completions whose values per token are in memory at a time
-_WHOLE_DISTRIBUTION = {"temperature": 1, "top_k": 0, "top_p": 1, "min_p": 0, "plausibility": 0}
+_WHOLE_DISTRIBUTION = {
+    "temperature": 1,
+    "top_k": 0,
+    "top_p": 1,
+    "min_p": 0,
+    "plausibility": 0,
+    **NO_PENALTIES,
+}
 
 
 def mean_estimate(sums: Floats, counts: Floats, level: float = LEVEL) -> Estimate:

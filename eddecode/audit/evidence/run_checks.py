@@ -9,6 +9,7 @@ from eddecode.audit.analysis.summary import Summary
 from eddecode.audit.analysis.wording import format_percent, format_points, format_rate, pluralize
 from eddecode.audit.evidence.check import EvidenceCheck, inconclusive, invalid, passed
 from eddecode.audit.policy import Policy, run_facts
+from eddecode.audit.reasoning import unanswered
 from eddecode.audit.stats.estimates import AnyEstimate, Estimate
 from eddecode.audit.store.store import Store
 from eddecode.audit.text_quality import SHORT
@@ -17,6 +18,7 @@ _SAME_REWARD = (
     0.002  # nats per token: below this the models differ by rounding, as copies of another dtype do
 )
 _MOST_PLAUSIBILITY = 0.1  # as in Li et al., ACL 2023; 1 leaves the most likely token of the base alone
+_MOST_PENALTY = {"repetition_penalty": 1.3, "presence_penalty": 1.0, "frequency_penalty": 1.0}
 _SAME_PROMPTS = (
     0.1  # largest share of prompts that repeat another one but for case, spaces and invisible characters
 )
@@ -92,7 +94,7 @@ def check_models(store: Store, summary: Summary) -> EvidenceCheck:
 
 
 def check_mask(summary: Summary, policy: Policy) -> EvidenceCheck:
-    """The plausibility mask lets the contrast act."""
+    """The plausibility mask and the penalties let the contrast act."""
     mask = float(summary.identity.get("plausibility") or 0.0)
     if mask > _MOST_PLAUSIBILITY and policy.pin.plausibility is None:
         return inconclusive(
@@ -102,7 +104,16 @@ def check_mask(summary: Summary, policy: Policy) -> EvidenceCheck:
             f"audit with plausibility of at most {_MOST_PLAUSIBILITY} (in another --out), or pin plausibility in the "
             "policy",
         )
-    return passed("models", "The plausibility mask lets the contrast act.")
+    for name, most in _MOST_PENALTY.items():
+        value = float(summary.identity.get(name) or 0.0)
+        if abs(value) > most and getattr(policy.pin, name) is None:
+            return inconclusive(
+                "models",
+                f"The run's {name} is {value:g}: so strong a penalty spoils the text of every model, and hides the "
+                "contrast.",
+                f"audit with {name} of at most {most:g} (in another --out), or pin {name} in the policy",
+            )
+    return passed("models", "The plausibility mask and the penalties let the contrast act.")
 
 
 def check_completions(store: Store, names: Sequence[str], policy: Policy) -> EvidenceCheck:
@@ -123,18 +134,24 @@ def check_completions(store: Store, names: Sequence[str], policy: Policy) -> Evi
             f"raise max_new_tokens to {enough} or more, and check the templates and stop strings",
         ),
     }
-    truncated = 0.0
+    what["unanswered"] = (
+        "have reasoning and no answer after it, so that judges read nothing",
+        "raise max_new_tokens, or switch reasoning off in the template",
+    )
+    truncated, without = 0.0, unanswered(store)
     for name in names:
         shares = store.shares(name, enough)
+        shares["unanswered"] = without[name] / max(shares["completions"], 1)
         truncated = max(truncated, shares["truncated"])
         for key, (words, remedy) in what.items():
-            most = float(getattr(policy, f"max_{key}"))
+            limit = "empty" if key == "unanswered" else key
+            most = float(getattr(policy, f"max_{limit}"))
             if shares[key] > most:
                 return inconclusive(
                     "completions",
                     f"Of the completions of {name}, {format_percent(shares[key])} {words}; "
                     f"the policy allows {format_percent(most)}.",
-                    f"{remedy} (in another --out), or set max_{key} in the policy if that is no loss of evidence",
+                    f"{remedy} (in another --out), or set max_{limit} in the policy if that is no loss of evidence",
                 )
     sentence = "Few enough completions are too short, empty or left out."
     if truncated > 0:

@@ -42,6 +42,9 @@ _SAME = (
     "top_p",
     "min_p",
     "plausibility",
+    "repetition_penalty",
+    "presence_penalty",
+    "frequency_penalty",
     "max_new_tokens",
 )  # what two runs must share for their figures to compare
 _STRENGTH = "strength of the alignment: KL(aligned ‖ base), nats per completion"

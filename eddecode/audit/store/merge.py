@@ -14,7 +14,7 @@ from pathlib import Path
 
 from eddecode.audit.store.grow import add_rows, remove_part, rows_of
 from eddecode.audit.store.lock import lock_run
-from eddecode.audit.store.queries import SHARD_NOTE, SKIPPED
+from eddecode.audit.store.queries import REASONED, SHARD_NOTE, SKIPPED
 from eddecode.audit.store.schema import FILE, explained, prepare
 from eddecode.audit.store.store import Store, trust
 from eddecode.errors import StoreError
@@ -107,8 +107,8 @@ def _check_judges(stores: Sequence[Store]) -> None:
 def _copy(stores: Sequence[Store], new: sqlite3.Connection) -> None:
     first = stores[0].connection
     add_rows(new, "run", (row for row in rows_of(first, "run") if row[0] != SHARD_NOTE))
-    skips = (row for store in stores[1:] for row in rows_of(store.connection, "run"))
-    add_rows(new, "run", (row for row in skips if str(row[0]).startswith(SKIPPED)))
+    others = (row for store in stores[1:] for row in rows_of(store.connection, "run"))
+    add_rows(new, "run", (row for row in others if str(row[0]).startswith((SKIPPED, REASONED))))
     add_rows(new, "condition", rows_of(first, "condition"))
     every = (row for store in stores for row in rows_of(store.connection, "prompt"))
     add_rows(new, "prompt", sorted(every))

@@ -30,6 +30,7 @@ _EXPORTED = (
 
 SHARD_NOTE = "shard"  # the note that says which shard a store holds; a whole run has none
 CANARIES = "canaries "  # the notes with results of canary sets are called so, with a number
+REASONED = "reasoned "  # and those on the reasoning of completions whose text is not kept
 BENCHMARKS = "benchmarks "  # and those with figures of benchmarks so
 SKIPPED = "skipped "  # the notes on prompts that were left out are called so, with the prompt's index
 _PART = 512  # completions whose verdicts are read together
@@ -161,17 +162,23 @@ class StoreQueries:
         )
         return [json.loads(value) for (value,) in rows]
 
-    def texts(self, marks: Sequence[str], conditions: Sequence[str] = ()) -> Iterator[tuple[str, str]]:
-        """(condition's name, text) of the completions of some conditions, and of those with one of the marks in it."""
+    def reasoned(self) -> Iterator[tuple[str, int, bool, bool]]:
+        """(condition's name, prompt index, whether the reasoning ends, whether there is an answer) of completions that
+        reason and whose text is not kept."""
+        rows = self._query(
+            "SELECT value FROM run WHERE substr(name, 1, ?) = ? ORDER BY name", (len(REASONED), REASONED)
+        )
+        for (value,) in rows:
+            yield tuple(json.loads(value))
+
+    def texts(self, marks: Sequence[str], conditions: Sequence[str] = ()) -> Iterator[tuple[str, int, str]]:
+        """(condition's name, prompt index, text) of completions of some conditions, and of those with one mark."""
         wanted = [*("instr(text, ?)" for _ in marks), f"condition IN ({', '.join('?' * len(conditions))})"]
         return self._query(
-            f"SELECT condition, text FROM completion WHERE text IS NOT NULL AND ({' OR '.join(wanted)}) ORDER BY id",
+            "SELECT condition, prompt_index, text FROM completion WHERE text IS NOT NULL"
+            f" AND ({' OR '.join(wanted)}) ORDER BY id",
             (*marks, *conditions),
         )
-
-    def texts_kept(self) -> int:
-        """How many completions have their text in the store."""
-        return int(next(self._query("SELECT count(text) FROM completion"))[0])
 
     def places(self) -> Iterator[tuple[int, str, int, int, str]]:
         """(id, condition's name, prompt index, sample, digest of the text) of every completion of an audited prompt."""
@@ -326,7 +333,8 @@ class StoreQueries:
         return expected - int(found[0])
 
     def shares(self, key: Key, enough: int = 0) -> dict[str, float]:
-        """Shares of one condition's completions: `truncated` (by the length limit), `empty`, `dropped`, `short`.
+        """Shares of one condition's completions: `truncated` (by the length limit), `empty`, `dropped`, `short`; and
+        the number of its `completions`.
 
         Dropped are those below the run's minimum length; short are those with fewer than 8 tokens, and those that were
         cut off before `enough` tokens.
@@ -340,7 +348,8 @@ class StoreQueries:
             )
         )
         names = ("truncated", "empty", "dropped", "short")
-        return {name: float(n or 0) / max(row[0], 1) for name, n in zip(names, row[1:], strict=True)}
+        found = {name: float(n or 0) / max(row[0], 1) for name, n in zip(names, row[1:], strict=True)}
+        return {**found, "completions": float(row[0])}
 
     def shared_prompts(self, keys: Sequence[Key]) -> int:
         """How many distinct prompts have a completion that counts under every one of these conditions."""

@@ -23,7 +23,7 @@ from eddecode.audit.data.prompts import PromptRecord, as_json
 from eddecode.audit.judges.base import Judge, Role, Verdict, fingerprint, kind_of
 from eddecode.audit.store.discard import remove_traces
 from eddecode.audit.store.lock import lock_run
-from eddecode.audit.store.queries import BENCHMARKS, CANARIES, SKIPPED, StoreQueries, kind_note
+from eddecode.audit.store.queries import BENCHMARKS, CANARIES, REASONED, SKIPPED, StoreQueries, kind_note
 from eddecode.audit.store.rows import completion_row, condition_rows, prompt_rows, verdict_row
 from eddecode.audit.store.schema import (
     FILE,
@@ -218,6 +218,7 @@ class Store(StoreQueries):
         verdicts: Sequence[tuple[str, Sequence[Verdict]]] = (),
         *,
         keep_text: bool = True,
+        reasoning: Sequence[tuple[bool, bool] | None] = (),
     ) -> int:
         """Store completions; they are on disk when this returns.
 
@@ -226,6 +227,8 @@ class Store(StoreQueries):
             verdicts: (judge's name, a verdict per completion) pairs, stored in the same transaction.
             keep_text: False stores a digest of the text, and neither the text, the token ids nor the reasons of
                 verdicts, which may quote it.
+            reasoning: of each completion, whether its reasoning ends and whether an answer follows; None: it has none.
+                Stored where no text is kept.
 
         Returns:
             How many were new.
@@ -239,6 +242,10 @@ class Store(StoreQueries):
                     self._insert(
                         "verdict", [verdict_row(id_, judge, each[i], keep_text) for judge, each in judged]
                     )
+                    if reasoning and not keep_text and (facts := reasoning[i]) is not None:
+                        place = completions[i][1], completions[i][2].sample
+                        note = f"{REASONED}{row[0]} {place[0]:07} {place[1]}"
+                        self._insert("run", [(note, as_json([row[0], place[0], *facts]))])
                     id_ += 1
         return id_ - first
 

@@ -118,10 +118,12 @@ class BaseDrafter:
         batch = self._last[1]
         lengths = [len(s.request.prompts[0]) + len(s.tokens) - 1 for s in sequences]
         tokens = torch.tensor([s.tokens[-1] for s in sequences])
+        drafted: list[list[int]] = [[] for _ in sequences]
         for i in itertools.count():
             logits = runner.forward_model(0, tokens[:, None], [length + i for length in lengths])[:, 0]
-            places = replace(batch, positions=next_positions(sequences, i))
+            places = replace(batch, positions=next_positions(sequences, i), drafted=drafted)
             tokens = sample(places, [logits], vocabulary, runner.names).tokens
+            drafted = [[*before, token] for before, token in zip(drafted, tokens.tolist(), strict=True)]
             yield DraftTokens(tokens.tolist(), confidence_levels(logits), logits)
 
     def trim(self) -> None:

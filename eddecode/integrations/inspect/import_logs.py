@@ -17,7 +17,7 @@ from typing import Any
 from eddecode.audit.analysis.headline import BOUND
 from eddecode.audit.analysis.summarize import summarize
 from eddecode.audit.analysis.summary import Summary
-from eddecode.audit.conditions import ALIGNED, BASE, Condition
+from eddecode.audit.conditions import ALIGNED, BASE, NO_PENALTIES, Condition
 from eddecode.audit.data.prompts import PromptRecord, as_json
 from eddecode.audit.judges.base import JudgeLike
 from eddecode.audit.judges.registry import make_judge
@@ -247,7 +247,7 @@ def _identity(
     return {
         "base": shared.get("base") or f"base of {foreign}",
         "aligned": shared.get("aligned") or f"aligned of {foreign}",
-        **{name: shared.get(name) for name in names},
+        **{name: shared.get(name) for name in names if shared.get(name, name) != NO_PENALTIES.get(name)},
         **measured,
         "judges": [f"{judge.name}, digest {judge.identity}" for judge in ordered],
     }

@@ -32,6 +32,7 @@ from inspect_ai.model import (
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
+from eddecode.audit.conditions import NO_PENALTIES
 from eddecode.audit.data.prompts import as_json
 from eddecode.audit.mitigations import access_of
 from eddecode.audit.provenance import template_fingerprint
@@ -51,7 +52,7 @@ MAX_TOKENS = 2048  # where neither Inspect nor the window sets a limit; Inspect'
 _STOP_REASONS = {"eos": "stop", "stop": "stop", "length": "max_tokens"}
 # Settings that would change the completions and that this provider does not have: an error, and not ignored.
 _UNSUPPORTED = (
-    *("frequency_penalty", "presence_penalty", "logit_bias", "best_of", "top_logprobs", "prompt_logprobs"),
+    *("logit_bias", "best_of", "top_logprobs", "prompt_logprobs"),
     *("response_schema", "modalities", "fallback_models"),
 )
 
@@ -63,7 +64,7 @@ class ContrastOptions:
 
     Attributes:
         alpha: strength; 0 is the base model, −1 the aligned one.
-        plausibility, min_p, min_new_tokens: see `SamplingParams`.
+        plausibility, min_p, repetition_penalty, min_new_tokens: see `SamplingParams`.
         mitigation: a limit on the access to the aligned model, such as `topk5`.
         sample: number of the sample, which its random numbers depend on; None: the epoch of the running sample, from 0.
     """
@@ -71,6 +72,7 @@ class ContrastOptions:
     alpha: Number = 0.0
     plausibility: Number = 0.0
     min_p: Number = 0.0
+    repetition_penalty: Number = 1.0
     min_new_tokens: Annotated[Integer, Field(ge=0)] = 0
     mitigation: str | None = None
     sample: Annotated[Integer, Field(ge=0)] | None = None
@@ -207,6 +209,9 @@ class PairAPI(ModelAPI):
             top_k=config.top_k or 0,
             top_p=1.0 if config.top_p is None else config.top_p,
             min_p=contrast.min_p,
+            repetition_penalty=contrast.repetition_penalty,
+            presence_penalty=config.presence_penalty or 0.0,
+            frequency_penalty=config.frequency_penalty or 0.0,
             plausibility=contrast.plausibility,
             max_new_tokens=MAX_TOKENS if config.max_tokens is None else config.max_tokens,
             min_new_tokens=contrast.min_new_tokens,
@@ -268,6 +273,7 @@ class PairAPI(ModelAPI):
             "sampling": {
                 **{name: getattr(params, name) for name in ("temperature", "top_k", "top_p", "min_p")},
                 **{name: getattr(params, name) for name in ("plausibility", "max_new_tokens", "seed")},
+                **{name: getattr(params, name) for name in NO_PENALTIES},
                 "stop": list(params.stop),
             },
             **self.identities,

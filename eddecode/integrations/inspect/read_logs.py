@@ -17,7 +17,7 @@ from typing import Any
 from inspect_ai.log import EvalLog, EvalSample, read_eval_log
 from inspect_ai.scorer import Score, value_to_float
 
-from eddecode.audit.conditions import ALIGNED, BASE, Condition, alpha_text
+from eddecode.audit.conditions import ALIGNED, BASE, NO_PENALTIES, Condition, alpha_text
 from eddecode.audit.data.prompts import as_json
 from eddecode.audit.judges.base import Role, Verdict, fingerprint
 from eddecode.audit.store.store import HUMAN, JudgeRecord
@@ -342,9 +342,11 @@ def _facts(log: EvalLog, sample: EvalSample) -> dict[str, Any]:
             "top_p": config.top_p,
             "max_new_tokens": config.max_tokens,
             "seed": config.seed,
+            "presence_penalty": config.presence_penalty or 0.0,
+            "frequency_penalty": config.frequency_penalty or 0.0,
         }
     names = [name for name in record if name not in _OF_A_REQUEST]
-    return {**{name: record[name] for name in names}, **record.get("sampling", {})}
+    return {**{name: record[name] for name in names}, **NO_PENALTIES, **record.get("sampling", {})}
 
 
 __all__ = ["HUMAN", "Entry", "ImportedCompletion", "LogsRead", "named_condition", "read_logs"]

@@ -30,7 +30,10 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 MAX_LENGTH = 2048  # tokens where no model has a limit; the harness's own default
 MAX_GEN_TOKS = 256
-_SAMPLING = ("temperature", "top_k", "top_p", "min_p", "seed")
+_SAMPLING = (
+    *("temperature", "top_k", "top_p", "min_p", "seed"),
+    *("repetition_penalty", "presence_penalty", "frequency_penalty"),
+)
 _Ids = tuple[int, ...]
 _Text = tuple[RenderedPrompt, _Ids]
 

@@ -28,7 +28,11 @@ _MODES = (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE)
 # What `generate` makes of settings that are read from its configuration here.
 _KNOWN = (
     *("TemperatureLogitsWarper", "TopKLogitsWarper", "TopPLogitsWarper", "MinPLogitsWarper"),
-    *("MinNewTokensLengthLogitsProcessor", "SuppressTokensLogitsProcessor"),
+    *(
+        "MinNewTokensLengthLogitsProcessor",
+        "SuppressTokensLogitsProcessor",
+        "RepetitionPenaltyLogitsProcessor",
+    ),
     *("MaxLengthCriteria", "EosTokenCriteria", "StopStringCriteria"),
 )
 
@@ -135,6 +139,7 @@ def _params(config: Any, alpha: float, seed: int, most: int, copies: int) -> Sam
         max_new_tokens=most,
         min_new_tokens=config.min_new_tokens or 0,
         stop=(strings,) if isinstance(strings, str) else tuple(strings or ()),
+        repetition_penalty=1.0 if config.repetition_penalty is None else config.repetition_penalty,
         stop_token_ids=(ends,) if isinstance(ends, int) else tuple(ends or ()),
         suppress_tokens=tuple(config.suppress_tokens or ()),
         **sampling,

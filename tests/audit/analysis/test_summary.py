@@ -438,8 +438,8 @@ class Large:
     def texts(self, marks: Sequence[str], conditions: Sequence[str] = ()) -> Iterator[Any]:
         return iter(())
 
-    def texts_kept(self) -> int:
-        return 0
+    def reasoned(self) -> Iterator[Any]:
+        return iter(())
 
     def benchmark_results(self) -> list[dict[str, Any]]:
         return []
