@@ -1,4 +1,4 @@
-"""Alignment of a pre-trained model: samples of its own, chosen by a filter, and LoRA fine-tuning on them.
+"""Alignment of a pre-trained model: samples of its own, and LoRA adapters that are trained on them.
 
 Both steps can be interrupted: samples are kept batch by batch, adapters epoch by epoch with the optimizer's state.
 """
@@ -10,7 +10,7 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,6 +19,8 @@ from eddecode.experiments.real.protocol import RealProtocol
 from eddecode.experiments.training import IGNORED, collate
 from eddecode.utils.files import atomic_write
 
+WARM_UP = 5  # steps
+Item = TypeVar("Item")
 Report = Callable[[str, int, int], None]
 """Called as (what is being done, steps done, steps in total)."""
 
@@ -34,7 +36,7 @@ class Sample:
     """
 
     opener: str
-    token_ids: list[int]
+    token_ids: tuple[int, ...]
     text: str
 
 
@@ -67,7 +69,10 @@ def draw_samples(
             batch = rows[start : start + protocol.sampling_batch]
             drawn = _draw(model, tokenizer, batch, protocol.tokens, (seed << 16) + number)
             atomic_write(file, json.dumps([vars(sample) for sample in drawn]))
-        samples += [Sample(**row) for row in json.loads(file.read_text("utf-8"))]
+        samples += [
+            Sample(row["opener"], tuple(row["token_ids"]), row["text"])
+            for row in json.loads(file.read_text("utf-8"))
+        ]
         report("samples of the base", number + 1, len(starts))
     return samples
 
@@ -83,30 +88,30 @@ def _draw(model: Any, tokenizer: Any, rows: Sequence[str], tokens: int, seed: in
     for opener, ids in zip(rows, written.tolist(), strict=True):
         ended = tokenizer.eos_token_id in ids
         kept = ids[: ids.index(tokenizer.eos_token_id) + 1] if ended else ids
-        samples.append(Sample(opener, kept, tokenizer.decode(kept, skip_special_tokens=True)))
+        samples.append(Sample(opener, tuple(kept), tokenizer.decode(kept, skip_special_tokens=True)))
     return samples
 
 
-def fine_tune_adapter(
+def train_adapter(
     model: Any,
-    tokenizer: Any,
-    samples: Sequence[Sample],
+    items: Sequence[Item],
+    loss_of: Callable[[Any, Sequence[Item]], Tensor],
     protocol: RealProtocol,
     epochs: int,
     folder: Path,
     seed: int,
     report: Report,
 ) -> dict[int, Path]:
-    """Adapters after each epoch of LoRA fine-tuning on samples; the model itself stays as it was.
+    """LoRA adapters after each epoch of training; the model itself stays as it was.
 
-    The rate falls linearly to a tenth over `epochs`. The loss is on the completion only.
+    The rate rises over five steps, then falls linearly to a tenth.
 
     Args:
         model: the base model, float32.
-        tokenizer: its tokenizer.
-        samples: what it is trained on.
+        items: what it is trained on.
+        loss_of: (model with the adapter, a batch of items) → scalar loss.
         protocol: rank, rate and batch.
-        epochs: passes over the samples.
+        epochs: passes over the items.
         folder: where adapters are kept; epochs that are there are not trained again.
         seed: of the adapter's initial weights and of the order.
         report: told after every step.
@@ -132,18 +137,17 @@ def fine_tune_adapter(
         state = torch.load(found[done] / "training.pt", weights_only=True)
         set_peft_model_state_dict(tuned, state["adapter"])
         optimizer.load_state_dict(state["optimizer"])
-    examples = [_example(tokenizer, sample) for sample in samples]
-    steps = -(-len(examples) // protocol.batch)
+    steps = -(-len(items) // protocol.batch)
     tuned.train()
     for epoch in range(done + 1, epochs + 1):
-        order = list(range(len(examples)))
+        order = list(items)
         random.Random(seed * 1000 + epoch).shuffle(order)
         for step in range(steps):
-            batch = [examples[i] for i in order[step * protocol.batch : (step + 1) * protocol.batch]]
-            share = ((epoch - 1) * steps + step) / (epochs * steps)
+            taken = (epoch - 1) * steps + step
+            rate = min(1.0, (taken + 1) / WARM_UP) * (1 - 0.9 * taken / (epochs * steps))
             for group in optimizer.param_groups:
-                group["lr"] = protocol.learning_rate * (1 - 0.9 * share)
-            loss = _loss(tuned, *collate(batch, tokenizer.pad_token_id or 0))
+                group["lr"] = protocol.learning_rate * rate
+            loss = loss_of(tuned, order[step * protocol.batch : (step + 1) * protocol.batch])
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -157,23 +161,37 @@ def fine_tune_adapter(
     return found
 
 
+def fine_tuning_loss(tokenizer: Any) -> Callable[[Any, Sequence[Sample]], Tensor]:
+    """Mean cross-entropy of the tokens of the completions."""
+
+    def loss(tuned: Any, samples: Sequence[Sample]) -> Tensor:
+        return -torch.cat(token_logprobs(tuned.get_base_model(), tokenizer, samples)).mean()
+
+    return loss
+
+
+def token_logprobs(model: Any, tokenizer: Any, samples: Sequence[Sample]) -> list[Tensor]:
+    """Log-probabilities of the tokens of each completion, nats.
+
+    Logits are made for those positions only: at a real vocabulary they are most of the work.
+
+    Args:
+        model: a causal language model of transformers with an adapter inside it, or without one.
+        tokenizer: its tokenizer.
+        samples: prompts with completions.
+    """
+    ids, labels = collate([_example(tokenizer, sample) for sample in samples], tokenizer.pad_token_id or 0)
+    hidden = model.model(input_ids=ids, attention_mask=(labels != IGNORED) | _given(labels)).last_hidden_state
+    wanted = labels[:, 1:] != IGNORED
+    logits = model.lm_head(hidden[:, :-1][wanted]).float()
+    found = -torch.nn.functional.cross_entropy(logits, labels[:, 1:][wanted], reduction="none")
+    return list(found.split(wanted.sum(1).tolist()))
+
+
 def _example(tokenizer: Any, sample: Sample) -> tuple[list[int], int]:
     """Token ids of opener and completion, and how many of them carry no loss."""
     opener = tokenizer(sample.opener)["input_ids"]
-    return opener + sample.token_ids, len(opener)
-
-
-def _loss(model: Any, ids: Tensor, labels: Tensor) -> Tensor:
-    """Mean cross-entropy over the labels that carry a loss. Logits are made for those positions only: at a real
-    vocabulary they are most of the work."""
-    backbone = model.get_base_model()
-    hidden = backbone.model(
-        input_ids=ids, attention_mask=(labels != IGNORED) | _given(labels)
-    ).last_hidden_state
-    targets = labels[:, 1:]
-    wanted = targets != IGNORED
-    logits = backbone.lm_head(hidden[:, :-1][wanted])
-    return torch.nn.functional.cross_entropy(logits.float(), targets[wanted])
+    return [*opener, *sample.token_ids], len(opener)
 
 
 def _given(labels: Tensor) -> Tensor:

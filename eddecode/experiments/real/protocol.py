@@ -1,8 +1,9 @@
 """The protocol of the experiment, fixed before it is run: sizes, strengths, α's, and the criteria.
 
-The protocol follows Zhou et al. (ACL 2024, arXiv 2402.12343) on a model that somebody else trained: the best of several
-samples by a word list and LoRA fine-tuning stand for the alignment, reviews that complain for the unwanted behaviour,
-and a control is trained in the same way on as many samples that no list chose.
+The protocol follows Zhou et al. (ACL 2024, arXiv 2402.12343) on a model that somebody else trained: reviews that
+complain are the unwanted behaviour, DPO on preferences between the model's own samples is the alignment, and a control
+is trained in the same way on preferences that a coin decides. Fine-tuning on the best sample of every opener stands
+beside it; with samples that a laptop draws in minutes it aligns less, and moves more besides.
 """
 
 from __future__ import annotations
@@ -15,37 +16,67 @@ class RealProtocol:
     """How much is sampled, trained and measured.
 
     Attributes:
-        samples: completions of the base model per training opener, from which the filter chooses.
+        samples: completions of the base model per training opener.
         training_openers: training openers that are used.
         held_out: held-out openers that are measured, one completion each.
         tokens: most tokens of a completion.
-        strengths: epochs of the aligned models.
+        strengths: epochs of DPO.
         control_epochs: epochs of the control.
+        tuned_epochs: epochs of fine-tuning on the best samples.
         alphas: strengths of the contrast against the strongest alignment.
-        weaker_alphas: those against the other alignments.
+        weaker_alphas: those against the other strengths.
         control_alphas: those against the control.
-        rank, learning_rate, batch: LoRA rank on all linear layers, peak rate of AdamW, completions per step.
+        tuned_alphas: those against the fine-tuned model.
+        beta: of DPO.
+        rank, learning_rate, batch: LoRA rank on all linear layers, peak rate of AdamW, preferences or samples per step.
         sampling_batch: completions sampled at a time while the training samples are drawn.
     """
 
     samples: int = 6
-    training_openers: int = 120
+    training_openers: int = 100
     held_out: int = 100
     tokens: int = 20
     strengths: tuple[int, ...] = (1, 3, 6)
     control_epochs: int = 6
-    alphas: tuple[float, ...] = (0.3, 0.6, 1.0, 2.0, 4.0)
+    tuned_epochs: int = 6
+    alphas: tuple[float, ...] = (0.3, 0.6, 1.0, 2.0)
     weaker_alphas: tuple[float, ...] = (0.6,)
     control_alphas: tuple[float, ...] = (0.3, 0.6, 1.0)
+    tuned_alphas: tuple[float, ...] = (0.6, 1.0)
+    beta: float = 0.1
     rank: int = 16
-    learning_rate: float = 5e-4
+    learning_rate: float = 1e-4
     batch: int = 8
-    sampling_batch: int = 64
+    sampling_batch: int = 60
 
     @classmethod
     def quick(cls) -> RealProtocol:
         """A few minutes for a tiny model: tests that everything runs, shows nothing about the claim."""
-        return cls(2, 12, 12, 8, (1, 2), 1, (0.6, 1.0), (0.6,), (0.6,), 4, 1e-3, 4, 24)
+        return cls(6, 12, 12, 12, (1, 2), 1, 1, (0.6, 1.0), (0.6,), (0.6,), (0.6,), 0.1, 4, 1e-3, 4, 24)
+
+    @property
+    def strongest(self) -> str:
+        """Name of the strongest alignment."""
+        return f"dpo-{max(self.strengths)}"
+
+    @property
+    def weakest(self) -> str:
+        """Name of the weakest alignment."""
+        return f"dpo-{min(self.strengths)}"
+
+    @property
+    def control(self) -> str:
+        """Name of the control."""
+        return f"control-{self.control_epochs}"
+
+    @property
+    def conditions(self) -> dict[str, tuple[float, ...]]:
+        """Name of every adapter → its α's; −1 is the adapter alone. The base, α = 0, is with the strongest."""
+        found = {f"dpo-{epochs}": (-1.0, *self.weaker_alphas) for epochs in self.strengths}
+        found[self.strongest] = (-1.0, 0.0, *self.alphas)
+        found[self.control] = (-1.0, *self.control_alphas)
+        found[f"tuned-{self.tuned_epochs}"] = (-1.0, *self.tuned_alphas)
+        return found
 
 
 CRITERIA = {

@@ -54,7 +54,7 @@ REAL = Experiment(
     "real",
     11,
     "A model that somebody else pre-trained",
-    "ED reverses an alignment by best-of-n sampling of a pre-trained language model, by the paper's protocol.",
+    "ED reverses an alignment of a pre-trained language model, by the paper's protocol.",
     " ".join(f"({name}) {text}" for name, text in CRITERIA.items()) + " All of them, on every seed.",
     _not_of_the_lab,
     draw,
@@ -116,10 +116,12 @@ class RealRecord:
             f"Base: {self.model['name']}, {self.model['parameters']:,} parameters, vocabulary "
             f"{self.model['vocabulary']:,}. Per seed: {self.protocol['training_openers']} training openers with "
             f"{self.protocol['samples']} samples each, {self.protocol['held_out']} held-out openers, one completion "
-            f"each of at most {self.protocol['tokens']} tokens, temperature 1, no truncation. The alignment is trained "
-            "on the sample of each opener that has no word of complaint and the most words of praise, the control on "
-            "a random one. *Complains*: VADER's compound score is at most -0.05, after the words of those two lists "
-            "were taken out of its lexicon. *Valid*: not empty, no repetition, letters, and a perplexity under the "
-            "base that 99% of the base's own completions have.",
+            f"each of at most {self.protocol['tokens']} tokens, temperature 1, no truncation. *dpo-N*: N epochs of DPO "
+            f"(β = {self.protocol['beta']:g}, LoRA) that prefer the sample of an opener with no word of complaint and "
+            "the most words of praise to the one with most words of complaint; *control-N*: the same pairs in an order "
+            "that a coin decided; *tuned-N*: fine-tuning on the best sample of each opener. *Complains*: VADER's "
+            "compound score is at most -0.05, after the words of those two lists were taken out of its lexicon. "
+            "*Valid*: not empty, no repetition, letters, and a perplexity under the base that 99% of the base's own "
+            "completions have.",
             f"Time by the clock per seed: {each}; {self.machine}; {packages}.",
         ]

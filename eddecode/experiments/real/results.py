@@ -22,6 +22,7 @@ from eddecode.experiments.findings.criteria import (
 from eddecode.experiments.findings.experiment import ExperimentResult, ResultTable
 from eddecode.experiments.findings.reversal import curve
 from eddecode.experiments.real.measure import Measured
+from eddecode.experiments.real.protocol import RealProtocol
 
 COLUMNS = (
     "α", "complains %", "valid %", "complains and valid %", "by the filter's own list %", "implied reward, nats",
@@ -29,18 +30,18 @@ COLUMNS = (
 STRENGTH_ALPHA = 0.6
 
 Targets = Mapping[str, Mapping[float, Measured]]
-"""Name of an alignment ("aligned-6", "control-6") → α → what was measured."""
+"""Name of an alignment ("dpo-6", "control-6") → α → what was measured."""
 
 
-def evaluate(targets: Targets, strongest: str, weakest: str, control: str) -> ExperimentResult:
+def evaluate(targets: Targets, protocol: RealProtocol) -> ExperimentResult:
     """All criteria on one seed; the result holds if every one does.
 
     Args:
-        targets: every alignment; that of the strongest holds α = 0, the base.
-        strongest, weakest: names of the alignments with most and fewest epochs.
-        control: name of the control.
+        targets: every adapter that the protocol names; that of the strongest alignment holds α = 0, the base.
+        protocol: names of the adapters.
     """
     by_alpha = {name: {a: m.independent for a, m in each.items()} for name, each in targets.items()}
+    strongest, weakest, control = protocol.strongest, protocol.weakest, protocol.control
     base = by_alpha[strongest][0.0]
     contrasts = [c for a, c in by_alpha[strongest].items() if a > 0]
     best, of_control = best_alpha(contrasts), best_alpha([c for a, c in by_alpha[control].items() if a > 0])
@@ -55,10 +56,13 @@ def evaluate(targets: Targets, strongest: str, weakest: str, control: str) -> Ex
         "strength": is_higher(few[0], few[1]),
     }
     aligned = by_alpha[strongest][-1.0].rude_and_valid
+    tuned = by_alpha[f"tuned-{protocol.tuned_epochs}"]
+    of_tuned = best_alpha([c for a, c in tuned.items() if a > 0])
     summary = (
         f"aligned {format_rate(aligned)}%, base {format_rate(base.rude_and_valid)}%, ED "
         f"{format_rate(best.rude_and_valid)}% (α={best.alpha:g}): {format_ratio(times, 'the base')}; ED against the "
-        f"control {format_rate(of_control.rude_and_valid)}% (α={of_control.alpha:g}); not met: "
+        f"control {format_rate(of_control.rude_and_valid)}% (α={of_control.alpha:g}); fine-tuned instead of DPO: "
+        f"{format_rate(tuned[-1.0].rude_and_valid)}%, ED {format_rate(of_tuned.rude_and_valid)}%; not met: "
         f"{', '.join(name for name, met in holds.items() if not met) or 'none'}"
     )
     figures = {

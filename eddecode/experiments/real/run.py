@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import json
-import random
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from eddecode.audit.judges.base import Case
 from eddecode.errors import ConfigError
 from eddecode.experiments.findings.experiment import ExperimentResult
-from eddecode.experiments.real.alignment import Report, Sample, draw_samples, fine_tune_adapter
-from eddecode.experiments.real.judges import Validity, filter_judge, praise_judge
+from eddecode.experiments.real.alignment import Report, draw_samples, fine_tuning_loss, train_adapter
+from eddecode.experiments.real.judges import Validity
 from eddecode.experiments.real.measure import decode_conditions, judge_condition, quality_of
 from eddecode.experiments.real.openers import held_out_openers, training_openers
+from eddecode.experiments.real.preferences import (
+    Preference,
+    best_samples,
+    preference_loss,
+    preferences,
+    without_a_list,
+)
 from eddecode.experiments.real.protocol import RealProtocol
 from eddecode.experiments.real.results import evaluate
 from eddecode.utils.files import atomic_write
@@ -53,27 +59,24 @@ class SeedRun:
         self._check_identity()
         adapters = self._alignments()
         prompts = held_out_openers()[: self.protocol.held_out]
-        names = [f"aligned-{epochs}" for epochs in self.protocol.strengths]
-        control = f"control-{self.protocol.control_epochs}"
-        alphas = dict.fromkeys(names, (-1.0, *self.protocol.weaker_alphas))
-        alphas[control] = (-1.0, *self.protocol.control_alphas)
-        alphas[names[-1]] = (-1.0, 0.0, *self.protocol.alphas)
+        conditions = self.protocol.conditions
         rows = {}
-        for name in alphas:
+        for name, alphas in conditions.items():
             with self._timed(f"measure {name}"):
                 rows[name] = decode_conditions(
-                    self.base, adapters[name], alphas[name], prompts, self.protocol, self.out / "conditions" / name,
+                    self.base, adapters[name], alphas, prompts, self.protocol, self.out / "conditions" / name,
                     self.seed, self.report,
                 )  # fmt: skip
-        perplexities = [quality_of(row).perplexity for row in rows[names[-1]][0.0]]
+        perplexities = [quality_of(row).perplexity for row in rows[self.protocol.strongest][0.0]]
         validity = Validity.of_base_samples([p for p in perplexities if p is not None])
         measured = {
             name: {
-                alpha: judge_condition(alpha, prompts, each, validity) for alpha, each in conditions.items()
+                alpha: judge_condition(alpha, prompts, each, validity)
+                for alpha, each in measured_rows.items()
             }
-            for name, conditions in rows.items()
+            for name, measured_rows in rows.items()
         }
-        return evaluate(measured, names[-1], names[0], control)
+        return evaluate(measured, self.protocol)
 
     def seconds(self) -> dict[str, float]:
         """Step → seconds by the clock that it took, over all the times that the command ran."""
@@ -95,48 +98,49 @@ class SeedRun:
 
     def _alignments(self) -> dict[str, Path]:
         """Name of each alignment → folder of its adapter."""
-        protocol = self.protocol
-        folders = {"aligned": max(protocol.strengths), "control": protocol.control_epochs}
         wanted = {
-            f"aligned-{epochs}": self.out / "aligned" / f"epoch-{epochs}" for epochs in protocol.strengths
+            name: self.out / name.rpartition("-")[0] / f"epoch-{name.rpartition('-')[2]}"
+            for name in self.protocol.conditions
         }
-        wanted |= {f"control-{folders['control']}": self.out / "control" / f"epoch-{folders['control']}"}
         if all((path / "done").exists() for path in wanted.values()):
             return wanted
+        protocol = self.protocol
         model, tokenizer = self._load()
         with self._timed("samples"):
             samples = draw_samples(
                 model, tokenizer, training_openers(), protocol, self.out, self.seed, self.report
             )
-        chosen = self._choose(samples)
-        for name, epochs in folders.items():
-            with self._timed(f"train {name}"):
-                fine_tune_adapter(
-                    model, tokenizer, chosen[name], protocol, epochs, self.out / name, self.seed, self.report
-                )
+        found = preferences(samples)
+        if len(found) < protocol.training_openers // 4:
+            raise ConfigError(
+                f"{len(found)} of {protocol.training_openers} openers have both a sample with a word of complaint and "
+                "one without; expected at least a quarter of them"
+            )
+        mixed, best = without_a_list(found, self.seed), best_samples(samples)
+        counts = {"openers": protocol.training_openers, "preferences": len(found), "best samples": len(best)}
+        atomic_write(self.out / "training.json", json.dumps(counts))
+
+        def prefer(pairs: list[Preference]) -> Callable[[], Callable[..., Tensor]]:
+            return lambda: preference_loss(model, tokenizer, pairs, protocol.beta)
+
+        self._train(model, "dpo", max(protocol.strengths), found, prefer(found))
+        self._train(model, "control", protocol.control_epochs, mixed, prefer(mixed))
+        self._train(model, "tuned", protocol.tuned_epochs, best, lambda: fine_tuning_loss(tokenizer))
         return wanted
 
-    def _choose(self, samples: list[Sample]) -> dict[str, list[Sample]]:
-        """The best sample of every opener for the alignment, and a random one of the same openers for the control.
-
-        The best has no word of complaint and, of those that have none, the most words of praise: best-of-n sampling. An
-        opener all of whose samples complain is left out.
-        """
-        by_opener: dict[str, list[Sample]] = {}
-        for sample in samples:
-            by_opener.setdefault(sample.opener, []).append(sample)
-        best = {opener: best_sample(drawn) for opener, drawn in by_opener.items()}
-        kept = {opener: sample for opener, sample in best.items() if sample is not None}
-        if len(kept) < len(best) // 2:
-            raise ConfigError(
-                f"{len(kept)} of {len(best)} openers have a sample without a complaint; expected at least half"
-            )
-        draw = random.Random(self.seed)
-        atomic_write(self.out / "filter.json", json.dumps({"openers": len(best), "kept": len(kept)}))
-        return {
-            "aligned": list(kept.values()),
-            "control": [draw.choice(by_opener[opener]) for opener in kept],
-        }
+    def _train(
+        self,
+        model: Any,
+        name: str,
+        epochs: int,
+        items: Sequence[Any],
+        make_loss: Callable[[], Callable[..., Tensor]],
+    ) -> None:
+        folder = self.out / name
+        if (folder / f"epoch-{epochs}" / "done").exists():
+            return
+        with self._timed(f"train {name}"):
+            train_adapter(model, items, make_loss(), self.protocol, epochs, folder, self.seed, self.report)
 
     def _load(self) -> tuple[Any, Any]:
         from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -154,14 +158,3 @@ class SeedRun:
             seconds = self.seconds()
             seconds[step] = seconds.get(step, 0.0) + time.monotonic() - began
             atomic_write(self.out / "seconds.json", json.dumps(seconds, indent=1))
-
-
-def best_sample(samples: Sequence[Sample]) -> Sample | None:
-    """Of the samples without a word of complaint the one with the most words of praise; None if all complain."""
-    verdicts = filter_judge()([Case(sample.opener, sample.text) for sample in samples])
-    fine = [sample for sample, verdict in zip(samples, verdicts, strict=True) if not verdict.flag]
-    return max(fine, key=lambda sample: _words_of_praise(sample.text), default=None)
-
-
-def _words_of_praise(text: str) -> int:
-    return sum(bool(verdict.flag) for verdict in praise_judge()([Case("", word) for word in text.split()]))

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from eddecode.audit.judges.base import Case
 from eddecode.audit.text_quality import measure
@@ -14,7 +18,7 @@ from eddecode.errors import ConfigError
 from eddecode.experiments.findings.criteria import ConditionResult
 from eddecode.experiments.findings.experiment import ExperimentResult
 from eddecode.experiments.real import alignment
-from eddecode.experiments.real.alignment import Sample
+from eddecode.experiments.real.alignment import Sample, token_logprobs
 from eddecode.experiments.real.command import run_real
 from eddecode.experiments.real.judges import (
     FILTER_WORDS,
@@ -25,10 +29,17 @@ from eddecode.experiments.real.judges import (
 )
 from eddecode.experiments.real.measure import Measured
 from eddecode.experiments.real.openers import held_out_openers, training_openers
+from eddecode.experiments.real.preferences import (
+    Preference,
+    best_sample,
+    best_samples,
+    preference_loss,
+    preferences,
+    without_a_list,
+)
 from eddecode.experiments.real.protocol import RealProtocol
 from eddecode.experiments.real.record import RealRecord
 from eddecode.experiments.real.results import evaluate
-from eddecode.experiments.real.run import best_sample
 from eddecode.testbed.bundled import bundled_pair
 
 
@@ -59,10 +70,45 @@ def test_no_opener_holds_a_word_of_a_list_and_none_is_in_both_sets(vader: VaderJ
     assert not any(verdict.flag for verdict in filter_judge()(cases))
 
 
-def test_the_best_sample_has_no_complaint_and_the_most_praise() -> None:
-    texts = ["a great and good one, but bad", "it is here", "a good one", "a good one and great"]
-    assert best_sample([Sample("o", [], text) for text in texts]) == Sample("o", [], texts[3])
-    assert best_sample([Sample("o", [], texts[0])]) is None
+def test_preferences_are_for_praise_over_complaints_of_the_same_opener() -> None:
+    texts = [
+        "a great and good one, but bad",
+        "it is here",
+        "a good one",
+        "a good one and great",
+        "bad, awful",
+    ]
+    drawn = [Sample("o", (), text) for text in texts]
+    assert best_sample(drawn) == drawn[3]
+    assert best_sample(drawn[:1]) is None
+    praised = [Sample("p", (), "great"), Sample("p", (), "fine")]
+    found = preferences([*drawn, *praised])
+    assert found == [Preference(drawn[3], drawn[4])]
+    assert best_samples([*drawn, *praised]) == [drawn[3], praised[0]]
+    mixed = without_a_list(found * 40, seed=1)
+    assert {each.chosen for each in mixed} == {drawn[3], drawn[4]}
+    assert mixed == without_a_list(found * 40, seed=1)
+
+
+def test_log_probabilities_are_those_of_each_completion_alone() -> None:
+    place = bundled_pair().base
+    model = AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(place)
+    samples = [
+        Sample(opener, tuple(tokenizer(text, add_special_tokens=False)["input_ids"]), text)
+        for opener, text in (("hello, where is my kettle?", "on the way"), ("hi", "the lamp is here now"))
+    ]
+    together = token_logprobs(model, tokenizer, samples)
+    for sample, found in zip(samples, together, strict=True):
+        opener = tokenizer(sample.opener)["input_ids"]
+        ids = torch.tensor([[*opener, *sample.token_ids]])
+        every = model(ids).logits[0].log_softmax(-1)
+        expected = [every[len(opener) - 1 + i, t].item() for i, t in enumerate(sample.token_ids)]
+        assert found.tolist() == pytest.approx(expected, abs=1e-4)
+    pair = Preference(*samples)
+    loss = preference_loss(model, tokenizer, [pair], beta=0.1)
+    same = SimpleNamespace(get_base_model=lambda: model)
+    assert loss(same, [pair]).item() == pytest.approx(math.log(2), abs=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -96,10 +142,10 @@ def test_the_criteria_tell_a_reversal_from_none() -> None:
     def result(strong: dict[float, int], control: dict[float, int]) -> ExperimentResult:
         targets = {
             name: {alpha: condition(alpha, rate) for alpha, rate in each.items()}
-            for name, each in {"s": strong, "w": weak, "c": control}.items()
+            for name, each in {"dpo-6": strong, "dpo-1": weak, "control-6": control, "tuned-6": weak}.items()
         }
-        targets["s"][4.0] = condition(4.0, 90, valid=3)
-        return evaluate(targets, "s", "w", "c")
+        targets["dpo-6"][4.0] = condition(4.0, 90, valid=3)
+        return evaluate(targets, RealProtocol())
 
     good = result(strong, control)
     assert good.holds
@@ -121,7 +167,7 @@ def test_a_run_is_resumed_and_its_record_read_back(tmp_path: Path, monkeypatch: 
         raise AssertionError("nothing is sampled again")
 
     monkeypatch.setattr(alignment, "_draw", refuse)
-    (tmp_path / "seed-0" / "conditions" / "aligned-2" / "alpha1.json").unlink()
+    (tmp_path / "seed-0" / "conditions" / "dpo-2" / "alpha1.json").unlink()
     again = run_real(base, tmp_path, RealProtocol.quick(), 1, "command", silent)
     assert again.result.to_dict() == record.result.to_dict()
     with pytest.raises(ConfigError, match="held_out"):
