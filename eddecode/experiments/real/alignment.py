@@ -185,7 +185,7 @@ def token_logprobs(model: Any, tokenizer: Any, samples: Sequence[Sample]) -> lis
     wanted = labels[:, 1:] != IGNORED
     logits = model.lm_head(hidden[:, :-1][wanted]).float()
     found = -torch.nn.functional.cross_entropy(logits, labels[:, 1:][wanted], reduction="none")
-    return list(found.split(wanted.sum(1).tolist()))
+    return list(found.split(wanted.sum(1).tolist()))  # type: ignore[no-untyped-call]
 
 
 def _example(tokenizer: Any, sample: Sample) -> tuple[list[int], int]:
