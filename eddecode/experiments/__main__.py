@@ -97,8 +97,8 @@ def findings_command(
 ) -> None:
     """Reproduce the findings from scratch, and write findings.md, findings.html and findings.json.
 
-    About 100 core minutes (--quick: 20). A run that was stopped continues with the same command; a repeated run reads
-    its models and measurements from the folder.
+    More than 75 core minutes (--quick: more than 20). A run that was stopped continues with the same command; a
+    repeated run reads its models and measurements from the folder.
     """
     _quiet_libraries()
     from eddecode.experiments.findings.page import write_page

@@ -13,6 +13,7 @@ from eddecode.experiments.findings import plots
 from eddecode.experiments.findings.criteria import ConditionResult
 from eddecode.experiments.findings.experiment import Experiment, ExperimentResult, ResultTable
 from eddecode.experiments.findings.ranking import Auc, auc
+from eddecode.utils import plotting
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -67,16 +68,17 @@ def draw(results: Sequence[ExperimentResult]) -> Figure:
     figure, (panel,) = plots.axes()
     points = results[0].figures["points"]
     xs = [p[0] for p in points]
-    plots.line(
-        panel, xs, [plots.PlottedRate(*p[1:]) for p in points], 0, "AUC of the implied reward, first seed"
-    )
+    plots.line(panel, xs, [plots.PlottedRate(*p[1:]) for p in points], 0, "first seed")
     for other in results[1:]:
         more = other.figures["points"]
         panel.plot([p[0] for p in more], [100 * p[1] for p in more], color=plots.GRAY, linewidth=0.8)
     panel.axhline(50, color=plots.GRAY, linewidth=1, linestyle=":")
     plots.percent(panel)
+    plotting.number_axis(panel.yaxis, lambda value: plotting.format_tick(value / 100))
     plots.alpha_axis(panel, xs)
     panel.set_ylabel("AUC (dotted: chance)")
+    seeds = f" (gray: {len(results) - 1} more seeds)" if len(results) > 1 else ""
+    panel.set_title(f"first seed with its intervals{seeds}", loc="left", fontsize=10)
     return figure
 
 

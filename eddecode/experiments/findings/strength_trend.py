@@ -144,6 +144,7 @@ def draw(results: Sequence[ExperimentResult]) -> Figure:
         panel.set_xlabel(f"{name}, nats")
     panels[1].set_xscale("symlog", linthresh=1)
     panels[1].set_xticks([0, 1, 10], ["0", "1", "10"])
+    panels[1].set_xlim(-0.15, 1.5 * max(1.0, *(p["damage"] for r in results for p in r.figures["points"])))
     panels[1].minorticks_off()
     panels[0].set_ylabel("ED at equal utility")
     handles, names = panels[0].get_legend_handles_labels()
