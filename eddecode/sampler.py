@@ -21,6 +21,7 @@ from eddecode.errors import ContextError, ParamsError, PromptError
 from eddecode.execution.cuda_graph import CudaGraph
 from eddecode.execution.factory import runner_for
 from eddecode.execution.runner import ModelExecution, PairRunner
+from eddecode.models.tensor_parallel import smallest
 from eddecode.outputs import Completion, Piece, TokenLogprobs
 from eddecode.prompts.templates import Renderer, TemplateOptions, make_template
 from eddecode.prompts.types import Prompt, RenderedPrompt
@@ -319,7 +320,7 @@ class Sampler:
         # Captured steps over dense masks round buffers up to powers of two.
         rounded = any(getattr(runner, "rounds_up", False) for runner in self.runner.model_runners)
         share = CACHE_MEMORY_FRACTION / 2 if rounded else CACHE_MEMORY_FRACTION
-        return int(share * free_bytes(self.pair.device))
+        return smallest(int(share * free_bytes(self.pair.device)))  # of processes with parts of one model
 
     @staticmethod
     def _params(params: SamplingParams | Sequence[SamplingParams] | None, count: int) -> list[SamplingParams]:

@@ -34,6 +34,7 @@ from eddecode.cli.common import (
     TemplateVar,
     TopK,
     decoding_options,
+    follows_another_process,
     given_only,
     parse_systems,
     parse_templates,
@@ -274,6 +275,8 @@ def audit(
 
     After an interruption, run the same command again to continue.
     """
+    if follows_another_process():
+        return
     given: dict[str, Any] = {
         **{
             "base": base,

@@ -16,9 +16,10 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from eddecode.cli.messages import print_notice, stderr_console
+from eddecode.cli.messages import errors_as_messages, print_notice, stderr_console
 from eddecode.errors import ConfigError
 from eddecode.prompts.presets import FAMILIES
+from eddecode.utils.torchrun import launched, rank
 
 if TYPE_CHECKING:
     from eddecode.audit.analysis.summary import Summary
@@ -271,9 +272,38 @@ def run_audit(
         options: dict[str, Any] = {"title": title, "on_progress": on_progress, "on_notice": print_notice}
         if workers is not None:
             options["sampler"] = _ray_samplers(workers)
-        if refined:
-            return refine(config, fresh=fresh, **options)
-        return audit(config, grow=grow, fresh=fresh, shard=shard, **options)
+        with _over_processes(options):
+            if refined:
+                return refine(config, fresh=fresh, **options)
+            return audit(config, grow=grow, fresh=fresh, shard=shard, **options)
+
+
+def follows_another_process() -> bool:
+    """Where torchrun started this process beside a first one: do what that one does with the models, and say True."""
+    if rank() == 0:
+        return False
+    from eddecode.integrations.tensor_parallel import follow
+
+    with errors_as_messages():
+        follow()
+    return True
+
+
+@contextmanager
+def _over_processes(options: dict[str, Any]) -> Iterator[None]:
+    """Within the block models are split over the processes of torchrun, if it started this one."""
+    if not launched():
+        yield
+        return
+    if "sampler" in options:
+        raise ConfigError(
+            "--workers starts processes itself; start eddecode without torchrun, or drop --workers"
+        )
+    from eddecode.integrations.tensor_parallel import dismiss, lead
+
+    options["sampler"] = lead()
+    yield
+    dismiss()
 
 
 def _ray_samplers(workers: str) -> LoadedSamplers:

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from eddecode.models.tensor_parallel import gather_columns, is_split, is_split_by_rows, local, whole
 from eddecode_kernels import layers_triton, triton_trial
 from eddecode_kernels.layers_cpu import compiled_linear
 from eddecode_kernels.norm_triton import float32_linear
@@ -106,13 +107,14 @@ class Float32LMHead:
         self.linear = model.get_output_embeddings()
         weight = getattr(self.linear, "weight", None)
         plain = isinstance(self.linear, nn.Linear) and weight is not None and weight.is_floating_point()
-        self.is_patchable = plain and type(self.linear).forward is nn.Linear.forward
+        known = plain and type(self.linear).forward is nn.Linear.forward
+        self.is_patchable = known and (not is_split(weight) or is_split_by_rows(weight))
         self._scratch: Tensor | None = None
         self._triton: tuple[tuple[torch.device, torch.dtype], bool] | None = None
         self._compiled = (
             None
             if weight is None or not (self.is_patchable and compiled)
-            else compiled_linear(weight, self.linear.bias, torch.float32)
+            else compiled_linear(local(weight), _local_bias(self.linear), torch.float32)
         )
 
     @contextmanager
@@ -126,7 +128,7 @@ class Float32LMHead:
 
     def select(self, logits: Tensor, positions: Tensor) -> Tensor:
         """The logits at `positions` (B, K) as (B, K, V) float32, also where the head could not be replaced."""
-        return (logits if self.is_patchable else _at(logits, positions)).float()
+        return (logits if self.is_patchable else _at(whole(logits), positions)).float()
 
     def logits_at(self, hidden: Tensor, positions: Tensor) -> Tensor:
         """The logits at `positions` (B, K) of hidden states (B, T, d), as (B, K, V) float32."""
@@ -140,7 +142,12 @@ class Float32LMHead:
 
     def project(self, hidden: Tensor) -> Tensor:
         """Hidden states (B, K, d) of any float dtype to logits (B, K, V) float32."""
-        weight, bias = self.linear.weight, self.linear.bias
+        weight = self.linear.weight
+        logits = self._project(hidden, local(weight), _local_bias(self.linear))
+        return gather_columns(logits, weight) if is_split(weight) else logits
+
+    def _project(self, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """As `project`, by the part of the weight that this process holds: (B, K, its rows)."""
         if self._runs_in_triton(weight) and weight.is_contiguous():
             rows = rearrange(hidden.to(weight.dtype), "b k d -> (b k) d").contiguous()
             logits = float32_linear(rows, weight)
@@ -179,6 +186,10 @@ class Float32LMHead:
             block = self._scratch[: rows.shape[0]].copy_(rows)
             torch.mm(flat, block.T, out=logits[:, start : start + CONVERT_ROWS])
         return logits
+
+
+def _local_bias(linear: nn.Linear) -> Tensor | None:
+    return None if linear.bias is None else local(linear.bias)
 
 
 def _mm_cuda(flat: Tensor, weight: Tensor) -> Tensor:

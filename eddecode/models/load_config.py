@@ -15,6 +15,8 @@ from typing import Any, Literal, TypeAlias, cast, get_args
 import torch
 
 from eddecode.errors import PairError
+from eddecode.models import tensor_parallel
+from eddecode.utils.torchrun import local_rank
 
 Quantization: TypeAlias = Literal["8bit", "4bit"]
 
@@ -42,7 +44,7 @@ def parse_dtype(dtype: str | torch.dtype) -> str | torch.dtype:
 def pick_device(device: str | torch.device | None) -> torch.device:
     """The given device; by default a CUDA device where there is one, else the CPU. PairError if it does not exist."""
     if device is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return _own_part(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     try:
         picked = torch.device(device)
     except (RuntimeError, TypeError) as error:
@@ -51,7 +53,16 @@ def pick_device(device: str | torch.device | None) -> torch.device:
         raise PairError(
             f"device is {device!r} and this torch ({torch.__version__}) sees no CUDA device; use 'cpu'"
         )
-    return picked
+    return _own_part(picked)
+
+
+def _own_part(device: torch.device) -> torch.device:
+    """The device of this process, where torchrun started several: each has a GPU of its own."""
+    if tensor_parallel.size() == 1:
+        return device
+    if device.type == "cpu" and torch.cuda.is_available():
+        raise PairError("device is 'cpu', and torchrun splits models over the GPUs that there are; drop it")
+    return torch.device("cuda", local_rank()) if device.type == "cuda" else device
 
 
 @dataclass(frozen=True)
@@ -130,12 +141,16 @@ class LoadConfig:
             and has_package("accelerate")
         ):
             device_map = {"": self.device}  # straight to the device, without a copy of the model on the host
+        if tensor_parallel.size() > 1:
+            device_map = self.device_map  # None, or refused below
         arguments: dict[str, Any] = {"dtype": self.dtype, "device_map": device_map}
         if self.offload_folder is not None:
             self.offload_folder.mkdir(parents=True, exist_ok=True)
             arguments["offload_folder"] = str(self.offload_folder)
         if self.quantization is not None:
             arguments["quantization_config"] = quantization_config(self.quantization, self.dtype)
+        if tensor_parallel.size() > 1:
+            arguments |= tensor_parallel.from_pretrained_arguments(arguments)
         return arguments
 
 

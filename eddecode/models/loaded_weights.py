@@ -22,6 +22,7 @@ from eddecode.errors import PairError
 from eddecode.models.checkpoint import Checkpoint
 from eddecode.models.stored_elements import DTYPES, TensorReader, at_positions, sample_positions
 from eddecode.models.tensor_bytes import byte_view
+from eddecode.models.tensor_parallel import whole
 from eddecode.models.weight_diff import layer_of
 
 EXACT_ELEMENTS = 4096  # tensors of up to that many elements are compared completely
@@ -188,7 +189,8 @@ def _groups(model: Any) -> Iterator[dict[str, Tensor]]:
     for name, tensor in model.state_dict().items():
         layer = layer_of(name) if re.search(r"\.\d+(\.|$)", name) else ""
         groups.setdefault(layer, {})[name] = tensor
-    yield from groups.values()
+    for group in groups.values():
+        yield {name: whole(tensor) for name, tensor in group.items()}  # of a split model a layer at a time
 
 
 def _named_as_in_files(

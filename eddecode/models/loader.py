@@ -27,6 +27,7 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from eddecode.errors import PairError
+from eddecode.models import tensor_parallel
 from eddecode.models.checkpoint import Checkpoint
 from eddecode.models.checkpoint_view import checkpoint_view
 from eddecode.models.config_checks import check_layer_count, check_numbers
@@ -221,7 +222,8 @@ def load_weights(
     reported = None if is_whole else frozenset(report.get("unexpected_keys") or ())
     model.file_comparison = compare_with_files(model, checkpoint, reported)
     notes += _rounding_notes(model.file_comparison.rounded, checkpoint, load_config)
-    if arguments["device_map"] is None:
+    tensor_parallel.check_split(model, checkpoint.where)
+    if arguments["device_map"] is None and tensor_parallel.size() == 1:
         model.to(load_config.device)
     return freeze(model), notes
 

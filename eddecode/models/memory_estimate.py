@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from eddecode.errors import PairError
+from eddecode.models import tensor_parallel
 from eddecode.models.checkpoint import Checkpoint, open_checkpoint
 from eddecode.models.load_config import LoadConfig, Quantization, parse_dtype, parse_quantization
 from eddecode.models.loader import read_causal_config
@@ -246,11 +247,15 @@ def check_fits(
         free = sum(free_bytes(device) for device in devices)
 
         def needed(
-            slots: int, length: int, members: Sequence[int] = members, **changes: Any
+            slots: int,
+            length: int,
+            members: Sequence[int] = members,
+            devices: tuple[torch.device, ...] = devices,
+            **changes: Any,
         ) -> MemoryEstimate:
             changed = [replace(load_config, **changes) for load_config in load_configs]
             whole = estimate_checkpoints(checkpoints, adapter_bases, changed, slots, length)
-            return replace(whole, models=tuple(whole.models[i] for i in members))
+            return replace(whole, models=tuple(_part(whole.models[i], devices) for i in members))
 
         now = needed(slots, length)
         if now.total > free:
@@ -260,6 +265,15 @@ def check_fits(
                 f"{names} would need {format_bytes(now.total)} on {where} ({now}), and {format_bytes(free)} are free "
                 f"there. {_suggestions(now, free, needed, devices, load_configs[members[0]])}"
             )
+
+
+def _part(model: ModelCost, devices: tuple[torch.device, ...]) -> ModelCost:
+    """What one of several processes holds of a model that is split over them, where each has a device of its own."""
+    parts = tensor_parallel.size() if devices[0].type == "cuda" else 1
+    cache = model.cache_per_token
+    return replace(
+        model, weights=model.weights // parts, cache_per_token=None if cache is None else cache // parts
+    )
 
 
 def _devices(load_config: LoadConfig) -> tuple[torch.device, ...] | None:

@@ -89,8 +89,8 @@ class CompiledModules:
         """Replace norms, activations and linear layers that are not inside of replaced decoder layers."""
         head = model.get_output_embeddings()  # gives float32: see `Float32LMHead`
         for name, module in model.named_modules():
-            # A module with accelerate's hook may not have its weights here.
-            if module in inside or module is head or hasattr(module, "_hf_hook"):
+            # A module with accelerate's hook may not have its weights here, one with another forward only a part.
+            if module in inside or module is head or hasattr(module, "_hf_hook") or "forward" in vars(module):
                 continue
             forward = None
             if self.operations:
