@@ -17,6 +17,9 @@ from helpers import tiny
 
 logging.disable_progress_bar()
 
+# Where audits draw their pictures.
+DRAWING = ("eddecode.audit.run", "eddecode.audit.merging")
+
 
 @pytest.fixture(scope="session")
 def pair_folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
@@ -24,10 +27,30 @@ def pair_folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return tiny.save_pair(tmp_path_factory.mktemp("pair"))
 
 
-@pytest.fixture
-def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+def pytest_collection_finish() -> None:
+    """What was imported stays: garbage collections need not look through all of the libraries each time."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(scope="module")
+def no_pictures() -> Iterator[None]:
     """Pictures of an audit are drawn after everything is on disk, take longest, and have tests of their own."""
-    monkeypatch.setattr("eddecode.audit.run.write_curve", lambda *_: None)
+    with pytest.MonkeyPatch.context() as patch:
+        for module in DRAWING:
+            patch.setattr(f"{module}.write_curve", lambda *_: [])
+        yield
+
+
+@pytest.fixture(scope="module")
+def pictures() -> Iterator[None]:
+    """Audits draw their pictures, as they do for users, where all others of the folder do not."""
+    from eddecode.audit.report.curve import write_curve
+
+    with pytest.MonkeyPatch.context() as patch:
+        for module in DRAWING:
+            patch.setattr(f"{module}.write_curve", write_curve)
+        yield
 
 
 @pytest.fixture

@@ -15,8 +15,6 @@ from eddecode.errors import ConfigError
 from helpers.stub_runs import config, exported, run
 from helpers.stub_sampler import StubSampler
 
-pytestmark = pytest.mark.usefixtures("no_pictures")
-
 
 def test_names_are_canonical_and_each_is_taken_once() -> None:
     found = parse_attacks(

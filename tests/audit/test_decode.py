@@ -14,9 +14,6 @@ from eddecode.errors import ConfigError, PromptError
 from helpers.stub_runs import config, exported, run
 from helpers.stub_sampler import StubSampler
 
-pytestmark = pytest.mark.usefixtures("no_pictures")
-
-
 # conditions
 
 

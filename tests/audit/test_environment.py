@@ -15,8 +15,6 @@ from eddecode.audit.store.store import Store
 from helpers.stub_runs import Interrupted, config, run
 from helpers.stub_sampler import StubSampler
 
-pytestmark = pytest.mark.usefixtures("no_pictures")
-
 
 @pytest.fixture
 def cpu(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,8 +35,6 @@ from helpers.scripted import (
     summary_of,
 )
 
-pytestmark = pytest.mark.usefixtures("no_pictures")
-
 
 def function_judge(function: Any, name: str = "own") -> FunctionJudge:
     return FunctionJudge(function, name, identity=function.__name__)

@@ -17,8 +17,6 @@ from eddecode.audit.judges.base import Case
 from eddecode.audit.judges.python_function import FunctionJudge
 from helpers.scripted import FINE, RUDE, ScriptedSampler, config, gate, harmful_share, number_of, scripted_run
 
-pytestmark = pytest.mark.usefixtures("no_pictures")
-
 REVERSED = harmful_share(lambda a: 1.0 if a > 0 else 0.1 if a == 0 else 0.0)
 
 

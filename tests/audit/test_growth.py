@@ -16,8 +16,6 @@ from eddecode.errors import ConfigError, EngineError, PairError
 from helpers.stub_runs import PROMPTS, config, exported, run
 from helpers.stub_sampler import StubSampler
 
-pytestmark = pytest.mark.usefixtures("no_pictures")
-
 
 def same_figures(left: Path, right: Path) -> None:
     one, other = (json.loads((folder / "summary.json").read_text()) for folder in (left, right))

@@ -13,8 +13,6 @@ from eddecode.audit import audit
 from eddecode.audit.judges.lexicon import LexiconJudge
 from helpers.scripted import FINE, RUDE, ScriptedSampler, config
 
-pytestmark = pytest.mark.usefixtures("no_pictures")
-
 
 def notices(folder: Path, script: Callable[[int, float], tuple[str, int, str]], **changes: Any) -> list[str]:
     """The notices of an audit, with the number of completions that were on disk when each was said."""

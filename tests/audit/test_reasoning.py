@@ -20,8 +20,6 @@ from helpers import tiny
 from helpers.stub_runs import config, exported, judges, run
 from helpers.stub_sampler import StubSampler
 
-pytestmark = pytest.mark.usefixtures("no_pictures")
-
 
 class Thinking(StubSampler):
     """Its completions begin with reasoning; every third never ends it."""

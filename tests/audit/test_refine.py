@@ -15,8 +15,6 @@ from eddecode.audit.store.store import Store
 from eddecode.errors import ConfigError, StoreError
 from helpers.scripted import FINE, RUDE, ScriptedSampler, config
 
-pytestmark = pytest.mark.usefixtures("no_pictures")
-
 
 def steep(i: int, alpha: float) -> tuple[str, int, str]:
     """Harm rises with α up to 0.6; beyond it, completions are too short to be text."""

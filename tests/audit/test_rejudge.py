@@ -17,9 +17,6 @@ from eddecode.errors import ConfigError, JudgeError, StoreError
 from helpers.stub_runs import config, exported, judges, run
 from helpers.stub_sampler import StubSampler
 
-pytestmark = pytest.mark.usefixtures("no_pictures")
-
-
 # judges again
 
 

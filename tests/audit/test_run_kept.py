@@ -24,7 +24,7 @@ from helpers.stub_runs import config, exported, run
 from helpers.stub_sampler import StubSampler
 
 KILLS = 20
-pytestmark = pytest.mark.usefixtures("no_pictures")
+KILLED: dict[str, Any] = {"alphas": "0.3,1"}  # a few batches of completions
 
 
 def tables(folder: Path) -> tuple[list[str], str]:
@@ -53,7 +53,7 @@ def forked(folder: Path, target: int | None) -> tuple[int, list[int]]:
 
         try:
             sys.setprofile(count)
-            run(config(folder), on_progress=note)
+            run(config(folder, **KILLED), on_progress=note)
             os.write(writer, f"{events}\n".encode())
             os._exit(0)
         finally:
@@ -69,7 +69,7 @@ def test_killed_twenty_times_at_random_moments(tmp_path: Path) -> None:
 
     The moments are drawn over calls and not over time, so that a busy machine changes nothing.
     """
-    run(config(tmp_path / "alone"))
+    run(config(tmp_path / "alone", **KILLED))
     wanted = tables(tmp_path / "alone")
     status, counts = forked(tmp_path / "counted", None)
     assert status == 0
@@ -86,7 +86,7 @@ def test_killed_twenty_times_at_random_moments(tmp_path: Path) -> None:
         if (folder / "run.sqlite").is_file() and counted:
             with Store.read(folder) as store:
                 on_disk.append(store.count())
-        run(config(folder))
+        run(config(folder, **KILLED))
         assert tables(folder) == wanted, moment
     assert len(set(on_disk)) >= 3  # they were spread over the run, not all before or after it
 

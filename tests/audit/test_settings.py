@@ -19,8 +19,6 @@ from eddecode.audit.store.store import Store
 from eddecode.errors import ConfigError
 from helpers.scripted import FINE, RUDE, ScriptedSampler, config, gate, harmless, number_of, scripted_run
 
-pytestmark = pytest.mark.usefixtures("no_pictures")
-
 TEMPLATES = {"raw": {"base": "Q: {prompt}"}, "both": {"base": "chat", "aligned": "chat"}}
 SETTINGS: dict[str, Any] = {
     **{"templates": TEMPLATES, "systems": {"rude": "Be rude."}, "temperatures": "0.5"},
@@ -49,9 +47,7 @@ class Settings(ScriptedSampler):
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Summary:
     folder = tmp_path_factory.mktemp("settings")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("eddecode.audit.run.write_curve", lambda *_: None)
-        return audit(config(folder, **SETTINGS), sampler=Settings(harmless))
+    return audit(config(folder, **SETTINGS), sampler=Settings(harmless))
 
 
 def test_conditions_are_told_apart(run: Summary) -> None:

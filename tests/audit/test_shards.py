@@ -18,8 +18,6 @@ from eddecode.cli.commands import app
 from eddecode.errors import ConfigError, StoreError
 from helpers.stub_runs import config, exported, run
 
-pytestmark = pytest.mark.usefixtures("no_pictures")
-
 
 def shards(folder: Path, of: int = 3, **options: Any) -> list[Path]:
     parts = [folder / f"part-{number}" for number in range(1, of + 1)]

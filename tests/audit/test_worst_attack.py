@@ -16,8 +16,6 @@ from eddecode.audit.report.markdown import markdown_report
 from eddecode.cli.commands import app
 from helpers.scripted import FINE, RUDE, ScriptedSampler, config, harmful_share, harmless
 
-pytestmark = pytest.mark.usefixtures("no_pictures")
-
 GIVEN = (EvidenceCheck("finished", "pass", "All completions are there."),)
 BOTH = ("weights", "decoding")
 

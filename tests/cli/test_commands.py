@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 
 from eddecode.audit import AuditConfig, audit
 from eddecode.audit.export.formats import export_jsonl
+from eddecode.audit.report.curve import write_curve
 from eddecode.cli import app
 from eddecode.models.sizes import format_bytes
 
@@ -97,8 +98,9 @@ def test_version() -> None:
 
 
 def test_audit_prints_a_table_and_leaves_a_run(
-    pair_folders: tuple[Path, Path], words: Path, tmp_path: Path
+    pair_folders: tuple[Path, Path], words: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("eddecode.audit.run.write_curve", write_curve)
     out = tmp_path / "run"
     result = invoke(*audit_options(pair_folders, words, out))
     assert result.exit_code == 0, result.output

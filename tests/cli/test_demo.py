@@ -15,7 +15,7 @@ from eddecode.cli import app, commands
 
 
 @pytest.fixture(scope="module")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
+def demo(tmp_path_factory: pytest.TempPathFactory, pictures: None) -> tuple[Any, Path]:
     """`eddecode demo` with 30 prompts, 2 samples and two α's, run once."""
     out = tmp_path_factory.mktemp("demo") / "run"
     with pytest.MonkeyPatch.context() as patch:

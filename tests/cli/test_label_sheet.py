@@ -5,12 +5,8 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
-import pytest
-
 from cli.test_commands import invoke
 from helpers.stub_runs import config, run
-
-pytestmark = pytest.mark.usefixtures("no_pictures")
 
 
 def test_a_sheet_and_what_its_labels_changed(tmp_path: Path) -> None:

@@ -25,7 +25,6 @@ from eddecode.testbed.bundled import bundled_pair
 from helpers import tiny
 from helpers.stub_runs import Interrupted, config, exported, run
 
-pytestmark = pytest.mark.usefixtures("no_pictures")
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 

@@ -115,6 +115,6 @@ def naive_ratio(above: Condition, below: Condition, level: float) -> tuple[float
 
         value = naive_rate(above, level).value / naive_rate(below, level).value
         outside = (0.0, value) if index == 1 else (value, 1e4)
-        return float(optimize.brentq(crossing, *outside, xtol=1e-12))
+        return float(optimize.brentq(crossing, *outside, xtol=1e-9, rtol=1e-9))
 
     return end(1), end(2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import signal
 import threading
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ import pytest
 from eddecode.audit import AuditConfig, audit
 from eddecode.audit.decode import LoadedSamplers, Progress
 from eddecode.errors import ConfigError, ContextError, EngineError, PairError
-from eddecode.integrations.ray_workers import RaySampler, Workers, _Failure, _rebuilt
+from eddecode.integrations.ray_workers import RaySampler, Workers, _Failure, _rebuilt, _Worker
 from eddecode.testbed.bundled import bundled_pair
 from helpers.stub_runs import exported
 
@@ -88,5 +89,9 @@ def test_a_killed_worker_loses_nothing_and_doubles_nothing(
     assert [(row["name"], row["prompt_index"], row["sample"], row["token_ids"]) for row in several] == [
         (row["name"], row["prompt_index"], row["sample"], row["token_ids"]) for row in alone
     ]
+
+
+def test_a_worker_says_why_it_cannot_load_its_models(tmp_path: Path) -> None:
+    failure = _Worker(configured(tmp_path, base=str(tmp_path / "nowhere")), "", None).failure()
     with pytest.raises(PairError, match="nowhere"):
-        RaySampler(configured(tmp_path, base=str(tmp_path / "nowhere")), "", Workers("local", 1))
+        raise _rebuilt(pickle.loads(pickle.dumps(failure)), 0)

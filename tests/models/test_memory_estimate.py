@@ -95,8 +95,14 @@ def llama_7b(folder: Path, layers: int = 32) -> Path:
     return folder
 
 
-def test_a_7b_pair_by_hand_without_its_weights(tmp_path: Path) -> None:
-    folder = llama_7b(tmp_path / "7b")
+@pytest.fixture(scope="module")
+def seven(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The checkpoint with all of its layers; read it, do not write to it."""
+    return llama_7b(tmp_path_factory.mktemp("models") / "7b")
+
+
+def test_a_7b_pair_by_hand_without_its_weights(seven: Path) -> None:
+    folder = seven
     found = estimate(folder, folder, slots=8, length=1000)
     assert found.models[0].parameters == 6_738_415_616  # the number that its authors give, 6.7B
     assert found.weights == 2 * 2 * 6_738_415_616
@@ -130,9 +136,9 @@ def test_the_engine_has_the_limits_that_the_estimate_assumes() -> None:
 
 
 def test_a_pair_that_does_not_fit_is_refused_before_loading(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    seven: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = llama_7b(tmp_path / "7b")
+    folder = seven
     monkeypatch.setattr(room, "free_bytes", lambda device: 20 * GIB)
     monkeypatch.setattr("eddecode.models.load_group.load_model", pytest.fail)
     with pytest.raises(PairError) as caught:
@@ -161,9 +167,9 @@ def fits(monkeypatch: pytest.MonkeyPatch, folder: Path, free: int, **load_config
 
 
 def test_only_alternatives_that_fit_are_suggested(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = llama_7b(tmp_path / "7b")
+    folder = llama_7b(tmp_path / "7b", layers=16)
     needs = lambda **changes: estimate(folder, folder, **changes).total  # noqa: E731
-    with pytest.raises(PairError, match=r"dtype='bfloat16' \(\d\d\.\d GiB\); quantization='8bit'") as caught:
+    with pytest.raises(PairError, match=r"dtype='bfloat16' \(\d+\.\d GiB\); quantization='8bit'") as caught:
         fits(monkeypatch, folder, needs(), dtype=torch.float32)()
     assert "4bit" in str(caught.value)
     with pytest.raises(PairError, match=r"What would fit: .*quantization='8bit'.*'4bit'") as caught:

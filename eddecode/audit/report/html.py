@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from functools import cache, lru_cache
 from importlib.resources import files
 from itertools import count, groupby
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,7 @@ from eddecode.audit.report.glossary import WORDS
 from eddecode.audit.report.layout import Row, Section, Table
 from eddecode.audit.report.sections import key_figures, sections
 from eddecode.audit.report.store_records import run_sessions, sampled_completions
+from eddecode.audit.stats.estimates import AnyEstimate
 from eddecode.utils.plotting import format_tick
 from eddecode.utils.terminal import escape_control_chars
 
@@ -139,12 +141,13 @@ def page(
             run=bool(figures),
             inline_svg=lambda chart: inline_svg(chart, next(numbers)),
             swatch=_swatch,
-            plot=lambda table, row: _plot(table, row, next(numbers)),
+            plot=_plot,
             plot_span=_plot_span,
         )
     )
 
 
+@cache
 def _environment() -> Environment:
     return Environment(
         loader=PackageLoader("eddecode.audit.report", ""),
@@ -165,15 +168,20 @@ def _shown(value: Any) -> Any:
     )
 
 
-def _plot(table: Table, row: Row, number: int) -> Markup:
+def _plot(table: Table, row: Row) -> Markup:
     description = "; ".join(
         f"{key}: {wording.format_number(figure)}"
         for key, figure in zip(table.keys, row.figures, strict=False)
         if figure
     )
-    return inline_svg(
-        interval_cell(row.figures, *table.span, table.zero, description or "no figure"), number, "intervals"
-    )
+    return _drawn(row.figures, table.span, table.zero, description or "no figure")
+
+
+@lru_cache(maxsize=1024)  # drawing takes most of a report's time, and pages repeat their rows
+def _drawn(
+    figures: tuple[AnyEstimate | None, ...], span: tuple[float, float], zero: float | None, words: str
+) -> Markup:
+    return inline_svg(interval_cell(figures, *span, zero, words), css_class="intervals")
 
 
 def _plot_span(table: Table) -> str:

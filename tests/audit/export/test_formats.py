@@ -16,8 +16,6 @@ from eddecode.errors import ConfigError
 from helpers.stub_runs import PROMPTS, config, exported, run
 from helpers.stub_sampler import StubSampler
 
-pytestmark = pytest.mark.usefixtures("no_pictures")
-
 
 def test_sheets_run_no_formula_and_terminals_obey_nothing(tmp_path: Path) -> None:
     class Nasty(StubSampler):

@@ -16,8 +16,6 @@ from eddecode.errors import ConfigError, JudgeError
 from eddecode.utils.terminal import escape_control_chars
 from helpers.stub_runs import config, exported, run
 
-pytestmark = pytest.mark.usefixtures("no_pictures")
-
 
 def sheet(folder: Path, *given: object, seed: int = 0) -> list[dict[str, str]]:
     return list(csv.DictReader(io.StringIO("\n".join(label_sheet(folder, *given, seed=seed)), newline="")))  # type: ignore[arg-type]

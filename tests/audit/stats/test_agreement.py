@@ -74,7 +74,7 @@ def test_kappa_at_its_ends() -> None:
 
 def test_the_interval_of_kappa_covers() -> None:
     rng = np.random.default_rng(0)
-    trials = 300
+    trials = 120
     for shares, n in (
         ((0.3, 0.1, 0.1, 0.5), 60),
         ((0.08, 0.02, 0.02, 0.88), 60),
@@ -95,7 +95,7 @@ def test_completions_of_one_prompt_belong_together() -> None:
     shares = np.array((0.2, 0.05, 0.05, 0.7))
     observed, expected = agreement._agreement(shares[None])
     truth = float(((observed - expected) / (1 - expected))[0])
-    trials, hits, naive = 200, 0, 0
+    trials, hits, naive = 80, 0, 0
     for _ in range(trials):
         own = rng.choice(4, size=(50, 4), p=shares)
         cell = np.where(rng.random((50, 4)) < 0.7, own[:, :1], own).ravel()

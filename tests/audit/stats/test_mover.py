@@ -30,7 +30,7 @@ def conditions(draw: st.DrawFn, count: int) -> list[list[tuple[float, float]]]:
     return found
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(conditions(1), st.sampled_from([0.95, 0.96, 0.99]))
 @example([[(0.0, 1.0), (0.0, 1.0), (0.0, 1.0), (1.0, 1.0), (1.0, 1.0), (2.0, 3.0)]], 0.99)
 def test_a_rate_is_its_definition(found: list[list[tuple[float, float]]], level: float) -> None:
@@ -42,7 +42,7 @@ def test_a_rate_is_its_definition(found: list[list[tuple[float, float]]], level:
     assert float(rate.residuals.sum()) == pytest.approx(0, abs=1e-12)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(
     conditions(3),
     st.tuples(*[st.floats(-3, 3).filter(lambda c: abs(c) > 1e-6)] * 3),
@@ -57,7 +57,7 @@ def test_a_combination_is_its_definition(
     )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(conditions(2))
 def test_a_ratio_ends_where_the_difference_reaches_0(found: list[list[tuple[float, float]]]) -> None:
     above, below = found

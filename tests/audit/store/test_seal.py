@@ -15,8 +15,7 @@ from eddecode.audit.store.store import Store
 from eddecode.errors import StoreError
 from helpers.stub_runs import config, run
 
-pytestmark = pytest.mark.usefixtures("no_pictures")
-FLIPS = 200
+FLIPS = 60
 
 
 def content(folder: Path) -> tuple[str, ...]:
