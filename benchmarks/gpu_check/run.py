@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +17,13 @@ from typing import Any
 # whole run ends at TOTAL all the same.
 LIMITS = {
     "environment": 30,
-    "trial": 60,
+    "trial": 90,
     "bandwidth": 30,
-    "sampling": 90,
-    "products": 60,
+    "sampling": 120,
+    "products": 75,
     "attention": 45,
     "build": 60,
-    "first": 60,
+    "first": 120,
     "entering": 30,
     "steps": 60,
     "tasks": 60,
@@ -28,10 +31,11 @@ LIMITS = {
     "profile": 45,
     "long": 60,
     "families": 150,
-    "alternatives": 90,
-    "tests": 120,
+    "tests": 150,
+    "alternatives": 75,
+    "compiled": 75,
 }
-NEEDS_PAIR = ("first", "entering", "steps", "tasks", "bits", "profile", "long", "alternatives")
+NEEDS_PAIR = ("first", "entering", "steps", "tasks", "bits", "profile", "long", "alternatives", "compiled")
 TOTAL = 465  # seconds
 POLL = 0.2
 START_UP = 60  # seconds more for a worker's first stage: imports
@@ -82,7 +86,7 @@ def _start(options: argparse.Namespace, stages: list[str], folder: Path) -> subp
         needed = ["build", *stages]  # after a crash the pair is built again
     command = [sys.executable, "-m", "benchmarks.gpu_check.worker", str(folder), options.size]
     command += ["--dry"] if options.dry else []
-    return subprocess.Popen([*command, *needed])
+    return subprocess.Popen([*command, *needed], start_new_session=True)  # so that its children end with it
 
 
 def _watch(worker: subprocess.Popen[bytes], folder: Path, stages: list[str], begun: float) -> dict[str, Any]:
@@ -100,11 +104,19 @@ def _watch(worker: subprocess.Popen[bytes], folder: Path, stages: list[str], beg
             break
         slow = time.monotonic() - since > LIMITS[missing[0]] + (START_UP if len(results) == 0 else 0)
         if slow or time.monotonic() - begun > TOTAL:
-            worker.kill()
-            worker.wait()
+            _end(worker)
             return results | {missing[0]: {"ok": False, "error": f"took longer than {LIMITS[missing[0]]} s"}}
         time.sleep(POLL)
     worker.wait()
     if missing and ended:
+        _end(worker)
         results[missing[0]] = {"ok": False, "error": f"the process ended with {worker.returncode}"}
     return results
+
+
+def _end(worker: subprocess.Popen[bytes]) -> None:
+    """End a worker and the processes that it started: they would go on to use the device."""
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(worker.pid, signal.SIGKILL)
+    worker.kill()
+    worker.wait()

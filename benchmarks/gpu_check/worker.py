@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from benchmarks.gpu_check import family_stages, kernel_stages, pair_stages
 from benchmarks.gpu_check.context import Context
 from benchmarks.gpu_check.family_stages import StageError
 
+TESTS_SECONDS = 130  # that their stage waits for them: less than its limit, so that what was found is kept
 GPU_TESTS = (
     "tests/kernels/test_triton.py",
     "tests/kernels/test_triton_layers.py",
@@ -25,19 +27,47 @@ GPU_TESTS = (
 )
 
 
-def tests(context: Context) -> dict[str, Any]:
-    """The tests that run on a GPU where there is one."""
-    if context.dry:
-        return {"tests": "not in a dry run"}
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *GPU_TESTS]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    lines = [
-        line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR")) or " passed" in line
-    ]
-    found = {f"line {i}": line[:300] for i, line in enumerate(lines[-15:])}
-    if done.returncode != 0:
-        raise StageError(f"pytest ended with {done.returncode}: {done.stderr[-300:]}", found)
-    return found
+class Tests:
+    """Runs the tests that run on a GPU where there is one, beside the families: neither measures time.
+
+    Args:
+        folder: where their output goes.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.output = folder / "tests.txt"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start them, once."""
+        if self._process is None:
+            command = [sys.executable, "-m", "pytest", "-q", "-rfE", "-p", "no:cacheprovider", *GPU_TESTS]
+            with self.output.open("wb") as file:
+                self._process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
+
+    def families(self, context: Context) -> dict[str, Any]:
+        """See `family_stages.families`."""
+        if not context.dry:
+            self.start()
+        return family_stages.families(context)
+
+    def tests(self, context: Context) -> dict[str, Any]:
+        """How the tests ended, as far as they came."""
+        if context.dry:
+            return {"tests": "not in a dry run"}
+        self.start()
+        assert self._process is not None
+        try:
+            status = str(self._process.wait(timeout=TESTS_SECONDS))
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            status = f"nothing within {TESTS_SECONDS} s"
+        lines = self.output.read_text(encoding="utf-8", errors="replace").splitlines()
+        kept = [line for line in lines if line.startswith(("FAILED", "ERROR")) or " passed" in line]
+        found = {f"line {i}": line[:300] for i, line in enumerate((kept or lines)[-15:])}
+        if status != "0":
+            raise StageError(f"pytest ended with {status}; see {self.output}", found)
+        return found
 
 
 STAGES: dict[str, Callable[[Context], dict[str, Any]]] = {
@@ -56,8 +86,9 @@ STAGES: dict[str, Callable[[Context], dict[str, Any]]] = {
     "profile": pair_stages.profile,
     "long": pair_stages.long,
     "families": family_stages.families,
+    "tests": lambda context: {},  # both are of `Tests`
     "alternatives": pair_stages.alternatives,
-    "tests": tests,
+    "compiled": pair_stages.compiled,
 }
 
 
@@ -67,8 +98,13 @@ def main(arguments: list[str]) -> None:
     dry = "--dry" in stages
     device = torch.device("cpu") if dry else torch.device("cuda", 0)
     context = Context(device, torch.float32 if dry else torch.bfloat16, dry, size)
+    # Each capture collects garbage first; it need not look through all of the libraries each time.
+    gc.collect()
+    gc.freeze()
+    tests = Tests(Path(folder))
+    own = {"families": tests.families, "tests": tests.tests} if "tests" in stages else {}
     for stage in (each for each in stages if each != "--dry"):
-        _write(Path(folder), stage, _run(STAGES[stage], context))
+        _write(Path(folder), stage, _run(own.get(stage, STAGES[stage]), context))
 
 
 def _run(stage: Callable[[Context], dict[str, Any]], context: Context) -> dict[str, Any]:

@@ -44,7 +44,7 @@ def doctor(as_json: AsJson = False) -> None:
 
 
 def diagnosis() -> dict[str, Any]:
-    """Everything as data: `packages`, `extras`, `machine`, `devices`, `threads`, `execution`, `folders`."""
+    """As data: `packages`, `extras`, `machine`, `devices`, `placement`, `threads`, `execution`, `folders`."""
     import torch
 
     return {
@@ -52,6 +52,7 @@ def diagnosis() -> dict[str, Any]:
         "extras": {name: _version(name) for name in _EXTRAS},
         "machine": _machine(),
         "devices": _devices(torch),
+        "placement": _placement(),
         "threads": _threads(torch),
         "execution": [
             {"device": device, "dtype": dtype, **_execution(torch, device, dtype)}
@@ -94,6 +95,18 @@ def _devices(torch: Any) -> list[dict[str, Any]]:
         }
         for i in range(torch.cuda.device_count() if torch.cuda.is_available() else 0)
     ]
+
+
+def _placement() -> str:
+    """Where the models of a pair go if nobody says it."""
+    from eddecode.models.placement import equal_gpus
+
+    gpus = equal_gpus()
+    if not gpus:
+        return "both models on the CPU"
+    if len(gpus) == 1:
+        return f"both models on {gpus[0]}, their steps captured together"
+    return f"base on {gpus[0]}, aligned on {gpus[1]}, each captured by itself; both on one with --device {gpus[0]}"
 
 
 def _kinds(torch: Any) -> list[str]:
@@ -205,8 +218,11 @@ def _lines(found: dict[str, Any]) -> Iterator[tuple[str, list[tuple[str, str]]]]
     yield (
         "what runs how",
         [
-            (f"{one['device']}, {one['dtype']}", f"{one['layers']} layers: {one['why']}")
-            for one in found["execution"]
+            ("a pair", found["placement"]),
+            *(
+                (f"{one['device']}, {one['dtype']}", f"{one['layers']} layers: {one['why']}")
+                for one in found["execution"]
+            ),
         ],
     )
     yield (

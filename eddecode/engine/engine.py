@@ -11,6 +11,7 @@ many tokens a step gives, never which.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -23,7 +24,7 @@ from eddecode.engine.pipeline import Pipeline
 from eddecode.engine.scheduler import Scheduler
 from eddecode.engine.sequence import Partial, Request, SamplingBatch, SequenceState, checked_sample, sample
 from eddecode.errors import ContextError, EngineError
-from eddecode.execution.pair_step import captured_loop
+from eddecode.execution.pair_step import CaptureError, captured_loop
 from eddecode.execution.runner import PairRunner
 from eddecode.utils.memory import is_out_of_memory, release_memory, trim_heap
 from eddecode_kernels.types import SampledTokens
@@ -157,12 +158,26 @@ class Engine:
         """Launch a step, then read the one before it; once a sequence has finished, read all that was launched."""
         running = self.scheduler.running
         if pipeline.idle:
-            pipeline.start(running, self.scheduler.cached_lengths())
+            try:
+                pipeline.start(running, self.scheduler.cached_lengths())
+            except CaptureError as error:
+                self._do_without(error)
+                return
         pipeline.launch_ahead()
         self._collect(pipeline)
         if any(sequence.finish_reason is not None for sequence in running):
             self._collect_all(pipeline)
         self._next_batch = None
+
+    def _do_without(self, error: CaptureError) -> None:
+        """From now on run the models' own steps, with the host between them; nothing was launched."""
+        self.pipeline = None
+        message = (
+            f"the step of {' and '.join(self.runner.names)} cannot be captured as one ({error}); the models' steps are "
+            "launched one after the other instead, which gives the same and is slower"
+        )
+        self.runner.step_failures.append(message)
+        warnings.warn(message, stacklevel=2)
 
     def _collect_all(self, pipeline: Pipeline) -> None:
         while not pipeline.idle:

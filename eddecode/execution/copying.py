@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from eddecode.execution.row_parts import RowPart, copy_table, places
 from eddecode.utils.device import copy_to_device
 from eddecode_kernels import layers_triton, triton_trial
 
@@ -30,48 +31,37 @@ def copy_heads(copies: Sequence[tuple[Tensor, Tensor]]) -> None:
         )
         for source, target in copies
     ]  # fmt: skip
-    _launch(rows, first)
+    _launch(torch.tensor(rows), first)
 
 
-def copy_into_slots(buffers: Sequence[Tensor], first_slot: int, rows: Sequence[Sequence[Tensor]]) -> None:
-    """Copy rows of states, one (heads, length, head_dim) per buffer, into slots from `first_slot` on.
+def copy_into_slots(
+    buffers: Sequence[Tensor], first_slot: int, rows: Sequence[Sequence[tuple[Tensor, Tensor]]]
+) -> None:
+    """Copy rows of states, per layer keys and values (heads, length, head_dim), into slots from `first_slot` on.
 
     Args:
-        buffers: (slots, heads, capacity, head_dim).
+        buffers: (slots, heads, capacity, head_dim), keys and values of each layer in turn.
         first_slot: of the first row.
-        rows: per row the states for every buffer.
+        rows: the states of each row.
     """
-    if not rows:
+    parts = [row for row in rows if isinstance(row, RowPart)]
+    if len(parts) == len(rows) and rows and _in_one_launch([(b[0], b[0]) for b in parts[0].row.buffers]):
+        itemsize = buffers[0].element_size()
+        _launch(torch.from_numpy(copy_table(parts, places(buffers), first_slot, itemsize)), buffers[0])
         return
-    first = buffers[0]
-    pairs = [
-        (states[i], buffers[i][0, :, : states[i].shape[1]])
-        for states in rows[:1]
-        for i in range(len(buffers))
-    ]
-    plain = all(
-        state.stride(1) == state.shape[2] or state.shape[1] == 1 for states in rows for state in states
+    copy_heads(
+        [
+            (state, buffer[slot, :, : state.shape[1]])
+            for slot, row in enumerate(rows, first_slot)
+            for buffer, state in zip(buffers, (each for pair in row for each in pair), strict=True)
+        ]
     )
-    if not (plain and _in_one_launch(pairs)):
-        for slot, states in enumerate(rows, first_slot):
-            for buffer, state in zip(buffers, states, strict=True):
-                buffer[slot, :, : state.shape[1]] = state
-        return
-    size = first.element_size()
-    places = [(b.data_ptr(), b.stride(0) * size, b.stride(1), b.shape[1], b.shape[3]) for b in buffers]
-    table = [
-        (state.data_ptr(), base + slot * step, state.shape[1] * width, state.stride(0), head, heads)
-        for slot, states in enumerate(rows, first_slot)
-        for state, (base, step, head, heads, width) in zip(states, places, strict=True)
-    ]
-    _launch(table, first)
 
 
-def _launch(rows: Sequence[tuple[int, ...]], like: Tensor) -> None:
+def _launch(table: Tensor, like: Tensor) -> None:
     """Copy (from, to, numbers of a head, numbers between heads from and to, heads), all in one launch."""
-    longest, heads = max(row[2] for row in rows), max(row[5] for row in rows)
-    table = copy_to_device(torch.tensor(rows), like.device)
-    torch.ops.eddecode.copy_blocks(table, heads, longest, like.element_size())
+    longest, heads = int(table[:, 2].max()), int(table[:, 5].max())
+    torch.ops.eddecode.copy_blocks(copy_to_device(table, like.device), heads, longest, like.element_size())
 
 
 def _in_one_launch(copies: Sequence[tuple[Tensor, Tensor]]) -> bool:

@@ -363,12 +363,15 @@ class GraphModelRunner(CachedModelRunner):
             raise UnsupportedLayersError("weights that are moved as they are needed, or on several devices")
         try:
             return self.capture(body, other)
-        except RuntimeError as error:
+        except (EngineError, UnsupportedLayersError):
+            raise
+        except Exception as error:  # of CUDA, of a compiler, or of a library that checks for captures
             if is_out_of_memory(error):
                 raise
+            why = str(error).splitlines()
             raise EngineError(
                 f"the step of {key[0]} rows over {key[1]} positions cannot be captured "
-                f"({str(error).splitlines()[0]}); decode without cuda_graphs"
+                f"({why[0] if why else type(error).__name__}); decode without cuda_graphs"
             ) from error
 
     def logits_of(self, step: CapturedStep) -> Tensor:

@@ -20,17 +20,18 @@ def runner_for(pair: ModelGroup, capture: GraphCapture | None = None) -> PairRun
         pair: the models.
         capture: how decode steps are captured as graphs (`eddecode.execution.cuda_graph`); None captures nothing.
     """
-    factors = getattr(pair, "factors", None)
+    factors, reasons = getattr(pair, "factors", None), [""] * len(pair.names)
     if factors and capture is not None:
         captured = LoraPairRunner(pair, factors, capture=capture)  # type: ignore[arg-type]
         failure = captured.self_check()
         if failure is None:
             return captured
-        warn_without_graphs("base and aligned", pair.models[BASE], failure)
+        reasons = [warn_without_graphs("base and aligned", pair.models[BASE], failure)] * len(pair.names)
     if factors:
         for dense_mask in (False, True):
             shared = LoraPairRunner(pair, factors, dense_mask=dense_mask)  # type: ignore[arg-type]
             if shared.self_check() is None:
+                shared.reasons = reasons
                 return shared
     return separate_pair_runner(pair, capture)
 
@@ -41,7 +42,10 @@ def separate_pair_runner(pair: ModelGroup, capture: GraphCapture | None = None) 
     Each model is checked once on short texts: where decoding through the cache does not agree with a plain forward
     pass, that model is recomputed from scratch for every token, and a warning tells so.
     """
-    runners = [
-        model_runner_for(model, name, capture) for model, name in zip(pair.models, pair.names, strict=True)
-    ]
-    return PairRunner(pair, runners)
+    reasons: list[str] = []
+    runners = []
+    for model, name in zip(pair.models, pair.names, strict=True):
+        found: list[str] = []
+        runners.append(model_runner_for(model, name, capture, found))
+        reasons.append("; ".join(found))
+    return PairRunner(pair, runners, reasons)

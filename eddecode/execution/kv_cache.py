@@ -23,6 +23,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 from eddecode.errors import UnsupportedLayersError
 from eddecode.execution.copying import copy_heads, copy_into_slots
+from eddecode.execution.row_parts import PackedRow
 from eddecode.utils.device import copy_to_device
 from eddecode.utils.memory import free_bytes, has_lazy_allocation, pack_copies, zeros_lazy
 from eddecode_kernels.decoder_layer import DecoderLayerShape, ForwardContext, KVPointers
@@ -293,7 +294,7 @@ class BatchedKVCache(Cache):  # type: ignore[misc]
             length + count for length, count in zip(self.lengths[slots], counts, strict=True)
         ]
 
-    def add(self, states: list[tuple[Tensor, Tensor]]) -> None:
+    def add(self, states: Sequence[tuple[Tensor, Tensor]]) -> None:
         """Occupy the next slot with states from elsewhere: per layer keys and values (heads, length, head_dim)."""
         slot, length = len(self.lengths), states[0][0].shape[1]
         if not self.layers:
@@ -310,30 +311,31 @@ class BatchedKVCache(Cache):  # type: ignore[misc]
             layer.values[slot, :, :length] = values
         self.lengths.append(length)
 
-    def add_all(self, rows: Sequence[list[tuple[Tensor, Tensor]]]) -> None:
+    def add_all(self, rows: Sequence[Sequence[tuple[Tensor, Tensor]]]) -> None:
         """Occupy the next slots, as `add` does one, by one launch on a GPU."""
+        if rows and not all(layer.is_initialized for layer in self.layers or [LayerKVCache()]):
+            self.add(rows[0])  # makes what is not there yet
+            rows = rows[1:]
         if not rows:
             return
-        first = len(self.lengths)
-        self.add(rows[0])  # makes what is not there yet
-        lengths = [states[0][0].shape[1] for states in rows]
+        first, lengths = len(self.lengths), [states[0][0].shape[1] for states in rows]
         self._grow(first + len(rows), max(lengths))
-        buffers = [buffer for layer in self.layers for buffer in (layer.keys, layer.values)]
-        flat = [[state for pair in states for state in pair] for states in rows[1:]]
-        copy_into_slots(buffers, first + 1, flat)
-        self.lengths += lengths[1:]
+        copy_into_slots(self._buffers(), first, rows)
+        self.lengths += lengths
+
+    def _buffers(self) -> list[Tensor]:
+        return [buffer for layer in self.layers for buffer in (layer.keys, layer.values)]
 
     def export_prefix(self, slot: int, length: int) -> list[tuple[Tensor, Tensor]]:
         """A copy of the first `length` positions of a slot, as `add` takes them."""
         self._make_skipped_layers()
-        buffers = [buffer for layer in self.layers for buffer in (layer.keys, layer.values)]
-        copies = pack_copies([buffer[slot, :, :length] for buffer in buffers])
+        copies = pack_copies([buffer[slot, :, :length] for buffer in self._buffers()])
         return list(zip(copies[::2], copies[1::2], strict=True))
 
-    def part_of_row(self, start: int, stop: int) -> list[tuple[Tensor, Tensor]]:
-        """The positions start … stop−1 of the only row, as `add` takes them: views, not copies."""
+    def packed_row(self) -> PackedRow:
+        """The only row, whose parts `add` takes: they are views, not copies."""
         self._make_skipped_layers()
-        return [(layer.keys[0, :, start:stop], layer.values[0, :, start:stop]) for layer in self.layers]
+        return PackedRow(self._buffers())
 
     def _make_skipped_layers(self) -> None:
         """Empty buffers for layers that a pass left out, such as cross-attention without an image (Mllama)."""
@@ -348,8 +350,7 @@ class BatchedKVCache(Cache):  # type: ignore[misc]
         last = len(self.lengths) - 1
         if slot != last:
             length = self.lengths[last]
-            buffers = [buffer for layer in self.layers for buffer in (layer.keys, layer.values)]
-            copy_heads([(buffer[last, :, :length], buffer[slot, :, :length]) for buffer in buffers])
+            copy_heads([(buffer[last, :, :length], buffer[slot, :, :length]) for buffer in self._buffers()])
             self.lengths[slot] = length
         self.lengths.pop()
 

@@ -21,6 +21,7 @@ from eddecode.execution.compiled.lora import LoraDelta, LoraRows
 from eddecode.execution.compiled.replace import CompiledModules
 from eddecode.execution.cuda_graph import GraphCapture, GraphModelRunner
 from eddecode.execution.model_runner_factory import model_runner_for
+from eddecode.execution.patching import triton_runs
 from eddecode.execution.runner import CachedModelRunner, ModelRunner, PairRunner, PrefillResult
 from eddecode.execution.self_check import Expectation, attempt, depends_on_length
 from eddecode.models.float32_pass import LOW_PRECISION, Float32Pass
@@ -157,6 +158,21 @@ class LoraPairRunner(PairRunner):
             logits = self._backbone.forward(repeat(tokens, "n t -> (n models) t", models=2))
         base, aligned = rearrange(logits, "(n models) t v -> models n t v", models=2).to(self.device)
         return [base, aligned]
+
+    @property
+    def adds_together(self) -> bool:
+        """See `PairRunner.adds_together`."""
+        return triton_runs(self._backbone.device, torch.float32)
+
+    def add_all(self, rows: Sequence[Sequence[PrefillResult]]) -> None:
+        """See `PairRunner.add_all`: both models' parts of all rows in one launch."""
+        before = self._backbone.occupied
+        try:
+            self._backbone.add_all([prefix for row in rows for prefix in row])
+        except BaseException:
+            while self._backbone.occupied > before:
+                self._backbone.remove(self._backbone.occupied - 1)
+            raise
 
     @contextmanager
     def _both(self) -> Iterator[None]:

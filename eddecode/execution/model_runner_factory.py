@@ -18,7 +18,7 @@ _log = logging.getLogger(__name__)
 
 
 def model_runner_for(
-    model: Any, name: str, capture: GraphCapture | None = None
+    model: Any, name: str, capture: GraphCapture | None = None, reasons: list[str] | None = None
 ) -> CachedModelRunner | UncachedModelRunner:
     """The fastest runner that agrees with a plain forward pass of the model.
 
@@ -26,13 +26,13 @@ def model_runner_for(
         model: a causal LM.
         name: how messages call it.
         capture: how decode steps are captured as graphs; None captures nothing.
+        reasons: to which is added why a faster way was tried and is not used.
     """
+    reasons = [] if reasons is None else reasons
     if capture is not None:
-        graphs = GraphModelRunner(model, capture)
-        failure = check_runner(graphs, Expectation.of(model, Probe.of(model, (1, 1, 1))))
-        if failure is None:
-            return graphs.clone_empty()
-        warn_without_graphs(name, model, failure)
+        captured = _captured_runner(model, name, capture, reasons)
+        if captured is not None:
+            return captured
     expectation = Expectation.of(model)
     together = failure = None
     for kind in (CachedModelRunner, RowwiseModelRunner):
@@ -43,12 +43,34 @@ def model_runner_for(
             if failure is None:
                 _tell(name, runner, together)
                 return runner.clone_empty()
-    warnings.warn(
+    message = (
         f"{name} ({model.config.model_type}): decoding through a key-value cache {failure}; the whole text is "
-        "recomputed for every token instead, which is exact but slow",
-        stacklevel=2,
+        "recomputed for every token instead, which is exact but slow"
     )
+    reasons.append(message)
+    warnings.warn(message, stacklevel=2)
     return UncachedModelRunner(model)
+
+
+def _captured_runner(
+    model: Any, name: str, capture: GraphCapture, reasons: list[str]
+) -> GraphModelRunner | None:
+    """The model with captured steps: with compiled layers where these agree, else by its own forward pass."""
+    expectation = Expectation.of(model, Probe.of(model, (1, 1, 1)))
+    runner = GraphModelRunner(model, capture)
+    failure = check_runner(runner, expectation)
+    if failure is not None and runner.layers.num_layers:
+        reasons.append(
+            f"{name} ({model.config.model_type}): captured with compiled layers, decoding {failure}"
+        )
+        _log.warning("%s; its own forward pass is captured instead", reasons[-1])
+        own = CompiledModules(model, whole_layers=False)
+        runner = GraphModelRunner(model, capture, layers=own)
+        failure = check_runner(runner, expectation)
+    if failure is None:
+        return runner.clone_empty()
+    reasons.append(warn_without_graphs(name, model, failure))
+    return None
 
 
 def _fallbacks(model: Any, kind: type[CachedModelRunner]) -> Iterator[CachedModelRunner]:
@@ -89,10 +111,11 @@ def _tell(name: str, runner: CachedModelRunner, together: str | None) -> None:
     )
 
 
-def warn_without_graphs(name: str, model: Any, failure: str) -> None:
-    """Warn that a model's steps are not captured although that was asked for, and why."""
-    warnings.warn(
+def warn_without_graphs(name: str, model: Any, failure: str) -> str:
+    """Warn that a model's steps are not captured although that was asked for, and why; returns the message."""
+    message = (
         f"{name} ({model.config.model_type}): decoding by CUDA graphs {failure}; its steps are launched one by one "
-        "instead, which gives the same and is slower",
-        stacklevel=3,
+        "instead, which gives the same and is slower"
     )
+    warnings.warn(message, stacklevel=4)
+    return message

@@ -21,6 +21,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from eddecode.errors import EngineError, UnsupportedLayersError
 from eddecode.execution import cuda_graph
 from eddecode.execution.cuda_graph import CapturedStep, GraphModelRunner, GraphReplay, bucket
 from eddecode.execution.runner import PairRunner
@@ -30,6 +31,10 @@ from eddecode.utils.device import to_device
 from eddecode_kernels.types import Filters, RawSample
 
 MAX_PAIR_STEPS = 8  # captured at a time; the one used longest ago goes
+
+
+class CaptureError(EngineError):
+    """The step of a pair cannot be captured, though those of its models can."""
 
 
 @dataclass(frozen=True)
@@ -169,7 +174,7 @@ class Flight:
             self._host = torch.empty(packed_sample.shape, dtype=packed_sample.dtype, pin_memory=True)
             self._host.copy_(packed_sample, non_blocking=True)
             self._event = make_event()
-            self._event.record()
+            self._event.record(torch.cuda.current_stream(packed_sample.device))
         else:
             self._host = packed_sample.clone()
 
@@ -196,7 +201,11 @@ class PairLoop:
 
     @torch.inference_mode()
     def begin(self, state: RowState) -> None:
-        """Prepare steps of these rows; captures one if there is none that fits."""
+        """Prepare steps of these rows; captures one if there is none that fits.
+
+        Raises:
+            CaptureError: the step cannot be captured; nothing has changed.
+        """
         self._longest = max(map(max, state.lengths))
         self._lengths = [list(lengths) for lengths in state.lengths]
         count = len(state.tokens)
@@ -223,7 +232,12 @@ class PairLoop:
             step.write(state)
             step.rows.active.zero_()  # the runs before the capture stay where they are, and write what belongs there
             other = next((each.replay for each in steps.values()), None)
-            step.replay = self.parts[0].runner.capture_step(partial(step.body, self.parts), key[:2], other)
+            try:
+                step.replay = self.parts[0].runner.capture_step(
+                    partial(step.body, self.parts), key[:2], other
+                )
+            except (EngineError, UnsupportedLayersError) as error:
+                raise CaptureError(str(error)) from error
             steps[key] = step
         steps.move_to_end(key)
         while len(steps) > MAX_PAIR_STEPS:
@@ -233,7 +247,10 @@ class PairLoop:
 
     def fits_next(self) -> bool:
         """Whether one more step can be launched without `begin`."""
-        return self._step is not None and self._longest < self._step.capacity
+        if self._step is None:
+            return False
+        room = min(part.runner.cache.reserved[1] for part in self.parts)
+        return self._longest < min(self._step.capacity, room)
 
     @torch.inference_mode()
     def launch(self) -> Flight:
@@ -253,7 +270,9 @@ class PairLoop:
 
 
 def captured_loop(runner: PairRunner, vocabulary: Tensor) -> PairLoop | None:
-    """A loop over a pair's runners, or None where they are not captured, or not on one device."""
+    """A loop over a pair's runners, or None where they are not captured, not on one device, or not captured as one."""
+    if runner.step_failures:
+        return None
     parts = runner.step_parts()
     if not all(isinstance(part[0], GraphModelRunner) for part in parts):
         return None

@@ -23,6 +23,7 @@ from eddecode.execution.compiled.replace import CompiledModules
 from eddecode.execution.kv_cache import AttentionMaskBuilder, BatchedKVCache
 from eddecode.execution.packing import PACKED_CHUNK, PackedTexts
 from eddecode.execution.patching import Float32LMHead, patched_forward, triton_runs
+from eddecode.execution.row_parts import RowPart
 from eddecode.models.rotary import rope_window
 from eddecode.models.sizes import PREFILL_CHUNK, input_device
 from eddecode.utils.device import copy_to_device
@@ -44,12 +45,14 @@ class PrefillResult:
 
     length: int
     logits: Tensor
-    states: list[tuple[Tensor, Tensor]]
+    states: Sequence[tuple[Tensor, Tensor]]
     ids: tuple[int, ...] = ()
 
     @property
     def nbytes(self) -> int:
         """Bytes of the states."""
+        if isinstance(self.states, RowPart):
+            return self.states.nbytes
         return sum(keys.nbytes + values.nbytes for keys, values in self.states)
 
 
@@ -166,8 +169,9 @@ class CachedModelRunner:
             after = self.head.select(result.logits, positions)[0]  # (K, V)
             logits += list(after[: len(ends)])
             cache.advance([stop - start])
+        row = cache.packed_row()
         return [
-            PrefillResult(stop - start, z, cache.part_of_row(start, stop), text)
+            PrefillResult(stop - start, z, RowPart(row, start, stop), text)
             for (start, stop), text, z in zip(packed.spans, texts, logits, strict=True)
         ]
 
@@ -287,6 +291,7 @@ class ModelExecution:
         captured: whether its steps are replayed as graphs.
         batch_invariant: whether its logits have the same bits in any batch. On a GPU a model's own forward pass does
             not promise that: libraries choose other kernels for other numbers of rows.
+        reason: why a faster way was tried and is not used; empty where the fastest is.
     """
 
     model: str
@@ -294,6 +299,7 @@ class ModelExecution:
     compiled_layers: int
     captured: bool
     batch_invariant: bool
+    reason: str = ""
 
 
 class PairRunner:
@@ -305,9 +311,17 @@ class PairRunner:
     Args:
         pair: the models.
         model_runners: one per model.
+        reasons: per model, see `ModelExecution.reason`.
+
+    Attributes:
+        step_failures: why the models' steps cannot be captured as one; engines of this runner and its clones share it.
     """
 
-    def __init__(self, pair: ModelGroup, model_runners: Sequence[ModelRunner]) -> None:
+    def __init__(
+        self, pair: ModelGroup, model_runners: Sequence[ModelRunner], reasons: Sequence[str] = ()
+    ) -> None:
+        self.reasons = list(reasons) or [""] * len(model_runners)
+        self.step_failures: list[str] = []
         self.names, self.device = pair.names, pair.device
         self.models, self._context_windows = pair.models, pair.context_windows
         self.model_runners = list(model_runners)
@@ -334,7 +348,10 @@ class PairRunner:
     def execution(self) -> list[ModelExecution]:
         """How each model is run."""
         runners = {model: runner for runner, models, _ in self.step_parts() for model in models}
-        return [_execution_of(name, runners[model], self.device) for model, name in enumerate(self.names)]
+        return [
+            _execution_of(name, runners[model], self.device, [self.reasons[model], *self.step_failures])
+            for model, name in enumerate(self.names)
+        ]
 
     def clone_empty(self) -> PairRunner:
         """The same models with no slot occupied.
@@ -380,8 +397,10 @@ class PairRunner:
     @property
     def adds_together(self) -> bool:
         """Whether rows enter in one launch (`add_all`): on a GPU every copy is a launch."""
-        return all(getattr(runner, "device", None) == self.device for runner in self.model_runners) and (
-            triton_runs(self.device, torch.float32)
+        devices = [getattr(runner, "device", None) for runner in self.model_runners]
+        return all(
+            hasattr(runner, "add_all") and device is not None and triton_runs(device, torch.float32)
+            for runner, device in zip(self.model_runners, devices, strict=True)
         )
 
     def add_all(self, rows: Sequence[Sequence[PrefillResult]]) -> None:
@@ -442,7 +461,7 @@ class PairRunner:
             runner.trim()
 
 
-def _execution_of(name: str, runner: Any, device: torch.device) -> ModelExecution:
+def _execution_of(name: str, runner: Any, device: torch.device, reasons: Sequence[str]) -> ModelExecution:
     device = getattr(runner, "device", device)
     layers: CompiledModules | None = getattr(runner, "layers", None)
     return ModelExecution(
@@ -451,4 +470,5 @@ def _execution_of(name: str, runner: Any, device: torch.device) -> ModelExecutio
         0 if layers is None else layers.num_layers,
         hasattr(runner, "capture"),
         device.type == "cpu" or (layers is not None and layers.all_layers),
+        "; ".join(filter(None, reasons)),
     )

@@ -76,6 +76,7 @@ class LoadConfig:
         quantization: None, "8bit" or "4bit".
         offload_folder: where weights go that a device_map places on "disk".
         long_context: whether texts of every length are read by the rotary angles for long ones.
+        may_spread: whether models may go to GPUs of their own, since nobody said where; see `placement`.
     """
 
     dtype: str | torch.dtype = "auto"
@@ -84,6 +85,7 @@ class LoadConfig:
     quantization: Quantization | None = None
     offload_folder: Path | None = None
     long_context: bool = False
+    may_spread: bool = False
 
     @classmethod
     def create(
@@ -111,7 +113,8 @@ class LoadConfig:
         bits = parse_quantization(quantization)
         if bits is not None:
             _require_quantization_packages(bits)
-        return cls(parsed_dtype, picked_device, device_map, bits, folder, long_context)
+        may_spread = device is None and device_map is None and picked_device.type == "cuda"
+        return cls(parsed_dtype, picked_device, device_map, bits, folder, long_context, may_spread)
 
     def per_model(self, names: Sequence[str]) -> list[LoadConfig]:
         """One configuration per model: its entry of a device_map {name: device_map}, and its own offload folder.

@@ -6,6 +6,7 @@ identical to the bit are held once, which can only be found when all models are 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,11 +19,14 @@ from eddecode.models.diagnostics import Diagnostic
 from eddecode.models.load_config import LoadConfig
 from eddecode.models.loader import load_model, read_causal_config
 from eddecode.models.memory_estimate import DEFAULT_LENGTH, check_fits
+from eddecode.models.placement import on_own_gpus
 from eddecode.models.quantized import one_sided_note
 from eddecode.models.rotary import use_long_rope
 from eddecode.models.sizes import format_bytes, weights_bytes
 from eddecode.models.tokenizer_files import read_tokenizer
 from eddecode.models.weight_sharing import share_identical
+
+_log = logging.getLogger(__name__)
 
 MIN_REPORTED_SHARE = 0.05  # of the weights that are held once; less is not worth a note
 
@@ -86,9 +90,7 @@ def load_group(
     adapter_bases = [
         _adapter_base(ref, checkpoint, load_config) for ref, checkpoint in zip(refs, checkpoints, strict=True)
     ]
-    if memory.check:
-        length = memory.length or _default_length(checkpoints)
-        check_fits(checkpoints, adapter_bases, configs, memory.slots, length)
+    configs = _placed(configs, checkpoints, adapter_bases, memory)
     read = [read_tokenizer(checkpoint) for checkpoint in checkpoints]
     tokenizers, notes = [tokenizer for tokenizer, _ in read], [note for _, found in read for note in found]
     models = []
@@ -102,6 +104,35 @@ def load_group(
         notes += found
     notes += _hold_identical_once(models) + _quantization_notes(load_config) + one_sided_note(checkpoints)
     return LoadedModels(tuple(models), tuple(tokenizers), tuple(checkpoints), notes)
+
+
+def _placed(
+    configs: list[LoadConfig],
+    checkpoints: Sequence[Checkpoint],
+    adapter_bases: Sequence[int | None],
+    memory: MemoryRequirement,
+) -> list[LoadConfig]:
+    """The configurations, each model on a GPU of its own where that was left open, there are several, and all fit.
+
+    Raises:
+        PairError: a device has less free memory than the models on it need.
+    """
+
+    def check(chosen: list[LoadConfig]) -> None:
+        length = memory.length or _default_length(checkpoints)
+        check_fits(checkpoints, adapter_bases, chosen, memory.slots, length)
+
+    spread = on_own_gpus(configs, adapter_bases)
+    if spread is not None:
+        try:
+            if memory.check:
+                check(spread)
+            return spread
+        except PairError as error:  # such as a GPU that others use: all models on one, as without a second
+            _log.info("the models do not get a GPU each: %s", error)
+    if memory.check:
+        check(configs)
+    return configs
 
 
 def _with_long_context(checkpoints: Sequence[Checkpoint]) -> list[Checkpoint]:

@@ -167,7 +167,8 @@ class ModelPair:
         Args:
             base, aligned: local folders or hub ids.
             dtype: "auto" (as saved), "float32", "bfloat16", "float16", or a torch.dtype.
-            device: by default the CUDA device if there is one, else the CPU.
+            device: by default the CUDA device if there is one (each model on its own if there are several of a kind),
+                else the CPU.
             device_map: instead of `device`, as in transformers (needs accelerate): one for both models, or
                 {"base": …, "aligned": …}.
             revision: a hub branch, tag or commit for both; base_revision and aligned_revision for one.

@@ -31,7 +31,8 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error means that an allocation failed, on any device; on the CPU torch has no type for it."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    said = str(error) if isinstance(error, RuntimeError) else ""
+    return "can't allocate memory" in said or "CUDA error: out of memory" in said
 
 
 def free_bytes(device: torch.device) -> int:

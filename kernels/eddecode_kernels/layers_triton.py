@@ -13,11 +13,13 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from eddecode_kernels.launching import launches
 from eddecode_kernels.triton_tiles import bucket_of, part_size, shared_memory, split_of, tile_for
 
 CHUNK = 256  # keys of a chunk: part of the result's bits
 BLOCK = 64  # keys that are read at a time; divides CHUNK
 TILE_ROWS = 64  # query rows of one program in a packed pass
+SMALL_TILE_ROWS = 16  # the same where large tiles do not give the bits of a decode step
 COPY_BLOCK = 2048
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 MIN_CAPABILITY = (8, 0)
@@ -31,7 +33,7 @@ def _operator(schema: str) -> Callable[[Function], Function]:
 
     def register(function: Function) -> Function:
         _library.define(schema)
-        _library.impl(schema.split("(", maxsplit=1)[0], function, "CompositeExplicitAutograd")
+        _library.impl(schema.split("(", maxsplit=1)[0], launches(function), "CompositeExplicitAutograd")
         return function
 
     return register
@@ -236,7 +238,7 @@ def attend(
         keys.stride(0), keys.stride(1), values.stride(0), values.stride(1), scale, softcap,
         H=heads, HK=kv_heads, D=size, BD=wide, ROWS=rows, BT=BLOCK, CHUNK=CHUNK, PARTS=parts,
         CAPPED=softcap != 0.0, IEEE=query.dtype == torch.float32,
-        num_warps=2 if wide <= 128 and rows <= 16 else 4, num_stages=1 if query.dtype == torch.float32 else 2,
+        num_warps=_decode_warps(wide, rows), num_stages=1 if query.dtype == torch.float32 else 2,
     )  # fmt: skip
     if parts > 1:
         module.join_chunks[(count, heads)](
@@ -270,18 +272,36 @@ def attend_packed(
     """
     (_, heads, size), kv_heads = query.shape, keys.shape[1]
     wide, group = max(16, power_of_two(size)), power_of_two(heads // kv_heads)
+    rows = max(_tile_rows(), group)
+    warps = _decode_warps(wide, rows) if _small_attention else 4 if wide <= 64 else 8
     kernels()["attention"].attend_tile[(tiles.shape[0], kv_heads)](
         query, keys, values, start, end, tiles, out, keys.stride(1), values.stride(1), scale, softcap,
-        H=heads, HK=kv_heads, D=size, BD=wide, RP=group, ROWS=max(TILE_ROWS, group), BT=BLOCK, CHUNK=CHUNK,
+        H=heads, HK=kv_heads, D=size, BD=wide, RP=group, ROWS=rows, BT=BLOCK, CHUNK=CHUNK,
         CAPPED=softcap != 0.0, IEEE=query.dtype == torch.float32,
-        num_warps=4 if wide <= 64 else 8, num_stages=2 if wide <= 128 and query.dtype != torch.float32 else 1,
+        num_warps=warps, num_stages=2 if wide <= 128 and query.dtype != torch.float32 else 1,
     )  # fmt: skip
 
 
 def tile_tokens(heads: int, kv_heads: int) -> int:
     """How many tokens of a text one program of `attend_packed` serves at most."""
     group = power_of_two(heads // kv_heads)
-    return max(TILE_ROWS, group) // group
+    return max(_tile_rows(), group) // group
+
+
+def use_small_attention_tiles() -> None:
+    """From now on a packed pass multiplies tiles of the size that a decode step has; before any layer is compiled."""
+    _small_attention.append(True)
+
+
+_small_attention: list[bool] = []
+
+
+def _decode_warps(wide: int, rows: int) -> int:
+    return 2 if wide <= 128 and rows <= 16 else 4
+
+
+def _tile_rows() -> int:
+    return SMALL_TILE_ROWS if _small_attention else TILE_ROWS
 
 
 # Rows --------------------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from eddecode_kernels.launching import LaunchError, launches, on_device_of
 from eddecode_kernels.types import (
     EVERY_FILTER,
     Filters,
@@ -46,7 +47,7 @@ def contrast_and_sample(inputs: SampleInputs) -> RawSample:
     """Sample one token per row; see `eddecode.sampling.dispatch.contrast_and_sample`.
 
     Raises:
-        UnavailableError: triton is not installed, or the logits are not on a CUDA device.
+        UnavailableError: triton is not installed, the logits are not on a CUDA device, or a kernel cannot be compiled.
     """
     try:
         from eddecode_kernels import triton_kernels as kernels
@@ -55,9 +56,14 @@ def contrast_and_sample(inputs: SampleInputs) -> RawSample:
     device = inputs.logits[0].device
     if device.type != "cuda" and not kernels.INTERPRETED:
         raise UnavailableError(f"the logits are on {device}, and Triton runs on CUDA devices")
-    return launch(inputs, filters=inputs.filters)
+    try:
+        with on_device_of(inputs.logits):
+            return launch(inputs, filters=inputs.filters)
+    except LaunchError as error:
+        raise UnavailableError(str(error)) from error
 
 
+@launches
 def launch(
     inputs: SampleInputs, forbidden: ForbiddenIds | None = None, filters: Filters = EVERY_FILTER
 ) -> RawSample:

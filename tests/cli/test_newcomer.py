@@ -172,7 +172,8 @@ def test_runs_are_listed_with_their_states(tmp_path: Path) -> None:
 
 def test_doctor_says_what_runs_how() -> None:
     found = json.loads(invoke("doctor", "--json").stdout)
-    assert set(found) == {"packages", "extras", "machine", "devices", "threads", "execution", "folders"}
+    parts = {"packages", "extras", "machine", "devices", "placement", "threads", "execution", "folders"}
+    assert set(found) == parts
     assert {(one["device"], one["dtype"]) for one in found["execution"]} >= {
         ("cpu", "float32"),
         ("cpu", "bfloat16"),

@@ -134,6 +134,32 @@ def test_out_of_memory_shrinks_the_batch_and_changes_no_token(monkeypatch: pytes
     assert found == decoding.tokens(Sampler(pair).generate(prompts, params))
 
 
+def test_a_pair_whose_step_cannot_be_captured_decodes_by_its_models_steps() -> None:
+    """Tried once: later calls, by engines of their own, go on without."""
+    pair = decoding.pair("llama")
+    prompts, params = decoding.mixed_prompts(4), decoding.GREEDY.replace(alpha=0.7)
+    made, tried = captured_sampler(pair, max_slots=2), []
+
+    class Alone(Tape):
+        """Captures steps of one model, whose result are logits; not those of the pair."""
+
+        def __init__(self, step: Any, share_pool_with: Any = None) -> None:
+            super().__init__(step, share_pool_with)
+            if self.logits.dtype == torch.float64:
+                tried.append(self)
+                raise ValueError("nothing that torch raises\nand more")
+
+    for model_runner in made.runner.model_runners:
+        model_runner.capture = Alone  # type: ignore[attr-defined]
+    message = r"base and aligned cannot be captured as one \(.*nothing that torch raises\); .* slower"
+    with pytest.warns(UserWarning, match=message):
+        found = decoding.tokens(made.generate(prompts, params))
+    assert decoding.tokens(made.generate(prompts, params)) == found
+    assert len(tried) == 1
+    assert found == decoding.tokens(Sampler(pair).generate(prompts, params))
+    assert all("nothing that torch raises" in one.reason for one in made.execution)
+
+
 def test_graphs_need_a_gpu() -> None:
     with pytest.raises(
         ParamsError, match=r"cuda_graphs=True captures steps of a CUDA device; the pair is on cpu"

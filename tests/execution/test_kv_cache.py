@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import ctypes
 import random
 from typing import Any
 
 import pytest
 import torch
 
+from eddecode.execution import copying
 from eddecode.execution import kv_cache as cache_module
 from eddecode.execution.kv_cache import LENGTH_STEP, BatchedKVCache
+from eddecode.execution.row_parts import PackedRow, RowPart
 from eddecode.utils.memory import has_lazy_allocation
 from helpers.process import resident
 
@@ -205,6 +208,40 @@ def test_rows_that_enter_together_are_as_rows_that_enter_one_by_one() -> None:
     for row in rows:
         singly.add(row)  # type: ignore[arg-type]
     assert together.lengths == singly.lengths == [5, 1, 9]
+    for a, b in zip(together.layers, singly.layers, strict=True):
+        for slot, length in enumerate(together.lengths):
+            assert torch.equal(a.keys[slot, :, :length], b.keys[slot, :, :length])
+            assert torch.equal(a.values[slot, :, :length], b.values[slot, :, :length])
+
+
+def copied(table: torch.Tensor, like: torch.Tensor) -> None:
+    """What `copy_blocks` does, by the CPU."""
+    size = like.element_size()
+    for source, target, count, apart, apart_there, heads in table.tolist():
+        for head in range(heads):
+            ctypes.memmove(target + head * apart_there * size, source + head * apart * size, count * size)
+
+
+def test_parts_of_a_packed_row_enter_by_one_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two packed rows, one of them not from its beginning, behind a row that is there already."""
+    generator = torch.Generator().manual_seed(1)
+    buffers = [
+        [torch.randn(1, 2, capacity, 4, generator=generator, dtype=dtype) for _ in range(6)]
+        for capacity, dtype in ((20, torch.float32), (11, torch.float32))
+    ]
+    rows = [PackedRow(each) for each in buffers]
+    parts = [RowPart(rows[0], 0, 5), RowPart(rows[0], 5, 6), RowPart(rows[1], 2, 11), RowPart(rows[0], 6, 20)]
+    assert parts[2].nbytes == sum(state.nbytes for pair in parts[2] for state in pair) == 9 * 2 * 4 * 4 * 6
+    launches = []
+    monkeypatch.setattr(copying, "_in_one_launch", lambda copies: True)
+    monkeypatch.setattr(copying, "_launch", lambda *given: (launches.append(len(given[0])), copied(*given)))
+    together, singly = BatchedKVCache(), BatchedKVCache()
+    together.add_all(parts)
+    together.add_all(parts[:2])
+    for part in (*parts, *parts[:2]):
+        singly.add(list(part))
+    assert launches == [3 * 6, 2 * 6]
+    assert together.lengths == singly.lengths == [5, 1, 9, 14, 5, 1]
     for a, b in zip(together.layers, singly.layers, strict=True):
         for slot, length in enumerate(together.lengths):
             assert torch.equal(a.keys[slot, :, :length], b.keys[slot, :, :length])

@@ -24,11 +24,13 @@ from transformers import (
     SmolLM3Config,
 )
 
+from benchmarks.pairs import Shape, build
 from eddecode import ModelPair, Sampler
 from eddecode.execution.compiled.lora import LoraDelta, LoraRows
 from eddecode.execution.compiled.replace import CompiledModules
 from eddecode.execution.cuda_graph import CudaGraph, GraphModelRunner
-from eddecode.execution.factory import separate_pair_runner
+from eddecode.execution.factory import runner_for, separate_pair_runner
+from eddecode.execution.lora_runner import LoraPairRunner
 from eddecode.execution.runner import CachedModelRunner
 from eddecode_kernels.decoder_triton import join_in_place
 from helpers import decoding, reference, tiny
@@ -187,3 +189,21 @@ def test_a_pair_decodes_the_tokens_of_two_plain_models_in_captured_steps() -> No
     models = [model.cpu() for model in pair.models]
     for prompt, param, tokens in zip(prompts, params, found, strict=True):
         assert tokens == reference.generate(models, prompt.ids, param.alpha, 4).ids
+
+
+def test_an_adapter_and_its_base_enter_and_decode_together() -> None:
+    """One backbone: both models' rows enter in one launch, and one captured step decodes them."""
+    shape = Shape(hidden=16, feed_forward=24, layers=1, heads=2, vocabulary=VOCAB)
+    made = build(shape, "float32", "lora", DEVICE)
+    pair = made.model_pair()
+    pair.aligned.low_rank_factors = dict(made.factors)
+    prompts = [decoding.prompt(i, 2 + 3 * i, 4 - i, VOCAB) for i in range(2)]
+    params = decoding.GREEDY.replace(alpha=0.7, max_new_tokens=3)
+    shared, plain = Sampler(pair), Sampler(pair)
+    shared._runner = runner_for(pair, CudaGraph if DEVICE == "cuda" else Tape)
+    assert isinstance(shared.runner, LoraPairRunner)
+    assert shared.runner.adds_together
+    plain._runner = separate_pair_runner(pair)
+    found = decoding.tokens(shared.generate(prompts, params))
+    assert found == decoding.tokens(plain.generate(prompts, params))
+    assert decoding.tokens(shared.generate(prompts[1], params)) == found[1:]
