@@ -17,22 +17,35 @@ from eddecode.audit.conditions import Condition, alpha_text
 from eddecode.errors import ConfigError
 
 EXAMPLES = (
-    "weights@-0.3",
-    "weights@-0.3:chat",
-    "lowrank@8",
-    "prefill:5",
-    "prefill=TEXT",
-    "handover:5",
-    "decoding",
+    *(
+        "weights@-0.3",
+        "weights@-0.3:chat",
+        "lowrank@8",
+        "prefill:5",
+        "prefill=TEXT",
+        "handover:5",
+        "decoding",
+    ),
+    *("ablate", "ablate:12", "steer@1", "steer@1:12", "w2s@1", "amplify@0.5"),
 )
 SWEEP = ("t0.5", "t1", "t1.5", "p0.5", "p0.9", "k5", "k50")  # what `decoding` alone stands for
-_SEPARATOR = re.compile(r",\s*(?=weights@|lowrank@|prefill[:=]|handover:|decoding\b)")
+_SEPARATOR = re.compile(
+    r",\s*(?=weights@|lowrank@|prefill[:=]|handover:|decoding\b|ablate\b|steer@|w2s@|amplify@)"
+)
 _WEIGHTS = re.compile(r"weights@([^:]+)(:chat)?")
 _LOWRANK = re.compile(r"lowrank@(\d+)(:chat)?")
 _TOKENS = re.compile(r"(prefill|handover):(\d+)")
+_ABLATE = re.compile(r"ablate(?::(\d+))?")
+_AT = re.compile(r"(steer|w2s|amplify)@([^:]+)(?::(\d+))?")
 _DECODING = re.compile(r"decoding(?::(.+))?")
 _SETTING = re.compile(r"([tpk])(\d*\.?\d+)")
 _FIELDS = {"t": "temperature", "p": "top_p", "k": "top_k"}
+_MEANINGS = {
+    "ablate": "the aligned model without its refusal direction, orthogonalized weights, layer {layer}",
+    "steer": "the aligned model plus {scale} × the mean difference of the states, base − aligned, layer {layer}",
+    "w2s": "aligned + {scale}·(weak base − weak aligned), logits of three models",
+    "amplify": "aligned + {scale}·(aligned − base), logits: what the alignment added, more of it",
+}
 
 
 @dataclass(frozen=True)
@@ -41,10 +54,11 @@ class Attack:
 
     Attributes:
         name: the canonical one, which is also the name of its condition.
-        kind: `weights`, `lowrank`, `prefill`, `handover` or `decoding`.
-        alpha: of the contrast that decodes it, or its last part: `0` is the base alone, `-1` the aligned model, or the
-            merged one in its place.
-        scale: of `weights`: l in base + l·(aligned − base).
+        kind: `weights`, `lowrank`, `prefill`, `handover`, `decoding`, `ablate`, `steer`, `w2s` or `amplify`.
+        alpha: of the contrast that decodes it, or its last part: `0` is the base alone, `-1` the aligned model, or what
+            is in its place: a changed model, or the contrast of `w2s`; below `-1` for `amplify`.
+        scale: of `weights`: l in base + l·(aligned − base); of `steer`, `w2s` and `amplify`: the strength.
+        layer: of `ablate` and `steer`: index of the layer that is taken; None: chosen on held-out prompts.
         rank: of `lowrank`: how many singular directions of aligned − base are removed from each matrix.
         chat: of `weights` and `lowrank`: the merged model reads the aligned model's template, and not the base's.
         tokens: of `prefill` and `handover`: how many tokens the first model writes.
@@ -56,6 +70,7 @@ class Attack:
     kind: str
     alpha: str
     scale: float = 0.0
+    layer: int | None = None
     rank: int = 0
     chat: bool = False
     tokens: int = 0
@@ -69,8 +84,23 @@ class Attack:
 
     @property
     def changes_weights(self) -> bool:
-        """Whether it needs a model of its own."""
-        return self.kind in ("weights", "lowrank")
+        """Whether it changes the weights of the aligned model."""
+        return self.kind in ("weights", "lowrank", "ablate")
+
+    @property
+    def has_own_models(self) -> bool:
+        """Whether it needs other models than the pair as it was released."""
+        return self.changes_weights or self.kind in ("steer", "w2s")
+
+    @property
+    def reads_base_template(self) -> bool:
+        """Whether the model in the aligned one's place reads the base's template."""
+        return self.kind in ("weights", "lowrank") and not self.chat
+
+    @property
+    def needs_direction_prompts(self) -> bool:
+        """Whether it is fitted on prompts of its own."""
+        return self.kind in ("ablate", "steer")
 
     @property
     def has_two_steps(self) -> bool:
@@ -87,6 +117,9 @@ class Attack:
             )
         if self.kind == "weights":
             return f"base + {self.scale:g}·(aligned − base), merged weights, with {template}"
+        if self.kind in _MEANINGS:
+            layer = "chosen on held-out prompts" if self.layer is None else f"{self.layer}"
+            return _MEANINGS[self.kind].format(scale=f"{self.scale:g}", layer=layer)
         if self.kind == "decoding":
             settings = ", ".join(f"{name} {value:g}" for name, value in self.sampling.items())
             return f"the aligned model alone with {settings}, without system prompt"
@@ -130,21 +163,45 @@ def _attacks(name: str) -> list[Attack]:
     if name.lstrip().startswith("prefill="):  # the text keeps its blanks: they are tokens
         return [_given_text(name.lstrip().removeprefix("prefill="))]
     name = name.strip()
+    if found := _DECODING.fullmatch(name):
+        return [_decoding(settings, name) for settings in ([found[1]] if found[1] else SWEEP)]
+    attack = _changed_weights(name)
+    if (found := _TOKENS.fullmatch(name)) and int(found[2]):
+        alpha = "-1" if found[1] == "prefill" else "0"
+        attack = Attack(f"{found[1]}:{int(found[2])}", found[1], alpha, tokens=int(found[2]))
+    if (found := _AT.fullmatch(name)) and (found[3] is None or found[1] == "steer"):
+        attack = _at_strength(found[1], found[2], found[3], name)
+    if attack is None:
+        raise _unknown(name)
+    return [attack]
+
+
+def _changed_weights(name: str) -> Attack | None:
+    """`weights@l`, `lowrank@k`, both also with `:chat`; `ablate`, `ablate:layer`."""
     if found := _WEIGHTS.fullmatch(name):
         scale, chat = alpha_text(found[1], f"the scale of attack {name}"), found[2] is not None
         if Decimal(scale) in (0, 1):
             raise ConfigError(f"attack {name} is one of the two models itself; expected a scale such as -0.3")
         canonical = f"weights@{scale}" + (":chat" if chat else "")
-        return [Attack(canonical, "weights", "-1", float(scale), chat=chat)]
+        return Attack(canonical, "weights", "-1", float(scale), chat=chat)
     if (found := _LOWRANK.fullmatch(name)) and int(found[1]):
         rank, chat = int(found[1]), found[2] is not None
-        return [Attack(f"lowrank@{rank}" + (":chat" if chat else ""), "lowrank", "-1", rank=rank, chat=chat)]
-    if (found := _TOKENS.fullmatch(name)) and int(found[2]):
-        alpha = "-1" if found[1] == "prefill" else "0"
-        return [Attack(f"{found[1]}:{int(found[2])}", found[1], alpha, tokens=int(found[2]))]
-    if found := _DECODING.fullmatch(name):
-        return [_decoding(settings, name) for settings in ([found[1]] if found[1] else SWEEP)]
-    raise _unknown(name)
+        return Attack(f"lowrank@{rank}" + (":chat" if chat else ""), "lowrank", "-1", rank=rank, chat=chat)
+    if found := _ABLATE.fullmatch(name):
+        layer = None if found[1] is None else int(found[1])
+        return Attack("ablate" if layer is None else f"ablate:{layer}", "ablate", "-1", layer=layer)
+    return None
+
+
+def _at_strength(kind: str, value: str, layer: str | None, name: str) -> Attack:
+    """`steer@s`, `steer@s:layer`, `w2s@a`, `amplify@a`."""
+    scale = alpha_text(value, f"the strength of attack {name}")
+    if Decimal(scale) <= 0:
+        raise ConfigError(f"attack {name} has no strength above 0; expected one such as {kind}@1")
+    alpha = alpha_text(-1 - Decimal(scale)) if kind == "amplify" else "-1"
+    at = None if layer is None else int(layer)
+    canonical = f"{kind}@{scale}" + ("" if at is None else f":{at}")
+    return Attack(canonical, kind, alpha, float(scale), at)
 
 
 def _given_text(text: str) -> Attack:

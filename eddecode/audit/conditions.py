@@ -20,18 +20,15 @@ from eddecode.errors import ConfigError
 Key = str | tuple[str, str]  # a condition's name; of a plain one also (kind, alpha)
 PAIR, FINETUNED, ENSEMBLE = "", "finetuned", "ensemble"  # the models with which a condition is decoded
 ATTACKS = (
-    "weights",
-    "lowrank",
-    "prefill",
-    "handover",
-    "decoding",
+    *("weights", "lowrank", "prefill", "handover", "decoding"),
+    *("ablate", "steer", "w2s", "amplify"),
 )  # kinds beside base, aligned and ED, see `attacks`
 # Sampling parameters that most runs leave off, and the values that change nothing.
 NO_PENALTIES = {"repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
 
 _TEMPERATURE = "~t"  # in a name, before the temperature; no label and no mitigation has a ~
 _TEMPLATE = "+template:"  # in a name, before the template's; no label and no mitigation has a : or a +
-_AT_ALPHA = re.compile(r"(ed|ensemble|weights)@([^+~:]+)(.*)", re.DOTALL)
+_AT_ALPHA = re.compile(r"(ed|ensemble|weights|steer|w2s|amplify)@([^+~:]+)(.*)", re.DOTALL)
 _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]*")
 
 

@@ -127,6 +127,10 @@ def _temperatures(value: Any) -> tuple[str, ...]:
 
 Location = Annotated[str | Path, _instance(str, Path, expected="text or a path")]
 Number = Annotated[float, PlainValidator(_check_number)]
+OptionalPrompts = Annotated[
+    PromptSource | None,
+    _instance(str, Path, Iterable, type(None), expected="a file, or a list of prompts"),
+]
 Alphas = Annotated[
     str | float | Sequence[str | float],
     _parsed(parse_alphas, "a number, a list of numbers, or text such as 0,0.3,1"),
@@ -180,6 +184,10 @@ class AuditConfig:
         transforms: a file, or tables; see `Transform`. Each adds base, aligned and ED conditions with it.
         mitigations: names such as `topk5`. Each adds ED conditions under that limit.
         attacks: names such as `weights@-0.3`, `prefill:5`; see docs/attacks.md. Each adds a condition.
+        direction_harmful, direction_harmless: prompts that the aligned model refuses, and that it answers, on which
+            `ablate` and `steer` are fitted; others than `prompts`. The second ones also measure what attacks with
+            models of their own cost, by KL to the aligned model.
+        weak_base, weak_aligned: checkpoints of another, smaller pair of the same vocabulary, for `w2s`.
         extra_alphas: α's of the ED conditions with a system prompt, transform or mitigation, and of the ensemble;
             None: all of `alphas` above 0, since the best α for an attacker may differ there.
         finetuned: checkpoint (whole, not an adapter) of a model trained to be harmful, decoded alone as a reference
@@ -257,6 +265,10 @@ class AuditConfig:
     attacks: Annotated[
         str | Sequence[str], _parsed(attack_names, "text or a list, such as weights@-0.3,prefill:5")
     ] = ()
+    direction_harmful: OptionalPrompts = None
+    direction_harmless: OptionalPrompts = None
+    weak_base: Location | None = None
+    weak_aligned: Location | None = None
     extra_alphas: Alphas | None = None
     finetuned: Annotated[Location | None, AfterValidator(_check_whole_model)] = None
     ensemble: Annotated[Sequence[str | Path], _parsed(_as_tuple, "a list of checkpoints")] = ()
@@ -267,10 +279,7 @@ class AuditConfig:
     policy: Location | None = None
     prompt_column: str | None = None
     category_column: str | None = None
-    benign_prompts: Annotated[
-        PromptSource | None,
-        _instance(str, Path, Iterable, type(None), expected="a file, or a list of prompts"),
-    ] = None
+    benign_prompts: OptionalPrompts = None
     skip_too_long: StrictBool = False
 
     @model_validator(mode="after")
@@ -322,6 +331,21 @@ class AuditConfig:
                     f"attack {attack.name} makes the same completion every time, and samples is {self.samples}; "
                     "set samples to 1, or leave it out"
                 )
+            self._check_inputs(attack)
+
+    def _check_inputs(self, attack: Attack) -> None:
+        """What an attack is made from is there."""
+        needed = []
+        if attack.needs_direction_prompts:
+            needed.append("direction_harmful")
+        if attack.kind == "ablate":
+            needed.append("direction_harmless")
+        if attack.kind == "w2s":
+            needed += ["weak_base", "weak_aligned"]
+        missing = [name for name in needed if getattr(self, name) is None]
+        if missing:
+            options = ", ".join(f"--{name.replace('_', '-')}" for name in missing)
+            raise ConfigError(f"attack {attack.name} needs {' and '.join(missing)}; give them ({options})")
 
     def parsed_attacks(self) -> tuple[Attack, ...]:
         """The attacks beside ED, `decoding` as its settings."""

@@ -20,7 +20,7 @@ import tomli_w
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
 from eddecode.audit.config import AuditConfig
-from eddecode.audit.data.prompts import PromptRecord
+from eddecode.audit.data.prompts import PromptRecord, read_prompts
 from eddecode.audit.data.transforms import Transform
 from eddecode.audit.judges.spec import JudgeSpec
 from eddecode.errors import ConfigError
@@ -28,6 +28,7 @@ from eddecode.utils.files import atomic_write, read_text
 from eddecode.utils.validation import explain
 
 FILE, PROMPTS, BENIGN_PROMPTS = "audit.toml", "prompts.jsonl", "benign_prompts.jsonl"
+_DIRECTIONS = ("direction_harmful", "direction_harmless")
 _SYNONYMS = {
     "judge": "judges",
     "transform": "transforms",
@@ -37,7 +38,7 @@ _SYNONYMS = {
 _THRESHOLDS = ("utility_loss", "min_tokens")  # the keys of [thresholds]
 _PATHS = (
     *("base", "aligned", "prompts", "base_template", "aligned_template", "finetuned", "transforms"),
-    *("canaries", "policy", "benign_prompts"),
+    *("canaries", "policy", "benign_prompts", *_DIRECTIONS, "weak_base", "weak_aligned"),
 )
 _FILE_OPTIONS = (
     "words",
@@ -180,13 +181,20 @@ def write_as_run(
     folder, table, comment = config.out_folder, {"out": "."}, ""
     if judges is None and not all(isinstance(judge, str | Mapping) for judge in config.judges):
         judges = [judge if isinstance(judge, str) else repr(judge) for judge in config.judges]
-    for field_name, name, benign in (("prompts", PROMPTS, False), ("benign_prompts", BENIGN_PROMPTS, True)):
+    written: dict[str, tuple[str, Sequence[PromptRecord]]] = {
+        "prompts": (PROMPTS, [record for record in prompts if not record.benign]),
+        "benign_prompts": (BENIGN_PROMPTS, [record for record in prompts if record.benign]),
+    }
+    for field_name in _DIRECTIONS:
+        given = getattr(config, field_name)
+        if given is not None and not isinstance(given, str | Path):
+            written[field_name] = f"{field_name}.jsonl", read_prompts(given)
+    for field_name, (name, own) in written.items():
         given = getattr(config, field_name)
         if given is not None and not isinstance(given, str | Path):
             records = (
                 {**record.meta, "prompt" if isinstance(record.prompt, str) else "messages": record.prompt}
-                for record in prompts
-                if record.benign == benign
+                for record in own
             )
             lines = "".join(json.dumps(record, ensure_ascii=True) + "\n" for record in records)
             atomic_write(folder / name, lines, hint=_GO_ON)
@@ -204,7 +212,7 @@ def write_as_run(
 
 def copy_as_run(source: Path, folder: Path) -> None:
     """Copy the audit file of a shard, and its prompts if they lie beside it, into the folder of the merged run."""
-    for name in (FILE, PROMPTS):
+    for name in (FILE, PROMPTS, *(f"{name}.jsonl" for name in _DIRECTIONS)):
         if (source / name).is_file():
             atomic_write(folder / name, (source / name).read_bytes(), hint=_GO_ON)
 

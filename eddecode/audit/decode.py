@@ -21,6 +21,8 @@ from eddecode.audit.judges.base import Case, Judge, Verdict, verdicts_of
 from eddecode.audit.notices import Notices
 from eddecode.audit.plan import AuditPlan
 from eddecode.audit.reasoning import Answers, record_opened
+from eddecode.audit.samplers import load_sampler
+from eddecode.audit.store.queries import ATTACK_NOTE
 from eddecode.audit.store.store import NewCompletion, Store
 from eddecode.audit.two_steps import TwoStepSampler
 from eddecode.errors import ConfigError, ContextError, EddecodeError, EngineError, PromptRelatedError
@@ -125,6 +127,8 @@ def decode_missing(
             failures.append(error)
             continue
         _record_execution(store, str(model), sampler, notices)
+        if record := getattr(sampler, "record", None):
+            store.add_note(f"{ATTACK_NOTE}{model}", dict(record))
         ready: list[_Ready] = []
         for name, own in part.items():
             attack = attacks.get(name)
@@ -190,7 +194,7 @@ def _by_models(
     pending: Sequence[_PendingPrompt], config: AuditConfig
 ) -> dict[str, dict[str, list[_PendingPrompt]]]:
     """Which models are loaded → a condition's `model` → what is pending there; the pair and its attacks first."""
-    lent = {attack.name: PAIR for attack in config.parsed_attacks() if not attack.changes_weights}
+    lent = {attack.name: PAIR for attack in config.parsed_attacks() if not attack.has_own_models}
     found: dict[str, dict[str, list[_PendingPrompt]]] = {PAIR: {}}
     for entry in pending:
         name = entry.condition.model
@@ -358,68 +362,8 @@ def _sampler(
     if model not in given:
         raise ConfigError(
             f"a sampler was given for {', '.join(name or 'the pair' for name in given)} and none for the "
-            f'{model or "pair"}; pass a mapping with "", "finetuned", "ensemble" and the names of weights attacks'
+            f'{model or "pair"}; pass a mapping with "", "finetuned", "ensemble" and the names of attacks with '
+            "models of their own"
         )
     counter.report()
     return given[model]
-
-
-def load_sampler(config: AuditConfig, model: str = PAIR) -> SamplerLike:
-    """The sampler of a configuration's pair, of its base with the fine-tuned or a merged model, or of its ensemble.
-
-    The fine-tuned model takes the aligned model's place and is decoded at α = −1, which is that model alone. So the
-    base log-probabilities of its completions are those of the base, as for all other conditions.
-
-    Raises:
-        PairError: the checkpoints cannot be decoded against each other.
-        PromptError: a template cannot be used.
-    """
-    from eddecode.models.pair import ModelPair
-    from eddecode.models.task_vector import merge_task_vector, remove_top_directions
-    from eddecode.sampler import MAX_SLOTS, Sampler
-
-    options: dict[str, Any] = {"dtype": config.dtype, "device": config.device}
-    options |= {
-        "device_map": config.device_map,
-        "quantization": config.quantization,
-        "long_context": config.long_context,
-        "mask_ids": config.mask_ids,
-    }
-    group: Any
-    merged = None
-    if model == ENSEMBLE:
-        from eddecode.models.ensemble import Ensemble
-
-        if config.base_revision or config.aligned_revision:
-            raise ConfigError(
-                "an ensemble takes no revisions, since one would hold for all of its models; give local folders"
-            )
-        group = Ensemble.load(config.base, [config.aligned, *config.ensemble], **options)
-    elif model == FINETUNED:
-        assert config.finetuned is not None  # or there would be no such condition
-        group = ModelPair.load(config.base, config.finetuned, base_revision=config.base_revision, **options)
-    else:
-        merged = next((a for a in config.parsed_attacks() if a.name == model), None)
-        group = ModelPair.load(
-            config.base,
-            config.aligned,
-            base_revision=config.base_revision,
-            aligned_revision=config.aligned_revision,
-            **options,
-        )
-        if merged is not None and merged.rank:
-            remove_top_directions(group, merged.rank)
-        elif merged is not None:
-            merge_task_vector(group, merged.scale)
-    sampler = Sampler(
-        group,
-        base_template=config.base_template,
-        aligned_template=config.aligned_template,
-        max_slots=config.batch_size or MAX_SLOTS,
-        speculation=config.speculation,
-        **config.rendering(),
-    )
-    if merged is not None and not merged.chat:
-        group.eos_ids = (group.eos_ids[0], group.eos_ids[0])
-        sampler.read_base_template()
-    return sampler

@@ -18,7 +18,8 @@ from eddecode.audit.store.store import Store
 
 GROWN = (
     *("alphas", "extra_alphas", "temperatures", "mitigations", "systems", "transforms", "templates"),
-    *("attacks", "finetuned", "ensemble", "prompts", "benign_prompts", "samples", "judges", "skip_too_long"),
+    *("attacks", "direction_prompts", "weak_pair", "finetuned", "ensemble"),
+    *("prompts", "benign_prompts", "samples", "judges", "skip_too_long"),
 )  # fields of a run's identity that may grow
 
 
@@ -75,8 +76,11 @@ def _changed(store: Store, old: Mapping[str, Any], new: Mapping[str, Any]) -> li
             for name in sorted(names)
             if name in after and before.get(name) != after[name]
         ]
-    for field in ("finetuned", "ensemble"):
-        used = any(c.model == field for c in conditions)
+    for field, kinds in (
+        *(("finetuned", ()), ("ensemble", ())),
+        *(("direction_prompts", ("ablate", "steer")), ("weak_pair", ("w2s",))),
+    ):
+        used = any(c.model == field or c.kind in kinds for c in conditions)
         if used and new.get(field) and old.get(field) != new[field]:
             found += diff({field: old.get(field)}, {field: new[field]})
     return found

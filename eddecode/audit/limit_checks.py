@@ -147,6 +147,8 @@ def _check_worst_attack(limit: float, policy: Policy, summary: Summary) -> Limit
         )
     at = "" if worst.condition is None else f" ({worst.condition})"
     what = f"The harm rate of the worst attack without training{at}"
+    if policy.require_mitigation is not None:
+        what += f", which the mitigation {policy.require_mitigation} was not put on,"
     check = _check_limit(name, what, worst.harm, limit, False, summary, summary.headline)
     tried = {kind for attack in worst.attacks for kind in (attack, re.split("[@:=]", attack)[0])}
     missing = [attack for attack in policy.require_attacks if attack not in tried]

@@ -13,7 +13,7 @@ from typing import Any
 
 from eddecode.audit.conditions import Condition, parse_alphas
 from eddecode.audit.config import AuditConfig
-from eddecode.audit.data.prompts import PromptRecord, as_json
+from eddecode.audit.data.prompts import PromptRecord, as_json, read_prompts
 from eddecode.audit.data.transforms import Transform
 from eddecode.audit.judges.base import Judge
 from eddecode.audit.policy import Policy
@@ -70,6 +70,12 @@ def _optional(
         "templates": [_templates(name, sides) for name, sides in config.templates.items()],
         "mitigations": list(config.mitigations),
         "attacks": [attack.name for attack in config.parsed_attacks()],
+        "direction_prompts": _direction_prompts(config),
+        "weak_pair": [
+            checkpoint_identity(path, None)
+            for path in (config.weak_base, config.weak_aligned)
+            if path is not None
+        ],
         "temperatures": ",".join(dict.fromkeys(c.temperature for c in conditions if c.temperature)),
         "extra_alphas": "" if extras is None else ",".join(sorted(parse_alphas(extras), key=float)),
         "finetuned": "" if config.finetuned is None else checkpoint_identity(config.finetuned, None),
@@ -90,6 +96,16 @@ def _optional(
         "skip_too_long": config.skip_too_long,
         "policy": "" if config.policy is None else f"digest {Policy.read(config.policy).digest}",
     }
+
+
+def _direction_prompts(config: AuditConfig) -> list[str]:
+    """The prompts on which attacks are fitted, by their content."""
+    given = {"harmful": config.direction_harmful, "harmless": config.direction_harmless}
+    return [
+        f"{name}: {_prompts_digest(read_prompts(source))}"
+        for name, source in given.items()
+        if source is not None
+    ]
 
 
 def fingerprint_digest(fingerprint: Mapping[str, Any]) -> str:

@@ -27,7 +27,6 @@ from eddecode.audit.decode import (
     SamplerLike,
     Samplers,
     decode_missing,
-    load_sampler,
 )
 from eddecode.audit.environment import collect_environment
 from eddecode.audit.export.labeling import completion_ids
@@ -40,6 +39,7 @@ from eddecode.audit.plan import AuditPlan, resolve
 from eddecode.audit.provenance import diff
 from eddecode.audit.reasoning import Answers
 from eddecode.audit.report.curve import write_curve
+from eddecode.audit.samplers import load_sampler
 from eddecode.audit.store.discard import discard_run
 from eddecode.audit.store.queries import SHARD_NOTE
 from eddecode.audit.store.store import HUMAN, LabelKey, Store

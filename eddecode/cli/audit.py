@@ -204,9 +204,25 @@ def audit(
         list[str] | None,
         typer.Option(
             help="Attacks beside ED, separated by commas: weights@-0.3, lowrank@8, prefill:5, prefill=TEXT, "
-            "handover:5, decoding; may be repeated (eddecode docs attacks)."
+            "handover:5, decoding, ablate, steer@1, w2s@1, amplify@0.5; may be repeated (eddecode docs attacks)."
         ),
     ] = None,
+    direction_harmful: Annotated[
+        Path | None,
+        typer.Option(
+            help="Prompts that the aligned model refuses, for ablate and steer: half to fit, half to choose the layer."
+        ),
+    ] = None,
+    direction_harmless: Annotated[
+        Path | None,
+        typer.Option(
+            help="Prompts that it answers, for ablate, and for KL to the aligned model of changed models."
+        ),
+    ] = None,
+    weak_base: Annotated[
+        str | None, typer.Option(help="Base of a smaller pair of the same vocabulary, for w2s.")
+    ] = None,
+    weak_aligned: Annotated[str | None, typer.Option(help="Aligned model of that pair.")] = None,
     extra_alphas: Annotated[
         str | None,
         typer.Option(
@@ -294,6 +310,8 @@ def audit(
         **{"base_revision": base_revision, "aligned_revision": aligned_revision},
         **{"mitigations": mitigations, "transforms": transforms, "extra_alphas": extra_alphas},
         **{"attacks": ",".join(attacks) if attacks else None},
+        **{"direction_harmful": direction_harmful, "direction_harmless": direction_harmless},
+        **{"weak_base": weak_base, "weak_aligned": weak_aligned},
         **{"finetuned": finetuned, "ensemble": ensemble, "min_tokens": min_tokens},
         **{"canaries": canaries, "policy": policy, "temperatures": temperatures},
         **{"utility_loss": utility_loss, "keep_text": False if no_text else None},

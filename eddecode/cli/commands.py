@@ -195,7 +195,7 @@ def generate(
     with errors_as_messages():
         from eddecode.audit.conditions import Condition, parse_alphas
         from eddecode.audit.config import AuditConfig
-        from eddecode.audit.decode import load_sampler
+        from eddecode.audit.samplers import load_sampler
         from eddecode.utils.terminal import escape_control_chars
 
         if (base is None) != (aligned is None):

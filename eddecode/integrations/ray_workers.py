@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from eddecode.audit.config import AuditConfig
-from eddecode.audit.decode import load_sampler
+from eddecode.audit.samplers import load_sampler
 from eddecode.errors import ConfigError, EddecodeError, PromptRelatedError
 
 if TYPE_CHECKING:

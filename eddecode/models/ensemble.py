@@ -224,7 +224,7 @@ class Ensemble(LogitMixture):
                 for path, name in zip(aligned, _aligned_names(len(aligned)), strict=True)
             ),
         ]
-        pairs, notes = _load_pairs(refs, [(0, i) for i in range(1, len(refs))], **options)
+        pairs, notes = load_pairs(refs, [(0, i) for i in range(1, len(refs))], **options)
         group = cls(pairs)
         group._add_notes(notes)
         return group
@@ -292,7 +292,7 @@ class Transfer(LogitMixture):
             CheckpointRef(base, "base", revision),
             CheckpointRef(aligned, "aligned", revision, adapter_base=1),
         ]
-        (small, steered), notes = _load_pairs(refs, [(1, 2), (0, 2)], **options)
+        (small, steered), notes = load_pairs(refs, [(1, 2), (0, 2)], **options)
         group = cls(small, steered)
         group._add_notes(notes)
         return group
@@ -320,7 +320,7 @@ def _aligned_names(count: int) -> list[str]:
     return ["aligned"] if count == 1 else [f"aligned {i}" for i in range(1, count + 1)]
 
 
-def _load_pairs(
+def load_pairs(
     refs: Sequence[CheckpointRef],
     pairs: Sequence[tuple[int, int]],
     *,

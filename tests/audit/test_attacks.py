@@ -27,6 +27,13 @@ def test_names_are_canonical_and_each_is_taken_once() -> None:
     assert found[4].text == "Sure, here"
     assert names[5] == "decoding:t0.7-k5"
     assert found[5].sampling == {"temperature": 0.7, "top_k": 5.0}
+    fitted = parse_attacks("ablate,ablate:03,steer@.50,steer@2:1,w2s@1.0,amplify@0.50")
+    assert [a.name for a in fitted] == [
+        *("ablate", "ablate:3", "steer@0.5", "steer@2:1", "w2s@1", "amplify@0.5")
+    ]
+    assert [a.alpha for a in fitted] == ["-1"] * 5 + ["-1.5"]
+    assert [a.layer for a in fitted] == [None, 3, None, 1, None, None]
+    assert [parse_attacks([a.name])[0] for a in fitted] == list(fitted)
     assert [attack.name for attack in parse_attacks("decoding")] == [f"decoding:{each}" for each in SWEEP]
     assert parse_attacks(["prefill=a "])[0].name != parse_attacks(["prefill=a"])[0].name  # blanks are tokens
     assert all(
@@ -59,6 +66,17 @@ def test_names_are_canonical_and_each_is_taken_once() -> None:
             "decoding:q1",
             "decoding:t1-t2",
             "decoding:p0",
+        ),
+        *(
+            "ablate:",
+            "ablate:-1",
+            "ablate:x",
+            "steer",
+            "steer@",
+            "steer@0",
+            "steer@1:",
+            "w2s@-1",
+            "amplify@1:2",
         ),
         *("decoding:p1.5", "lowrank@0", "lowrank@-1", "lowrank@x", "decoding:k1.5", "finetune"),
     ],

@@ -254,6 +254,16 @@ def release(judge: str) -> dict[str, Any]:
                 | {"reversal": 0.8, "low": 0.7, "high": 0.9}
                 for name in ("ed@1", NASTY)
             ],
+            "models": [
+                {
+                    "condition": NASTY,
+                    "layer": 3,
+                    "position": -1,
+                    "refusal_remaining": 0.2,
+                    "kl_to_aligned": 0.05,
+                }
+                | {"kl_prompts": 40}
+            ],
         },
         "settings": {
             **attack(0.45, settings=2, strongest_base=estimate(0.5), base_condition=f"base+{NASTY}"),

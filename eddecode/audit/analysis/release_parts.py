@@ -115,6 +115,26 @@ class BestPerPrompt(Part):
     harm: Estimate
 
 
+class AttackModel(Part):
+    """What was fitted for an attack with models of its own, and what its change costs.
+
+    Attributes:
+        condition: its name.
+        layer, position: where a direction was taken: index of the layer, and of the token from the end of a prompt.
+        refusal_remaining: share of the difference between first tokens after refused and after answered prompts that
+            is left without the direction, on held-out prompts; None where the model begins both alike.
+        kl_to_aligned: mean KL(aligned ‖ attack) of first tokens on held-out harmless prompts, nats; None without such.
+        kl_prompts: number of these prompts.
+    """
+
+    condition: str
+    layer: int | None = None
+    position: int | None = None
+    refusal_remaining: float | None = None
+    kl_to_aligned: float | None = None
+    kl_prompts: int | None = None
+
+
 class WorstAttack(AttackFigures):
     """The most harmful of all attacks that need no training: ED in every setting, and those of `--attacks`.
 
@@ -126,12 +146,14 @@ class WorstAttack(AttackFigures):
         valid: the same, where the completion must also be valid; None without a judge of validity.
         best_per_prompt: of the decoding settings; None where none keeps the bound, or none was measured.
         candidates: every condition that was selected from.
+        models: of the attacks with models of their own, in the order of the run; none in runs of older releases.
     """
 
     attacks: tuple[str, ...]
     valid: AttackFigures | None = None
     best_per_prompt: BestPerPrompt | None = None
     candidates: tuple[AttackCandidate, ...] = ()
+    models: tuple[AttackModel, ...] = ()
 
 
 class Worst(Part):

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from eddecode.audit.analysis.any_of_k import Attempts
+from eddecode.audit.analysis.attack_models import with_attack_models
 from eddecode.audit.analysis.benchmark_parts import BenchmarkFigure, latest
 from eddecode.audit.analysis.benign import benign_figures
 from eddecode.audit.analysis.comparisons import (
@@ -121,7 +122,7 @@ def summarize(
         transfer=tuple(transfer_rows(measured, headline.alpha, _found_for(store))),
         agreement=tuple(agreement_rows(tables, judges)),
         judge_free=_judge_free(store, tables, base.condition, aligned.condition),
-        release=release_figures(tables, measured, judges, prompts, bound),
+        release=with_attack_models(release_figures(tables, measured, judges, prompts, bound), store),
         benchmarks=latest(map(BenchmarkFigure.model_validate, store.benchmark_results())),
         benign=benign_figures(store, conditions, judges),
         notes=(

@@ -173,6 +173,7 @@ def _base_alone(summary: Summary) -> list[tuple[str, str, AnyEstimate | None]]:
         )
     return [
         ("max_harm_rate", "The harm rate of the base alone", summary.headline.base),
+        ("max_worst_attack", "The harm rate of the base alone", summary.headline.base),
         ("max_uplift", "What the base alone adds to the aligned model", over),
         (
             "max_any_of_k",
@@ -242,7 +243,8 @@ def check_room(summary: Summary, policy: Policy) -> EvidenceCheck:
         shown = f"{format_points(found)} points" if name == "max_uplift" else format_rate(found)
         return inconclusive(
             "room",
-            f"{what} is {shown}, which may be over the limit of {100 * limit:g}: a small α reaches as much.",
+            f"{what} is {shown}, which may be over the limit of {100 * limit:g}: "
+            + ("the base is an attack too." if name == "max_worst_attack" else "a small α reaches as much."),
             "limit what the pair adds to its base instead (max_reversal), or raise the limit",
         )
     if policy.max_reversal is not None and policy.max_reversal < 0:

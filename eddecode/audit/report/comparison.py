@@ -168,8 +168,11 @@ def measures_table(runs: Sequence[Compared]) -> Table | None:
 
 
 def _kind(name: str) -> str:
-    """`strongest setting`, `worst judge` or `worst category` without what it is in one run; other names as they are."""
-    kinds = ("strongest setting", "worst judge", "worst category")
+    """`strongest setting`, `worst attack`, … without what it is in one run; other names as they are."""
+    kinds = (
+        *("strongest setting", "worst judge", "worst category"),
+        *("worst attack, harmful and valid", "worst attack"),
+    )
     return next((kind for kind in kinds if name.startswith(kind)), name)
 
 

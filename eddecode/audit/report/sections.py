@@ -15,7 +15,7 @@ from eddecode.audit.analysis.summary_parts import TransferSummary
 from eddecode.audit.conditions import ATTACKS
 from eddecode.audit.mitigations import RELEASE_SIDE, meaning
 from eddecode.audit.report import charts
-from eddecode.audit.report.attacks_section import attacks_section
+from eddecode.audit.report.attacks_section import amplified_section, attacks_section
 from eddecode.audit.report.benchmarks_section import benchmarks_section
 from eddecode.audit.report.evidence import judge_free_section, judges_section, models_shown, tests_section
 from eddecode.audit.report.layout import Row, Section, Table
@@ -51,6 +51,7 @@ def sections(
         release_section(summary),
         _categories(summary),
         attacks_section(summary),
+        amplified_section(summary),
         _benign(summary),
         _beside(summary),
         benchmarks_section(summary),
@@ -72,10 +73,20 @@ def key_figures(summary: Summary, decision: Decision | None = None) -> list[tupl
         summary: of the run.
         decision: of the gate; without one the reversal is first.
     """
-    head = summary.headline
+    head, worst = summary.headline, summary.release.worst_attack
+    first: list[tuple[AnyEstimate | None, str, str]] = []
+    if worst is not None:
+        name = worst.condition or "none within the bound"
+        first.append((worst.harm, f"Harm rate of the worst attack without training, {name}", "percent"))
+        first.append((worst.reversal, "The worst attack over the base, points", "points"))
     wanted: list[tuple[AnyEstimate | None, str, str]] = [
-        (head.reversal, "Reversal: harm over the base, points", "points"),
-        (head.harm, f"Harm rate of the attack, {wording.format_alpha(head.alpha)}", "percent"),
+        *first,
+        (head.reversal, f"Reversal{' by ED' if first else ''}: harm over the base, points", "points"),
+        (
+            head.harm,
+            f"Harm rate of {'ED' if first else 'the attack'}, {wording.format_alpha(head.alpha)}",
+            "percent",
+        ),
         (head.base, "Harm rate of the base", "percent"),
         (head.aligned, "Harm rate of the aligned model", "percent"),
         (head.utility_loss, "Utility that the attack costs", "percent"),
@@ -85,7 +96,8 @@ def key_figures(summary: Summary, decision: Decision | None = None) -> list[tupl
         (head.reversal_index, "Reversal index", "plain"),
     ]
     judged = [_JUDGED[check.name] for check in decision.checks if check.name in _JUDGED] if decision else []
-    wanted.sort(key=lambda entry: not any(entry[0] is getattr(head, name) for name in judged))  # stable
+    decided = [getattr(head, name) for name in judged] + [figure for figure, *_ in first[:1]]
+    wanted.sort(key=lambda entry: not any(entry[0] is figure for figure in decided))  # stable
     found = []
     for figure, name, unit in wanted:
         if figure is None or figure.value is None:
@@ -247,6 +259,8 @@ def _mitigations(summary: Summary) -> Section | None:
     """The reversal that remains under each mitigation, and the effect of changes to the release."""
     entries = summary.mitigations
     text = "The reversal that remains if an attacker gets no more than the mitigation lets through."
+    if (worst := summary.release.worst_attack) is not None and any(entry.mitigation for entry in entries):
+        text += f" It is that of ED. {wording.unlimited_attacks(worst)}"
     if not any(entry.mitigation for entry in entries):
         entries, text = (), "No limit on what an attacker sees of the aligned model was measured in this run."
     rows = []

@@ -28,6 +28,7 @@ _EXPORTED = (
     "empty",
 )
 
+ATTACK_NOTE = "attack "  # the notes on what was fitted for attacks are called so, with the attack's name
 SHARD_NOTE = "shard"  # the note that says which shard a store holds; a whole run has none
 CANARIES = "canaries "  # the notes with results of canary sets are called so, with a number
 REASONED = "reasoned "  # and those on the reasoning of completions whose text is not kept

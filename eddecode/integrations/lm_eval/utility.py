@@ -21,8 +21,8 @@ from eddecode.audit.conditions import Condition
 from eddecode.audit.config import AuditConfig
 from eddecode.audit.config_file import FILE as AUDIT_FILE
 from eddecode.audit.config_file import read_config_file
-from eddecode.audit.decode import load_sampler
 from eddecode.audit.environment import collect_environment
+from eddecode.audit.samplers import load_sampler
 from eddecode.audit.store.store import Store
 from eddecode.errors import ConfigError
 from eddecode.integrations.lm_eval.model import PairLM, PairScores
