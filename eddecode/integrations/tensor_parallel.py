@@ -16,7 +16,8 @@ from itertools import count
 from typing import Any
 
 from eddecode.audit.config import AuditConfig
-from eddecode.audit.decode import LoadedSamplers, load_sampler
+from eddecode.audit.decode import LoadedSamplers
+from eddecode.audit.samplers import load_sampler
 from eddecode.errors import EddecodeError
 from eddecode.models import tensor_parallel
 from eddecode.outputs import Completion
