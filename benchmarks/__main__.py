@@ -18,6 +18,7 @@ GPU = (
 # Name → what it measures. The module has the name of the benchmark, except for `gpu`, which is a `compare`.
 BENCHMARKS = {
     "against": "speed of this checkout against another checkout of eddecode",
+    "cluster": "`eddecode plan --cluster` against a simulation of a million completions, and against an audit here",
     "compare": "speed and memory of the tasks T1 to T4 against alternatives that use `generate`",
     "table": "all of the table in docs/performance.md, in pieces that can be interrupted",
     "growth": "how a decode step grows with batch, α's, prompt, vocabulary and model size",

@@ -17,6 +17,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from eddecode.cli.cluster import plan_for, print_cluster
 from eddecode.cli.messages import errors_as_messages
 from eddecode.errors import ConfigError
 
@@ -70,6 +71,40 @@ def plan(
         typer.Option(help="Parameters of both models together, in billions; adds the number of operations."),
     ] = None,
     speed: Annotated[float | None, typer.Option(help="Measured tokens per second; adds the time.")] = None,
+    cluster: Annotated[
+        str | None,
+        typer.Option(
+            help="Also plan GPUs, hours and cost, on h200 or on GPUs of a memory such as 80GB.",
+            show_default=False,
+        ),
+    ] = None,
+    prompts: Annotated[
+        int | None,
+        typer.Option(help="Prompts on the cluster. Default: those for a verdict.", show_default=False),
+    ] = None,
+    gpus: Annotated[
+        int | None, typer.Option(help="GPUs of the cluster. Default: a table.", show_default=False)
+    ] = None,
+    step: Annotated[
+        str | None,
+        typer.Option(
+            help="Measured step times of your pair, ROWS:MILLISECONDS: 64:112 or 8:70,64:112.",
+            show_default=False,
+        ),
+    ] = None,
+    rows: Annotated[int, typer.Option(help="Completions that a worker decodes at a time.")] = 64,
+    price: Annotated[
+        float | None, typer.Option(help="Price of a GPU for an hour.", show_default=False)
+    ] = None,
+    bits: Annotated[float, typer.Option(help="Bits of a weight in memory.")] = 16,
+    longest: Annotated[
+        float | None,
+        typer.Option(help="Most tokens of a completion. Default: twice the mean.", show_default=False),
+    ] = None,
+    judge_rate: Annotated[
+        float | None,
+        typer.Option(help="Completions per second that each worker's judge takes. Default: not counted."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
 ) -> None:
     """Compute how many prompts an audit needs, for the width of its intervals and for a verdict; and the cost."""
@@ -91,7 +126,41 @@ def plan(
             {"correlation": correlation, **known}, width, max_reversal, power, parameters, speed
         )
         found["alphas"] = [] if run is None else alphas_to_add(run)
+        if cluster is not None:
+            work = _work(found, prompts, parameters, bits, longest, judge_rate)
+            found["cluster"] = plan_for(cluster, work, gpus=gpus, rows=rows, step=step, price=price)
         typer.echo(json.dumps(found, indent=2)) if as_json else _print_plan(found)
+        if cluster is not None and not as_json:
+            print_cluster(found["cluster"])
+
+
+def _work(
+    found: Mapping[str, Any],
+    prompts: int | None,
+    parameters: float | None,
+    bits: float,
+    longest: float | None,
+    judge_rate: float | None,
+) -> dict[str, Any]:
+    """What a cluster is to decode: the plan's audit, on the prompts that were asked for."""
+    if parameters is None:
+        raise ConfigError(
+            "--cluster needs the size of the pair: --parameters, of both models together, in billions"
+        )
+    count = found["decision"]["prompts"] if prompts is None else prompts
+    for name, value in (("--prompts", count), ("--bits", bits), ("--longest", longest)):
+        if value is not None and not (math.isfinite(value) and value > 0):
+            raise ConfigError(f"{name} is {value:g}; expected a number above 0")
+    return {
+        "prompts": count,
+        "samples": found["expected"]["samples"],
+        "conditions": found["conditions"],
+        "tokens": found["tokens"],
+        "longest": 2 * found["tokens"] if longest is None else longest,
+        "parameters": 1e9 * parameters,
+        "weight_bytes": bits / 8,
+        "judged": judge_rate,
+    }
 
 
 def make_plan(
