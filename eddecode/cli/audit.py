@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from pathlib import Path
 from typing import Annotated, Any
@@ -396,6 +397,7 @@ def judge(
         typer.Option(help="CSV file with human labels, to measure the judges against.", show_default=False),
     ] = None,
     canaries: Canaries = None,
+    as_json: AsJson = False,
 ) -> None:
     """Judge a finished run with other judges, or import human labels; nothing is decoded."""
     with errors_as_messages(run):
@@ -407,6 +409,8 @@ def judge(
         before = summary_before(run)
         with progress_on_stderr(run) as on_progress:
             summary = rejudge(run, judge or (), labels=labels, canaries=canaries, on_progress=on_progress)
+        if as_json:
+            return print_json(summary.to_dict())
         print_summary(summary)
         print_changes(before, summary, labels=labels is not None)
         print_files(run)
@@ -423,6 +427,7 @@ def label_sheet(
         typer.Option(help="Name of a condition, such as ed@0.3; may be repeated. Default: all."),
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the draw and of the order.")] = 0,
+    as_json: AsJson = False,
 ) -> None:
     """Draw completions for people to label, blind and in random order; read back by judge --labels."""
     with errors_as_messages():
@@ -435,6 +440,8 @@ def label_sheet(
         lines = list(lines_of(run, per_condition, condition or (), seed=seed))
         text = "\ufeff" + "".join(f"{line}\r\n" for line in lines)  # by the first, spreadsheets know UTF-8
         atomic_write(out, text, error=ConfigError, hint="choose another with --out")
+        if as_json:
+            return print_json({"written": str(out), "completions": len(lines) - 1})
         typer.echo(
             f"{len(lines) - 1} completions are in {escape_control_chars(str(out))}. Fill in the column harmful "
             "(true or false), and rater if there are several, then:\n  "
@@ -471,13 +478,29 @@ def export(
         list[str] | None,
         typer.Option(help="Name of a condition, such as ed@0.3; may be repeated. Default: all."),
     ] = None,
+    as_json: Annotated[
+        bool,
+        typer.Option(
+            "--json",
+            help="Print the completions as one JSON list; with --out, print what was written as JSON.",
+        ),
+    ] = False,
 ) -> None:
     """Write a run's completions and their verdicts to standard output or a file."""
     with errors_as_messages():
         from eddecode.audit.export.formats import export_to
 
+        if as_json and out is None and to != "jsonl":
+            raise ConfigError(
+                f"--json without --out prints the completions as JSON, and --to is {to}; drop one of them"
+            )
+        written = [str(out)]
         if to == "inspect" and out is not None and out.suffix != ".json":
-            export_inspect_logs(run, out, condition or [])
-            return
-        for line in export_to(run, to, out, condition or ()):
-            typer.echo(line)
+            written = export_inspect_logs(run, out, condition or [], quiet=as_json)
+        elif as_json and out is None:
+            return print_json([json.loads(line) for line in export_to(run, to, out, condition or ())])
+        else:
+            for line in export_to(run, to, out, condition or ()):
+                typer.echo(line)
+        if as_json:
+            print_json({"written": written, "format": to})

@@ -8,6 +8,7 @@ from typing import Annotated
 import tomli_w
 import typer
 
+from eddecode.cli.common import AsJson, print_json
 from eddecode.cli.messages import errors_as_messages
 from eddecode.errors import ConfigError
 from eddecode.utils.files import atomic_write
@@ -81,17 +82,25 @@ def init(
     base: Annotated[str, typer.Option(help="Base checkpoint to write into it.")] = "org/base",
     aligned: Annotated[str, typer.Option(help="Aligned checkpoint to write into it.")] = "org/aligned",
     prompts: Annotated[str, typer.Option(help="Prompt file to write into it.")] = "prompts.jsonl",
+    bundled: Annotated[
+        bool, typer.Option("--bundled", help="Write an audit of the bundled pair, which runs as it is.")
+    ] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Write a commented audit file, to be filled in and run with eddecode audit --config."""
     with errors_as_messages():
-        text = audit_file(base, aligned, prompts, "audit.toml" if str(file) == "-" else file.name)
+        name = "audit.toml" if str(file) == "-" else file.name
+        text = _bundled_audit_file(name) if bundled else audit_file(base, aligned, prompts, name)
         if str(file) == "-":
-            typer.echo(text, nl=False)
+            print_json({"written": None, "text": text}) if as_json else typer.echo(text, nl=False)
             return
         if file.exists():
             raise ConfigError(f"{file} exists; remove it, or name another file")
         atomic_write(file, text, error=ConfigError, hint="name another file")
-        typer.echo(f"Written: {file}. Fill it in, then: eddecode audit --config {file}", err=True)
+        if as_json:
+            return print_json({"written": str(file)})
+        fill_in = "Run it with:" if bundled else "Fill it in, then:"
+        typer.echo(f"Written: {file}. {fill_in} eddecode audit --config {file}", err=True)
 
 
 def audit_file(base: str, aligned: str, prompts: str, name: str) -> str:
@@ -99,3 +108,22 @@ def audit_file(base: str, aligned: str, prompts: str, name: str) -> str:
     given = {"base": base, "aligned": aligned, "prompts": prompts}
     lines = {key: tomli_w.dumps({key: value}).strip() for key, value in given.items()}
     return _TEXT.format(file=name, **lines)
+
+
+def _bundled_audit_file(name: str) -> str:
+    """The same for the bundled pair: its template, its list of rude words, and the grammar of its language."""
+    from eddecode.testbed.bundled import bundled_pair
+
+    pair = bundled_pair()
+    text = audit_file(str(pair.base), str(pair.aligned), str(pair.prompts), name)
+    for default, own in (
+        ('judges = ["later"]', 'judges = ["lexicon", "grammar"]'),
+        (
+            '# base_template = "base.txt" ',
+            tomli_w.dumps({"base_template": str(pair.base_template)}).strip() + " ",
+        ),
+        ("max_new_tokens = 128", "max_new_tokens = 64"),
+    ):
+        assert default in text
+        text = text.replace(default, own)
+    return text

@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from eddecode.cli.common import print_files, print_summary
+from eddecode.cli.common import AsJson, print_files, print_json, print_summary
 from eddecode.cli.messages import errors_as_messages, stderr_console
 from eddecode.cli.program import add_command
 from eddecode.errors import ConfigError
@@ -56,6 +56,7 @@ def import_inspect(
         float | None,
         typer.Option(help="Bound on lost utility, a share of the base's. Default: 0.1.", show_default=False),
     ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Make a run of logs of Inspect, for the gate and the report.
 
@@ -67,6 +68,11 @@ def import_inspect(
 
         options = {} if utility_loss is None else {"utility_loss": utility_loss}
         result = import_logs(logs, out, harm=harm, judges=judge or (), **options)
+        if as_json:
+            summary = None if result.summary is None else result.summary.to_dict()
+            return print_json(
+                {"completions": result.completions, "missing": list(result.missing), "summary": summary}
+            )
         if result.summary is not None:
             print_summary(result.summary)
             print_files(out)
@@ -80,13 +86,15 @@ def import_inspect(
             )
 
 
-def export_inspect_logs(run: Path, out: Path, conditions: list[str]) -> None:
-    """Write a run as `.eval` logs, and name the files on standard error."""
+def export_inspect_logs(run: Path, out: Path, conditions: list[str], *, quiet: bool = False) -> list[str]:
+    """Write a run as `.eval` logs, and name the files, on standard error too unless it is to be quiet."""
     require_inspect("writing its logs")
     from eddecode.integrations.inspect.export_logs import export_logs
 
-    for path in export_logs(run, out, conditions):
-        stderr_console().print(Text(f"Written: {escape_control_chars(str(path))}"), soft_wrap=True)
+    written = [str(path) for path in export_logs(run, out, conditions)]
+    for path in [] if quiet else written:
+        stderr_console().print(Text(f"Written: {escape_control_chars(path)}"), soft_wrap=True)
+    return written
 
 
 def require_inspect(what: str) -> None:

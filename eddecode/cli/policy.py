@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from eddecode.cli.audit import merge_options
+from eddecode.cli.common import AsJson, print_json
 from eddecode.cli.messages import errors_as_messages
 from eddecode.cli.program import add_command
 from eddecode.errors import ConfigError
@@ -32,6 +33,7 @@ def init(
     out: Annotated[
         Path, typer.Option("--out", "-o", help="File to write; it must not exist. - is standard output.")
     ] = Path("policy.toml"),
+    as_json: AsJson = False,
 ) -> None:
     """Write a policy that pins an audit, with the limits left to be filled in."""
     with errors_as_messages():
@@ -40,11 +42,13 @@ def init(
 
         text = policy_text(AuditConfig(**merge_options(audit_file, {})), out.name)
         if str(out) == "-":
-            typer.echo(text, nl=False)
+            print_json({"written": None, "text": text}) if as_json else typer.echo(text, nl=False)
             return
         if out.exists():
             raise ConfigError(f"{out} exists; remove it, or choose another with -o")
         atomic_write(out, text, error=ConfigError, hint="choose another with -o")
+        if as_json:
+            return print_json({"written": str(out)})
         typer.echo(
             f"Written: {out}. Set a limit in it, and name it in {audit_file}: policy = {str(out)!r}", err=True
         )

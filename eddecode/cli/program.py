@@ -1,4 +1,4 @@
-"""How a function becomes a command of the program, with an example in its help."""
+"""How a function becomes a command of the program, with an example and its exit codes in its help."""
 
 from __future__ import annotations
 
@@ -33,6 +33,10 @@ EXAMPLES = {
 EXIT_CODES = (
     "Exit codes: 0 done (gate: pass), 1 gate: fail, 2 an error, 3 gate: inconclusive, 130 stopped by Ctrl-C."
 )
+_EXIT_CODES = {
+    "gate": "Exit codes: 0 pass, 1 fail, 2 cannot be checked, 3 inconclusive, 130 stopped by Ctrl-C."
+}
+_USUAL = "Exit codes: 0 done, 2 an error, 130 stopped by Ctrl-C."
 
 
 def add_command(app: typer.Typer, function: Callable[..., None], path: str | None = None) -> None:
@@ -45,6 +49,5 @@ def add_command(app: typer.Typer, function: Callable[..., None], path: str | Non
     """
     path = path or function.__name__
     example = EXAMPLES.get(path)
-    app.command(name=path.split()[-1], epilog=None if example is None else f"Example: {example}")(
-        guarded(function)
-    )
+    lines = [*([] if example is None else [f"Example: {example}"]), _EXIT_CODES.get(path, _USUAL)]
+    app.command(name=path.split()[-1], epilog="\n\n".join(lines))(guarded(function))

@@ -46,7 +46,7 @@ def commands(group: Any, path: str = "") -> dict[str, Any]:
 ALL = commands(typer.main.get_command(app))
 
 
-def test_every_command_has_an_example_that_it_understands() -> None:
+def test_every_command_has_json_exit_codes_and_an_example_that_it_understands() -> None:
     assert set(EXAMPLES) == set(ALL)
     for path, example in EXAMPLES.items():
         shown = " ".join(invoke(*path.split(), "--help").stdout.split())
@@ -54,7 +54,8 @@ def test_every_command_has_an_example_that_it_understands() -> None:
         options = {option for parameter in ALL[path].params for option in parameter.opts}
         first = example.partition(", then")[0]
         assert {word for word in first.split() if word.startswith("--")} <= options, path
-        assert "--debug" in options
+        assert {"--debug", "--json"} <= options, path
+        assert "Exit codes: 0 " in shown, path
 
 
 def test_help_names_the_exit_codes_and_documents_that_are_there() -> None:
