@@ -20,7 +20,8 @@ from eddecode.engine.speculative.factory import speculator_for
 from eddecode.errors import ContextError, ParamsError, PromptError
 from eddecode.execution.cuda_graph import CudaGraph
 from eddecode.execution.factory import runner_for
-from eddecode.execution.runner import ModelExecution, PairRunner
+from eddecode.execution.interfaces import ModelExecution
+from eddecode.execution.runner import PairRunner
 from eddecode.models.tensor_parallel import smallest
 from eddecode.outputs import Completion, Piece, TokenLogprobs
 from eddecode.prompts.templates import Renderer, TemplateOptions, make_template

@@ -226,7 +226,7 @@ class Engine:
             for i in range(len(draft.tokens) + 1)
         ]
         batch = SamplingBatch.from_positions(positions, self.runner.device)
-        if not batch.penalized():
+        if not batch.penalized:
             return batch
         columns = list(zip(*draft.tokens, strict=True))  # per sequence
         return replace(batch, drafted=[column[:i] for column in columns for i in range(len(column) + 1)])

@@ -13,7 +13,7 @@ from collections import Counter, deque
 from collections.abc import Iterable, Sequence
 
 from eddecode.engine.sequence import Prompts, Request, SequenceState
-from eddecode.execution.runner import PrefillResult
+from eddecode.execution.interfaces import PrefillResult
 from eddecode.models.sizes import PREFILL_TOKENS
 
 

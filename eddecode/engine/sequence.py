@@ -123,6 +123,7 @@ class SamplingBatch:
         sampling: temperature and filters of each token.
         device: where the logits are.
         filters: which some token uses.
+        penalized: which tokens have a penalty on what was read or written before them.
         drafted: per token, what a draft has between its sequence's tokens and this position; empty: no drafts.
     """
 
@@ -131,6 +132,7 @@ class SamplingBatch:
     sampling: SamplingRows
     device: torch.device
     filters: Filters = EVERY_FILTER
+    penalized: frozenset[int] = frozenset()
     drafted: Sequence[Sequence[int]] = ()
 
     @classmethod
@@ -159,6 +161,7 @@ class SamplingBatch:
                 top_p=any(p.top_p < 1 for p in params),
                 plausibility=any(p.plausibility > 0 for p in params),
             ),
+            penalized=frozenset(i for i, p in enumerate(params) if p.penalizes),
         )
 
     @classmethod
@@ -184,10 +187,6 @@ class SamplingBatch:
         """(index, ids) of the tokens that must not be one of these ids."""
         ids = [sequence.forbidden(position) for sequence, position in self.positions]
         return [(i, some) for i, some in enumerate(ids) if some]
-
-    def penalized(self) -> set[int]:
-        """Which tokens have a penalty on what was read or written before them."""
-        return {i for i, (sequence, _) in enumerate(self.positions) if sequence.request.params.penalizes}
 
     def penalty_term(
         self, logits: Sequence[Tensor], weights: Tensor, rows: Sequence[int], width: int
@@ -241,7 +240,7 @@ def sample(
     """
     limited = batch.accessible(logits)
     try:
-        if partial or batch.penalized():
+        if partial or batch.penalized:
             sampled = _sample_in_groups(batch, limited, vocabulary, partial or {})
         else:
             sampled = contrast_and_sample(
@@ -288,7 +287,7 @@ def _sample_in_groups(
     """As `contrast_and_sample`, by groups: those with a penalty apart, and each token from the vocabulary of the models
     that have a weight in its request."""
     groups: dict[tuple[tuple[bool, ...], bool], list[int]] = {}
-    penalized = batch.penalized()
+    penalized = batch.penalized
     for row, (sequence, _) in enumerate(batch.positions):  # of a request, also after its access has ended
         active = tuple(weight != 0 for weight in sequence.request.weights)
         groups.setdefault((active if active in partial else (), row in penalized), []).append(row)

@@ -31,8 +31,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from eddecode.errors import EngineError, UnsupportedLayersError
 from eddecode.execution.compiled.replace import CompiledModules
+from eddecode.execution.interfaces import PrefillResult
 from eddecode.execution.kv_cache import LENGTH_STEP, BatchedKVCache, WritePositions
-from eddecode.execution.runner import CachedModelRunner, PrefillResult
+from eddecode.execution.runner import CachedModelRunner
 from eddecode.utils.device import to_device
 from eddecode.utils.memory import free_bytes, is_out_of_memory
 

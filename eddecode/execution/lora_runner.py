@@ -20,9 +20,10 @@ from torch import Tensor
 from eddecode.execution.compiled.lora import LoraDelta, LoraRows
 from eddecode.execution.compiled.replace import CompiledModules
 from eddecode.execution.cuda_graph import GraphCapture, GraphModelRunner
+from eddecode.execution.interfaces import ModelRunner, PrefillResult
 from eddecode.execution.model_runner_factory import model_runner_for
 from eddecode.execution.patching import triton_runs
-from eddecode.execution.runner import CachedModelRunner, ModelRunner, PairRunner, PrefillResult
+from eddecode.execution.runner import CachedModelRunner, PairRunner
 from eddecode.execution.self_check import Expectation, attempt, depends_on_length
 from eddecode.models.float32_pass import LOW_PRECISION, Float32Pass
 from eddecode.models.lora import Factors, logit_distance

@@ -108,7 +108,8 @@ class Float32LMHead:
         weight = getattr(self.linear, "weight", None)
         plain = isinstance(self.linear, nn.Linear) and weight is not None and weight.is_floating_point()
         known = plain and type(self.linear).forward is nn.Linear.forward
-        self.is_patchable = known and (not is_split(weight) or is_split_by_rows(weight))
+        self._is_split = is_split(weight)  # asked once, since every step uses it
+        self.is_patchable = known and (not self._is_split or is_split_by_rows(weight))
         self._scratch: Tensor | None = None
         self._triton: tuple[tuple[torch.device, torch.dtype], bool] | None = None
         self._compiled = (
@@ -143,8 +144,9 @@ class Float32LMHead:
     def project(self, hidden: Tensor) -> Tensor:
         """Hidden states (B, K, d) of any float dtype to logits (B, K, V) float32."""
         weight = self.linear.weight
-        logits = self._project(hidden, local(weight), _local_bias(self.linear))
-        return gather_columns(logits, weight) if is_split(weight) else logits
+        if not self._is_split:
+            return self._project(hidden, weight, self.linear.bias)
+        return gather_columns(self._project(hidden, local(weight), _local_bias(self.linear)), weight)
 
     def _project(self, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """As `project`, by the part of the weight that this process holds: (B, K, its rows)."""

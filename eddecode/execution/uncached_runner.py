@@ -9,8 +9,8 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from eddecode.execution.interfaces import PrefillResult
 from eddecode.execution.patching import Float32LMHead
-from eddecode.execution.runner import PrefillResult
 from eddecode.models.sizes import input_device
 
 

@@ -17,9 +17,10 @@ import torch
 from torch import Tensor
 
 from eddecode.errors import EngineError
+from eddecode.execution.interfaces import ModelRunner
 from eddecode.execution.kv_cache import BatchedKVCache
 from eddecode.execution.patching import patched_forward
-from eddecode.execution.runner import CachedModelRunner, ModelRunner
+from eddecode.execution.runner import CachedModelRunner
 from eddecode.execution.uncached_runner import UncachedModelRunner
 from eddecode.models.sizes import PREFILL_CHUNK
 

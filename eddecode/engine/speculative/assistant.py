@@ -26,7 +26,8 @@ from eddecode.engine.speculative.drafters import (
     single_model_batch,
     verification_cost,
 )
-from eddecode.execution.runner import PairRunner, PrefillResult
+from eddecode.execution.interfaces import PrefillResult
+from eddecode.execution.runner import PairRunner
 from eddecode.models.sizes import kv_bytes_per_token
 
 MAX_PENDING = 16  # tokens that are read late in one pass; a sequence with more is prefilled anew
