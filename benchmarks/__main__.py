@@ -26,6 +26,7 @@ BENCHMARKS = {
     "kernel": "contrast-and-sample alone, against eager torch",
     "memory": "peak memory of a sweep against the minimum that it must hold",
     "numerics": "rounding errors of the contrast by α, float32 head against bf16 logits",
+    "ray_workers": "workers of Ray against one process, with the same threads each; docs/scale.md",
     "reliability": "how a run survives kills, damage, full disks, moved folders, other machines; docs/reliability.md",
     "scale": "a run of a million completions from a stub: writer, summary, report, gate, export, merge; docs/scale.md",
     "scoring": "scoring at 16 α's against one, shared prompts against distinct ones",

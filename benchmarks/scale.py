@@ -10,7 +10,8 @@ measured; on a machine that does other work too the processor time says more.
     python -m benchmarks scale --goals                               # exit code 1 where a goal is missed
 
 Goals, for a million completions: the writer stores 5,000 completions/s, and `summary`, `report` and `gate` take at most
-60 s and 1 GB each. The rate is that of the store alone: the time of the stub is not counted.
+60 s and 1 GB each. The rate is that of the store alone: the time of the stub is not counted. Times are those of the
+processor, which is what a machine with a free core takes, beside waiting for the disk.
 """
 
 from __future__ import annotations
@@ -288,10 +289,10 @@ def said(row: Row, size: Size) -> str:
 def missed_goals(row: Row, size: Size) -> list[str]:
     """Which goals a stage misses."""
     found = []
-    if "add" in row.more and row.name == "audit" and size.completions / row.more["add"] < WRITER:
+    if "add" in row.more and row.name == "audit" and size.completions / row.more["add_processor"] < WRITER:
         found.append(f"{row.name}: the writer stores fewer than {WRITER:,} completions/s")
     if row.name in ("summary", "report", "gate"):
-        if row.seconds > SECONDS:
+        if row.processor > SECONDS:
             found.append(f"{row.name}: more than {SECONDS} s")
         if row.peak > MEGABYTES:
             found.append(f"{row.name}: more than {MEGABYTES} MB")

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from eddecode.audit.config import AuditConfig
 from eddecode.audit.samplers import load_sampler
 from eddecode.errors import ConfigError, EddecodeError, PromptRelatedError
+from eddecode.utils.threads import VARIABLES
 
 if TYPE_CHECKING:
     from eddecode.outputs import Completion
@@ -77,7 +78,7 @@ class RaySampler:
         ray = _started(workers)
         gpus = _gpus_per_worker(ray, config, workers.count)
         cores = int(ray.cluster_resources().get("CPU", workers.count))
-        threads = max(1, cores // workers.count) if workers.address == "local" else None
+        threads = threads_per_worker(cores, workers.count) if workers.address == "local" else None
         cpus = 0 if workers.address == "local" else 1  # this machine's cores are shared out by `threads`
         _check_free(ray, cpus * workers.count)
         actor = ray.remote(num_gpus=gpus, num_cpus=cpus, max_restarts=-1, max_task_retries=-1)(_Worker)
@@ -125,6 +126,9 @@ class _Worker:
         import torch
 
         if threads is not None:
+            os.environ["EDDECODE_THREADS"] = str(
+                threads
+            )  # or the sampler would choose by a trial, beside the others
             torch.set_num_threads(threads)
         self._failure: _Failure | None = None
         try:
@@ -172,6 +176,15 @@ def _rebuilt(failure: _Failure, start: int) -> EddecodeError:
     if isinstance(error, PromptRelatedError) and error.prompt_index is not None:
         error.prompt_index += start
     return error
+
+
+def threads_per_worker(cores: int, count: int) -> int:
+    """Threads of each worker on this machine: what the user has set, else an equal share of the cores."""
+    for name in VARIABLES:
+        value = os.environ.get(name, "").split(",")[0]
+        if value.isdigit() and int(value) > 0:
+            return int(value)
+    return max(1, cores // count)
 
 
 def _started(workers: Workers) -> Any:

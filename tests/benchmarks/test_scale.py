@@ -96,7 +96,10 @@ def test_a_stage_measures_a_process_of_its_own(
         == 0
     )
     assert json.loads((tmp_path / "found").read_text())["peak"] > 20
-    missed = scale.Row("gate", 61.0, 9.0, 1001.0, {}), scale.Row("audit", 1.0, 1.0, 1.0, {"add": 5.0})
+    missed = (
+        scale.Row("gate", 900.0, 61.0, 1001.0, {}),
+        scale.Row("audit", 1.0, 1.0, 1.0, {"add_processor": 5.0, "add": 1.0}),
+    )
     assert [scale.missed_goals(row, SIZE) for row in missed] == [
         ["gate: more than 60 s", "gate: more than 1000 MB"],
         ["audit: the writer stores fewer than 5,000 completions/s"],

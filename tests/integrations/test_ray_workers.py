@@ -15,8 +15,16 @@ import pytest
 from eddecode.audit import AuditConfig, audit
 from eddecode.audit.decode import LoadedSamplers, Progress
 from eddecode.errors import ConfigError, ContextError, EngineError, PairError
-from eddecode.integrations.ray_workers import RaySampler, Workers, _Failure, _rebuilt, _Worker
+from eddecode.integrations.ray_workers import (
+    RaySampler,
+    Workers,
+    _Failure,
+    _rebuilt,
+    _Worker,
+    threads_per_worker,
+)
 from eddecode.testbed.bundled import bundled_pair
+from eddecode.utils.threads import VARIABLES
 from helpers.stub_runs import exported
 
 
@@ -45,6 +53,16 @@ def test_an_error_travels_with_its_fields(error: Any) -> None:
     assert str(rebuilt) == str(error)
     moved = _rebuilt(_Failure.of(error), 10)
     assert getattr(moved, "prompt_index", None) == (13 if hasattr(error, "prompt_index") else None)
+
+
+def test_threads_are_the_users_or_an_equal_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    assert [threads_per_worker(16, count) for count in (1, 4, 5, 32)] == [16, 4, 3, 1]
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    assert threads_per_worker(16, 4) == 2
+    monkeypatch.setenv("EDDECODE_THREADS", "3")
+    assert threads_per_worker(16, 4) == 3
 
 
 @pytest.fixture
