@@ -492,7 +492,7 @@ def export(
 
         if as_json and out is None and to != "jsonl":
             raise ConfigError(
-                f"--json without --out prints the completions as JSON, and --to is {to}; drop one of them"
+                f"--json without --out prints JSON, and --to is {to}; drop one of them"
             )
         written = [str(out)]
         if to == "inspect" and out is not None and out.suffix != ".json":
