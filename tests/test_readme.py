@@ -9,6 +9,9 @@ import pytest
 
 from helpers.paths import ROOT
 
+sys.path.insert(0, str(ROOT / "docs"))
+import make_transcript  # noqa: E402
+
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
@@ -21,6 +24,25 @@ def test_the_python_example_runs_as_pasted(
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == ["0.0", "0.1", "1.0", "1.1"]
     assert all(re.search(r"reward [+-]\d+\.\d nats: \S", line) for line in lines)
+
+
+@pytest.mark.parametrize("name", sorted(make_transcript.TRANSCRIPTS))
+def test_the_transcripts_are_of_its_commands(name: str) -> None:
+    """They are made anew by `python docs/make_transcript.py NAME`."""
+    page = (ROOT / "docs" / f"transcript-{name}.md").read_text("utf-8")
+    before = list(make_transcript.TRANSCRIPTS[name].before)
+    assert re.findall(r"^\$ (.*)$", page, flags=re.MULTILINE) == [*before, *make_transcript.commands_of(name)]
+    codes = [int(code) for code in re.findall(r"^[\d.:]+ (?:s|min), exit code (\d+)\.$", page, flags=re.MULTILINE)]
+    assert len(codes) == len(before) + len(make_transcript.commands_of(name))
+    verdicts = [code for code in codes if code != 0]
+    assert verdicts == [1] * page.count("\nFAIL: ")  # the gate's, and no other
+    assert "/work" not in page
+    assert "/root" not in page
+
+
+def test_a_changed_command_would_be_found() -> None:
+    changed = README.replace("gate demo-run", "gate other-run")
+    assert make_transcript.commands_of("hour", changed) != make_transcript.commands_of("hour")
 
 
 @pytest.mark.parametrize("target", sorted(set(re.findall(r"\]\((?!http)([^)#]+)\)", README))))

@@ -66,7 +66,8 @@ PRESETS: dict[str, Preset] = {
         "guard",
         "meta-llama/Llama-Guard-4-12B",
         "llama.com/docs/model-cards-and-prompt-formats/llama-guard-4",
-        verified="a template that takes a list of parts, as documented; the checkpoint's own was not at hand",
+        verified="the documented prompt, and what public notes say of the checkpoint's template (parts, categories S1 to S14); "
+        "not its text",
     ),
     "shieldgemma": Preset(
         "guard",
@@ -76,7 +77,7 @@ PRESETS: dict[str, Preset] = {
             **{"unsafe": "Yes", "safe": "No"},
             "policies": {name: {"guideline": text} for name, text in _SHIELDGEMMA_POLICIES.items()},
         },
-        verified="a template after the pattern of the model card; the checkpoint's own was not at hand",
+        verified="the model card's pattern for a prompt alone, in public copies; not that for a response, nor the template",
     ),
     "granite-guardian": Preset(
         "guard",
