@@ -23,6 +23,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 LONGEST = 24  # lines of output that are kept of one command: the first and the last ones
 _END = "end of a command"
+_OF_PIP = re.compile(
+    r"\s*(Looking in (indexes|links)|WARNING: Location |━|─* [\d.]+/)"
+)  # sources, and progress
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,11 @@ TRANSCRIPTS = {
         "A new virtual environment, the README's commands for Inspect, an Inspect log, and the gate's verdict on it. "
         "PyTorch's CPU build is installed first, as the README says for a machine without a GPU.",
         (("Use it from Inspect", ()),),
-        ("python3 -m venv .venv", "source .venv/bin/activate", 'pip install "$(grep \'^torch==\' constraints.txt)"'),
+        (
+            "python3 -m venv .venv",
+            "source .venv/bin/activate",
+            "pip install \"$(grep '^torch==' constraints.txt)\"",
+        ),
     ),
 }
 
@@ -116,7 +123,11 @@ def shown(text: str, masks: dict[str, str]) -> str:
     for path, name in masks.items():
         text = text.replace(path, name)
     lines = [line.rsplit("\r", 1)[-1].rstrip() for line in text.rstrip("\n").splitlines()]
-    lines = [line for line in lines if not re.match(r"\s*(Looking in (indexes|links)|━|─* [\d.]+/)", line)]
+    lines = [
+        line
+        for line in lines
+        if not re.match(r"\s*(Looking in (indexes|links)|WARNING: Location |━|─* [\d.]+/)", line)
+    ]
     lines = [re.sub(r"https?://\S+", "…", line) if "Downloading" in line else line for line in lines]
     if len(lines) > LONGEST:
         cut = len(lines) - LONGEST
@@ -141,12 +152,14 @@ def page(name: str, folder: Path) -> str:
         output, code, seconds = shell.run(command)
         total += seconds
         text = shown(output, masks)
-        blocks.append(f"```console\n$ {command}\n{text}{chr(10) if text else ''}```\n\n{duration(seconds)}, exit code {code}.\n")
+        block = "\n".join(["```console", f"$ {command}", *([text] if text else []), "```"])
+        blocks.append(f"{block}\n\n{duration(seconds)}, exit code {code}.\n")
         print(f"{duration(seconds):>10}  {code}  {command}", file=sys.stderr, flush=True)
     machine = f"{os.cpu_count()} cores ({platform.machine()}), {platform.system()}, Python {platform.python_version()}"
     head = (
-        f"# {made.title}\n\n{made.about}\n\nMade by `python docs/make_transcript.py {name}` on {time.strftime('%Y-%m-%d')}: "
-        f"{machine}; other programs ran beside it. Long output is cut in the middle. {duration(total)} in all.\n"
+        f"# {made.title}\n\n{made.about}\n\n"
+        f"Made by `python docs/make_transcript.py {name}` on {time.strftime('%Y-%m-%d')}: {machine}; other programs ran "
+        f"beside it. Long output is cut in the middle. {duration(total)} in all.\n"
     )
     return "\n".join([head, *blocks])
 

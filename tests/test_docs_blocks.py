@@ -1,4 +1,4 @@
-"""The code blocks of the documents run: Python on tiny models, files through their readers, commands on a run of a stub.
+"""The code blocks of the documents run: Python on tiny models, files by their readers, commands on a run of a stub.
 
 What loads or decodes models is not run here, but listed with the reason; docs/integrations.md runs whole in
 tests/integrations, the README's first hour in docs/make_transcript.py, and every option of every command is checked by
@@ -77,6 +77,7 @@ def test_commands_that_need_no_model_run(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "release").mkdir()
+    shutil.copytree(finished, tmp_path / "results" / "first")
     for name, text in {**FILES, "release/gate.toml": FILES["policy.toml"]}.items():
         (tmp_path / name).write_text(text)
     for command in commands(page):
@@ -95,11 +96,13 @@ def test_commands_that_need_no_model_run(
             (tmp_path / "audit.toml").unlink(missing_ok=True)
         for word in words[1:]:
             names_run = re.fullmatch(r"(?:[\w-]+/)?(?:[\w-]*run|imported|RUN|PILOT_RUN|first|bundled)", word)
-            if names_run and word != "audit-run.toml" and not (tmp_path / word).exists():
+            if names_run and not (tmp_path / word).exists():
                 shutil.copytree(finished, tmp_path / word)
         result = CliRunner().invoke(app, words)
         expected = (0, 1, 3) if words[0] == "gate" else (0, 2) if words[0] == "policy" else (0,)
         assert result.exit_code in expected, (command, result.output)
+        if words[0] == "policy":  # and the user sets a limit
+            (tmp_path / "policy.toml").write_text(FILES["policy.toml"])
 
 
 def test_files_on_the_page_of_the_gate_are_read(tmp_path: Path) -> None:

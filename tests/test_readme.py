@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from helpers.paths import ROOT
 
-sys.path.insert(0, str(ROOT / "docs"))
-import make_transcript  # noqa: E402
+_spec = importlib.util.spec_from_file_location("make_transcript", ROOT / "docs" / "make_transcript.py")
+assert _spec is not None
+assert _spec.loader is not None
+make_transcript: Any = importlib.util.module_from_spec(_spec)
+sys.modules["make_transcript"] = make_transcript
+_spec.loader.exec_module(make_transcript)
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -32,7 +39,9 @@ def test_the_transcripts_are_of_its_commands(name: str) -> None:
     page = (ROOT / "docs" / f"transcript-{name}.md").read_text("utf-8")
     before = list(make_transcript.TRANSCRIPTS[name].before)
     assert re.findall(r"^\$ (.*)$", page, flags=re.MULTILINE) == [*before, *make_transcript.commands_of(name)]
-    codes = [int(code) for code in re.findall(r"^[\d.:]+ (?:s|min), exit code (\d+)\.$", page, flags=re.MULTILINE)]
+    codes = [
+        int(code) for code in re.findall(r"^[\d.:]+ (?:s|min), exit code (\d+)\.$", page, flags=re.MULTILINE)
+    ]
     assert len(codes) == len(before) + len(make_transcript.commands_of(name))
     verdicts = [code for code in codes if code != 0]
     assert verdicts == [1] * page.count("\nFAIL: ")  # the gate's, and no other

@@ -491,9 +491,7 @@ def export(
         from eddecode.audit.export.formats import export_to
 
         if as_json and out is None and to != "jsonl":
-            raise ConfigError(
-                f"--json without --out prints JSON, and --to is {to}; drop one of them"
-            )
+            raise ConfigError(f"--json without --out prints JSON, and --to is {to}; drop one of them")
         written = [str(out)]
         if to == "inspect" and out is not None and out.suffix != ".json":
             written = export_inspect_logs(run, out, condition or [], quiet=as_json)

@@ -66,8 +66,7 @@ PRESETS: dict[str, Preset] = {
         "guard",
         "meta-llama/Llama-Guard-4-12B",
         "llama.com/docs/model-cards-and-prompt-formats/llama-guard-4",
-        verified="the documented prompt, and what public notes say of the checkpoint's template (parts, categories S1 to S14); "
-        "not its text",
+        verified="the documented prompt, and what public notes say of the checkpoint's template; not its text",
     ),
     "shieldgemma": Preset(
         "guard",
@@ -77,7 +76,7 @@ PRESETS: dict[str, Preset] = {
             **{"unsafe": "Yes", "safe": "No"},
             "policies": {name: {"guideline": text} for name, text in _SHIELDGEMMA_POLICIES.items()},
         },
-        verified="the model card's pattern for a prompt alone, in public copies; not that for a response, nor the template",
+        verified="the model card's pattern for a prompt alone, in public copies; not that for a response",
     ),
     "granite-guardian": Preset(
         "guard",
