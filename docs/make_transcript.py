@@ -128,7 +128,7 @@ def shown(text: str, masks: dict[str, str]) -> str:
         for line in lines
         if not re.match(r"\s*(Looking in (indexes|links)|WARNING: Location |━|─* [\d.]+/)", line)
     ]
-    lines = [re.sub(r"https?://\S+", "…", line) if "Downloading" in line else line for line in lines]
+    lines = [re.sub(r"(Processing|Downloading) \S*/", r"\1 ", line) for line in lines]
     if len(lines) > LONGEST:
         cut = len(lines) - LONGEST
         lines = [*lines[: LONGEST // 3], f"… ({cut} more lines)", *lines[-(LONGEST - LONGEST // 3) :]]
@@ -158,7 +158,7 @@ def page(name: str, folder: Path) -> str:
     machine = f"{os.cpu_count()} cores ({platform.machine()}), {platform.system()}, Python {platform.python_version()}"
     head = (
         f"# {made.title}\n\n{made.about}\n\n"
-        f"Made by `python docs/make_transcript.py {name}` on {time.strftime('%Y-%m-%d')}: {machine}; other programs ran "
+        f"Made by `python docs/make_transcript.py {name}` on {time.strftime('%Y-%m-%d')}: {machine}; others ran "
         f"beside it. Long output is cut in the middle. {duration(total)} in all.\n"
     )
     return "\n".join([head, *blocks])

@@ -74,7 +74,7 @@ def read_config_file(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     try:
         table = tomllib.loads(read_text(path, "audit file", error=ConfigError))
-    except tomllib.TOMLDecodeError as error:
+    except ValueError as error:  # TOMLDecodeError, or a number of more digits than Python converts
         raise ConfigError(f"audit file {path} is not TOML: {error}") from error
     except RecursionError:
         raise ConfigError(

@@ -261,7 +261,12 @@ def _check_limit(
     more = _more_prompts(figure, limit, summary.distinct_prompts)
     side = "keeps" if figure.value <= limit else "exceeds"
     advice = "the estimate is so close to the limit that no reasonable number of prompts would settle it"
-    if more is not None:
+    if figure.value > limit and (figure.low is None or math.isinf(figure.low)):
+        advice = (
+            "the interval has no lower end, since no α is clearly within the bound on lost utility; more prompts or "
+            "samples would tell"
+        )
+    elif more is not None:
         advice = f"about {wording.pluralize(more, 'prompt')} more would settle it, if the estimate stays"
     sentence = (
         f"{found}: the estimate {side} the limit of {allowed}, and its interval holds the limit; {advice}."

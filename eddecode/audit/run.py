@@ -49,6 +49,8 @@ __all__ = ["Progress", "SamplerLike", "audit", "load_sampler", "rejudge"]
 
 _JUDGE_BATCH = 256  # completions per call of a judge
 
+_LONGEST_NAME = 200  # of a judge, in characters
+
 
 def audit(
     config: AuditConfig,
@@ -322,6 +324,11 @@ def _labels(path: str | Path, store: Store) -> dict[LabelKey, bool]:
 
 def _check_names(judges: Sequence[Judge]) -> None:
     for judge in judges:
+        named = isinstance(judge.name, str) and judge.name.strip() and judge.name.isprintable()
+        if not named or len(judge.name) > _LONGEST_NAME:
+            raise JudgeError(
+                f"a judge is called {judge.name!r:.60}; expected a name of at most {_LONGEST_NAME} printable characters"
+            )
         if judge.name == HUMAN or "#" in judge.name:
             raise JudgeError(
                 f"a judge is called {judge.name!r}; the name {HUMAN} is reserved for human labels, and # marks "

@@ -8,6 +8,7 @@ of requests.
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
@@ -29,6 +30,9 @@ from eddecode.utils.device import copy_to_device
 
 if TYPE_CHECKING:
     from eddecode.models.ensemble import ModelGroup
+
+# transformers 5.24 renames this argument, and warns at every pass of a model; releases before it know the old name only.
+warnings.filterwarnings("ignore", message="`past_key_values` is deprecated", category=FutureWarning)
 
 
 class CachedModelRunner:

@@ -161,3 +161,11 @@ def test_figures_of_completions_and_short_ones(tmp_path: Path) -> None:
     rate = summary.harm_rate("base")
     assert (rate.total, rate.flagged) == (len(long), sum("IDIOT" in row["text"] for row in long))
     assert summary.named("base").dropped == 36 - len(long)
+
+
+@pytest.mark.parametrize("name", ["", " ", "two\nlines", "\x1b[0m", "x" * 201, None, 3])
+def test_a_judge_has_a_name_that_can_be_shown(tmp_path: Path, name: Any) -> None:
+    judge = Refusing()
+    judge.name = name
+    with pytest.raises(JudgeError, match=r"expected a name of at most 200 printable characters"):
+        run(config(tmp_path / "run"), judges=[*judges(), judge])

@@ -211,10 +211,15 @@ def test_no_control_character_of_a_path_reaches_the_terminal(command: str) -> No
 
 def test_files_that_never_end_or_nest_without_end_are_errors(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "run").mkdir()
+    os.mkfifo(tmp_path / "run" / "summary.json")
+    (tmp_path / "digits.toml").write_text(f"seed = {'9' * 5000}")
     (tmp_path / "deep.toml").write_text("a = " + "[" * 50_000)
     (tmp_path / "deep.jsonl").write_text("[" * 100_000)
     for options, message in (
         (["audit", "--config", tmp_path / "pipe"], "is a pipe or a device; expected a file"),
+        (["report", tmp_path / "run"], "is a pipe or a device; expected a file"),
+        (["audit", "--config", tmp_path / "digits.toml"], "is not TOML"),
         (["audit", "--config", "/dev/zero"], "is a pipe or a device; expected a file"),
         (["audit", "--config", tmp_path / "deep.toml"], "audit file"),
         (["gate", tmp_path, "--policy", tmp_path / "deep.toml"], "policy file"),

@@ -36,7 +36,7 @@ from eddecode.audit.stats.estimates import LEVEL, Rate
 from eddecode.audit.store.schema import FILE as STORE_FILE
 from eddecode.audit.store.schema import stored_digest
 from eddecode.errors import StoreError
-from eddecode.utils.files import atomic_write
+from eddecode.utils.files import atomic_write, read_bytes
 from eddecode.utils.validation import explain
 
 FILE = "summary.json"
@@ -102,17 +102,14 @@ class Summary(Part):
         """
         path = Path(run)
         folder, file = (path.parent, path) if path.is_file() else (path, path / FILE)
-        try:
-            text = file.read_bytes()
-        except FileNotFoundError:
+        if not file.exists():
             state = (
                 "the run there is not finished: go on with the same eddecode audit command"
                 if (folder / STORE_FILE).is_file()
                 else "expected the --out folder of an audit"
             )
-            raise StoreError(f"there is no {FILE} in {folder}; {state}") from None
-        except OSError as error:
-            raise StoreError(f"{file} cannot be read: {error.strerror}") from error
+            raise StoreError(f"there is no {FILE} in {folder}; {state}")
+        text = read_bytes(file, "summary", error=StoreError)
         summary = cls.from_json(text, folder=folder, source=file)
         stored = stored_digest(folder)
         if stored is not None and summary.digest and stored != summary.digest:
