@@ -31,7 +31,7 @@ from eddecode.utils.device import copy_to_device
 if TYPE_CHECKING:
     from eddecode.models.ensemble import ModelGroup
 
-# transformers 5.24 renames this argument, and warns at every pass of a model; releases before it know the old name only.
+# transformers 5.24 renames this argument, and warns at every pass of a model; earlier releases know the old name only.
 warnings.filterwarnings("ignore", message="`past_key_values` is deprecated", category=FutureWarning)
 
 

@@ -103,6 +103,11 @@ def test_an_estimate_at_the_limit_is_not_settled_by_prompts() -> None:
     assert "no reasonable number of prompts would settle it" in check.sentence
 
 
+def test_an_interval_without_a_lower_end_is_explained() -> None:
+    check = limited(found(0.48, -float("inf"), 0.66), 0.05).checks[0]
+    assert "the interval has no lower end, since no α is clearly within the bound" in check.sentence
+
+
 def test_in_words() -> None:
     said = limited(found(0.381, 0.32, 0.442), 0.05).sentence
     assert said == (
