@@ -145,8 +145,8 @@ def real_command(
 ) -> None:
     """The paper's protocol on a base that somebody else trained: align it, reverse it, compare with a control.
 
-    About 35 minutes a seed on one core for a model of 270 million parameters. A run that was stopped continues with the same
-    command.
+    About 35 minutes a seed on one core for a model of 270 million parameters. A run that was stopped continues with the
+    same command.
     """
     _quiet_libraries()
     import torch
