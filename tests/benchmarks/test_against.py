@@ -47,7 +47,18 @@ def test_options_that_make_no_sense(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 
 @pytest.mark.slow
-def test_a_checkout_against_itself(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_checkout_against_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By one process for both, as starting it takes longest."""
+    start, started = against.Checkout, dict[Path, against.Checkout]()
+
+    def shared(path: Path, options: Namespace) -> against.Checkout:
+        if path not in started:
+            started[path] = start(path, options)
+        return started[path]
+
+    monkeypatch.setattr(against, "Checkout", shared)
     out = tmp_path / "against.json"
     options = ["--pairs", "bundled:float32", "--tasks", "T1", "--rounds", "2", "--threads", "1"]
     options += ["--seconds", "0", "--quick", "--out"]

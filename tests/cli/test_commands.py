@@ -222,8 +222,8 @@ def stop_at(tenth: int, command: list[str], how: signal.Signals) -> tuple[int, s
 def test_stopped_twice_and_rerun(pair_folders: tuple[Path, Path], words: Path, tmp_path: Path) -> None:
     """Stopped by Ctrl-C, then killed, then left to finish: the same command ends in the table of an undisturbed run."""
     stopped, alone = tmp_path / "stopped", tmp_path / "alone"
-    options = audit_options(pair_folders, words, stopped, prompts=120)
-    options[options.index("--max-new-tokens") + 1] = "48"
+    options = audit_options(pair_folders, words, stopped, prompts=80)
+    options[options.index("--max-new-tokens") + 1] = "40"
     command = [sys.executable, "-m", "eddecode.cli", *options]
     status, said = stop_at(1, command, signal.SIGINT)
     assert status == 130, said
