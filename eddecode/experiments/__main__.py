@@ -129,6 +129,34 @@ def findings_command(
     )
 
 
+@app.command("attacks")
+def attacks_command(
+    out: Annotated[Path, typer.Option(help="Folder for models, audits and tables.")] = Path("attacks"),
+    seed: Annotated[int, typer.Option(help="Seed of models and completions.")] = 0,
+    quick: Annotated[bool, typer.Option("--quick", help="Models that are trained for fewer steps.")] = False,
+    only: Annotated[
+        list[str] | None, typer.Option(help="Name of an alignment method; may be repeated.")
+    ] = None,
+) -> None:
+    """Which training-free attack wins against which way of aligning: an audit of one pair for each.
+
+    About 20 core minutes (--quick: 10). One that was stopped continues with the same command.
+    """
+    _quiet_libraries()
+    from eddecode.experiments.attack_comparison import ComparisonSize, compare_attacks
+    from eddecode.experiments.findings.size import ExperimentSize
+    from eddecode.experiments.training import single_thread
+
+    console = Console()
+    size = ComparisonSize(ExperimentSize.quick() if quick else ExperimentSize(), methods=tuple(only or ()))
+    command = f"python -m eddecode.experiments attacks --seed {seed}{' --quick' if quick else ''}"
+    with _errors(), single_thread(), console.status("") as status:
+        page = compare_attacks(
+            out, size, command, seed=seed, report=lambda what, i, n: status.update(f"{what}: {i} of {n}")
+        )
+    console.print(f"written: {page}", highlight=False)
+
+
 @app.command("real")
 def real_command(
     base: Annotated[Path, typer.Option(help="Folder of a pre-trained causal language model (safetensors).")],

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import re
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -93,6 +93,11 @@ class RaySampler:
         """The workers' process ids, each on its machine."""
         return list(self._ray.get([worker.process.remote() for worker in self._workers]))
 
+    @property
+    def record(self) -> Mapping[str, Any]:
+        """What was fitted for an attack, see `AttackSampler`; of the first worker, all fit the same. Else empty."""
+        return dict(self._ray.get(self._workers[0].record.remote()))
+
     def as_completed(self, prompts: Sequence[Any], params: Any) -> Iterator[Completion]:
         """Completions, part by part as parts come back; `prompt_index` counts within this call."""
         every = list(params) if isinstance(params, Sequence) else [params] * len(prompts)
@@ -139,6 +144,10 @@ class _Worker:
     def process(self) -> int:
         """The process id."""
         return os.getpid()
+
+    def record(self) -> Mapping[str, Any]:
+        """What was fitted for an attack; empty for other models."""
+        return dict(getattr(self._sampler, "record", {}))
 
     def failure(self) -> _Failure | None:
         """Why the models could not be loaded; None: they are loaded."""

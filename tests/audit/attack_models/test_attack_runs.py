@@ -17,6 +17,7 @@ from eddecode.audit.report.markdown import markdown_report
 from eddecode.audit.samplers import load_sampler
 from eddecode.audit.store.store import Store
 from eddecode.errors import ConfigError, PromptError
+from eddecode.integrations.ray_workers import _Worker
 from eddecode.models.pair import ModelPair
 from eddecode.models.residual_writers import layers_of
 from eddecode.sampler import Sampler
@@ -89,6 +90,7 @@ def test_records_are_those_of_plain_passes(finished: Any) -> None:
         assert models[name].kl_to_aligned == pytest.approx(mean_divergence(before, after), rel=1e-3)
     assert all(m.kl_prompts == 3 for m in models.values())
     assert all((m.kl_to_aligned or 0) > 0 for m in models.values())
+    assert _Worker(config, "ablate:0", None).record()["kl_to_aligned"] == models["ablate:0"].kl_to_aligned
     assert (models["ablate:0"].layer, models["steer@0.5:1"].layer) == (0, 1)
     # The contrast of three models whose weak pair is the strong one is the base alone, with the base's text.
     base = first_token_logprobs(
