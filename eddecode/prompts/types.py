@@ -84,9 +84,13 @@ def as_messages(prompt: str | Sequence[Message]) -> list[dict[str, str]]:
         roles = ", ".join(message["role"] for message in messages)
         raise PromptError(
             f"the roles of a prompt's messages are {roles}; expected an optional system first, then user and "
-            "assistant in turn, and a user last"
+            "assistant in turn, and a user last (text that begins the assistant's turn is given as prefill)"
         )
     return messages
+
+
+def _is_text_part(part: Any) -> bool:
+    return isinstance(part, Mapping) and part.get("type") == "text" and isinstance(part.get("text"), str)
 
 
 def _check_message(message: Any, i: int) -> dict[str, str]:
@@ -98,10 +102,12 @@ def _check_message(message: Any, i: int) -> dict[str, str]:
         raise PromptError(
             f"message {i} of a prompt has the role {role!r}; expected system, user or assistant"
         )
+    if isinstance(content, list | tuple) and all(map(_is_text_part, content)):
+        content = "".join(part["text"] for part in content)
     if not isinstance(content, str):
         raise PromptError(
-            f"the content of message {i} is a {type(content).__name__}; expected text (a string). Images and "
-            "tool calls are not supported"
+            f"the content of message {i} is a {type(content).__name__}; expected text (a string), or a list of parts "
+            "of type text. Images and tool calls are not supported"
         )
     if not content.strip():
         raise PromptError(f"message {i} ({role}) of a prompt is empty; give it text, or leave it out")

@@ -16,6 +16,7 @@ from eddecode.errors import PromptError
 from eddecode.prompts import template_worker
 from eddecode.prompts.rendering import fold, render_chat
 from eddecode.prompts.template_process import run_template, variables_of
+from eddecode.prompts.types import as_messages
 from helpers import tiny
 
 TOKENIZER = tiny.tiny_tokenizer()
@@ -268,3 +269,13 @@ def test_variables_reach_the_template_and_are_known() -> None:
     assert {"enable_thinking", "level", "messages"} <= variables_of(source)
     with pytest.raises(PromptError, match=re.compile("unexpected|expected", re.I)):
         variables_of("{% if %}")
+
+
+def test_parts_of_text_are_the_text_and_other_parts_are_refused() -> None:
+    parts = [{"type": "text", "text": "where is "}, {"type": "text", "text": "my lamp?"}]
+    assert as_messages([{"role": "user", "content": parts}]) == as_messages("where is my lamp?")
+    image = [*parts, {"type": "image", "url": "x.png"}]
+    with pytest.raises(PromptError, match=r"content of message 0 is a list; .* Images .* are not supported"):
+        as_messages([{"role": "user", "content": image}])
+    with pytest.raises(PromptError, match=r"is given as prefill"):
+        as_messages([{"role": "user", "content": "a"}, {"role": "assistant", "content": "Sure"}])
