@@ -43,7 +43,7 @@ def torchrun_audit(folder: Path, *options: str, processes: int = 2) -> subproces
         cwd=folder,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=570,
         check=False,
     )
 
