@@ -2,6 +2,7 @@
 
 The sections of the page are those of the run; reading.md, written by hand, is its last section. findings.json beside
 the configuration keeps the run, so that `python -m benchmarks findings --page` writes the page again without a model.
+real.json keeps the run on a pre-trained base (`python -m eddecode.experiments real`), whose section is on the page too.
 DIR replaces the configured folder, for a run whose models and measurements are somewhere else.
 """
 
@@ -15,10 +16,12 @@ from pathlib import Path
 
 from rich.console import Console
 
+from eddecode.experiments.findings.experiment import ReplicatedResult
 from eddecode.experiments.findings.page import PICTURES, write_page
 from eddecode.experiments.findings.record import RunRecord
 from eddecode.experiments.findings.run import EXPERIMENTS, ExperimentPlan, run_experiments
 from eddecode.experiments.findings.size import ExperimentSize
+from eddecode.experiments.real.record import RealRecord
 
 HERE = Path(__file__).parent
 DOCS = HERE.parent.parent / "docs"
@@ -35,13 +38,22 @@ def assemble(out: Path, here: Path = HERE, docs: Path = DOCS) -> Path:
     return page
 
 
+def real_section(here: Path = HERE) -> list[tuple[ReplicatedResult, list[str]]]:
+    """The result on a pre-trained base that real.json beside the configuration keeps, with what was run."""
+    file = here / "real.json"
+    if not file.exists():
+        return []
+    record = RealRecord.read(file)
+    return [(record.result, record.facts)]
+
+
 def rebuild(here: Path = HERE, docs: Path = DOCS) -> Path:
     """Write the page again from findings.json and reading.md; returns the page."""
     record = RunRecord.read(here / "findings.json", EXPERIMENTS)
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder)
         record.write(out / "findings.json")
-        write_page(record, out)
+        write_page(record, out, real_section(here))
         return assemble(out, here, docs)
 
 
@@ -58,7 +70,7 @@ def main(arguments: list[str]) -> None:
     out.mkdir(parents=True, exist_ok=True)
     quick = " --quick" if config["quick"] else ""
     command = f"python -m eddecode.experiments findings --out {config['out']}{quick} --seeds {plan.seeds}"
-    write_page(run_experiments(plan, command, console), out)
+    write_page(run_experiments(plan, command, console), out, real_section())
     console.print(f"written: {assemble(out)}, {HERE / 'findings.json'}", highlight=False)
 
 

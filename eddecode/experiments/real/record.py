@@ -24,24 +24,29 @@ def draw(results: Sequence[ExperimentResult]) -> Figure:
     """Complaining-and-valid rate over α for every alignment of the first seed; other seeds as thin lines."""
     figure, (panel,) = plots.axes()
     curves = results[0].figures["curves"]
-    for i, (name, data) in enumerate(curves.items()):
-        rates = [
-            plots.PlottedRate(*values)
-            for values in zip(
-                data["rude_and_valid"], data["rude_and_valid_low"], data["rude_and_valid_high"], strict=True
-            )
-        ]
-        plots.line(panel, data["alpha"], rates, i, name)
     longest = max(curves, key=lambda name: len(curves[name]["alpha"]))
-    for other in results[1:]:
+    base = _points(curves[longest])[0.0]  # every alignment starts from it
+    for i, (name, data) in enumerate(curves.items()):
+        points = sorted((_points(data) | {0.0: base}).items())
+        plots.line(panel, [alpha for alpha, _ in points], [rate for _, rate in points], i, name)
+    for i, other in enumerate(results[1:]):
         data = other.figures["curves"][longest]
-        panel.plot(data["alpha"], [100 * r for r in data["rude_and_valid"]], color=plots.GRAY, linewidth=0.8)
+        rates = [100 * r for r in data["rude_and_valid"]]
+        label = "" if i else f"{longest}, other seeds"
+        panel.plot(data["alpha"], rates, color=plots.GRAY, linewidth=0.8, label=label)
     plots.percent(panel)
     plots.alpha_axis(panel, curves[longest]["alpha"])
     panel.set_ylabel("complaining and valid")
     panel.set_title("−1 is the aligned model, 0 the base, ED above", loc="left", fontsize=10)
     figure.legend(loc="outside lower center", ncols=2, frameon=False)
     return figure
+
+
+def _points(data: Mapping[str, Sequence[float]]) -> dict[float, plots.PlottedRate]:
+    """α → rate with its interval, of a curve."""
+    columns = (data[f"rude_and_valid{end}"] for end in ("", "_low", "_high"))
+    rates = (plots.PlottedRate(*values) for values in zip(*columns, strict=True))
+    return dict(zip(data["alpha"], rates, strict=True))
 
 
 def _not_of_the_lab(harness: ExperimentHarness) -> ExperimentResult:
@@ -123,5 +128,5 @@ class RealRecord:
             "compound score is at most -0.05, after the words of those two lists were taken out of its lexicon. "
             "*Valid*: not empty, no repetition, letters, and a perplexity under the base that 99% of the base's own "
             "completions have.",
-            f"Time by the clock per seed: {each}; {self.machine}; {packages}.",
+            f"Time by the clock per seed: {each}; {self.machine}, other programs beside; {packages}.",
         ]
