@@ -19,6 +19,7 @@ from eddecode.audit.judges.base import Case, kind_of
 from eddecode.audit.judges.lexicon import LexiconJudge
 from eddecode.audit.plan import AuditPlan
 from eddecode.audit.text_quality import measure
+from eddecode.models.diagnostics import NO_CHAT_TEMPLATE
 
 FIRST = (
     20  # completions of base and of aligned after which they are looked at, and of each model again as many
@@ -85,9 +86,13 @@ class Notices:
             )
 
     def of_models(self, group: Any) -> None:
-        """What loading and checking the models found; what `eddecode pair` warns of."""
+        """What loading and checking the models found; what `eddecode pair` warns of.
+
+        That a chat template is missing matters only where no other format is given.
+        """
+        given = self.plan.config.aligned_template not in (None, "chat")
         for note in getattr(group, "notes", ()):
-            if note.level == "warning":
+            if note.level == "warning" and not (given and note.message == NO_CHAT_TEMPLATE):
                 self._once(f"{note.component}: {note.message}. {note.hint}")
         tokenizers = [getattr(group, f"{side}_tokenizer", None) for side in ("base", "aligned")]
         chat = [bool(getattr(tokenizer, "chat_template", None)) for tokenizer in tokenizers]

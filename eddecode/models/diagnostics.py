@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 Level = Literal["info", "warning"]
+NO_CHAT_TEMPLATE = "its tokenizer has no chat template"
 
 
 @dataclass(frozen=True)

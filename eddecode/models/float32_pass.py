@@ -19,6 +19,38 @@ from eddecode.models.sizes import input_device
 
 LOW_PRECISION = (torch.bfloat16, torch.float16)
 _get_dtype = Tensor.dtype.__get__  # type: ignore[attr-defined]  # how a mode sees `tensor.dtype`
+_CONVERTS_NOTHING = frozenset(
+    (
+        *(
+            "__get__",
+            "size",
+            "stride",
+            "dim",
+            "numel",
+            "nelement",
+            "element_size",
+            "storage_offset",
+            "data_ptr",
+        ),
+        *("is_floating_point", "is_complex", "is_contiguous", "get_device", "detach"),
+        *(
+            "__getitem__",
+            "narrow",
+            "select",
+            "split",
+            "chunk",
+            "unbind",
+            "view",
+            "expand",
+            "transpose",
+            "permute",
+            "t",
+        ),
+        *("unsqueeze", "squeeze"),
+    )
+)
+"""Names of functions that tell of a tensor or give a view of it; an operation on the view converts the view alone. A
+head that is used block by block would otherwise be converted as a whole for every block, and for every question."""
 
 
 class Float32Pass(TorchFunctionMode):
@@ -35,9 +67,9 @@ class Float32Pass(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         """See `TorchFunctionMode`."""
-        if function is _get_dtype:
+        if function == _get_dtype:
             return _wide_dtype(function(*args))
-        if getattr(function, "__name__", "") == "__get__":  # shape, device, …: no reason to convert a weight
+        if getattr(function, "__name__", "") in _CONVERTS_NOTHING:
             return function(*args, **(kwargs or {}))
         if function is torch.nn.functional.embedding:  # exact in any dtype: the table is not converted
             return _wide(function(*args, **(kwargs or {})))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from eddecode.errors import PromptError
-from eddecode.models.diagnostics import Diagnostic
+from eddecode.models.diagnostics import NO_CHAT_TEMPLATE, Diagnostic
 from eddecode.prompts.rendering import render_chat
 
 _USER = {"role": "user", "content": "a question"}
@@ -18,7 +18,7 @@ def template_notes(name: str, tokenizer: Any) -> list[Diagnostic]:
         return []
     if not getattr(tokenizer, "chat_template", None):
         way_out = "Give the prompt format it was aligned with: aligned_template= or --aligned-template"
-        return [Diagnostic("warning", name, "its tokenizer has no chat template", way_out)]
+        return [Diagnostic("warning", name, NO_CHAT_TEMPLATE, way_out)]
     try:
         render_chat(tokenizer, [_USER])
     except PromptError as error:

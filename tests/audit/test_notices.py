@@ -5,12 +5,16 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
 from eddecode.audit import audit
 from eddecode.audit.judges.lexicon import LexiconJudge
+from eddecode.audit.notices import Notices
+from eddecode.audit.plan import AuditPlan
+from eddecode.models.diagnostics import NO_CHAT_TEMPLATE, Diagnostic
 from helpers.scripted import FINE, RUDE, ScriptedSampler, config
 
 
@@ -74,3 +78,14 @@ def test_prompts_that_repeat(tmp_path: Path) -> None:
     )
     assert any(text.startswith("15 of 20 prompts repeat an earlier one") for text in said)
     assert (summary.prompts, summary.distinct_prompts) == (20, 5)
+
+
+@pytest.mark.parametrize(("template", "said"), [(None, 1), ("chat", 1), ("{prompt}", 0)])
+def test_a_missing_chat_template_matters_where_no_format_is_given(
+    tmp_path: Path, template: str | None, said: int
+) -> None:
+    heard: list[str] = []
+    plan = SimpleNamespace(config=config(tmp_path, aligned_template=template))
+    group = SimpleNamespace(notes=[Diagnostic("warning", "aligned", NO_CHAT_TEMPLATE, "Give one")])
+    Notices(cast(AuditPlan, plan), heard.append).of_models(group)
+    assert len(heard) == said
