@@ -26,7 +26,8 @@ def test_a_weight_that_is_used_block_by_block_is_converted_block_by_block(
     monkeypatch.setattr(float32_pass, "_wide", counted)
     x = torch.randn(2, WIDTH)
     with Float32Pass():
-        assert weight.is_floating_point() and weight.size(0) == ROWS
+        assert weight.is_floating_point()
+        assert weight.size(0) == ROWS
         blocks = [x @ weight[start : start + 64].T for start in range(0, ROWS, 64)]
         turned = x @ weight.transpose(0, 1)
     expected = x @ weight.float().T
