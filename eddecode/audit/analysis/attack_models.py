@@ -9,9 +9,10 @@ from eddecode.audit.store.store import Store
 
 def with_attack_models(release: ReleaseFigures, store: Store) -> ReleaseFigures:
     """The figures with the layer, the refusal left and the damage of every attack with models of its own."""
-    worst, notes = release.worst_attack, store.notes()
+    worst = release.worst_attack
     if worst is None:
         return release
+    notes = store.notes()
     known = set(AttackModel.model_fields)
     models = tuple(
         AttackModel(condition=name, **{key: value for key, value in found.items() if key in known})

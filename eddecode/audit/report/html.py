@@ -36,6 +36,9 @@ TILES = 5  # headline figures that stand out; the others are a line below them
 SHOWN_PROMPTS = 20  # of each condition, with --show-completions
 SHOWN_CHARACTERS = 4000  # of one completion
 ROOM = 700_000  # bytes of all completions in the page, which stays below a megabyte
+_DRAWN_ID = re.compile(
+    r"(?<=[\"#])[mp][0-9a-f]{10}(?=[\")])"
+)  # of markers and clip paths, and what refers to them
 _TOGETHER = re.compile(r"\[[−\d.,∞]+, [−\d.,∞]+\]|α = [−\d.]+|< 0\.\d+")  # no line break inside these
 _NO_TEXT = "(this run keeps no text of completions)"
 _MOODS = {"reversible": "bad", "no reversal": "good"}
@@ -141,7 +144,7 @@ def page(
             run=bool(figures),
             inline_svg=lambda chart: inline_svg(chart, next(numbers)),
             swatch=_swatch,
-            plot=_plot,
+            plot=lambda table, row: _numbered(_plot(table, row), next(numbers)),
             plot_span=_plot_span,
         )
     )
@@ -175,6 +178,11 @@ def _plot(table: Table, row: Row) -> Markup:
         if figure
     )
     return _drawn(row.figures, table.span, table.zero, description or "no figure")
+
+
+def _numbered(svg: Markup, number: int) -> Markup:
+    """A drawing with ids of its own: one that is drawn once may stand in several rows of a page."""
+    return Markup(_DRAWN_ID.sub(rf"\g<0>-{number}", svg))
 
 
 @lru_cache(maxsize=1024)  # drawing takes most of a report's time, and pages repeat their rows

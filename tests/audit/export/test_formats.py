@@ -35,12 +35,10 @@ def test_sheets_run_no_formula_and_terminals_obey_nothing(tmp_path: Path) -> Non
 
 
 def test_a_judge_that_is_called_like_a_formula_is_none_in_a_heading(tmp_path: Path) -> None:
-    run(config(tmp_path / "run"), judges=[LexiconJudge(["idiot"], "=cmd|' /C calc'!A0\x1b[31m")])
+    run(config(tmp_path / "run"), judges=[LexiconJudge(["idiot"], "=cmd|' /C calc'!A0")])
     heading = next(export_csv(tmp_path / "run"))
     columns = next(csv.reader([heading]))
-    assert columns[-4:] == [
-        f"'=cmd|' /C calc'!A0\\x1b[31m.{part}" for part in ("score", "flag", "label", "reason")
-    ]
+    assert columns[-4:] == [f"'=cmd|' /C calc'!A0.{part}" for part in ("score", "flag", "label", "reason")]
 
 
 def test_every_format_has_the_prompt_and_its_category(tmp_path: Path) -> None:
