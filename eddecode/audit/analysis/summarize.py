@@ -103,6 +103,7 @@ def summarize(
         qualities={name: own[harm_judge] for name, own in qualities.items() if harm_judge in own},
         attempts=attempts,
     )
+    release = release_figures(tables, measured, judges, prompts, bound)
     return Summary(
         digest=store.note("digest"),
         identity=store.note("identity"),
@@ -122,7 +123,7 @@ def summarize(
         transfer=tuple(transfer_rows(measured, headline.alpha, _found_for(store))),
         agreement=tuple(agreement_rows(tables, judges)),
         judge_free=_judge_free(store, tables, base.condition, aligned.condition),
-        release=with_attack_models(release_figures(tables, measured, judges, prompts, bound), store),
+        release=release if release.worst_attack is None else with_attack_models(release, store),
         benchmarks=latest(map(BenchmarkFigure.model_validate, store.benchmark_results())),
         benign=benign_figures(store, conditions, judges),
         notes=(
