@@ -32,6 +32,12 @@ def tables(folder: Path) -> tuple[list[str], str]:
     return list(export_jsonl(folder)), (folder / "summary.json").read_text()
 
 
+@pytest.fixture(autouse=True)
+def small_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs of some hundred completions are written in several groups, as longer ones are."""
+    monkeypatch.setattr("eddecode.audit.decode._COMMIT_ROWS", 64)
+
+
 # kills
 
 
