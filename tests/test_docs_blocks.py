@@ -20,6 +20,7 @@ from typer.testing import CliRunner
 
 from eddecode.audit.policy import Policy
 from eddecode.cli import app
+from eddecode.lab import bundled_pair
 from helpers import tiny
 from helpers.paths import ROOT
 from helpers.stub_runs import config, run
@@ -124,6 +125,22 @@ def test_python_on_the_page_of_scores_runs(tmp_path: Path, monkeypatch: pytest.M
     assert len(names["scores"]) == 3
 
 
+def test_python_on_the_page_of_attacks_writes_two_prompt_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    known = bundled_pair().prompts.read_text("utf-8").splitlines(keepends=True)[:60]
+    (tmp_path / "p60.jsonl").write_text("".join(known), "utf-8")
+    (block,) = (text for kind, text in fenced(ROOT / "docs" / "attacks.md") if kind == "python")
+    exec(compile(block, "docs/attacks.md", "exec"), {})
+    angry, calm = (
+        set((tmp_path / f"{mood}.jsonl").read_text("utf-8").splitlines()) for mood in ("angry", "calm")
+    )
+    assert len(angry) == len(calm) == 40
+    assert not angry & calm
+    assert not (angry | calm) & {line.strip() for line in known}
+
+
 def test_every_block_has_a_language_that_is_checked() -> None:
     for page in PAGES:
         if page.name in ELSEWHERE:
@@ -131,6 +148,8 @@ def test_every_block_has_a_language_that_is_checked() -> None:
         for kind, block in fenced(page):
             assert kind in {"python", "toml", "yaml", "sh", "bash", "text", "json", ""}, (page.name, kind)
             if kind == "python":
-                assert page.name in {"README.md", "scoring.md"}, f"run it in a test: {page.name}"
+                assert page.name in {"README.md", "scoring.md", "attacks.md"}, (
+                    f"run it in a test: {page.name}"
+                )
             if kind == "toml":
                 tomllib.loads(block)

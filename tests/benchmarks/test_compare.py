@@ -115,7 +115,9 @@ def test_every_benchmark_has_a_line_of_help(capsys: pytest.CaptureFixture[str]) 
     printed = capsys.readouterr().out
     assert all(f"    {name} " in printed for name in benchmark_names.BENCHMARKS)
     assert benchmark_names.main(["speed"]) == 2
-    assert "there is no benchmark 'speed'; expected one of against, compare" in capsys.readouterr().err
+    assert (
+        "there is no benchmark 'speed'; expected one of against, cluster, compare" in capsys.readouterr().err
+    )
 
 
 # Reporting ----------------------------------------------------------------------------------------------------------
