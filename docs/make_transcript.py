@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parent.parent
 LONGEST = 24  # lines of output that are kept of one command: the first and the last ones
 _END = "end of a command"
 _OF_PIP = re.compile(
-    r"\s*(Looking in (indexes|links)|WARNING: Location |━|─* [\d.]+/)"
+    r"\s*(Looking in (indexes|links)|WARNING: Location |Stored in directory: |━|─* [\d.]+/)"
 )  # sources, and progress
 
 
@@ -126,7 +126,7 @@ def shown(text: str, masks: dict[str, str]) -> str:
     lines = [
         line
         for line in lines
-        if not re.match(r"\s*(Looking in (indexes|links)|WARNING: Location |━|─* [\d.]+/)", line)
+        if not re.match(r"\s*(Looking in (indexes|links)|WARNING: Location |Stored in directory: |━|─* [\d.]+/)", line)
     ]
     lines = [re.sub(r"(Processing|Downloading) \S*/", r"\1 ", line) for line in lines]
     if len(lines) > LONGEST:
