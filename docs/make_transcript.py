@@ -126,7 +126,9 @@ def shown(text: str, masks: dict[str, str]) -> str:
     lines = [
         line
         for line in lines
-        if not re.match(r"\s*(Looking in (indexes|links)|WARNING: Location |Stored in directory: |━|─* [\d.]+/)", line)
+        if not re.match(
+            r"\s*(Looking in (indexes|links)|WARNING: Location |Stored in directory: |━|─* [\d.]+/)", line
+        )
     ]
     lines = [re.sub(r"(Processing|Downloading) \S*/", r"\1 ", line) for line in lines]
     if len(lines) > LONGEST:
