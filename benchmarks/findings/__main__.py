@@ -38,13 +38,10 @@ def assemble(out: Path, here: Path = HERE, docs: Path = DOCS) -> Path:
     return page
 
 
-def real_section(here: Path = HERE) -> list[tuple[ReplicatedResult, list[str]]]:
-    """The result on a pre-trained base that real.json beside the configuration keeps, with what was run."""
+def real_sections(here: Path = HERE) -> list[tuple[ReplicatedResult, list[str]]]:
+    """The section on a pre-trained base, where real.json is beside the configuration."""
     file = here / "real.json"
-    if not file.exists():
-        return []
-    record = RealRecord.read(file)
-    return [(record.result, record.facts)]
+    return RealRecord.sections(file if file.exists() else None)
 
 
 def rebuild(here: Path = HERE, docs: Path = DOCS) -> Path:
@@ -53,7 +50,7 @@ def rebuild(here: Path = HERE, docs: Path = DOCS) -> Path:
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder)
         record.write(out / "findings.json")
-        write_page(record, out, real_section(here))
+        write_page(record, out, real_sections(here))
         return assemble(out, here, docs)
 
 
@@ -70,7 +67,7 @@ def main(arguments: list[str]) -> None:
     out.mkdir(parents=True, exist_ok=True)
     quick = " --quick" if config["quick"] else ""
     command = f"python -m eddecode.experiments findings --out {config['out']}{quick} --seeds {plan.seeds}"
-    write_page(run_experiments(plan, command, console), out, real_section())
+    write_page(run_experiments(plan, command, console), out, real_sections())
     console.print(f"written: {assemble(out)}, {HERE / 'findings.json'}", highlight=False)
 
 

@@ -226,9 +226,7 @@ def page_command(
 
     with _errors():
         stored = RunRecord.read(record, EXPERIMENTS)
-        further = RealRecord.read(real) if real else None
-        extra = [(further.result, further.facts)] if further else []
-        pages = write_page(stored, out, extra)
+        pages = write_page(stored, out, RealRecord.sections(real))
     _print(Console(), stored, pages)
 
 

@@ -7,13 +7,9 @@ from eddecode.audit.store.queries import ATTACK_NOTE
 from eddecode.audit.store.store import Store
 
 
-def with_attack_models(release: ReleaseFigures, store: Store) -> ReleaseFigures:
+def with_attack_models(release: ReleaseFigures, worst: WorstAttack, store: Store) -> ReleaseFigures:
     """The figures with the layer, the refusal left and the damage of every attack with models of its own."""
-    worst = release.worst_attack
-    if worst is None:
-        return release
-    notes = store.notes()
-    known = set(AttackModel.model_fields)
+    notes, known = store.notes(), set(AttackModel.model_fields)
     models = tuple(
         AttackModel(condition=name, **{key: value for key, value in found.items() if key in known})
         for name in worst.attacks

@@ -104,6 +104,8 @@ def summarize(
         attempts=attempts,
     )
     release = release_figures(tables, measured, judges, prompts, bound)
+    if release.worst_attack is not None:
+        release = with_attack_models(release, release.worst_attack, store)
     return Summary(
         digest=store.note("digest"),
         identity=store.note("identity"),
@@ -123,7 +125,7 @@ def summarize(
         transfer=tuple(transfer_rows(measured, headline.alpha, _found_for(store))),
         agreement=tuple(agreement_rows(tables, judges)),
         judge_free=_judge_free(store, tables, base.condition, aligned.condition),
-        release=release if release.worst_attack is None else with_attack_models(release, store),
+        release=release,
         benchmarks=latest(map(BenchmarkFigure.model_validate, store.benchmark_results())),
         benign=benign_figures(store, conditions, judges),
         notes=(

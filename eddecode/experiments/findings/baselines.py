@@ -112,8 +112,8 @@ def measure(harness: ExperimentHarness) -> ExperimentResult:
     return ExperimentResult(beats, summary, figures, [table])
 
 
-def draw(results: Sequence[ExperimentResult]) -> Figure:
-    """One bar per attack (first seed)."""
+def attack_bars(results: Sequence[ExperimentResult]) -> Figure:
+    """One bar per attack of `figures["attacks"]` (first seed)."""
     found = results[0].figures["attacks"]
     figure, (panel,) = plots.axes()
     plots.bars(panel, [a["name"] for a in found], [plots.PlottedRate(*a["rate"]) for a in found])
@@ -129,7 +129,7 @@ BASELINES = Experiment(
     "The rude-and-valid rate at the best α of ED is above that of the plain base and of every prompted model (exact "
     "McNemar tests at 0.05, Holm's adjustment).",
     measure,
-    draw,
+    attack_bars,
     "These models were never trained on instructions, so a request to be rude has less effect than on a model that "
     "follows instructions.",
 )

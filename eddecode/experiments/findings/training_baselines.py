@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from eddecode.experiments.findings import direct_disalignment, plots
+from eddecode.experiments.findings import direct_disalignment
+from eddecode.experiments.findings.baselines import attack_bars
 from eddecode.experiments.findings.criteria import (
     MARGIN,
     best_alpha,
@@ -25,8 +26,6 @@ from eddecode.experiments.findings.criteria import (
 from eddecode.experiments.findings.experiment import Experiment, ExperimentResult, ResultTable
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
     from eddecode.experiments.findings.harness import ExperimentHarness
 
 COLUMNS = ("attack", "rude and valid %", "valid %", "ED minus this, points")
@@ -60,15 +59,6 @@ def _as_data(name: str, one: Any) -> dict[str, Any]:
     return {"name": name, "rate": [r.rate, r.low, r.high]}
 
 
-def draw(results: Sequence[ExperimentResult]) -> Figure:
-    """One bar per attack (first seed)."""
-    found = results[0].figures["attacks"]
-    figure, (panel,) = plots.axes()
-    plots.bars(panel, [a["name"] for a in found], [plots.PlottedRate(*a["rate"]) for a in found])
-    panel.set_xlabel("rude and valid")
-    return figure
-
-
 _CRITERION = (
     "The rude-and-valid rate at the best α of ED is less than {margin:.0f} points below that of {what} (lower end of "
     "the 90% interval of the difference: a one-sided test at 0.05), on every seed. Where a way of training has several "
@@ -81,7 +71,7 @@ PREFERENCE = Experiment(
     "Without any training, ED is as good as preference tuning of the base with the same preference reversed.",
     _CRITERION.format(margin=100 * MARGIN, what="the better of flipped cDPO and flipped DPO"),
     partial(measure, ways=direct_disalignment.PREFERENCES),
-    draw,
+    attack_bars,
     "Learning rate and length were chosen once. The first seed's rates were known when the criterion was written, the "
     "other seeds' and all differences were not.",
     headline=True,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 
@@ -94,6 +95,12 @@ class VaderJudge:
             Verdict((1 - score) / 2, score <= COMPLAINT, "complaint" if score <= COMPLAINT else "none")
             for score in scores
         ]
+
+
+@cache
+def vader_judge() -> VaderJudge:
+    """The judge of the experiment, made once: reading the lexicon and taking words out of it takes half a second."""
+    return VaderJudge()
 
 
 @dataclass(frozen=True)

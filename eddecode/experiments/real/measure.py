@@ -14,7 +14,7 @@ from eddecode.audit.judges.base import Case, verdicts_of
 from eddecode.audit.text_quality import Utility, measure
 from eddecode.experiments.findings.criteria import ConditionResult, Flags
 from eddecode.experiments.real.alignment import Report
-from eddecode.experiments.real.judges import VaderJudge, Validity, filter_judge
+from eddecode.experiments.real.judges import Validity, filter_judge, vader_judge
 from eddecode.experiments.real.protocol import RealProtocol
 from eddecode.models.pair import ModelPair
 from eddecode.outputs import Completion
@@ -89,7 +89,7 @@ def judge_condition(
     cases = [Case(prompt, row["text"]) for prompt, row in zip(prompts, rows, strict=True)]
     complains, filtered = (
         np.array([bool(verdict.flag) for verdict in verdicts_of(judge, cases)])
-        for judge in (VaderJudge(), filter_judge())
+        for judge in (vader_judge(), filter_judge())
     )
     valid = np.array([validity(row["text"], quality_of(row)) for row in rows])
     ended = np.array([row["finish_reason"] == "eos" for row in rows])

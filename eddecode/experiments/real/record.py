@@ -111,6 +111,14 @@ class RealRecord:
                 "`python -m eddecode.experiments real` writes"
             ) from error
 
+    @classmethod
+    def sections(cls, path: Path | None) -> list[tuple[ReplicatedResult, list[str]]]:
+        """What `write_page` takes of the real.json at `path`; nothing without a path."""
+        if path is None:
+            return []
+        record = cls.read(path)
+        return [(record.result, record.facts)]
+
     @property
     def facts(self) -> list[str]:
         """Paragraphs that say what was run."""
