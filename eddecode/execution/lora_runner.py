@@ -23,7 +23,7 @@ from eddecode.execution.cuda_graph import GraphCapture, GraphModelRunner
 from eddecode.execution.interfaces import ModelRunner, PrefillResult
 from eddecode.execution.model_runner_factory import model_runner_for
 from eddecode.execution.patching import triton_runs
-from eddecode.execution.runner import CachedModelRunner, PairRunner
+from eddecode.execution.runner import CachedModelRunner, PairRunner, all_or_none
 from eddecode.execution.self_check import Expectation, attempt, depends_on_length
 from eddecode.models.float32_pass import LOW_PRECISION, Float32Pass
 from eddecode.models.lora import Factors, logit_distance
@@ -167,13 +167,8 @@ class LoraPairRunner(PairRunner):
 
     def add_all(self, rows: Sequence[Sequence[PrefillResult]]) -> None:
         """See `PairRunner.add_all`: both models' parts of all rows in one launch."""
-        before = self._backbone.occupied
-        try:
+        with all_or_none([self._backbone]):
             self._backbone.add_all([prefix for row in rows for prefix in row])
-        except BaseException:
-            while self._backbone.occupied > before:
-                self._backbone.remove(self._backbone.occupied - 1)
-            raise
 
     @contextmanager
     def _both(self) -> Iterator[None]:

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -218,6 +218,19 @@ class CachedModelRunner:
         }
 
 
+@contextmanager
+def all_or_none(runners: Sequence[ModelRunner]) -> Iterator[None]:
+    """Rows that enter these runners within the block leave them again if it fails."""
+    before = [runner.occupied for runner in runners]
+    try:
+        yield
+    except BaseException:
+        for runner, count in zip(runners, before, strict=True):
+            while runner.occupied > count:
+                runner.remove(runner.occupied - 1)
+        raise
+
+
 class PairRunner:
     """Runs the models of a pair over shared slots; occupied slots are 0 … n−1.
 
@@ -302,13 +315,9 @@ class PairRunner:
 
     def add(self, prefixes: Sequence[PrefillResult]) -> None:
         """Occupy the next slot with a row that begins with one prefix per model: in all models, or in none."""
-        for done, (runner, prefix) in enumerate(zip(self.model_runners, prefixes, strict=True)):
-            try:
+        with all_or_none(self.model_runners):
+            for runner, prefix in zip(self.model_runners, prefixes, strict=True):
                 runner.add(prefix)
-            except BaseException:
-                for earlier in self.model_runners[:done]:
-                    earlier.remove(earlier.occupied - 1)
-                raise
 
     @property
     def adds_together(self) -> bool:
@@ -322,15 +331,9 @@ class PairRunner:
     def add_all(self, rows: Sequence[Sequence[PrefillResult]]) -> None:
         """Occupy the next slots, as `add` does one; a GPU copies all of a model's states in one launch."""
         columns = list(zip(*rows, strict=True))
-        before = [runner.occupied for runner in self.model_runners]
-        try:
+        with all_or_none(self.model_runners):
             for runner, prefixes in zip(self.model_runners, columns, strict=False):
                 runner.add_all(prefixes)  # type: ignore[attr-defined]
-        except BaseException:
-            for runner, count in zip(self.model_runners, before, strict=True):
-                while runner.occupied > count:
-                    runner.remove(runner.occupied - 1)
-            raise
 
     def step_parts(self) -> list[tuple[Any, tuple[int, ...], Callable[[], AbstractContextManager[Any]]]]:
         """Runners, the models that each runs, and what holds while it runs both; see `pair_step.StepPart`."""
