@@ -23,7 +23,7 @@ from eddecode.execution.runner import CachedModelRunner
 from eddecode.execution.uncached_runner import UncachedModelRunner
 from eddecode.models.float32_pass import LOW_PRECISION, Float32Pass
 from eddecode.models.rotary import rope_window
-from eddecode.utils.memory import is_out_of_memory
+from eddecode.utils.memory import if_memory_suffices, is_out_of_memory
 
 _log = logging.getLogger(__name__)
 
@@ -159,18 +159,19 @@ class Expectation:
 
 def _in_float32(plain: UncachedModelRunner, probe: Probe) -> Tensor | None:
     """The logits of a plain pass in float32; None where one converted weight is more than the memory that is left."""
-    try:
+
+    def run() -> Tensor:
         with Float32Pass():
             return plain.logits_at(probe.texts, probe.positions)
-    except RuntimeError as error:
-        if not is_out_of_memory(error):
-            raise
+
+    found = if_memory_suffices(run)
+    if found is None:
         _log.warning(
             "%s: no memory for a pass in float32; the trial compares in %s, and allows more for rounding",
             plain.model.config.model_type,
             plain.model.dtype,
         )
-        return None
+    return found
 
 
 # Runs of a runner on a probe --------------------------------------------------------------------------------------

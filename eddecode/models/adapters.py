@@ -9,11 +9,11 @@ needs one, and the merged model must give the logits of the unmerged one, in flo
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -28,9 +28,7 @@ from eddecode.models.loaded_weights import some
 from eddecode.models.loader import freeze, load_model, one_line
 from eddecode.models.lora import UnmergedLogits, logit_distance, low_rank_factors
 from eddecode.models.safetensors_header import read_header
-from eddecode.utils.memory import is_out_of_memory
-
-T = TypeVar("T")
+from eddecode.utils.memory import if_memory_suffices
 
 # Merging rounds every changed weight once more: a few times what the dtype's rounding does to a pass of the base.
 _ROUNDINGS = 3.0
@@ -65,11 +63,11 @@ def load_merged_adapter(
     model, notes = load_model(replace(base, side="aligned"), load_config)
     _resize_for(adapter, model)
     texts = probe_texts(model, adapter)
-    before = _if_there_is_memory(lambda: _plain_logits(model, texts))
+    before = if_memory_suffices(lambda: _plain_logits(model, texts))
     with _errors_name_adapter(adapter, base):
         wrapped = _wrapped(model, adapter)
     _compare_with_file(wrapped, adapter)
-    expected = _if_there_is_memory(lambda: float32_logits(wrapped, texts))
+    expected = if_memory_suffices(lambda: float32_logits(wrapped, texts))
     with _errors_name_adapter(adapter, base):
         factors = low_rank_factors(wrapped)
         _separate_head(model)
@@ -78,7 +76,7 @@ def load_merged_adapter(
             warnings.simplefilter("ignore")  # on tied embeddings, which were separated
             merged = wrapped.merge_and_unload(safe_merge=True)
     merged.low_rank_factors = factors
-    found = _if_there_is_memory(lambda: float32_logits(merged, texts))
+    found = if_memory_suffices(lambda: float32_logits(merged, texts))
     if before is None or expected is None or found is None:
         notes.append(_NOT_COMPARED)
     else:
@@ -93,16 +91,6 @@ _NOT_COMPARED = Diagnostic(
     "the merged adapter was not compared with peft's own unmerged pass: no memory for a weight in float32",
     "Load it once where there is more memory (device='cpu'), or give a merged checkpoint",
 )
-
-
-def _if_there_is_memory(run: Callable[[], T]) -> T | None:
-    """What a pass gives; None where one converted weight is more than the memory that is left."""
-    try:
-        return run()
-    except RuntimeError as error:
-        if not is_out_of_memory(error):
-            raise
-        return None
 
 
 def probe_texts(model: Any, adapter: Checkpoint) -> list[list[int]]:

@@ -7,14 +7,17 @@ import ctypes
 import gc
 import math
 import mmap
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from eddecode.utils.control_groups import control_group_folders
+
+T = TypeVar("T")
 
 # The share of the free memory that keys and values may take. The rest is for activations, and for the user.
 CACHE_MEMORY_FRACTION = 0.5
@@ -33,6 +36,16 @@ def is_out_of_memory(error: BaseException) -> bool:
         return True
     said = str(error) if isinstance(error, RuntimeError) else ""
     return "can't allocate memory" in said or "CUDA error: out of memory" in said
+
+
+def if_memory_suffices(run: Callable[[], T]) -> T | None:
+    """What `run` gives; None where an allocation of torch's failed on the way."""
+    try:
+        return run()
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        return None
 
 
 def free_bytes(device: torch.device) -> int:
