@@ -124,10 +124,7 @@ class Expectation:
     def problem(self, found: Tensor) -> str | None:
         """Why logits (rows, K, V) are not those of the model; None if they are."""
         if self.rounded is None or found.shape != self.exact.shape:
-            error = relative_error(found, self.exact)
-            if error <= self.tolerance:
-                return None
-            return f"was off by {error:.2g} of the largest logit, above {self.tolerance:g}"
+            return self.structural_problem(found)
         error, rounding = (self._error(logits) for logits in (found, self.rounded))
         limit = (ROUTER_ROUNDINGS if self.has_router else ROUNDINGS) * max(
             rounding, MIN_ROUNDING * self._size()

@@ -80,8 +80,9 @@ def load_merged_adapter(
     if before is None or expected is None or found is None:
         notes.append(_NOT_COMPARED)
     else:
-        merged.unmerged_logits = UnmergedLogits(texts, expected, logit_distance(expected, before.exact))
-        notes += _check_merged(merged.dtype, found, expected, before, adapter)
+        unmerged = UnmergedLogits(texts, expected, logit_distance(expected, before.exact))
+        merged.unmerged_logits = unmerged
+        notes += _check_merged(merged.dtype, found, unmerged, before, adapter)
     return freeze(merged), notes + _adapter_notes(adapter, base, merged.dtype)
 
 
@@ -240,18 +241,16 @@ def _plain_logits(model: Any, texts: Sequence[Sequence[int]]) -> _BaseLogits:
 
 
 def _check_merged(
-    dtype: torch.dtype, found: list[Tensor], expected: list[Tensor], base: _BaseLogits, adapter: Checkpoint
+    dtype: torch.dtype, found: list[Tensor], unmerged: UnmergedLogits, base: _BaseLogits, adapter: Checkpoint
 ) -> list[Diagnostic]:
     """PairError unless the merged model gives the logits of the unmerged one, up to what its dtype rounds.
 
     The limit is measured: merging rounds each changed weight, which is of the size of what a pass of the base in the
     same dtype rounds. A note says so where the adapter moves the logits by no more than that.
     """
-    error, size = (
-        logit_distance(found, expected),
-        logit_distance(expected, [torch.zeros_like(z) for z in expected]),
-    )
-    rounding, moved = logit_distance(base.rounded, base.exact), logit_distance(expected, base.exact)
+    expected, moved = unmerged.logits, unmerged.moved
+    error, rounding = logit_distance(found, expected), logit_distance(base.rounded, base.exact)
+    size = logit_distance(expected, [torch.zeros_like(z) for z in expected])
     limit = max(_ROUNDINGS * rounding, _FLOAT32_TOLERANCE * size)
     if not error <= limit:  # NaN is an error too
         raise PairError(
