@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from eddecode.errors import EngineError
+from eddecode.sampling.contrast import widened
 from eddecode.sampling.dispatch import checked, contrast_and_sample
 from eddecode.sampling.params import SamplingParams
 from eddecode.sampling.penalties import PenalizedText, penalty_term
@@ -317,9 +316,3 @@ def _sample_in_groups(
         tokens[rows], logprobs[:-1, rows] = sampled.tokens, sampled.logprobs[: len(logits)]
         logprobs[-1, rows] = sampled.logprobs[-1]
     return SampledTokens(tokens, logprobs)
-
-
-def widened(logits: Tensor, width: int) -> Tensor:
-    """Logits (n, W) as (n, V) or wider: an id that a model does not have is −inf."""
-    missing = max(0, width - logits.shape[1])
-    return F.pad(logits, (0, missing), value=-math.inf) if missing else logits

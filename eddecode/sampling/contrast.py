@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from eddecode.errors import EngineError
@@ -30,6 +31,12 @@ def pair_weights(alpha: Tensor | float) -> Tensor:
     """
     alpha = torch.as_tensor(alpha, dtype=torch.float32)
     return torch.stack([1 + alpha, -alpha])
+
+
+def widened(logits: Tensor, width: int) -> Tensor:
+    """Logits (n, W) as (n, V) or wider: an id that a model does not have is −inf."""
+    missing = max(0, width - logits.shape[1])
+    return F.pad(logits, (0, missing), value=MASKED) if missing else logits
 
 
 def contrast(

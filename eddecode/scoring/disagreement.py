@@ -20,7 +20,7 @@ from torch import Tensor
 from eddecode.errors import EngineError, ParamsError, PromptError
 from eddecode.execution.factory import separate_pair_runner
 from eddecode.prompts.encoding import encode, token_ids
-from eddecode.scoring.readers import reader_for
+from eddecode.scoring.readers import readers_for
 from eddecode.scoring.scorer import BATCH_TOKENS, LOGIT_BYTES
 
 if TYPE_CHECKING:
@@ -134,11 +134,7 @@ def _prefix(tokenizer: Any) -> list[int]:
 
 def _logits(pair: ModelPair, windows: Sequence[_Window]) -> Iterator[tuple[Tensor, Tensor]]:
     """Both models' logits (K, V) at all positions, a limited number at a time."""
-    runner, width = separate_pair_runner(pair), len(pair.vocabulary)
-    readers = [
-        reader_for(each, model, name)
-        for each, model, name in zip(runner.separate_runners, runner.models, runner.names, strict=True)
-    ]
+    readers, width = readers_for(separate_pair_runner(pair)), len(pair.vocabulary)
     step = max(1, LOGIT_BYTES // (8 * width))
     try:
         for batch in _batches(windows):

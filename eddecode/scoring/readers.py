@@ -20,7 +20,7 @@ from eddecode.errors import EngineError
 from eddecode.execution.interfaces import ModelRunner
 from eddecode.execution.kv_cache import BatchedKVCache
 from eddecode.execution.patching import patched_forward
-from eddecode.execution.runner import CachedModelRunner
+from eddecode.execution.runner import CachedModelRunner, PairRunner
 from eddecode.execution.uncached_runner import UncachedModelRunner
 from eddecode.models.sizes import PREFILL_CHUNK
 
@@ -56,7 +56,15 @@ class LogitsReader(Protocol):
         ...
 
 
-def reader_for(runner: ModelRunner, model: Any, name: str) -> LogitsReader:
+def readers_for(runner: PairRunner) -> list[LogitsReader]:
+    """A reader of each model of a pair or group, on its own weights."""
+    return [
+        _reader_for(each, model, name)
+        for each, model, name in zip(runner.separate_runners, runner.models, runner.names, strict=True)
+    ]
+
+
+def _reader_for(runner: ModelRunner, model: Any, name: str) -> LogitsReader:
     """The faster reader if its logits agree with a plain forward pass; else the slow one, with a warning.
 
     Args:
@@ -71,7 +79,7 @@ def reader_for(runner: ModelRunner, model: Any, name: str) -> LogitsReader:
         warnings.warn(
             f"{name} ({model.config.model_type}): running the head apart from the body {problem}; every text is "
             "scored by plain forward passes instead, which is exact but slow",
-            stacklevel=2,
+            stacklevel=3,
         )
     return ForwardPassReader(model)
 

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from eddecode.errors import ContextError, EngineError, ParamsError
 from eddecode.models.sizes import kv_bytes_per_token
-from eddecode.scoring.readers import LogitsReader, reader_for
+from eddecode.sampling.contrast import widened
+from eddecode.scoring.readers import readers_for
 from eddecode.scoring.scores import DepthProfile, Floats, Score, Scores, TokenScores
 from eddecode.utils.memory import is_out_of_memory, release_memory
 from eddecode_kernels.score import score_rows
@@ -82,10 +83,7 @@ class Scorer:
         self.vocabulary = None if every else self._padded(vocabulary)
         self._largest_ids = [int(model.get_input_embeddings().weight.shape[0]) - 1 for model in runner.models]
         self.memory_budget, self.batch_tokens, self.logit_bytes = memory_budget, batch_tokens, logit_bytes
-        self.readers: list[LogitsReader] = [
-            reader_for(each, model, name)
-            for each, model, name in zip(runner.separate_runners, runner.models, runner.names, strict=True)
-        ]
+        self.readers = readers_for(runner)
         self._logit_widths = [int(model.get_output_embeddings().weight.shape[0]) for model in runner.models]
         self._token_bytes = [kv_bytes_per_token(model) or 0 for model in runner.models]
 
@@ -108,7 +106,8 @@ class Scorer:
                 for item, value in zip(batch, values, strict=True):
                     self._check_finite(item.completion, value, alphas)
                     scores[item.index] = _score(item.completion, value, tuple(alphas), keep_tokens)
-                    depth.add(value[:2, : self._num_readable(item.completion.ids)])
+                    both_read = _num_readable(item.completion.ids, min(self._largest_ids))
+                    depth.add(value[:2, :both_read])
         finally:
             for reader in self.readers:
                 reader.clear_cache()
@@ -206,15 +205,10 @@ class Scorer:
         largest = self._largest_ids[side]
         return tuple(min(i, largest) for i in item.completion.ids)
 
-    def _num_readable(self, ids: Sequence[int]) -> int:
-        """How many tokens follow nothing but what both models can read."""
-        smallest = min(self._largest_ids)
-        return next((at + 1 for at, i in enumerate(ids) if i > smallest), len(ids))
-
     def _rule_out_unreadable(self, ids: Sequence[int], values: Floats, weights: Tensor) -> None:
         """After a token that a model cannot read, it and its contrasts give nothing a probability."""
         for side, largest in enumerate(self._largest_ids):
-            after = next((at + 1 for at, i in enumerate(ids) if i > largest), len(ids))
+            after = _num_readable(ids, largest)
             if after < len(ids):
                 involved = (weights[:, side] != 0).numpy()
                 values[:2, after:] = np.nan
@@ -232,8 +226,7 @@ class Scorer:
             groups.setdefault(tuple(active) if tuple(active) in self._partial else (), []).append(i)
         here, targets = [z.to(device) for z in logits], targets.to(device)
         if self._partial:
-            missing = [max(0, self._width - z.shape[1]) for z in here]
-            here = [F.pad(z, (0, n), value=-np.inf) if n else z for z, n in zip(here, missing, strict=True)]
+            here = [widened(z, self._width) for z in here]
         for active, alphas in groups.items():
             vocabulary = self._padded(self._partial[active]) if active else self.vocabulary
             found = score_rows(here, targets, weights[alphas], vocabulary)
@@ -257,6 +250,11 @@ class Scorer:
                     f"{completion.name}: the contrast at alpha={alpha:g} is out of float32's range; use a smaller "
                     "|alpha|"
                 )
+
+
+def _num_readable(ids: Sequence[int], largest: int) -> int:
+    """How many tokens follow nothing but ids of up to `largest`."""
+    return next((at + 1 for at, i in enumerate(ids) if i > largest), len(ids))
 
 
 def _in_batching_order(items: Sequence[_Item]) -> list[_Item]:

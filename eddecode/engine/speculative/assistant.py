@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from eddecode.engine.sequence import SequenceState, sample, widened
+from eddecode.engine.sequence import SequenceState, sample
 from eddecode.engine.speculative.drafters import (
     OVERHEAD,
     UNLIMITED,
@@ -29,6 +29,7 @@ from eddecode.engine.speculative.drafters import (
 from eddecode.execution.interfaces import PrefillResult
 from eddecode.execution.runner import PairRunner
 from eddecode.models.sizes import kv_bytes_per_token
+from eddecode.sampling.contrast import widened
 
 MAX_PENDING = 16  # tokens that are read late in one pass; a sequence with more is prefilled anew
 
