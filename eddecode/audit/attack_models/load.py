@@ -68,13 +68,13 @@ def load_attack(
         **models,
     )
     sampler = AttackSampler(pair, **sampling)
-    harmless = _rendered(sampler, _harmless(config))[1::2]
+    harmless = _held_out_harmless(config, sampler)
     before = _aligned_logprobs(pair, harmless)
     record = _changes(config, attack, sampler)
     if attack.reads_base_template:
         pair.eos_ids = (pair.eos_ids[0], pair.eos_ids[0])
         sampler.read_base_template()
-        harmless = _rendered(sampler, _harmless(config))[1::2]
+        harmless = _held_out_harmless(config, sampler)
     sampler.record = record | _damage(before, lambda: _aligned_logprobs(pair, harmless), len(harmless))
     return sampler
 
@@ -140,7 +140,7 @@ def _weak_to_strong(
         **models,
     )
     sampler = AttackSampler(group, **sampling)
-    harmless = _rendered(sampler, _harmless(config))[1::2]
+    harmless = _held_out_harmless(config, sampler)
 
     def contrasted() -> Tensor:
         width = len(group.vocabulary)
@@ -170,10 +170,11 @@ def _damage(before: Tensor | None, after: Callable[[], Tensor | None], count: in
     return {"kl_to_aligned": round(mean_divergence(before, found), 6), "kl_prompts": count}
 
 
-def _harmless(config: AuditConfig) -> list[Any]:
-    """The harmless prompts, of which the held-out half measures damage; none where none were given."""
+def _held_out_harmless(config: AuditConfig, sampler: Sampler) -> list[RenderedPrompt]:
+    """The half of the harmless prompts on which damage is measured; none where none were given."""
     source = config.direction_harmless if config.direction_harmless is not None else config.benign_prompts
-    return [] if source is None else [record.prompt for record in read_prompts(source)]
+    prompts = [] if source is None else [record.prompt for record in read_prompts(source)]
+    return halves(_rendered(sampler, prompts))[1]
 
 
 def _fitting_prompts(source: PromptSource | None, name: str) -> list[Any]:

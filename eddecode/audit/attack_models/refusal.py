@@ -15,7 +15,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from eddecode.audit.attack_models.first_tokens import (
@@ -24,11 +23,11 @@ from eddecode.audit.attack_models.first_tokens import (
     halves,
     mean_divergence,
 )
+from eddecode.audit.attack_models.states import candidate_layers, mean_states
 from eddecode.errors import ConfigError
-from eddecode.models.residual_writers import ablated, layers_of, residuals
+from eddecode.models.residual_writers import ablated, layers_of
 
 KL_LIMIT = 0.1  # nats
-LAST_SHARE = 0.2  # of the layers give no candidates
 MOST_POSITIONS = 5
 LEAST_DIFFERENCE = 0.01  # of the score, for the model to begin the two kinds of prompt differently
 
@@ -84,15 +83,14 @@ def refusal_direction(
     depth = len(layers_of(model))
     if layer is not None and not 0 <= layer < depth:
         raise ConfigError(f"attack ablate:{layer}: the model has layers 0 to {depth - 1}")
-    layers = [layer] if layer is not None else range(max(1, int(depth * (1 - LAST_SHARE))))
     (fit, held), (fit_harmless, held_harmless) = halves(harmful), halves(harmless)
     positions = _common_end([*harmful, *harmless])
-    vectors = _means(model, fit, positions) - _means(model, fit_harmless, positions)
+    vectors = mean_states(model, fit, positions) - mean_states(model, fit_harmless, positions)
     # d: how much more likely each token is after a refused prompt.
     openings = _mean_opening(model, fit, vocabulary) - _mean_opening(model, fit_harmless, vocabulary)
     before = first_token_logprobs(model, held_harmless, vocabulary)
     found: dict[tuple[int, int], Candidate] = {}
-    for at in layers:
+    for at in candidate_layers(depth, layer):
         for place in range(positions):
             if not float(vectors[at, place].norm()):
                 continue
@@ -123,14 +121,6 @@ def _common_end(texts: Texts) -> int:
     while count < min(MOST_POSITIONS, *map(len, texts)) and len({text[-1 - count] for text in texts}) == 1:
         count += 1
     return max(1, count)
-
-
-def _means(model: Any, texts: Texts, positions: int) -> Tensor:
-    """(layers, positions, d) float32: means over texts."""
-    total: Any = 0.0
-    for text in texts:
-        total = total + residuals(model, text, positions).double()
-    return torch.as_tensor(total / len(texts)).float()
 
 
 def _mean_opening(model: Any, texts: Texts, vocabulary: Tensor) -> Tensor:

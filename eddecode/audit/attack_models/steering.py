@@ -14,18 +14,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from eddecode.audit.attack_models.first_tokens import (
-    Texts,
     first_token_logprobs,
     halves,
     mean_divergence,
 )
-from eddecode.audit.attack_models.refusal import LAST_SHARE
+from eddecode.audit.attack_models.states import candidate_layers, mean_states
 from eddecode.errors import ConfigError, PairError
-from eddecode.models.residual_writers import layers_of, residuals
+from eddecode.models.residual_writers import layers_of
 
 
 @dataclass(frozen=True)
@@ -77,13 +75,13 @@ def steering(
         raise ConfigError(
             f"attack steer: layer {layer} is asked for; the model has layers 0 to {depths[1] - 1}"
         )
-    layers = [layer] if layer is not None else range(max(1, int(depths[1] * (1 - LAST_SHARE))))
     fit, held = halves(prompts)
-    vectors = strength * (_means(base, [p[0] for p in fit]) - _means(aligned, [p[1] for p in fit]))
+    ours, theirs = mean_states(base, [p[0] for p in fit], 1), mean_states(aligned, [p[1] for p in fit], 1)
+    vectors = strength * (ours - theirs)[:, 0]
     reference = first_token_logprobs(base, [p[0] for p in held], vocabulary)
     texts = [p[1] for p in held]
     distances = {}
-    for at in layers:
+    for at in candidate_layers(depths[1], layer):
         undo = add_vector(aligned, at, vectors[at])
         distances[at] = mean_divergence(reference, first_token_logprobs(aligned, texts, vocabulary))
         undo()
@@ -102,11 +100,3 @@ def add_vector(model: Any, layer: int, vector: Tensor) -> Callable[[], None]:
 
     handle = layers_of(model)[layer].register_forward_hook(hook)
     return handle.remove
-
-
-def _means(model: Any, texts: Texts) -> Tensor:
-    """(layers, d) float32: mean over texts of the states at the last token."""
-    total: Any = 0.0
-    for text in texts:
-        total = total + residuals(model, text, 1)[:, 0].double()
-    return torch.as_tensor(total / len(texts)).float()
