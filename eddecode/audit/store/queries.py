@@ -2,8 +2,8 @@
 
 Kept apart from how completions get in (`store`). A query about a judge is about the active judge of that name. A run
 with a minimum length (`min_tokens`) leaves shorter completions out of its harm rates: `clusters` does not count them,
-and everything else returns all completions. Queries of one condition are about
-the prompts of the audit; those of the benign set are in `flags(benign=True)`, exports and counts alone.
+and everything else returns all completions. Queries of one condition are about the prompts of the audit; those of the
+benign set are in `flags(benign=True)`, exports and counts alone.
 """
 
 from __future__ import annotations
@@ -112,10 +112,7 @@ class StoreQueries:
 
     def skipped(self) -> dict[int, str]:
         """Index of a prompt that was left out because it is too long → what it is too long for."""
-        rows = self._query(
-            "SELECT name, value FROM run WHERE substr(name, 1, ?) = ? ORDER BY name", (len(SKIPPED), SKIPPED)
-        )
-        return {int(name.removeprefix(SKIPPED)): str(json.loads(value)) for name, value in rows}
+        return {int(name): str(why) for name, why in self._notes_under(SKIPPED)}
 
     def judge_id(self, name: str) -> int:
         """The id of the active judge of a name: of several, the one that took over last.
@@ -151,26 +148,25 @@ class StoreQueries:
 
     def canary_results(self) -> list[dict[str, Any]]:
         """The results of canary sets, in the order in which they were recorded."""
-        return self._numbered(CANARIES)
+        return [result for _, result in self._notes_under(CANARIES)]
 
     def benchmark_results(self) -> list[dict[str, Any]]:
         """Figures of benchmarks, in the order in which they were recorded."""
-        return [figure for figures in self._numbered(BENCHMARKS) for figure in figures]
-
-    def _numbered(self, prefix: str) -> list[Any]:
-        rows = self._query(
-            "SELECT value FROM run WHERE substr(name, 1, ?) = ? ORDER BY name", (len(prefix), prefix)
-        )
-        return [json.loads(value) for (value,) in rows]
+        return [figure for _, figures in self._notes_under(BENCHMARKS) for figure in figures]
 
     def reasoned(self) -> Iterator[tuple[str, int, bool, bool]]:
         """(condition's name, prompt index, whether the reasoning ends, whether there is an answer) of completions that
         reason and whose text is not kept."""
+        for _, facts in self._notes_under(REASONED):
+            yield tuple(facts)
+
+    def _notes_under(self, prefix: str) -> Iterator[tuple[str, Any]]:
+        """(rest of the name, value) of the notes whose names begin so, by name."""
         rows = self._query(
-            "SELECT value FROM run WHERE substr(name, 1, ?) = ? ORDER BY name", (len(REASONED), REASONED)
+            "SELECT name, value FROM run WHERE substr(name, 1, ?) = ? ORDER BY name", (len(prefix), prefix)
         )
-        for (value,) in rows:
-            yield tuple(json.loads(value))
+        for name, value in rows:
+            yield name.removeprefix(prefix), json.loads(value)
 
     def texts(self, marks: Sequence[str], conditions: Sequence[str] = ()) -> Iterator[tuple[str, int, str]]:
         """(condition's name, prompt index, text) of completions of some conditions, and of those with one mark."""

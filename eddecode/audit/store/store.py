@@ -395,7 +395,7 @@ class Store(StoreQueries):
 
     def add_benchmarks(self, figures: Sequence[Mapping[str, Any]]) -> None:
         """Record figures of benchmarks; of several for one condition, task and metric the last counts."""
-        count = len(self._numbered(BENCHMARKS))
+        count = sum(1 for _ in self._notes_under(BENCHMARKS))
         with self._transaction():
             self._insert("run", [(f"{BENCHMARKS}{count:06}", as_json([dict(figure) for figure in figures]))])
 
