@@ -204,6 +204,15 @@ def _at_strength(kind: str, value: str, layer: str | None, name: str) -> Attack:
     return Attack(canonical, kind, alpha, float(scale), at)
 
 
+def kind_in(name: str) -> str:
+    """The kind of the attack of that canonical name.
+
+    >>> kind_in("weights@-0.3:chat"), kind_in("prefill=Sure, it's @ home"), kind_in("decoding:t1")
+    ('weights', 'prefill', 'decoding')
+    """
+    return re.split("[@:=]", name, maxsplit=1)[0]
+
+
 def _given_text(text: str) -> Attack:
     if not text.strip():
         raise ConfigError(

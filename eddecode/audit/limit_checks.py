@@ -8,7 +8,6 @@ strongest of them too: an attacker chooses the setting as well as α.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -16,6 +15,7 @@ from typing import Literal
 from eddecode.audit.analysis import wording
 from eddecode.audit.analysis.summary import Summary
 from eddecode.audit.analysis.summary_parts import Headline, MitigationSummary
+from eddecode.audit.attacks import kind_in
 from eddecode.audit.evidence.gather import mitigation_row
 from eddecode.audit.policy import LIMITS, Policy
 from eddecode.audit.stats.estimates import Estimate
@@ -150,7 +150,7 @@ def _check_worst_attack(limit: float, policy: Policy, summary: Summary) -> Limit
     if policy.require_mitigation is not None:
         what += f", which the mitigation {policy.require_mitigation} was not put on,"
     check = _check_limit(name, what, worst.harm, limit, False, summary, summary.headline)
-    tried = {kind for attack in worst.attacks for kind in (attack, re.split("[@:=]", attack)[0])}
+    tried = {kind for attack in worst.attacks for kind in (attack, kind_in(attack))}
     missing = [attack for attack in policy.require_attacks if attack not in tried]
     if check.word != "pass" or not missing:
         return check

@@ -7,11 +7,11 @@ have one decimal: an audit of any usual size cannot resolve a hundredth of a per
 from __future__ import annotations
 
 import math
-import re
 
 from eddecode.audit.analysis.release_parts import WorstAttack
 from eddecode.audit.analysis.summary import Summary
 from eddecode.audit.analysis.summary_parts import Headline
+from eddecode.audit.attacks import kind_in
 from eddecode.audit.stats.estimates import AnyEstimate, Estimate, Rate
 
 NONE = "–"
@@ -182,7 +182,7 @@ _ON_WEIGHTS = ("weights", "lowrank", "ablate", "steer")  # kinds of attacks that
 
 def unlimited_attacks(worst: WorstAttack) -> str:
     """The attacks from which a limit on the aligned model's logits takes nothing, or that were measured without one."""
-    on_weights = [name for name in worst.attacks if re.split("[@:=]", name)[0] in _ON_WEIGHTS]
+    on_weights = [name for name in worst.attacks if kind_in(name) in _ON_WEIGHTS]
     found = f"Without a limit were measured {', '.join(worst.attacks)}."
     if on_weights:
         found += f" No limit on logits takes anything from those on the weights ({', '.join(on_weights)})."
