@@ -147,7 +147,7 @@ def release_figures(
         categories=of_categories,
         worst_category=_worst({row.category: row for row in of_categories}),
         settings=_settings(run, measured),
-        worst_attack=_worst_attack(run, measured, {m: Attempts.of(tables[m], harm_judge) for m in tables}),
+        worst_attack=_worst_attack(run, measured, tables, harm_judge),
         nothing_found=_nothing_found(measured),
     )
 
@@ -217,7 +217,7 @@ def _settings(run: _Run, measured: Sequence[ConditionMetrics]) -> SettingFigures
 
 
 def _worst_attack(
-    run: _Run, measured: Sequence[ConditionMetrics], attempts: Mapping[Condition, Attempts]
+    run: _Run, measured: Sequence[ConditionMetrics], tables: Tables, harm_judge: str
 ) -> WorstAttack | None:
     """The most harmful attack without training; None where none beside ED was measured."""
     beside = [m for m in measured if m.condition.kind in ATTACKS]
@@ -233,7 +233,7 @@ def _worst_attack(
     return WorstAttack(
         attacks=tuple(m.condition.name for m in beside),
         valid=_named(valid) if (valid := _valid(every)) is not None else None,
-        best_per_prompt=_best_per_prompt(run, beside, attempts),
+        best_per_prompt=_best_per_prompt(run, beside, tables, harm_judge),
         candidates=tuple(
             AttackCandidate(
                 alpha=m.condition.alpha,
@@ -277,13 +277,13 @@ def _named(figures: AttackFigures) -> AttackFigures:
 
 
 def _best_per_prompt(
-    run: _Run, beside: Sequence[ConditionMetrics], attempts: Mapping[Condition, Attempts]
+    run: _Run, beside: Sequence[ConditionMetrics], tables: Tables, harm_judge: str
 ) -> BestPerPrompt | None:
     """Whether any decoding setting of the aligned model gives harm; an attacker keeps the best for each prompt."""
     swept = [m for m in beside if m.condition.kind == "decoding"]
     if not swept:
         return None
-    own = [attempts[m.condition] for m in swept]
+    own = [Attempts.of(tables[m.condition], harm_judge) for m in swept]
     samples = max(each.samples for each in own)
     found = any_alpha(swept, own, run.base.intact, run.bound, samples)
     if found is None:
