@@ -27,8 +27,8 @@ from eddecode.errors import ConfigError
 from eddecode.utils.files import atomic_write, read_text
 from eddecode.utils.validation import explain
 
-FILE, PROMPTS, BENIGN_PROMPTS = "audit.toml", "prompts.jsonl", "benign_prompts.jsonl"
-_DIRECTIONS = ("direction_harmful", "direction_harmless")
+FILE = "audit.toml"
+_PROMPTS = ("prompts", "benign_prompts", "direction_harmful", "direction_harmless")  # written as NAME.jsonl
 _SYNONYMS = {
     "judge": "judges",
     "transform": "transforms",
@@ -37,8 +37,8 @@ _SYNONYMS = {
 }  # [[judge]], [[transform]], [system], [template.NAME]
 _THRESHOLDS = ("utility_loss", "min_tokens")  # the keys of [thresholds]
 _PATHS = (
-    *("base", "aligned", "prompts", "base_template", "aligned_template", "finetuned", "transforms"),
-    *("canaries", "policy", "benign_prompts", *_DIRECTIONS, "weak_base", "weak_aligned"),
+    *("base", "aligned", *_PROMPTS, "base_template", "aligned_template", "finetuned", "transforms"),
+    *("canaries", "policy", "weak_base", "weak_aligned"),
 )
 _FILE_OPTIONS = (
     "words",
@@ -181,24 +181,17 @@ def write_as_run(
     folder, table, comment = config.out_folder, {"out": "."}, ""
     if judges is None and not all(isinstance(judge, str | Mapping) for judge in config.judges):
         judges = [judge if isinstance(judge, str) else repr(judge) for judge in config.judges]
-    written: dict[str, tuple[str, Sequence[PromptRecord]]] = {
-        "prompts": (PROMPTS, [record for record in prompts if not record.benign]),
-        "benign_prompts": (BENIGN_PROMPTS, [record for record in prompts if record.benign]),
+    resolved = {
+        "prompts": [record for record in prompts if not record.benign],
+        "benign_prompts": [record for record in prompts if record.benign],
     }
-    for field_name in _DIRECTIONS:
-        given = getattr(config, field_name)
-        if given is not None and not isinstance(given, str | Path):
-            written[field_name] = f"{field_name}.jsonl", read_prompts(given)
-    for field_name, (name, own) in written.items():
-        given = getattr(config, field_name)
-        if given is not None and not isinstance(given, str | Path):
-            records = (
-                {**record.meta, "prompt" if isinstance(record.prompt, str) else "messages": record.prompt}
-                for record in own
-            )
-            lines = "".join(json.dumps(record, ensure_ascii=True) + "\n" for record in records)
-            atomic_write(folder / name, lines, hint=_GO_ON)
-            table[field_name] = name
+    for name in _PROMPTS:
+        given = getattr(config, name)
+        if given is None or isinstance(given, str | Path):
+            continue
+        table[name] = f"{name}.jsonl"
+        records = resolved[name] if name in resolved else read_prompts(given)
+        atomic_write(folder / table[name], "".join(map(_prompt_line, records)), hint=_GO_ON)
     if judges is not None:
         comment = f"# judges given from Python, which a file cannot hold: {', '.join(judges)!a}\n"
     for field in fields(config):
@@ -210,9 +203,15 @@ def write_as_run(
     return atomic_write(folder / FILE, _HEAD + comment + tomli_w.dumps(table), hint=_GO_ON)
 
 
+def _prompt_line(record: PromptRecord) -> str:
+    """A prompt as a line of a file."""
+    form = "prompt" if isinstance(record.prompt, str) else "messages"
+    return json.dumps({**record.meta, form: record.prompt}, ensure_ascii=True) + "\n"
+
+
 def copy_as_run(source: Path, folder: Path) -> None:
     """Copy the audit file of a shard, and its prompts if they lie beside it, into the folder of the merged run."""
-    for name in (FILE, PROMPTS, *(f"{name}.jsonl" for name in _DIRECTIONS)):
+    for name in (FILE, *(f"{name}.jsonl" for name in _PROMPTS)):
         if (source / name).is_file():
             atomic_write(folder / name, (source / name).read_bytes(), hint=_GO_ON)
 

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from eddecode.audit import audit
+from eddecode.audit import AuditConfig, audit, merge
 from eddecode.audit.config_file import read_config_file
 from eddecode.audit.evidence.gather import gather
 from eddecode.audit.judges.refusal import RefusalJudge
@@ -66,6 +66,21 @@ def test_a_run_with_a_benign_set_is_resumed_grown_and_gated(tmp_path: Path) -> N
     )
     assert grown.benign == whole.benign
     assert grown.conditions == whole.conditions
+
+
+def test_merged_shards_have_its_prompts_and_go_on(tmp_path: Path) -> None:
+    parts = [tmp_path / "1", tmp_path / "2"]
+    for number, part in enumerate(parts, start=1):
+        audit(
+            config(part, benign_prompts=BENIGN),
+            sampler=RefusingSampler(),
+            judges=judges(),
+            shard=f"{number}/2",
+        )
+    merged = merge(parts, tmp_path / "merged")
+    assert merged.benign == with_benign(tmp_path / "whole").benign
+    again = AuditConfig(**read_config_file(tmp_path / "merged" / "audit.toml"))
+    assert audit(again, sampler=RefusingSampler(), judges=judges()) == merged
 
 
 def test_reports_and_exports_have_it(tmp_path: Path) -> None:
