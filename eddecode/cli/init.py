@@ -8,10 +8,9 @@ from typing import Annotated
 import tomli_w
 import typer
 
-from eddecode.cli.common import AsJson, print_json
+from eddecode.cli.common import AsJson
+from eddecode.cli.draft import write_draft
 from eddecode.cli.messages import errors_as_messages
-from eddecode.errors import ConfigError
-from eddecode.utils.files import atomic_write
 
 _TEXT = """\
 # An audit: how far can anyone who has both models reverse the alignment of the second one?
@@ -91,16 +90,9 @@ def init(
     with errors_as_messages():
         name = "audit.toml" if str(file) == "-" else file.name
         text = _bundled_audit_file(name) if bundled else audit_file(base, aligned, prompts, name)
-        if str(file) == "-":
-            print_json({"written": None, "text": text}) if as_json else typer.echo(text, nl=False)
-            return
-        if file.exists():
-            raise ConfigError(f"{file} exists; remove it, or name another file")
-        atomic_write(file, text, error=ConfigError, hint="name another file")
-        if as_json:
-            return print_json({"written": str(file)})
         fill_in = "Run it with:" if bundled else "Fill it in, then:"
-        typer.echo(f"Written: {file}. {fill_in} eddecode audit --config {file}", err=True)
+        then = f"{fill_in} eddecode audit --config {file}"
+        write_draft(file, text, then, another="name another file", as_json=as_json)
 
 
 def audit_file(base: str, aligned: str, prompts: str, name: str) -> str:

@@ -8,11 +8,10 @@ from typing import Annotated
 import typer
 
 from eddecode.cli.audit import merge_options
-from eddecode.cli.common import AsJson, print_json
+from eddecode.cli.common import AsJson
+from eddecode.cli.draft import write_draft
 from eddecode.cli.messages import errors_as_messages
 from eddecode.cli.program import add_command
-from eddecode.errors import ConfigError
-from eddecode.utils.files import atomic_write
 
 _program = typer.Typer(help="The policy by which the gate judges a run.", no_args_is_help=True)
 
@@ -41,14 +40,5 @@ def init(
         from eddecode.audit.policy_file import policy_text
 
         text = policy_text(AuditConfig(**merge_options(audit_file, {})), out.name)
-        if str(out) == "-":
-            print_json({"written": None, "text": text}) if as_json else typer.echo(text, nl=False)
-            return
-        if out.exists():
-            raise ConfigError(f"{out} exists; remove it, or choose another with -o")
-        atomic_write(out, text, error=ConfigError, hint="choose another with -o")
-        if as_json:
-            return print_json({"written": str(out)})
-        typer.echo(
-            f"Written: {out}. Set a limit in it, and name it in {audit_file}: policy = {str(out)!r}", err=True
-        )
+        then = f"Set a limit in it, and name it in {audit_file}: policy = {str(out)!r}"
+        write_draft(out, text, then, another="choose another with -o", as_json=as_json)
