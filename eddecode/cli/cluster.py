@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -44,14 +45,7 @@ def plan_for(
     """
     from eddecode.audit.stats.cluster import Work, gpus_per_pair, parse_steps, plan_cluster
 
-    for name, value in (
-        ("--rows", rows),
-        ("--gpus", gpus),
-        ("--price", price),
-        ("--judge-rate", work.get("judged")),
-    ):
-        if value is not None and not value > 0:
-            raise ConfigError(f"{name} is {value:g}; expected a number above 0")
+    require_positive({"--rows": rows, "--gpus": gpus, "--price": price, "--judge-rate": work.get("judged")})
     gpu, asked = _gpu(kind), Work(**work)
     sources: tuple[Steps, ...] = gpu.steps if step is None else (parse_steps(step),)
     if not sources:
@@ -77,6 +71,17 @@ def plan_for(
             for steps in sources
         ],
     }
+
+
+def require_positive(values: Mapping[str, float | None]) -> None:
+    """Check numbers by their names; None: not given.
+
+    Raises:
+        ConfigError: one is not above 0, or not finite.
+    """
+    for name, value in values.items():
+        if value is not None and not (math.isfinite(value) and value > 0):
+            raise ConfigError(f"{name} is {value:g}; expected a number above 0")
 
 
 def _gpu(kind: str) -> Gpu:

@@ -17,7 +17,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from eddecode.cli.cluster import plan_for, print_cluster
+from eddecode.cli.cluster import plan_for, print_cluster, require_positive
 from eddecode.cli.messages import errors_as_messages
 from eddecode.errors import ConfigError
 
@@ -148,9 +148,7 @@ def _work(
             "--cluster needs the size of the pair: --parameters, of both models together, in billions"
         )
     count = found["decision"]["prompts"] if prompts is None else prompts
-    for name, value in (("--prompts", count), ("--bits", bits), ("--longest", longest)):
-        if value is not None and not (math.isfinite(value) and value > 0):
-            raise ConfigError(f"{name} is {value:g}; expected a number above 0")
+    require_positive({"--prompts": count, "--bits": bits, "--longest": longest})
     return {
         "prompts": count,
         "samples": found["expected"]["samples"],
@@ -195,14 +193,7 @@ def make_plan(
         shared=float(known.get("shared", 0.0)),
         alphas=int(known.get("alphas", max(conditions - 2, 1))),
     )
-    for name, value in (
-        ("conditions", conditions),
-        ("tokens", tokens),
-        ("speed", speed),
-        ("parameters", parameters),
-    ):
-        if value is not None and not (math.isfinite(value) and value > 0):
-            raise ConfigError(f"{name} is {value:g}; expected a number above 0")
+    require_positive({"conditions": conditions, "tokens": tokens, "speed": speed, "parameters": parameters})
     size = None if parameters is None else 1e9 * parameters
     found: dict[str, Any] = {
         "expected": {**asdict(expected), "reversal": expected.reversal, "deff": expected.deff},
