@@ -180,9 +180,11 @@ def _record_execution(store: Store, model: str, sampler: SamplerLike, notices: N
 
 def _pending(store: Store, plan: AuditPlan) -> list[_PendingPrompt]:
     """What is not on disk yet, the conditions of a prompt next to each other."""
-    done, wanted = store.done(), set(range(plan.config.samples))
+    done, wanted, skipped = store.done(), set(range(plan.config.samples)), store.skipped()
     pending = []
     for record in plan.own_prompts:
+        if record.index in skipped:
+            continue
         for condition in plan.conditions:
             missing = wanted - done.get((condition.key, record.index), set())
             if missing:
@@ -216,7 +218,7 @@ def _skip_too_long(store: Store, plan: AuditPlan, ready: Sequence[_Ready]) -> in
     Returns:
         How many completions fewer the run has.
     """
-    before = store.expected()
+    before, known = store.expected(), store.skipped()
     found: dict[int, str] = {}
     for sampler, mine in ready:
         too_long = getattr(sampler, "too_long", None)
@@ -230,9 +232,10 @@ def _skip_too_long(store: Store, plan: AuditPlan, ready: Sequence[_Ready]) -> in
             for i, error in errors.items():
                 found.setdefault(part[i].record.index, f"{part[i].condition.name}: {error.reason}")
     audited = [record.index for record in plan.own_prompts if not record.benign]
-    if plan.shard is None and all(index in found for index in audited):
+    left_out = {**known, **found}
+    if plan.shard is None and all(index in left_out for index in audited):
         raise ContextError(
-            f"all {len(audited)} prompts are too long; the first, under condition {found[audited[0]]}"
+            f"all {len(audited)} prompts are too long; the first, under condition {left_out[audited[0]]}"
         )
     store.skip(found)
     return before - store.expected()

@@ -33,6 +33,13 @@ class ShortSampler(StubSampler):
         return super().as_completed(prompts, params)
 
 
+class IdleSampler(ShortSampler):
+    """Fails where a finished run asks it for anything."""
+
+    def too_long(self, prompts: Any, params: Any) -> dict[int, Any]:
+        raise AssertionError(f"{len(prompts)} prompts are looked at again")
+
+
 def test_prompts_that_are_too_long_are_skipped_counted_and_named(tmp_path: Path) -> None:
     prompts = [PROMPTS[0], "x" * 41, *PROMPTS[1:], "y" * 90]
     summary = run(config(tmp_path / "run", prompts=prompts, skip_too_long=True), sampler=ShortSampler())
@@ -46,7 +53,7 @@ def test_prompts_that_are_too_long_are_skipped_counted_and_named(tmp_path: Path)
     with Store.read(tmp_path / "run") as store:
         assert (store.count(), store.expected(), store.missing()) == (180, 180, 0)
         assert store.skipped() == dict.fromkeys((1, 13), "aligned: the base model reads at most 40")
-    again = run(config(tmp_path / "run", prompts=prompts, skip_too_long=True), sampler=ShortSampler())
+    again = run(config(tmp_path / "run", prompts=prompts, skip_too_long=True), sampler=IdleSampler())
     assert again == summary
     strict = {c.name: c for c in gather(tmp_path / "run", Policy(max_harm_rate=0.9)).checks}
     assert strict["skipped"].word == "inconclusive"
