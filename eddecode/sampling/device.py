@@ -16,7 +16,6 @@ from torch import Tensor
 
 from eddecode.sampling import reference, rng
 from eddecode_kernels import layers_triton, sample_triton
-from eddecode_kernels.launching import on_device_of
 from eddecode_kernels.types import Filters, RawSample, SampleInputs, SamplingRows
 
 MAX_FORBIDDEN = 32  # ids that a row may have to avoid
@@ -132,8 +131,7 @@ def _sample_rows(
     )
     if on_gpu:
         masked = sample_triton.ForbiddenIds(ids, until, counter) if forbids else None
-        with on_device_of(logits):
-            raw = sample_triton.launch(inputs, masked, Filters(top_k, top_p, plausibility))
+        raw = sample_triton.launch(inputs, masked, Filters(top_k, top_p, plausibility))
     else:
         raw = reference.contrast_and_sample(inputs)
     for target, value in ((tokens, raw.tokens), (logprobs, raw.logprobs), (status, raw.status)):

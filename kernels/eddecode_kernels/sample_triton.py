@@ -57,8 +57,7 @@ def contrast_and_sample(inputs: SampleInputs) -> RawSample:
     if device.type != "cuda" and not kernels.INTERPRETED:
         raise UnavailableError(f"the logits are on {device}, and Triton runs on CUDA devices")
     try:
-        with on_device_of(inputs.logits):
-            return launch(inputs, filters=inputs.filters)
+        return launch(inputs, filters=inputs.filters)
     except LaunchError as error:
         raise UnavailableError(str(error)) from error
 
@@ -74,6 +73,11 @@ def launch(
         forbidden: more ids that must not be sampled.
         filters: which some row may use; kernels of the others are not launched.
     """
+    with on_device_of(inputs.logits):  # `launches` sees tensors among the arguments only
+        return _enqueue(inputs, forbidden, filters)
+
+
+def _enqueue(inputs: SampleInputs, forbidden: ForbiddenIds | None, filters: Filters) -> RawSample:
     logits = [z if z.stride(1) == 1 or z.shape[1] == 1 else z.contiguous() for z in inputs.logits]
     device, batch, width = logits[0].device, logits[0].shape[0], inputs.width
     call = _Call(batch, width, device)
