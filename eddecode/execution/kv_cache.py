@@ -313,7 +313,8 @@ class BatchedKVCache(Cache):  # type: ignore[misc]
 
     def add_all(self, rows: Sequence[Sequence[tuple[Tensor, Tensor]]]) -> None:
         """Occupy the next slots, as `add` does one, by one launch on a GPU."""
-        if rows and not all(layer.is_initialized for layer in self.layers or [LayerKVCache()]):
+        is_ready = bool(self.layers) and all(layer.is_initialized for layer in self.layers)
+        if rows and not is_ready:
             self.add(rows[0])  # makes what is not there yet
             rows = rows[1:]
         if not rows:

@@ -137,22 +137,21 @@ class LoadConfig:
 
     def from_pretrained_arguments(self) -> dict[str, Any]:
         """Keyword arguments for transformers' `from_pretrained`; creates the offload folder."""
-        device_map = self.device_map
+        device_map, is_split = self.device_map, tensor_parallel.size() > 1
         if (
             device_map is None
+            and not is_split
             and (self.quantization or self.device.type != "cpu")
             and has_package("accelerate")
         ):
             device_map = {"": self.device}  # straight to the device, without a copy of the model on the host
-        if tensor_parallel.size() > 1:
-            device_map = self.device_map  # None, or refused below
         arguments: dict[str, Any] = {"dtype": self.dtype, "device_map": device_map}
         if self.offload_folder is not None:
             self.offload_folder.mkdir(parents=True, exist_ok=True)
             arguments["offload_folder"] = str(self.offload_folder)
         if self.quantization is not None:
             arguments["quantization_config"] = quantization_config(self.quantization, self.dtype)
-        if tensor_parallel.size() > 1:
+        if is_split:
             arguments |= tensor_parallel.from_pretrained_arguments(arguments)
         return arguments
 

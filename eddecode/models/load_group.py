@@ -119,19 +119,18 @@ def _placed(
     """
 
     def check(chosen: list[LoadConfig]) -> None:
-        length = memory.length or _default_length(checkpoints)
-        check_fits(checkpoints, adapter_bases, chosen, memory.slots, length)
+        if memory.check:
+            length = memory.length or _default_length(checkpoints)
+            check_fits(checkpoints, adapter_bases, chosen, memory.slots, length)
 
     spread = on_own_gpus(configs, adapter_bases)
     if spread is not None:
         try:
-            if memory.check:
-                check(spread)
+            check(spread)
             return spread
         except PairError as error:  # such as a GPU that others use: all models on one, as without a second
             _log.info("the models do not get a GPU each: %s", error)
-    if memory.check:
-        check(configs)
+    check(configs)
     return configs
 
 

@@ -27,7 +27,7 @@ def use_long_rope(config: Any) -> bool:
     That is what the model itself does for any text beyond its original window ("longrope": Phi-3 and Phi-4-mini, arXiv
     2402.13753). Short texts are then read by other angles than without it.
     """
-    parts = [part for part in _rope_parts(config.get_text_config()) if part.get("rope_type") == "longrope"]
+    parts = _long_rope_parts(config)
     for part in parts:
         part["short_factor"] = part["long_factor"]
     return bool(parts)
@@ -35,10 +35,9 @@ def use_long_rope(config: Any) -> bool:
 
 def window_note(config: Any, side: str) -> list[Diagnostic]:
     """A note where a model is cut to its original window, with the way to the long one."""
-    config = config.get_text_config()
-    parts = [part for part in _rope_parts(config) if part.get("rope_type") == "longrope"]
+    parts = _long_rope_parts(config)
     original = min((int(part.get("original_max_position_embeddings") or 0) for part in parts), default=0)
-    longest = getattr(config, "max_position_embeddings", None)
+    longest = getattr(config.get_text_config(), "max_position_embeddings", None)
     if (
         not any(_changes_with_length(part) for part in parts)
         or not isinstance(longest, int)
@@ -60,6 +59,11 @@ def _rope_parts(config: Any) -> list[dict[str, Any]]:
     """The rotary parameters: one set per kind of layer, or one for all."""
     rope = getattr(config, "rope_parameters", None) or {}
     return [part for part in rope.values() if isinstance(part, dict)] or [rope]
+
+
+def _long_rope_parts(config: Any) -> list[dict[str, Any]]:
+    """Those with two sets of frequencies, for short and for long texts."""
+    return [part for part in _rope_parts(config.get_text_config()) if part.get("rope_type") == "longrope"]
 
 
 def _changes_with_length(part: dict[str, Any]) -> bool:
