@@ -17,7 +17,7 @@ from torch import Tensor
 
 from eddecode.sampling.contrast import contrast
 from eddecode.sampling.params import SamplingParams
-from eddecode.utils.device import to_device
+from eddecode.utils.device import copy_to_device
 
 _LARGEST = 1e30  # of a change: a penalized logit stays finite
 
@@ -70,8 +70,9 @@ def penalty_term(
         places.append(np.stack([np.full_like(ids, row), ids]))
         minus = params.frequency_penalty * counts + params.presence_penalty * (counts > 0)
         amounts.append(np.stack([np.full(len(ids), params.repetition_penalty), minus]))
-    rows, columns = to_device(np.concatenate(places, axis=1).tolist(), torch.int64, device)
-    factor, minus_all = to_device(np.concatenate(amounts, axis=1).tolist(), torch.float32, device)
+    rows, columns = copy_to_device(torch.from_numpy(np.concatenate(places, axis=1)), device)
+    both = np.concatenate(amounts, axis=1).astype(np.float32)
+    factor, minus_all = copy_to_device(torch.from_numpy(both), device)
     before = contrast([z[rows, columns][:, None] for z in logits], weights[:, rows])[:, 0]
     after = torch.where(before < 0, before * factor, before / factor) - minus_all
     term = torch.zeros(len(texts), width, dtype=torch.float32, device=device)
