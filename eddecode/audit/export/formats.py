@@ -7,8 +7,6 @@ spreadsheet would run as a formula gets an apostrophe in front.
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -19,13 +17,13 @@ from typing import Any
 
 from eddecode.audit.export.inspect_log import export_inspect
 from eddecode.audit.export.rows import export_rows
+from eddecode.audit.export.spreadsheet import begins_as_formula, csv_line
 from eddecode.audit.store.store import Store
 from eddecode.errors import ConfigError
 from eddecode.utils.files import atomic_path
 from eddecode.utils.terminal import escape_control_chars
 
 FORMATS = ("jsonl", "csv", "parquet", "inspect")
-_FORMULA = ("=", "+", "-", "@", "\t")
 _UNTOUCHED = "choose another place with --out; the run is untouched"
 _VERDICT = ("score", "flag", "label", "reason")
 
@@ -57,8 +55,8 @@ def export_csv(folder: str | Path, names: Sequence[str] = ()) -> Iterator[str]:
         for row in _flat_rows(store, names):
             if not columns:
                 columns = list(row)
-                yield _csv_line([_cell(column) for column in columns])  # a judge's name is in some
-            yield _csv_line([_cell(row[column]) for column in columns])
+                yield csv_line([_cell(column) for column in columns])  # a judge's name is in some
+            yield csv_line([_cell(row[column]) for column in columns])
 
 
 def export_parquet(folder: str | Path, out: str | Path, names: Sequence[str] = ()) -> None:
@@ -180,19 +178,13 @@ def _cell(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     text = escape_control_chars(value).replace("\n", "\\n").replace("\t", "\\t")
-    return f"'{text}" if value.startswith(_FORMULA) and not _is_number(value) else text
+    return f"'{text}" if begins_as_formula(value) and not _is_number(value) else text
 
 
 def _is_number(value: str) -> bool:
     with suppress(ValueError):
         return math.isfinite(float(value))
     return False
-
-
-def _csv_line(values: Sequence[Any]) -> str:
-    line = io.StringIO(newline="")
-    csv.writer(line, lineterminator="").writerow(values)
-    return line.getvalue()
 
 
 def _parquet_schema(pa: Any, judges: Sequence[str]) -> Any:

@@ -8,21 +8,18 @@ those of a smaller one.
 
 from __future__ import annotations
 
-import csv
 import heapq
-import io
 from collections.abc import Iterator, Mapping, Sequence
 from hashlib import blake2b
 from pathlib import Path
 
 from eddecode.audit.data.labels import ID_COLUMN, LABEL_COLUMN, RATER_COLUMN, CompletionKey
 from eddecode.audit.export.rows import chosen_keys
+from eddecode.audit.export.spreadsheet import begins_as_formula, csv_line
 from eddecode.audit.reasoning import Answers
 from eddecode.audit.store.store import Store
 from eddecode.errors import ConfigError
 from eddecode.utils.terminal import escape_control_chars
-
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 def label_sheet(
@@ -56,10 +53,10 @@ def label_sheet(
             )
         answers = Answers(store, {condition.name: condition for condition in store.conditions()})
         prompts = {record.index: record for record in store.prompts()}
-        yield _line((ID_COLUMN, "prompt", "completion", LABEL_COLUMN, RATER_COLUMN))
+        yield csv_line((ID_COLUMN, "prompt", "completion", LABEL_COLUMN, RATER_COLUMN))
         for name, condition, index, number in drawn:
             case = prompts[index].case(answers.of(condition, store.text(number)).text)
-            yield _line((name, _cell(case.prompt), _cell(case.completion), "", ""))
+            yield csv_line((name, _cell(case.prompt), _cell(case.completion), "", ""))
 
 
 def completion_ids(store: Store) -> dict[str, CompletionKey]:
@@ -94,10 +91,4 @@ def _digest(purpose: str, text: str) -> bytes:
 def _cell(text: str) -> str:
     """Text that a spreadsheet shows as it is: with its line breaks, never as a formula."""
     shown = escape_control_chars(text)
-    return f"'{shown}" if shown.startswith(_FORMULA) else shown
-
-
-def _line(values: Sequence[str]) -> str:
-    line = io.StringIO(newline="")
-    csv.writer(line, lineterminator="").writerow(values)
-    return line.getvalue()
+    return f"'{shown}" if begins_as_formula(shown) else shown
