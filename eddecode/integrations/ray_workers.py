@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from eddecode.audit.config import AuditConfig
 from eddecode.audit.samplers import load_sampler
 from eddecode.errors import ConfigError, EddecodeError, PromptRelatedError
-from eddecode.utils.threads import VARIABLES
+from eddecode.utils.threads import allowed_threads, set_by_user
 
 if TYPE_CHECKING:
     from eddecode.outputs import Completion
@@ -189,11 +189,8 @@ def _rebuilt(failure: _Failure, start: int) -> EddecodeError:
 
 def threads_per_worker(cores: int, count: int) -> int:
     """Threads of each worker on this machine: what the user has set, else an equal share of the cores."""
-    for name in VARIABLES:
-        value = os.environ.get(name, "").split(",")[0]
-        if value.isdigit() and int(value) > 0:
-            return int(value)
-    return max(1, cores // count)
+    own = set_by_user()
+    return max(1, cores // count) if own is None else own[1]
 
 
 def _started(workers: Workers) -> Any:
@@ -206,7 +203,7 @@ def _started(workers: Workers) -> Any:
     if not ray.is_initialized():
         options: dict[str, Any] = {"log_to_driver": False, "configure_logging": False}
         if workers.address == "local":
-            cores = max(workers.count, len(os.sched_getaffinity(0)))
+            cores = max(workers.count, allowed_threads())
             options |= {"num_cpus": cores, "include_dashboard": False}
         try:
             ray.init(address=workers.address, **options)

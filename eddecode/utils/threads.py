@@ -53,6 +53,15 @@ def allowed_threads() -> int:
     return max(1, min([count, *(math.ceil(quota) for quota in _quotas())]))
 
 
+def set_by_user() -> tuple[str, int] | None:
+    """(variable, count) by which the user has set the number of threads; None: by none."""
+    for name in VARIABLES:
+        value = os.environ.get(name, "").split(",")[0]
+        if value.isdigit() and int(value) > 0:
+            return name, int(value)
+    return None
+
+
 def _quotas() -> Iterator[float]:
     """Processors that each control group of this process allows, where it has a limit (version 1 or 2)."""
     for folder, version in control_group_folders("cpu"):
@@ -71,11 +80,9 @@ def _quotas() -> Iterator[float]:
 def thread_choice() -> ThreadChoice:
     """The count for this process, chosen on the first call; nothing is set (see `use_chosen_threads`)."""
     allowed, cores, now = allowed_threads(), os.cpu_count() or 1, torch.get_num_threads()
-    for name in VARIABLES:
-        value = os.environ.get(name, "").split(",")[0]
-        if value.isdigit() and int(value) > 0:
-            threads = int(value) if name == "EDDECODE_THREADS" else now
-            return ThreadChoice(threads, allowed, cores, f"set by {name}")
+    if (own := set_by_user()) is not None:
+        name, threads = own
+        return ThreadChoice(threads if name == "EDDECODE_THREADS" else now, allowed, cores, f"set by {name}")
     if now not in _defaults(cores):
         return ThreadChoice(now, allowed, cores, "set by the program")
     if allowed == 1:
