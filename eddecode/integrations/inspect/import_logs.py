@@ -241,13 +241,14 @@ def _identity(
     }
     foreign = ", ".join(sorted({str(model) for model in models.values() if model}))
     always = ("dtype", "base_template", "aligned_template", *_SAMPLING)
-    names = [*always, *(name for name in shared if name not in (*always, "base", "aligned"))]
+    unused = [name for name, off in NO_PENALTIES.items() if shared.get(name) == off]
+    names = dict.fromkeys([*always, *shared])  # in this order
     judges = [judge for judge in found.judges.values() if judge.name != HUMAN]
     ordered = sorted(judges, key=lambda judge: judge.role != "harm")
     return {
         "base": shared.get("base") or f"base of {foreign}",
         "aligned": shared.get("aligned") or f"aligned of {foreign}",
-        **{name: shared.get(name) for name in names if shared.get(name, name) != NO_PENALTIES.get(name)},
+        **{name: shared.get(name) for name in names if name not in ("base", "aligned", *unused)},
         **measured,
         "judges": [f"{judge.name}, digest {judge.identity}" for judge in ordered],
     }
