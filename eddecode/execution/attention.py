@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import AttentionInterface
 
 from eddecode.errors import UnsupportedLayersError
-from eddecode.execution.kv_cache import KeyRangeMask
+from eddecode.execution.attention_mask import KeyRangeMask
 from eddecode_kernels.layers_cpu import attend, attention_available
 
 NAME = "eddecode_slots"

@@ -18,9 +18,10 @@ import torch
 from torch import Tensor
 
 from eddecode.execution.attention import attention_in, can_attend
+from eddecode.execution.attention_mask import AttentionMaskBuilder
 from eddecode.execution.compiled.replace import CompiledModules
 from eddecode.execution.interfaces import ModelExecution, ModelRunner, PrefillResult
-from eddecode.execution.kv_cache import AttentionMaskBuilder, BatchedKVCache
+from eddecode.execution.kv_cache import BatchedKVCache
 from eddecode.execution.packing import PACKED_CHUNK, PackedTexts
 from eddecode.execution.patching import Float32LMHead, patched_forward, triton_runs
 from eddecode.execution.row_parts import RowPart

@@ -7,7 +7,7 @@ import torch
 
 from eddecode.errors import UnsupportedLayersError
 from eddecode.execution.attention import NAME, slot_attention
-from eddecode.execution.kv_cache import KeyRangeMask
+from eddecode.execution.attention_mask import KeyRangeMask
 from eddecode.execution.runner import CachedModelRunner
 from eddecode_kernels.layers_cpu import attend, attention_available
 from helpers import decoding, tiny

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from eddecode.execution.attention import attention_in
+from eddecode.execution.attention_mask import KeyRangeMask
 from eddecode.execution.compiled.backends import CompiledBackend, CompiledLayers
 from eddecode.execution.compiled.layer_weights import decoder_layer_weights
 from eddecode.execution.compiled.lora import LoraDelta, LoraRows
-from eddecode.execution.kv_cache import BatchedKVCache, KeyRangeMask
+from eddecode.execution.kv_cache import BatchedKVCache
 from eddecode_kernels.decoder_layer import ForwardContext, KVPointers
 
 _log = logging.getLogger(__name__)

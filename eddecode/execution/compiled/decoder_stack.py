@@ -14,9 +14,10 @@ import torch
 from torch import nn
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
+from eddecode.execution.attention_mask import AttentionMaskBuilder, KeyRangeMask
 from eddecode.execution.compiled.backends import CompiledBackend, CompiledLayers
 from eddecode.execution.compiled.decoder_layer import TRIAL_TOLERANCE, CompiledDecoderLayer
-from eddecode.execution.kv_cache import AttentionMaskBuilder, BatchedKVCache, KeyRangeMask
+from eddecode.execution.kv_cache import BatchedKVCache
 from eddecode.execution.patching import patched_forward
 
 _PARTS = {"embed_tokens", "layers", "norm", "rotary_emb"}
