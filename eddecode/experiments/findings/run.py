@@ -78,8 +78,8 @@ EXPERIMENTS: tuple[Experiment, ...] = (
     limited_access.ACCESS,
     ensembles.PAIRS,
 )
-STARTED_FIRST = (scaling.SIZES.name,)
-"""It trains other bases than the rest, among them the largest of all."""
+STARTED_FIRST = (scaling.SIZES.name, withheld_base.WITHHELD.name)
+"""They train other bases than the rest, which take longest: side by side, no other process waits for these."""
 SEED_STEP = 1_000_000
 """Distance between the seeds of two repetitions, so that seeds which an experiment derives from its own never meet."""
 

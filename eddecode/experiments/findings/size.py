@@ -56,12 +56,12 @@ class ExperimentSize:
         """Fewer steps, requests and α's, three strengths."""
         return cls(
             pretraining=FitConfig(steps=1200, lr=3e-3),
-            distillation=FitConfig(steps=1000, lr=3e-3),
+            distillation=FitConfig(steps=600, lr=3e-3),
             shapes=(SMALL, MIDDLE, ModelShape()),
             requests=200,
             alphas=(0.1, 0.3, 0.6, 1.0, 2.0),
             large_alphas=(5.0,),
-            filter_steps=(20, 160, 1280),
+            filter_steps=(20, 160, 640),
             cdpo_betas=(1.0, 0.2, 0.05),
             tilt_betas=(1.0, 0.3),
             independent_base_steps=(600,),
