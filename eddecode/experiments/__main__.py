@@ -134,6 +134,7 @@ def attacks_command(
     out: Annotated[Path, typer.Option(help="Folder for models, audits and tables.")] = Path("attacks"),
     seed: Annotated[int, typer.Option(help="Seed of models and completions.")] = 0,
     quick: Annotated[bool, typer.Option("--quick", help="Models that are trained for fewer steps.")] = False,
+    samples: Annotated[int, typer.Option(min=1, help="Completions per request and condition.")] = 4,
     only: Annotated[
         list[str] | None, typer.Option(help="Name of an alignment method; may be repeated.")
     ] = None,
@@ -148,8 +149,11 @@ def attacks_command(
     from eddecode.experiments.training import single_thread
 
     console = Console()
-    size = ComparisonSize(ExperimentSize.quick() if quick else ExperimentSize(), methods=tuple(only or ()))
-    command = f"python -m eddecode.experiments attacks --seed {seed}{' --quick' if quick else ''}"
+    size = ComparisonSize(
+        ExperimentSize.quick() if quick else ExperimentSize(), samples=samples, methods=tuple(only or ())
+    )
+    words = ["python -m eddecode.experiments attacks --out", str(out), f"--seed {seed} --samples {samples}"]
+    command = " ".join([*words, *(["--quick"] if quick else []), *(f"--only '{name}'" for name in size.methods)])
     with _errors(), single_thread(), console.status("") as status:
         page = compare_attacks(
             out, size, command, seed=seed, report=lambda what, i, n: status.update(f"{what}: {i} of {n}")

@@ -56,7 +56,7 @@ class ComparisonSize:
     experiment: ExperimentSize
     prompts: int = 100
     fitted: int = 50
-    samples: int = 1
+    samples: int = 4
     methods: tuple[str, ...] = ()
     weak: FitConfig = WEAK
     alignment: FitConfig = ALIGNMENT
