@@ -153,7 +153,9 @@ def attacks_command(
         ExperimentSize.quick() if quick else ExperimentSize(), samples=samples, methods=tuple(only or ())
     )
     words = ["python -m eddecode.experiments attacks --out", str(out), f"--seed {seed} --samples {samples}"]
-    command = " ".join([*words, *(["--quick"] if quick else []), *(f"--only '{name}'" for name in size.methods)])
+    command = " ".join(
+        [*words, *(["--quick"] if quick else []), *(f"--only '{name}'" for name in size.methods)]
+    )
     with _errors(), single_thread(), console.status("") as status:
         page = compare_attacks(
             out, size, command, seed=seed, report=lambda what, i, n: status.update(f"{what}: {i} of {n}")
