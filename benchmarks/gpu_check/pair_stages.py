@@ -19,7 +19,7 @@ from benchmarks.tasks import TASKS, Work
 from eddecode import SamplingParams
 from eddecode.engine.pipeline import row_state
 from eddecode.engine.sequence import Request, SequenceState
-from eddecode.execution.pair_step import captured_loop
+from eddecode.execution.pair_loop import captured_loop
 from eddecode.sampling.rng import stream_key
 
 POSITIONS = 4096  # that the pair may read

@@ -13,6 +13,7 @@ from typing import Protocol
 from torch import Tensor
 
 from eddecode.engine.sequence import SequenceState
+from eddecode.execution.drafted_step import DraftPlan
 
 
 @dataclass(frozen=True)
@@ -29,13 +30,31 @@ class Draft:
     base_logits: Tensor | None = None
 
 
+class Planner(Protocol):
+    """Decides how tokens are drafted where the device drafts them, in captured steps."""
+
+    def plan(self, num_sequences: int) -> DraftPlan:
+        """How the next steps of that many sequences draft."""
+        ...
+
+    def count(self, plan: DraftPlan, right: Sequence[int]) -> None:
+        """Learn from a step: for each sequence that goes on, how many of its drafted tokens were right."""
+        ...
+
+
 class Speculator(Protocol):
     """Proposes tokens.
 
     Attributes:
         lookahead: tokens of each sequence that it proposes at most in one step.
         token_bytes: bytes that it keeps for each token of a sequence, beside the keys and values of the models.
+        planner: of drafts on the device; None where it needs the host.
     """
+
+    @property
+    def planner(self) -> Planner | None:
+        """See above."""
+        ...
 
     @property
     def lookahead(self) -> int:

@@ -24,7 +24,7 @@ from eddecode.engine.pipeline import Pipeline
 from eddecode.engine.scheduler import Scheduler
 from eddecode.engine.sequence import Partial, Request, SamplingBatch, SequenceState, checked_sample, sample
 from eddecode.errors import ContextError, EngineError
-from eddecode.execution.pair_step import CaptureError, captured_loop
+from eddecode.execution.pair_loop import CaptureError, captured_loop
 from eddecode.execution.runner import PairRunner
 from eddecode.utils.memory import is_out_of_memory, release_memory, trim_heap
 from eddecode_kernels.types import SampledTokens
@@ -68,8 +68,11 @@ class Engine:
         self._next_batch: SamplingBatch | None = (
             None  # of the running sequences, if they are as in the last step
         )
-        loop = None if speculator is not None else captured_loop(runner, vocabulary)
-        self.pipeline = None if loop is None else Pipeline(loop, partial_vocabularies)
+        planner = None if speculator is None else speculator.planner
+        loop = None
+        if speculator is None or planner is not None:
+            loop = captured_loop(runner, vocabulary, drafts=speculator is not None)
+        self.pipeline = None if loop is None else Pipeline(loop, partial_vocabularies, planner)
 
     def submit(self, requests: Sequence[Request]) -> list[SequenceState]:
         """Queue requests.
@@ -172,11 +175,12 @@ class Engine:
     def _do_without(self, error: CaptureError) -> None:
         """From now on run the models' own steps, with the host between them; nothing was launched."""
         self.pipeline = None
+        drafts = " with drafts" if self.speculator is not None else ""
         message = (
-            f"the step of {' and '.join(self.runner.names)} cannot be captured as one ({error}); the models' steps are "
-            "launched one after the other instead, which gives the same and is slower"
+            f"the step of {' and '.join(self.runner.names)}{drafts} cannot be captured as one ({error}); the models' "
+            "steps are launched one after the other instead, which gives the same and is slower"
         )
-        self.runner.step_failures.append(message)
+        (self.runner.draft_failures if drafts else self.runner.step_failures).append(message)
         warnings.warn(message, stacklevel=2)
 
     def _collect_all(self, pipeline: Pipeline) -> None:
@@ -185,12 +189,12 @@ class Engine:
 
     def _collect(self, pipeline: Pipeline) -> None:
         """Append what the oldest step in flight sampled."""
-        places, raw = pipeline.collect()
-        sampled = checked_sample(places, raw, self.vocabulary.shape[0], self.runner.names)
-        tokens, logprobs = sampled.tokens.tolist(), sampled.logprobs.T.tolist()
-        for (sequence, _), token, values in zip(places, tokens, logprobs, strict=True):
-            self._check_finite(sequence, values)
-            sequence.append(token, values)
+        for places, raw in pipeline.collect():
+            sampled = checked_sample(places, raw, self.vocabulary.shape[0], self.runner.names)
+            tokens, logprobs = sampled.tokens.tolist(), sampled.logprobs.T.tolist()
+            for (sequence, _), token, values in zip(places, tokens, logprobs, strict=True):
+                self._check_finite(sequence, values)
+                sequence.append(token, values)
 
     def _propose(self) -> Draft:
         """A draft, if there is a speculator; at most as long as every model's context window has room for."""

@@ -1,35 +1,36 @@
 """Pipeline: steps that are launched before the host has read the last one's tokens.
 
 The host reads the tokens of a step, looks for stops and keeps what was sampled while the device decodes the next step.
-A row that stopped is decoded once more than it had to be; what it gave is dropped. When a row enters or leaves, the
-steps in flight are read first, and the rows are written to the device anew.
+A row that stopped is decoded once more than it had to be; what it gave is dropped. When a row enters or leaves, or
+drafts are to be made in another way, the steps in flight are read first, and the rows are written to the device anew.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from functools import cache
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from eddecode.engine.draft import Planner
 from eddecode.engine.sequence import Partial, SamplingBatch, SequenceState
-from eddecode.execution.pair_step import Flight, PairLoop, RowState
+from eddecode.execution.drafted_step import DROPPED, DraftPlan
+from eddecode.execution.pair_loop import NO_DRAFTS, Flight, PairLoop
+from eddecode.execution.pair_step import RowState
 from eddecode.sampling.device import MAX_FORBIDDEN, DeviceRows
 from eddecode_kernels.types import RawSample
 
 _log = logging.getLogger(__name__)
 FOREVER = 1 << 62
-Places = list[tuple[SequenceState, int]]  # sequences, and the positions that a step samples
-
-
-@dataclass(frozen=True)
-class _Launched:
-    places: Places
-    flight: Flight
+PLAN_STEPS = (
+    32  # how often it is asked whether drafts are to be made in another way: a change costs a step's time
+)
+Places = list[
+    tuple[SequenceState, int]
+]  # sequences, and the positions of their completions that were sampled
 
 
 class Pipeline:
@@ -38,12 +39,16 @@ class Pipeline:
     Args:
         loop: launches the steps.
         partial: see `Engine`: sequences with another vocabulary are not served.
+        planner: how tokens are drafted; None drafts none.
     """
 
-    def __init__(self, loop: PairLoop, partial: Partial | None = None) -> None:
-        self._loop, self._partial = loop, partial or {}
-        self._in_flight: list[_Launched] = []
-        self._newest: Places = []
+    def __init__(
+        self, loop: PairLoop, partial: Partial | None = None, planner: Planner | None = None
+    ) -> None:
+        self._loop, self._partial, self._planner = loop, partial or {}, planner
+        self._in_flight: list[Flight] = []
+        self._sequences: list[SequenceState] = []  # of the steps in flight
+        self._plan, self._launches = NO_DRAFTS, 0
 
     @property
     def idle(self) -> bool:
@@ -68,28 +73,49 @@ class Pipeline:
 
     def start(self, sequences: Sequence[SequenceState], lengths: list[list[int]]) -> None:
         """Launch the first step of these sequences, of which the models have read `lengths` tokens."""
-        self._loop.begin(row_state(sequences, lengths, self._loop.vocabulary.device))
-        self._launch([(sequence, len(sequence.tokens)) for sequence in sequences])
+        self._sequences, self._launches = list(sequences), 0
+        self._plan = self._wanted_plan()
+        self._loop.begin(row_state(sequences, lengths, self._loop.vocabulary.device), self._plan)
+        self._launch()
+
+    def _wanted_plan(self) -> DraftPlan:
+        return NO_DRAFTS if self._planner is None else self._planner.plan(len(self._sequences))
 
     def launch_ahead(self) -> None:
-        """Launch one more step, unless the one in flight is the last of all sequences, or the buffers end."""
-        ends = (position + 1 >= s.request.params.max_new_tokens for s, position in self._newest)
-        if self._loop.fits_next() and not all(ends):
-            self._launch([(sequence, position + 1) for sequence, position in self._newest])
+        """Launch one more step, unless all sequences end with those in flight, the buffers end, or the plan changes."""
+        ahead = len(self._in_flight)  # each step adds a token at least
+        ends = (len(s.tokens) + ahead >= s.request.params.max_new_tokens for s in self._sequences)
+        if not self._loop.fits_next() or all(ends):
+            return
+        if self._launches % PLAN_STEPS == 0 and self._wanted_plan() != self._plan:
+            return
+        self._launch()
 
-    def _launch(self, places: Places) -> None:
-        self._in_flight.append(_Launched(places, self._loop.launch()))
-        self._newest = places
+    def _launch(self) -> None:
+        self._in_flight.append(self._loop.launch())
+        self._launches += 1
 
-    def collect(self) -> tuple[Places, RawSample]:
-        """What the oldest step in flight sampled, for the sequences that had not finished before it."""
-        launched = self._in_flight.pop(0)
-        raw = launched.flight.wait()
-        live = [i for i, (sequence, _) in enumerate(launched.places) if sequence.finish_reason is None]
-        at = torch.tensor(live, dtype=torch.int64)
-        return [launched.places[i] for i in live], RawSample(
-            raw.tokens[at], raw.logprobs[:, at], raw.status[at]
-        )
+    def collect(self) -> Iterator[tuple[Places, RawSample]]:
+        """What the oldest step in flight sampled, position by position, for the sequences that go on to it."""
+        raw, width = self._in_flight.pop(0).wait(), self._plan.length + 1
+        before = [len(sequence.tokens) for sequence in self._sequences]
+        live = [i for i, sequence in enumerate(self._sequences) if sequence.finish_reason is None]
+        going = live
+        for ahead in range(width):
+            going = [
+                i for i in going
+                if self._sequences[i].finish_reason is None and raw.tokens[i * width + ahead] != DROPPED
+            ]  # fmt: skip
+            at = torch.tensor(going, dtype=torch.int64) * width + ahead
+            yield (
+                [(self._sequences[i], before[i] + ahead) for i in going],
+                RawSample(raw.tokens[at], raw.logprobs[:, at], raw.status[at]),
+            )
+        if self._planner is not None:
+            added = [len(s.tokens) - n for s, n in zip(self._sequences, before, strict=True)]
+            self._planner.count(
+                self._plan, [added[i] - 1 for i in live if self._sequences[i].finish_reason is None]
+            )
 
     def drop(self) -> None:
         """Forget what is in flight; the next `start` decodes it again."""
@@ -137,5 +163,10 @@ def row_state(sequences: Sequence[SequenceState], lengths: list[list[int]], devi
         forbidden_ids=longs(ids),
         forbidden_until=longs(until),
     )
-    last = [sequence.tokens[-1] for sequence in sequences]
-    return RowState(last, lengths, rows, batch.filters, any(forbidden))
+    texts = [(*s.request.prompts[0], *s.tokens) for s in sequences]
+    # The token that is sampled last need not be read, but has a position: a step in flight may read it.
+    limits = [
+        [len(s.request.prompts[model]) + s.request.params.max_new_tokens - 1 for s in sequences]
+        for model in range(len(lengths))
+    ]
+    return RowState(texts, lengths, limits, rows, batch.filters, any(forbidden))

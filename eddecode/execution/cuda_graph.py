@@ -351,7 +351,8 @@ class GraphModelRunner(CachedModelRunner):
 
     def _capture(self, step: CapturedStep, key: tuple[int, int]) -> None:
         other = next((each.replay for each in self.buffers.steps.values()), None)
-        step.replay = self.capture_step(lambda: self.logits_of(step), key, other)
+        tokens = rearrange(step.inputs[0], "b -> b 1")
+        step.replay = self.capture_step(lambda: self.logits_of(step.cache, tokens), key, other)
 
     def capture_step(self, body: StepBody, key: tuple[int, int], other: GraphReplay | None) -> GraphReplay:
         """Capture a step of (rows, positions) `key`, in the memory of another if there is one.
@@ -375,11 +376,11 @@ class GraphModelRunner(CachedModelRunner):
                 f"({why[0] if why else type(error).__name__}); decode without cuda_graphs"
             ) from error
 
-    def logits_of(self, step: CapturedStep) -> Tensor:
-        """Logits after the step's tokens, (rows, 1, V) float32."""
-        tokens = rearrange(step.inputs[0], "b -> b 1")
+    def logits_of(self, cache: StaticKVCache, tokens: Tensor) -> Tensor:
+        """Logits after each of the tokens (rows, T), (rows, T, V) float32: what a captured step is made of."""
+        everywhere = torch.arange(tokens.shape[1], device=tokens.device).expand(tokens.shape)
         with capturable_experts(self.model):
-            return self._forward(step.cache, tokens, torch.zeros_like(tokens))
+            return self._forward(cache, tokens, everywhere)
 
 
 def _recycle(buffers: GraphBuffers, free_buffers: list[GraphBuffers], most: int) -> None:

@@ -245,6 +245,7 @@ class PairRunner:
 
     Attributes:
         step_failures: why the models' steps cannot be captured as one; engines of this runner and its clones share it.
+        draft_failures: why they cannot with drafts.
     """
 
     def __init__(
@@ -252,6 +253,7 @@ class PairRunner:
     ) -> None:
         self.reasons = list(reasons) or [""] * len(model_runners)
         self.step_failures: list[str] = []
+        self.draft_failures: list[str] = []
         self.names, self.device = pair.names, pair.device
         self.models, self._context_windows = pair.models, pair.context_windows
         self.model_runners = list(model_runners)
@@ -278,8 +280,9 @@ class PairRunner:
     def execution(self) -> list[ModelExecution]:
         """How each model is run."""
         runners = {model: runner for runner, models, _ in self.step_parts() for model in models}
+        failures = [*self.step_failures, *self.draft_failures]
         return [
-            _execution_of(name, runners[model], self.device, [self.reasons[model], *self.step_failures])
+            _execution_of(name, runners[model], self.device, [self.reasons[model], *failures])
             for model, name in enumerate(self.names)
         ]
 

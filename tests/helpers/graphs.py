@@ -9,7 +9,11 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.pairs import Shape, build
 from eddecode.execution.cuda_graph import GraphModelRunner
+from eddecode.execution.factory import separate_pair_runner
+from eddecode.models.pair import ModelPair
+from eddecode.sampler import Sampler
 from helpers import decoding, reference, tiny
 from helpers.tape import Tape
 
@@ -60,3 +64,20 @@ class Driver:
     @property
     def captured(self) -> list[tuple[int, int]]:
         return list(self.model_runner.buffers.steps)
+
+
+def captured_sampler(pair: ModelPair, **options: Any) -> Sampler:
+    made = Sampler(pair, **options)
+    made._runner = separate_pair_runner(pair, Tape)
+    assert all(isinstance(model_runner, GraphModelRunner) for model_runner in made.runner.model_runners)
+    return made
+
+
+def adapted() -> ModelPair:
+    """A pair on one backbone."""
+    made = build(
+        Shape(hidden=32, feed_forward=48, layers=2, heads=4, vocabulary=tiny.VOCAB), "float32", "lora"
+    )
+    pair = made.model_pair()
+    pair.aligned.low_rank_factors = dict(made.factors)
+    return pair

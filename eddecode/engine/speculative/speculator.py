@@ -9,13 +9,14 @@ less often than that.
 The number of drafted tokens follows from the acceptance so far, without a clock. A draft goes on while the share of
 sequences that are likely to accept one more token exceeds the cost of that token, which the drafter estimates; as in
 transformers' dynamic speculation, a draft ends at a token that the drafter is not confident in. A drafter whose
-acceptance falls below its cost pauses, each time for twice as long.
+acceptance falls below its cost pauses, each time for twice as long. Where steps of a pair are captured, drafts are made
+on the device instead (`eddecode.engine.speculative.planner`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -24,81 +25,13 @@ from torch import Tensor
 from eddecode.engine.draft import Draft
 from eddecode.engine.sequence import SequenceState
 from eddecode.engine.speculative.drafters import BaseDrafter, Drafter, DraftTokens, NgramDrafter
+from eddecode.engine.speculative.planner import DraftPlanner, planner_of
+from eddecode.engine.speculative.stats import SpeculationStats
 from eddecode.execution.runner import PairRunner
 
 Mode = Literal["off", "auto", "base", "ngram"]
 
 LOOKAHEAD = 11  # drafted tokens of a step at most
-# The acceptance that is assumed at first, and the number of outcomes that this counts for.
-ASSUMED_ACCEPTANCE, ASSUMED_OUTCOMES = 0.8, 4
-MEMORY = 30  # outcomes that an acceptance rate is the mean of, roughly
-PAUSE = (64, 2048)  # steps: the first pause of a drafter, and the longest
-
-
-class AcceptanceRate:
-    """Moving average of outcomes in [0, 1]; of few outcomes it is their mean with the assumed value."""
-
-    def __init__(self, assumed: float = ASSUMED_ACCEPTANCE) -> None:
-        self.value, self._weight = assumed, ASSUMED_OUTCOMES
-
-    def add(self, outcome: float) -> None:
-        """Count an outcome."""
-        self._weight = min(self._weight + 1, MEMORY)
-        self.value += (outcome - self.value) / self._weight
-
-
-@dataclass
-class DrafterStats:
-    """Statistics of one drafter.
-
-    Attributes:
-        overall: share of its tokens that were right, per step.
-        by_level: the same by (kind of request, confidence level).
-        pause: steps that it still pauses for.
-        next_pause: length of its next pause.
-    """
-
-    overall: AcceptanceRate = field(default_factory=AcceptanceRate)
-    by_level: dict[Hashable, AcceptanceRate] = field(default_factory=dict)
-    pause: int = 0
-    next_pause: int = PAUSE[0]
-
-    def is_paused(self) -> bool:
-        """Whether it pauses in this step; each call counts one step."""
-        self.pause = max(0, self.pause - 1)
-        return self.pause > 0
-
-    def rate(self, key: Hashable) -> AcceptanceRate:
-        """The acceptance of tokens with this key; until some were verified, that of all tokens."""
-        return self.by_level.setdefault(key, AcceptanceRate(self.overall.value))
-
-    def add_step(self, outcome: float, floor: float) -> None:
-        """Count the share of right tokens of one step; pause if the average falls below the floor."""
-        self.overall.add(outcome)
-        if outcome >= floor:
-            self.next_pause = PAUSE[0]
-        if self.overall.value < floor:
-            self.pause, self.next_pause = self.next_pause, min(2 * self.next_pause, PAUSE[1])
-            self.overall = AcceptanceRate()
-
-
-@dataclass
-class SpeculationStats:
-    """Statistics that outlive the engines in which they were collected.
-
-    Attributes:
-        verified: drafted tokens that were verified, up to the first wrong one of each draft.
-        accepted: those of them that were right.
-        drafters: statistics of each drafter, by its name.
-    """
-
-    verified: int = 0
-    accepted: int = 0
-    drafters: dict[str, DrafterStats] = field(default_factory=dict)
-
-    def of(self, drafter: Drafter) -> DrafterStats:
-        """The statistics of a drafter."""
-        return self.drafters.setdefault(drafter.name, DrafterStats())
 
 
 @dataclass(frozen=True)
@@ -118,6 +51,9 @@ class AdaptiveSpeculator:
         drafters: in the order of preference.
         stats: statistics of earlier engines.
         num_draft_tokens: draft this many tokens at every step, whether it pays or not; for tests and measurements.
+
+    Attributes:
+        planner: see `Speculator.planner`.
     """
 
     lookahead = LOOKAHEAD
@@ -131,6 +67,7 @@ class AdaptiveSpeculator:
         self.drafters = tuple(drafters)
         self.stats = stats or SpeculationStats()
         self.num_draft_tokens = num_draft_tokens
+        self.planner: DraftPlanner | None = planner_of(self.drafters, self.stats, num_draft_tokens)
         self._proposals: list[_Proposal] = []  # of the step in progress
 
     @classmethod
@@ -169,13 +106,13 @@ class AdaptiveSpeculator:
         return Draft()
 
     def _may_draft(self, drafter: Drafter, num_sequences: int) -> bool:
-        return drafter.cost(num_sequences) < 1 and not self.stats.of(drafter).is_paused()
+        return drafter.cost(num_sequences) < 1 and not self.stats.of(drafter.name).is_paused()
 
     def _draft(self, drafter: Drafter, sequences: Sequence[SequenceState], room: int) -> _Proposal:
         """Tokens of a drafter, for as long as one more is worth its cost."""
         most = min(room, self.num_draft_tokens or LOOKAHEAD)
         cost = drafter.cost(len(sequences))
-        stats = self.stats.of(drafter)
+        stats = self.stats.of(drafter.name)
         accepted = [1.0] * len(sequences)  # the chance that all drafted tokens so far are right
         proposed: list[DraftTokens] = []
         num_verified = 0
@@ -196,7 +133,7 @@ class AdaptiveSpeculator:
     def update(self) -> None:
         """See `Speculator.update`: compare what was proposed, also what was not verified, with what was sampled."""
         for proposal in self._proposals:
-            stats = self.stats.of(proposal.drafter)
+            stats = self.stats.of(proposal.drafter.name)
             total = 0
             for i, (sequence, length) in enumerate(proposal.sequences):
                 for j, sampled in enumerate(sequence.tokens[length : length + len(proposal.tokens)]):

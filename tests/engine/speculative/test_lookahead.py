@@ -19,11 +19,11 @@ from eddecode.engine.speculative.drafters import (
     confidence_levels,
     verification_cost,
 )
-from eddecode.engine.speculative.speculator import (
+from eddecode.engine.speculative.speculator import AdaptiveSpeculator
+from eddecode.engine.speculative.stats import (
     MEMORY,
     PAUSE,
     AcceptanceRate,
-    AdaptiveSpeculator,
     DrafterStats,
     SpeculationStats,
 )

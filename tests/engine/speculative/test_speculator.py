@@ -13,7 +13,8 @@ from eddecode import ModelPair, Sampler, SamplingParams
 from eddecode.engine.draft import Draft
 from eddecode.engine.speculative.drafters import BaseDrafter, NgramDrafter, NgramIndex
 from eddecode.engine.speculative.factory import assistant_for
-from eddecode.engine.speculative.speculator import AdaptiveSpeculator, SpeculationStats
+from eddecode.engine.speculative.speculator import AdaptiveSpeculator
+from eddecode.engine.speculative.stats import SpeculationStats
 from eddecode.execution.factory import separate_pair_runner
 from eddecode.execution.lora_runner import LoraPairRunner
 from eddecode.execution.uncached_runner import UncachedModelRunner
