@@ -196,16 +196,16 @@ def test_a_pair_decodes_the_tokens_of_two_plain_models_in_captured_steps() -> No
 def test_drafts_in_a_captured_step_change_no_bit(llama: Any) -> None:
     """Log-probabilities are to the bit those of one token at a time, whether a draft was right or not."""
     pair = ModelPair.from_models(llama, tiny.tiny_aligned(llama).to(DEVICE))
-    prompts = [decoding.prompt(i, 2 + 3 * i, 4 - i, VOCAB) for i in range(2)]
-    params = decoding.GREEDY.replace(alpha=0.2, max_new_tokens=4, logprobs=True)
+    prompt = decoding.prompt(1, 2, 3, VOCAB)
+    params = decoding.GREEDY.replace(alpha=0.2, max_new_tokens=3, logprobs=True)
     made = Sampler(pair)
     made._runner = separate_pair_runner(pair, CudaGraph if DEVICE == "cuda" else Tape)
-    plain = made.generate(prompts, params)
+    plain = made.generate(prompt, params)[0]
     made.speculator = AdaptiveSpeculator([BaseDrafter()], num_draft_tokens=1)
-    found = made.generate(prompts, params)
-    assert made.speculator.stats.verified > made.speculator.stats.accepted > 0
-    assert decoding.tokens(found) == decoding.tokens(plain)
-    assert [c.logprobs for c in found] == [c.logprobs for c in plain]
+    found = made.generate(prompt, params)[0]
+    assert made.speculator.stats.verified > 0
+    assert found.token_ids == plain.token_ids
+    assert found.logprobs == plain.logprobs
 
 
 def test_an_adapter_and_its_base_enter_and_decode_together() -> None:
