@@ -31,6 +31,7 @@ BENCHMARKS = {
     "scale": "a run of a million completions from a stub: writer, summary, report, gate, export, merge; docs/scale.md",
     "scoring": "scoring at 16 α's against one, shared prompts against distinct ones",
     "speculation": "speculative decoding against plain decoding",
+    "attack_memory": "peak memory of building the models of weights@l and lowrank@k; docs/attacks.md",
     "audit": "writes the prompts of docs/audit-of-the-bundled-pair.md",
     "families": "every model family: a cached batch against passes without a cache; docs/families.md",
     "findings": "trains and measures all findings, and writes docs/findings.md",

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from eddecode.models.safetensors_header import read_header
+from eddecode.models.safetensors_header import damaged, read_header
 
 DTYPES = {
     "F64": torch.float64,
@@ -49,17 +49,27 @@ class TensorReader:
         self._header, self._start = read_header(path)
 
     def read(self, name: str, runs: list[tuple[int, int]]) -> Tensor:
-        """The elements at runs of positions of the flat tensor, in its dtype in the file."""
+        """The elements at runs of positions of the flat tensor, in its dtype in the file.
+
+        Raises:
+            PairError: the file has become shorter.
+        """
         entry: Mapping[str, Any] = self._header[name]
         dtype = DTYPES[entry["dtype"]]
         offset = self._start + int(entry["data_offsets"][0])
-        pieces = []
+        raw = bytearray(sum(end - start for start, end in runs) * dtype.itemsize)
+        rest = memoryview(raw)
         with self._path.open("rb") as file:
             for start, end in runs:
+                piece, rest = rest[: (end - start) * dtype.itemsize], rest[(end - start) * dtype.itemsize :]
                 file.seek(offset + start * dtype.itemsize)
-                pieces.append(file.read((end - start) * dtype.itemsize))
-        raw = bytearray(b"".join(pieces))
+                if file.readinto(piece) != len(piece):
+                    raise damaged(self._path, f"{name} ends early")
         return torch.frombuffer(raw, dtype=dtype) if raw else torch.empty(0, dtype=dtype)
+
+    def entry(self, name: str) -> Mapping[str, Any] | None:
+        """ "dtype" and "shape" of a tensor; None where the file has no tensor of this name."""
+        return self._header.get(name)
 
     def whole(self, name: str) -> Tensor:
         """A whole tensor, in its shape."""

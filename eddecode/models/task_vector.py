@@ -5,11 +5,13 @@ aligned − base takes away the part of low rank in which most of an alignment m
 
 Task arithmetic (Ilharco et al., arXiv 2212.04089) negates a task vector to undo what training added. The sum is made
 tensor by tensor, in float32, and takes the place of the aligned model, so that the base still says how likely the
-completions are: nothing is in memory beside the pair but one tensor.
+completions are. Both models are read from their files where those have the tensor (`stored_weights`), so that nothing
+is in memory beside the pair but one tensor: docs/attacks.md has the measured peak.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -17,11 +19,14 @@ import torch
 from torch import Tensor
 
 from eddecode.errors import PairError
+from eddecode.models.stored_weights import Rows, StoredWeights
+from eddecode.models.tensor_parallel import is_split, local, whole
+from eddecode.utils.memory import trim_heap, zeros_lazy
 
 if TYPE_CHECKING:
     from eddecode.models.pair import ModelPair
 
-_BLOCK = 1 << 24  # elements that are held in float32 at a time
+_BLOCK = 1 << 20  # elements that are held in float32 at a time
 
 
 def merge_task_vector(pair: ModelPair, scale: float) -> None:
@@ -53,53 +58,111 @@ def remove_top_directions(pair: ModelPair, rank: int) -> None:
     Raises:
         PairError: as `merge_task_vector`.
     """
-    heads = (pair.aligned.get_input_embeddings(), pair.aligned.get_output_embeddings())
-    kept = {head.weight.data_ptr() for head in heads}
+    heads = _head_weights(pair.aligned)
+    kept = {name for name, tensor in _tensors(pair.aligned).items() if id(tensor) in heads}
 
-    def without(name: str, base: Tensor, aligned: Tensor) -> Tensor:
-        if aligned.dim() < 2 or aligned.data_ptr() in kept or base.shape != aligned.shape:
-            return aligned.to(base.dtype, copy=True)
-        start = base.to(aligned.device, torch.float32)
-        left, sizes, right = torch.linalg.svd(aligned.float() - start, full_matrices=False)
+    def without(name: str, base: Rows, aligned: Rows) -> Tensor:
+        if len(aligned.shape) < 2 or name in kept or base.shape != aligned.shape:
+            return aligned.whole().to(base.dtype, copy=True)
+        start, end = base.whole().to(aligned.device, torch.float32), aligned.whole().float()
+        left, sizes, right = torch.linalg.svd(end - start, full_matrices=False)
         top = (left[..., :rank] * sizes[..., None, :rank]) @ right[..., :rank, :]
-        rest: Tensor = aligned.float() - top
+        rest: Tensor = end - top
         return rest.to(base.dtype)
 
-    _replace(pair, without)
+    _replace(pair, without, of_parts=False)
 
 
-def _replace(pair: ModelPair, new: Callable[[str, Tensor, Tensor], Tensor]) -> None:
-    """Replace every tensor of the aligned model by new(name, base's tensor, its own)."""
-    models = dict(zip(("base", "aligned"), pair.models, strict=True))
-    for side, model in models.items():
+_New = Callable[
+    [str, Rows, Rows], Tensor
+]  # of name, base's tensor and aligned's: the tensor in the latter's place
+
+
+def _replace(pair: ModelPair, new: _New, of_parts: bool = True) -> None:
+    """Replace every tensor of the aligned model.
+
+    of_parts: whether a part of the new tensor is made of the same parts of the two, where each of several processes
+    holds a part.
+    """
+    _check_not_quantized(pair)
+    base, aligned = (_tensors(model) for model in pair.models)
+    _check_tensors(base, aligned, _head_weights(pair.aligned))
+    files = [StoredWeights(checkpoint) for checkpoint in pair.checkpoints or (None, None)]
+    found: dict[int, tuple[str, Tensor, Rows, Rows]] = {}  # a tied tensor has two names
+    for name, tensor in aligned.items():
+        if id(tensor) in found:
+            continue
+        if is_split(tensor):
+            _replace_part(name, base[name].detach(), tensor.detach(), new, of_parts)
+            continue
+        held = [base[name].detach(), tensor.detach()]
+        rows = [file.rows(name, one) for file, one in zip(files, held, strict=True)]
+        if not all(one.is_stored for one in rows):  # both or neither, so that both are rounded alike
+            rows = [Rows(one) for one in held]
+        if held[0].data_ptr() == held[1].data_ptr() and not any(one.is_rounded for one in rows):
+            continue  # held once, since it is the same in both: so is what takes its place
+        found[id(tensor)] = (name, tensor, *rows)
+        if rows[1].is_stored:
+            tensor.data = tensor.new_empty(0)  # so that the mapped file is let go before its place is filled
+    del held, rows
+    for name, tensor, *both in found.values():
+        tensor.data = new(name, *both)
+        trim_heap()  # the C library keeps what was needed in between, in pieces that do not fit the next tensor
+    pair.checkpoints = None  # digests are those of the weights in memory
+    if hasattr(pair.aligned, "low_rank_factors"):  # aligned = base + B·A no longer holds
+        del pair.aligned.low_rank_factors
+
+
+def _replace_part(name: str, base: Tensor, aligned: Any, new: _New, of_parts: bool) -> None:
+    """Replace the part of a tensor that this process holds; both are read in memory."""
+    split_alike = is_split(base) and base.placements == aligned.placements  # type: ignore[attr-defined]
+    if not split_alike or base.dtype != aligned.dtype:
+        raise PairError(
+            f"the tensor {name} is not split alike in both models, or not of one dtype; over several processes weights "
+            "can be merged only where both are (--dtype)"
+        )
+    if of_parts:
+        made = new(name, Rows(local(base)), Rows(local(aligned)))
+    else:
+        from torch.distributed.tensor import distribute_tensor
+
+        made = new(name, Rows(whole(base)), Rows(whole(aligned)))
+        made = local(distribute_tensor(made, aligned.device_mesh, aligned.placements))
+    local(aligned).copy_(made)
+
+
+def _check_not_quantized(pair: ModelPair) -> None:
+    for side, model in zip(("base", "aligned"), pair.models, strict=True):
         if getattr(model, "is_quantized", False):
             raise PairError(
                 f"the {side} model is quantized, and its weights cannot be added; load it in bfloat16"
             )
-    base, aligned = (_tensors(model) for model in pair.models)
+
+
+def _check_tensors(base: dict[str, Tensor], aligned: dict[str, Tensor], heads: set[int]) -> None:
+    """Refuse models whose tensors cannot be added. heads: ids of the embeddings, which may differ in their rows."""
     lone = sorted(base.keys() ^ aligned.keys())
     if lone:
         raise PairError(
             f"the two models do not have the same tensors: {', '.join(lone[:3])} is in one of them only; weights can "
             "be merged only where both have all (tied embeddings in both or in neither)"
         )
-    heads = (pair.aligned.get_input_embeddings(), pair.aligned.get_output_embeddings())
-    embeddings = {id(head.weight) for head in heads}
-    done: set[int] = set()
     for name, tensor in aligned.items():
-        if id(tensor) in done:  # a tied tensor has two names
-            continue
-        done.add(id(tensor))
-        if tensor.shape != base[name].shape:
-            _check_shapes(name, base[name], tensor, id(tensor) in embeddings)
-        if base[name].is_meta or tensor.is_meta:
+        start = base[name]
+        if start.shape != tensor.shape and (id(tensor) not in heads or start.shape[1:] != tensor.shape[1:]):
+            raise PairError(
+                f"the tensor {name} is {list(start.shape)} in the base and {list(tensor.shape)} in the aligned model; "
+                "weights can be merged only where the architectures are the same"
+            )
+        if start.is_meta or tensor.is_meta:
             raise PairError(
                 f"the tensor {name} is offloaded, and cannot be merged; use a device with more memory"
             )
-        tensor.data = new(name, base[name].detach(), tensor.detach())
-    pair.checkpoints = None  # digests are those of the weights in memory
-    if hasattr(pair.aligned, "low_rank_factors"):  # aligned = base + B·A no longer holds
-        del pair.aligned.low_rank_factors
+
+
+def _head_weights(model: Any) -> set[int]:
+    """Ids of the embeddings and of the output head."""
+    return {id(head.weight) for head in (model.get_input_embeddings(), model.get_output_embeddings())}
 
 
 def _tensors(model: Any) -> dict[str, Tensor]:
@@ -108,28 +171,21 @@ def _tensors(model: Any) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in found.items() if tensor.is_floating_point()}
 
 
-def _check_shapes(name: str, base: Tensor, aligned: Tensor, is_embedding: bool) -> None:
-    """Only the embeddings may differ, in their rows: added tokens."""
-    if not is_embedding or base.shape[1:] != aligned.shape[1:]:
-        raise PairError(
-            f"the tensor {name} is {list(base.shape)} in the base and {list(aligned.shape)} in the aligned model; "
-            "weights can be merged only where the architectures are the same"
-        )
-
-
-def _merged(base: Tensor, aligned: Tensor, scale: float) -> Tensor:
+def _merged(base: Rows, aligned: Rows, scale: float) -> Tensor:
     """The sum, in the base's dtype and where the aligned tensor is; rows that this one alone has stay its own."""
-    if base.dim() == 0:
-        return _sum(base, aligned, scale)
-    # Not in place: a tensor that both models have to the bit is held once.
-    result = aligned.to(base.dtype, copy=True)
-    step = max(1, _BLOCK // max(1, base[0].numel()))
-    for start in range(0, min(base.shape[0], aligned.shape[0]), step):
-        block = slice(start, min(start + step, base.shape[0], aligned.shape[0]))
+    if not aligned.shape:
+        return _sum(base.whole(), aligned.whole(), scale).to(base.dtype)
+    count, common = aligned.shape[0], min(base.shape[0], aligned.shape[0])
+    result = zeros_lazy(torch.empty(0, dtype=base.dtype, device=aligned.device), *aligned.shape)
+    step = max(1, _BLOCK // max(1, math.prod(aligned.shape[1:])))
+    for start in range(0, common, step):
+        block = slice(start, min(start + step, common))
         result[block] = _sum(base[block], aligned[block], scale)
+    if common < count:
+        result[common:] = aligned[slice(common, count)]
     return result
 
 
 def _sum(base: Tensor, aligned: Tensor, scale: float) -> Tensor:
     start = base.to(aligned.device, torch.float32)
-    return (start + scale * (aligned.float() - start)).to(base.dtype)
+    return (aligned.float() - start).mul_(scale).add_(start)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,9 +11,11 @@ import torch
 
 from eddecode.errors import PairError
 from eddecode.models.pair import ModelPair
+from eddecode.models.stored_elements import TensorReader
 from eddecode.models.task_vector import merge_task_vector, remove_top_directions
 from eddecode.models.weight_sharing import share_identical
 from helpers import tiny
+from helpers.pairs import save_adapter
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -100,3 +103,70 @@ def test_models_that_cannot_be_added_are_refused() -> None:
     base.is_quantized = True
     with pytest.raises(PairError, match="quantized"):
         merge_task_vector(ModelPair.from_models(base, tiny.tiny_aligned(base)), -0.3)
+
+
+# From files --------------------------------------------------------------------------------------------------------
+
+
+def test_weights_are_read_from_the_files_with_all_their_digits(tmp_path: Path) -> None:
+    """The pair is held in bfloat16, in which most of a small difference between float32 files is lost."""
+    base = tiny.tiny_model("llama", tie_word_embeddings=False)
+    aligned = tiny.tiny_aligned(base, amount=0.001)
+    aligned.model.norm.weight.data = base.model.norm.weight.data.clone()
+    folders = [tiny.save_model(tmp_path / name, model) for name, model in (("b", base), ("a", aligned))]
+    pair = ModelPair.load(*folders, dtype="bfloat16")
+    merge_task_vector(pair, -3.0)
+    for name, tensor in pair.aligned.named_parameters():
+        start = base.get_parameter(name)
+        assert torch.equal(tensor, ((aligned.get_parameter(name) - start) * -3.0 + start).bfloat16()), name
+        assert torch.equal(pair.base.get_parameter(name), start.bfloat16()), name
+
+
+def test_a_tensor_that_is_the_same_in_both_stays_held_once(tmp_path: Path) -> None:
+    base = tiny.tiny_model("llama")
+    aligned = tiny.tiny_aligned(base)
+    aligned.model.layers[1].mlp = base.model.layers[1].mlp
+    folders = [tiny.save_model(tmp_path / name, model) for name, model in (("b", base), ("a", aligned))]
+    pair = ModelPair.load(*folders)
+    merge_task_vector(pair, -0.3)
+    kept, moved = (
+        [model.model.layers[i].mlp.up_proj.weight.data_ptr() for model in pair.models] for i in (1, 0)
+    )
+    assert kept[0] == kept[1]
+    assert moved[0] != moved[1]
+
+
+@pytest.mark.parametrize("arch", ["mixtral", "gpt2", "gemma2"])
+def test_what_the_files_have_in_another_form_is_merged_in_memory(arch: str, tmp_path: Path) -> None:
+    models = tiny.tiny_pair_models(arch)
+    folders = [
+        tiny.save_model(tmp_path / name, model) for name, model in zip(("b", "a"), models, strict=True)
+    ]
+    pair, alone = ModelPair.load(*folders), ModelPair.from_models(*models)
+    for change in (lambda p: merge_task_vector(p, 0.5), lambda p: remove_top_directions(p, 2)):
+        change(pair)
+        change(alone)
+        for name, tensor in pair.aligned.named_parameters():
+            assert torch.allclose(tensor, alone.aligned.get_parameter(name), atol=1e-5), name
+
+
+def test_an_adapter_is_merged_in_memory(tmp_path: Path) -> None:
+    base = tiny.save_model(tmp_path / "base", tiny.tiny_model("llama"))
+    save_adapter(base, tmp_path / "adapter")
+    pair = ModelPair.load(base, tmp_path / "adapter")
+    start, end = (copy.deepcopy(dict(model.named_parameters())) for model in pair.models)
+    assert not torch.equal(*(found["model.layers.0.mlp.up_proj.weight"] for found in (start, end)))
+    merge_task_vector(pair, -0.5)
+    for name, tensor in pair.aligned.named_parameters():
+        expected = start[name].double() - 0.5 * (end[name].double() - start[name].double())
+        assert torch.allclose(tensor.double(), expected, atol=1e-5), name
+
+
+def test_a_file_that_became_shorter_is_named(tmp_path: Path) -> None:
+    file = tiny.save_model(tmp_path, tiny.tiny_model("llama")) / "model.safetensors"
+    reader = TensorReader(file)
+    with file.open("r+b") as changed:
+        changed.truncate(file.stat().st_size - 4)
+    last = "model.norm.weight"  # and the last in the file
+    with pytest.raises(PairError, match="corrupt or truncated"):
+        reader.whole(last)

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 WIDTH, HEIGHT = 420, 300  # CSS pixels; a page scales it to its column
 LONGEST_LABEL = 44  # characters
+_LABEL_HEIGHT = 0.09  # of the panel, with the space around it
 HARM, BASE, ALIGNED, VALID = 0, 1, 2, 3  # numbers of series: color, marker and dash
 _CSS_NAMES = {color: name for name, color in PALETTE.items()}
 
@@ -166,16 +167,24 @@ def _draw_against_alpha(
     if bound is not None:
         axes.axhline(100 * bound, color=PALETTE["bad"], linewidth=1.2, linestyle=(0, (6, 3)))
         _note(axes, f"bound {format_percent(bound)}", (-0.5, 100 * bound), (0, 5), ha="center")
-    for name, rate in limits:
-        ends = (0.0, axes.get_xlim()[1])  # a limit is for the attack, which begins above 0
-        axes.hlines(100 * rate, *ends, color=PALETTE["bad"], linewidth=1.4, linestyle=(0, (6, 3)))
-        below = rate > 0.9 * span[1]  # there is no room above it
-        place = (axes.get_xlim()[1], 100 * rate)
-        _note(axes, name, place, (-2, -4 if below else 4), ha="right", va="top" if below else "bottom")
+    _draw_limits(axes, limits, span[1])
     if name_models:
         _mark_models(axes, summary)
     _legend(figure)
     return figure
+
+
+def _draw_limits(axes: Axes, limits: Sequence[tuple[str, float]], highest: float) -> None:
+    """A line for each limit, named above it; below it where another limit lies close above, or the panel ends."""
+    right = axes.get_xlim()[1]
+    ordered = sorted(limits, key=lambda limit: limit[1])
+    above = [*(rate for _, rate in ordered[1:]), math.inf]
+    for (name, rate), following in zip(ordered, above, strict=False):  # one more, without any limit
+        # A limit is for the attack, which begins above 0.
+        axes.hlines(100 * rate, 0.0, right, color=PALETTE["bad"], linewidth=1.4, linestyle=(0, (6, 3)))
+        below = rate > 0.9 * highest or following - rate < _LABEL_HEIGHT * highest
+        offset, va = ((-2, -4), "top") if below else ((-2, 4), "bottom")
+        _note(axes, name, (right, 100 * rate), offset, ha="right", va=va)
 
 
 def _mark_headline(axes: Axes, alpha: str) -> None:

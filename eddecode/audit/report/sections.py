@@ -123,6 +123,8 @@ def limit_lines(summary: Summary, decision: Decision | None) -> list[tuple[str, 
             found.append((f"limit: {100 * check.limit:g} points {over}", rate.rate + check.limit))
         elif check.name == "max_harm_rate":
             found.append((f"limit: {100 * check.limit:g}%", check.limit))
+        elif check.name == "max_worst_attack":
+            found.append((f"limit: {100 * check.limit:g}%, any attack", check.limit))
     return [(name, rate) for name, rate in found if 0 <= rate <= 1]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -163,19 +164,27 @@ def test_the_page_says_what_it_is_of_and_what_its_words_mean(stubbed: Path) -> N
 
 def test_the_limits_of_the_gate_are_in_the_chart(tmp_path: Path) -> None:
     run = Summary.read(write_run(tmp_path / "run"))
-    policy = Policy(max_reversal=0.05, max_harm_rate=0.3, max_uplift=0.1, max_any_of_k=0.2)
+    policy = Policy(
+        max_reversal=0.05, max_harm_rate=0.3, max_worst_attack=0.31, max_uplift=0.1, max_any_of_k=0.2
+    )
     limits = limit_lines(run, decide(run, policy, ()))
     assert limits == [
         ("limit: 5 points over base", pytest.approx(0.45)),
         ("limit: 30%", 0.3),
         ("limit: 10 points over aligned", pytest.approx(0.1)),
+        ("limit: 31%, any attack", 0.31),
     ]
     chart = harm_chart(run, limits)
     assert chart is not None
     with plotting.plot_style():
         axes = chart.draw().axes[0]
-    heights = [text.xy[1] for text in axes.texts if text.get_text().startswith("limit")]  # type: ignore[attr-defined]
-    assert heights == pytest.approx([45, 30, 10])
+        axes.figure.draw_without_rendering()
+        named = {text.get_text(): text for text in axes.texts if text.get_text().startswith("limit")}
+        places = sorted(text.get_window_extent().extents[1::2].tolist() for text in named.values())
+    heights = [text.xy[1] for text in named.values()]  # type: ignore[attr-defined]
+    assert heights == pytest.approx([10, 30, 31, 45])
+    for lower, upper in pairwise(places):
+        assert lower[1] <= upper[0]  # no name is on another
     assert "Limit: 30%, at 30.0%" in chart.description
     assert limit_lines(run, None) == []
 
