@@ -12,7 +12,7 @@ is in memory beside the pair but one tensor: docs/attacks.md has the measured pe
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -95,22 +95,25 @@ def _replace(pair: ModelPair, new: _New, of_parts: bool = True) -> None:
         if is_split(tensor):
             _replace_part(name, base[name].detach(), tensor.detach(), new, of_parts)
             continue
-        held = [base[name].detach(), tensor.detach()]
-        rows = [file.rows(name, one) for file, one in zip(files, held, strict=True)]
-        if not all(one.is_stored for one in rows):  # both or neither, so that both are rounded alike
-            rows = [Rows(one) for one in held]
-        if held[0].data_ptr() == held[1].data_ptr() and not any(one.is_rounded for one in rows):
-            continue  # held once, since it is the same in both: so is what takes its place
+        rows = _sources(files, name, base[name].detach(), tensor.detach())
+        is_same = base[name].data_ptr() == tensor.data_ptr() and not any(one.is_rounded for one in rows)
+        if is_same:  # held once, and so is what takes its place
+            continue
         found[id(tensor)] = (name, tensor, *rows)
         if rows[1].is_stored:
             tensor.data = tensor.new_empty(0)  # so that the mapped file is let go before its place is filled
-    del held, rows
-    for name, tensor, *both in found.values():
-        tensor.data = new(name, *both)
+    for name, tensor, start, end in found.values():
+        tensor.data = new(name, start, end)
         trim_heap()  # the C library keeps what was needed in between, in pieces that do not fit the next tensor
     pair.checkpoints = None  # digests are those of the weights in memory
     if hasattr(pair.aligned, "low_rank_factors"):  # aligned = base + B·A no longer holds
         del pair.aligned.low_rank_factors
+
+
+def _sources(files: Sequence[StoredWeights], name: str, base: Tensor, aligned: Tensor) -> tuple[Rows, Rows]:
+    """Where the tensor of both models is read: both in files or both in memory, so that they are rounded alike."""
+    start, end = files[0].rows(name, base), files[1].rows(name, aligned)
+    return (start, end) if start.is_stored and end.is_stored else (Rows(base), Rows(aligned))
 
 
 def _replace_part(name: str, base: Tensor, aligned: Any, new: _New, of_parts: bool) -> None:
