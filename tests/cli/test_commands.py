@@ -10,7 +10,7 @@ import subprocess
 import sys
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO, cast
 
 import pytest
 from rich.cells import cell_len
@@ -21,6 +21,7 @@ from eddecode.audit.export.formats import export_jsonl
 from eddecode.audit.report.curve import write_curve
 from eddecode.cli import app
 from eddecode.models.sizes import format_bytes
+from helpers.process import forked, run_command
 
 COMMANDS = (
     *("audit", "judge", "demo", "generate", "pair", "export"),
@@ -195,8 +196,19 @@ def assert_close(left: Any, right: Any, where: str = "") -> None:
         assert left == right, where
 
 
-def stop_at(tenth: int, command: list[str], how: signal.Signals) -> tuple[int, str]:
-    """Start a real process, stop it when it says that so many tenths are on disk; exit status and what it said then."""
+def say_until(tenth: int, stderr: TextIO) -> str:
+    """What an audit says until so many tenths of its completions are on disk."""
+    lines = []
+    for line in stderr:
+        lines.append(line)
+        said = re.match(r"(\d+) of (\d+) completions on disk", line)
+        if said and 10 * int(said[1]) >= tenth * int(said[2]):
+            break
+    return "".join(lines)
+
+
+def interrupted(command: list[str]) -> tuple[int, str]:
+    """Start a program, interrupt it as Ctrl-C does once a tenth is on disk; exit status and what it said."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     # A shell starts background jobs with SIGINT ignored, and a child inherits that.
     heeded = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
@@ -207,16 +219,11 @@ def stop_at(tenth: int, command: list[str], how: signal.Signals) -> tuple[int, s
         env=environment,
         preexec_fn=heeded,  # noqa: PLW1509
     ) as process:
-        assert process.stderr is not None
-        lines = []
-        for line in process.stderr:
-            lines.append(line)
-            said = re.match(r"(\d+) of (\d+) completions on disk", line)
-            if said and 10 * int(said[1]) >= tenth * int(said[2]):
-                process.send_signal(how)
-                break
-        lines.append(process.stderr.read())
-    return process.returncode, "".join(lines)
+        stderr = cast(TextIO, process.stderr)
+        said = say_until(1, stderr)
+        process.send_signal(signal.SIGINT)
+        said += stderr.read()
+    return process.returncode, said
 
 
 def test_stopped_twice_and_rerun(pair_folders: tuple[Path, Path], words: Path, tmp_path: Path) -> None:
@@ -224,13 +231,15 @@ def test_stopped_twice_and_rerun(pair_folders: tuple[Path, Path], words: Path, t
     stopped, alone = tmp_path / "stopped", tmp_path / "alone"
     options = audit_options(pair_folders, words, stopped, prompts=80)
     options[options.index("--max-new-tokens") + 1] = "40"
-    command = [sys.executable, "-m", "eddecode.cli", *options]
-    status, said = stop_at(1, command, signal.SIGINT)
+    status, said = interrupted([sys.executable, "-m", "eddecode.cli", *options])
     assert status == 130, said
     assert f"Stopped. The completions so far are in {stopped}; the same command continues from there." in said
     assert "Traceback" not in said
-    status, _ = stop_at(4, command, signal.SIGKILL)
-    assert status == -signal.SIGKILL
+    child, stderr = forked(partial(run_command, *options))
+    with stderr:
+        said = say_until(4, stderr)
+        os.kill(child, signal.SIGKILL)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL, said
     assert not (stopped / "summary.json").exists()
     assert invoke(*options).exit_code == 0
     assert invoke(*(str(alone) if option == str(stopped) else option for option in options)).exit_code == 0

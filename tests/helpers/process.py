@@ -1,11 +1,63 @@
-"""Figures of the operating system about the process that runs the tests."""
+"""The process that runs the tests: figures of the operating system about it, and copies of it that run commands."""
 
 from __future__ import annotations
 
+import os
+import signal
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, TextIO
+
+import torch
+
+from eddecode.cli import app
 
 
 def resident(field: str = "VmRSS") -> int:
     """Bytes in memory now, or at the peak ("VmHWM")."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(1024 * int(line.split()[1]) for line in lines if line.startswith(field))
+
+
+def forked(work: Callable[[], Any]) -> tuple[int, TextIO]:
+    """Do some work in a copy of this process: a real process that can be killed, and that has nothing to import.
+
+    It computes with one thread, since a copy lacks the threads of the process that was copied.
+
+    Returns:
+        The child's process id, and what it writes to standard error. Its exit status is that of `SystemExit`, 0 where
+        the work ends without, and 1 after any other exception.
+    """
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child:
+        os.close(writer)
+        return child, os.fdopen(reader)
+    status = 1  # nothing may leave this branch: it is a copy of the whole test process
+    try:
+        os.dup2(writer, 2)
+        sys.stderr = os.fdopen(2, "w", buffering=1)
+        os.environ["OMP_NUM_THREADS"] = "1"
+        torch.set_num_threads(1)
+        work()
+        status = 0
+    except SystemExit as ended:
+        status = int(ended.code or 0)
+    except BaseException as error:
+        print(repr(error), file=sys.stderr)
+    finally:
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def run_command(*arguments: str) -> None:
+    """`eddecode ARGUMENTS`, for a copy of this process, which it ends where it hangs.
+
+    Raises:
+        SystemExit: it ends with another exit status than 0.
+    """
+    signal.alarm(570)
+    status = app(list(arguments), standalone_mode=False)
+    if status:
+        raise SystemExit(status)

@@ -6,12 +6,14 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from eddecode.audit import AuditConfig, audit
 from eddecode.audit.store.store import Store
@@ -21,6 +23,7 @@ from eddecode.models import tensor_parallel
 from eddecode.models.load_config import LoadConfig
 from eddecode.utils import torchrun
 from helpers import tiny
+from helpers.process import forked, run_command
 from helpers.stub_runs import exported
 
 PROMPTS = ["where is my order?", "good evening", "a refund, please"]
@@ -48,19 +51,37 @@ def torchrun_audit(folder: Path, *options: str, processes: int = 2) -> subproces
     )
 
 
+def launch(processes: int, *options: str) -> None:
+    """What torchrun does with `eddecode audit …`, but its processes are copies of this one."""
+    config = LaunchConfig(
+        **{"min_nodes": 1, "max_nodes": 1, "nproc_per_node": processes, "max_restarts": 0},
+        **{"rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0", "run_id": "audit", "start_method": "fork"},
+    )
+    elastic_launch(config, run_command)("audit", *options)
+
+
 def test_two_processes_decode_the_tokens_of_one(tmp_path: Path) -> None:
     """With a head of an odd number of rows, a second template, and an attack that decodes in two steps."""
     base, aligned = tiny.save_pair(tmp_path, vocab=301)
     (tmp_path / "prompts.json").write_text(json.dumps([{"prompt": text} for text in PROMPTS]))
     options = {"alphas": "0.5,1", "samples": 2, "max_new_tokens": 12, "attacks": "prefill:3"}
-    done = torchrun_audit(
-        tmp_path,
-        *("--base", str(base), "--aligned", str(aligned), "--prompts", "prompts.json", "--judge", "lexicon"),
+    given = (
+        *("--base", str(base), "--aligned", str(aligned), "--prompts", str(tmp_path / "prompts.json")),
+        *(
+            "--judge",
+            "lexicon",
+            "--further-base-template",
+            "plain={prompt}",
+            "--out",
+            str(tmp_path / "split"),
+        ),
         *(f"--{name.replace('_', '-')}={value}" for name, value in options.items()),
-        *("--further-base-template", "plain={prompt}", "--out", "split"),
     )
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "recomputed for every token" not in done.stderr  # each process has its part of a key-value cache
+    child, stderr = forked(partial(launch, 2, *given))
+    with stderr:
+        said = stderr.read()
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0, said[-3000:]
+    assert "recomputed for every token" not in said  # each process has its part of a key-value cache
     config = AuditConfig(
         base=base,
         aligned=aligned,
