@@ -11,11 +11,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before transformers is imported:
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
-from transformers.utils import logging
 
-from helpers import tiny
-
-logging.disable_progress_bar()
+# Imports of torch and transformers stay inside functions: xdist's own process reads this file and needs neither.
 
 # Where audits draw their pictures.
 DRAWING = ("eddecode.audit.run", "eddecode.audit.merging")
@@ -24,11 +21,21 @@ DRAWING = ("eddecode.audit.run", "eddecode.audit.merging")
 @pytest.fixture(scope="session")
 def pair_folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A Llama pair as two checkpoint folders (base, aligned); read them, do not write to them."""
+    from helpers import tiny
+
     return tiny.save_pair(tmp_path_factory.mktemp("pair"))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Slow tests first: one that begins last would be waited for by all other workers."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 
 def pytest_collection_finish() -> None:
     """What was imported stays: garbage collections need not look through all of the libraries each time."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
     gc.collect()
     gc.freeze()
 

@@ -226,6 +226,7 @@ def interrupted(command: list[str]) -> tuple[int, str]:
     return process.returncode, said
 
 
+@pytest.mark.slow
 def test_stopped_twice_and_rerun(pair_folders: tuple[Path, Path], words: Path, tmp_path: Path) -> None:
     """Stopped by Ctrl-C, then killed, then left to finish: the same command ends in the table of an undisturbed run."""
     stopped, alone = tmp_path / "stopped", tmp_path / "alone"

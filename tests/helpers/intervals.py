@@ -9,8 +9,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
-from scipy import optimize
+from scipy import optimize, special
 from scipy import stats as distributions
 
 Condition = Sequence[tuple[float, float]]  # (flagged, total) per prompt
@@ -26,6 +27,11 @@ class NaiveRate:
 
 
 def naive_rate(condition: Condition, level: float) -> NaiveRate:
+    return _naive_rate(tuple(condition), level)
+
+
+@cache
+def _naive_rate(condition: Condition, level: float) -> NaiveRate:
     flagged, total = [f for f, _ in condition], [t for _, t in condition]
     k, n = len(total), sum(total)
     p = sum(flagged) / n
@@ -61,7 +67,7 @@ def _beta_root(chance: float, a: float, b: float) -> float:
     low, high = -745.0, 0.0
     for _ in range(200):
         middle = (low + high) / 2
-        if distributions.beta.cdf(math.exp(middle), a, b) < chance:
+        if special.betainc(a, b, math.exp(middle)) < chance:
             low = middle
         else:
             high = middle

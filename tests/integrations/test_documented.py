@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from helpers.paths import ROOT
+
+pytestmark = pytest.mark.slow
 
 
 def test_every_block_runs(documented: Any) -> None:

@@ -60,6 +60,7 @@ def launch(processes: int, *options: str) -> None:
     elastic_launch(config, run_command)("audit", *options)
 
 
+@pytest.mark.slow
 def test_two_processes_decode_the_tokens_of_one(tmp_path: Path) -> None:
     """With a head of an odd number of rows, a second template, and an attack that decodes in two steps."""
     base, aligned = tiny.save_pair(tmp_path, vocab=301)

@@ -16,6 +16,7 @@ from helpers.interpreter import CAN_RUN, FILES, run_files
 from helpers.paths import ROOT
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(CAN_RUN, reason="these tests run in this process")
 def test_the_layers_pass_in_the_interpreter() -> None:
     passed = run_files(*FILES)
