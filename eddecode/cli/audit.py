@@ -1,77 +1,43 @@
-"""The commands that make and use a run: `audit`, `judge` (with other judges) and `export` (its completions)."""
+"""The commands that make a run: `audit`, and `merge` of its shards; and how an audit file and options are one."""
 
 from __future__ import annotations
 
-import json
-import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from eddecode.cli.common import (
-    AlignedTemplate,
+from eddecode.cli.common import follows_another_process, print_json, print_notes, run_audit
+from eddecode.cli.messages import errors_as_messages
+from eddecode.cli.options import (
     AsJson,
-    BaseTemplate,
-    BatchSize,
-    Device,
-    DeviceMap,
-    EscapeSpecials,
-    FoldSystem,
-    FrequencyPenalty,
-    IgnoreEos,
+    Canaries,
+    EndOptions,
+    FilterOptions,
     KeepThinking,
-    LongContext,
     MaskIds,
-    MinP,
-    Prefill,
-    PresencePenalty,
-    Quantization,
-    RepetitionPenalty,
+    PlacementOptions,
+    RenderingOptions,
     Revision,
-    Speculation,
-    Stop,
-    SuppressEos,
-    TemplateVar,
-    TopK,
-    decoding_options,
-    follows_another_process,
     given_only,
     parse_systems,
     parse_templates,
-    print_files,
-    print_json,
-    print_notes,
-    print_summary,
-    progress_on_stderr,
-    rendering_options,
-    run_audit,
 )
-from eddecode.cli.logs import export_inspect_logs
-from eddecode.cli.messages import errors_as_messages
 from eddecode.cli.program import add_command
 from eddecode.errors import ConfigError
 
 _ALPHAS = "0.1,0.3,0.6,1,2"
 _REQUIRED = ("base", "aligned", "prompts", "out")
-Canaries = Annotated[
-    Path | None,
-    typer.Option(
-        help="Completions whose harm is known (.jsonl), by which the harm judge is shown to see harm.",
-        show_default=False,
-    ),
-]
-_RunFolder = Annotated[Path, typer.Argument(help="Folder of a run.", show_default=False)]
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands to the program."""
-    for command in (audit, merge, judge, export):
+    for command in (audit, merge):
         add_command(app, command)
-    add_command(app, label_sheet, "label-sheet")
 
 
 def audit(
+    *,
     base: Annotated[
         str | None, typer.Option(help="Base checkpoint: a local folder or a hub id.", show_default=False)
     ] = None,
@@ -143,18 +109,11 @@ def audit(
         float | None,
         typer.Option(help="Nucleus sampling on the contrasted distribution. Default: 1 (off)."),
     ] = None,
-    top_k: TopK = None,
-    min_p: MinP = None,
-    repetition_penalty: RepetitionPenalty = None,
-    presence_penalty: PresencePenalty = None,
-    frequency_penalty: FrequencyPenalty = None,
+    filters: FilterOptions,
     max_new_tokens: Annotated[
         int | None, typer.Option(help="Maximum length of a completion, in tokens. Default: 128.")
     ] = None,
-    suppress_eos: SuppressEos = False,
-    ignore_eos: IgnoreEos = False,
-    long_context: LongContext = False,
-    stop: Stop = None,
+    ends: EndOptions,
     seed: Annotated[
         int | None, typer.Option(help="Random seed; the same seed gives the same completions. Default: 0.")
     ] = None,
@@ -162,17 +121,8 @@ def audit(
         str | None,
         typer.Option(help="Data type of the weights: auto, float32, bfloat16 or float16. Default: auto."),
     ] = None,
-    device: Device = None,
-    device_map: DeviceMap = None,
-    quantization: Quantization = None,
-    batch_size: BatchSize = None,
-    speculation: Speculation = None,
-    base_template: BaseTemplate = None,
-    aligned_template: AlignedTemplate = None,
-    template_var: TemplateVar = None,
-    fold_system: FoldSystem = False,
-    prefill: Prefill = None,
-    escape_specials: EscapeSpecials = True,
+    placement: PlacementOptions,
+    rendering: RenderingOptions,
     mask_ids: MaskIds = None,
     keep_thinking: KeepThinking = False,
     base_revision: Revision = None,
@@ -306,8 +256,8 @@ def audit(
         **{"prompt_column": prompt_column, "category_column": category_column},
         **{"benign_prompts": benign_prompts, "skip_too_long": skip_too_long or None},
         **{"samples": samples, "temperature": temperature, "top_p": top_p, "max_new_tokens": max_new_tokens},
-        **{"stop": stop, "seed": seed, "dtype": dtype, "device": device, "judges": judge},
-        **{"base_template": base_template, "aligned_template": aligned_template},
+        **{"seed": seed, "dtype": dtype, "judges": judge},
+        **{"mask_ids": mask_ids, "keep_thinking": keep_thinking or None},
         **{"base_revision": base_revision, "aligned_revision": aligned_revision},
         **{"mitigations": mitigations, "transforms": transforms, "extra_alphas": extra_alphas},
         **{"attacks": ",".join(attacks) if attacks else None},
@@ -318,21 +268,8 @@ def audit(
         **{"utility_loss": utility_loss, "keep_text": False if no_text else None},
     }
     with errors_as_messages(out):
-        given |= decoding_options(
-            device_map,
-            quantization,
-            batch_size,
-            speculation,
-            top_k,
-            min_p,
-            (repetition_penalty, presence_penalty, frequency_penalty),
-            suppress_eos,
-            ignore_eos,
-            long_context,
-        )
-        given |= rendering_options(
-            template_var, fold_system, prefill, escape_specials, mask_ids, keep_thinking
-        )
+        for group in (filters, ends, placement, rendering):
+            given |= group.given()
         if system:
             given["systems"] = parse_systems(system)
         if further_base_template or further_aligned_template:
@@ -386,69 +323,6 @@ def require_judge(chosen: dict[str, Any]) -> None:
         )
 
 
-def judge(
-    run: _RunFolder,
-    judge: Annotated[
-        list[str] | None,
-        typer.Option(help="A judge (eddecode docs judges); may be repeated.", show_default=False),
-    ] = None,
-    labels: Annotated[
-        Path | None,
-        typer.Option(help="CSV file with human labels, to measure the judges against.", show_default=False),
-    ] = None,
-    canaries: Canaries = None,
-    as_json: AsJson = False,
-) -> None:
-    """Judge a finished run with other judges, or import human labels; nothing is decoded."""
-    with errors_as_messages(run):
-        from eddecode.audit.run import rejudge
-        from eddecode.cli.changes import print_changes, summary_before
-
-        if not judge and labels is None:
-            raise ConfigError("there is nothing to do; expected --judge, --labels or both")
-        before = summary_before(run)
-        with progress_on_stderr(run) as on_progress:
-            summary = rejudge(run, judge or (), labels=labels, canaries=canaries, on_progress=on_progress)
-        if as_json:
-            return print_json(summary.to_dict())
-        print_summary(summary)
-        print_changes(before, summary, labels=labels is not None)
-        print_files(run)
-
-
-def label_sheet(
-    run: _RunFolder,
-    out: Annotated[
-        Path, typer.Option(help="CSV file to write; one that exists is not replaced.", show_default=False)
-    ],
-    per_condition: Annotated[int, typer.Option(help="Completions drawn from each condition.")] = 50,
-    condition: Annotated[
-        list[str] | None,
-        typer.Option(help="Name of a condition, such as ed@0.3; may be repeated. Default: all."),
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the draw and of the order.")] = 0,
-    as_json: AsJson = False,
-) -> None:
-    """Draw completions for people to label, blind and in random order; read back by judge --labels."""
-    with errors_as_messages():
-        from eddecode.audit.export.labeling import label_sheet as lines_of
-        from eddecode.utils.files import atomic_write
-        from eddecode.utils.terminal import escape_control_chars
-
-        if out.exists():
-            raise ConfigError(f"{out} is there already, and may hold labels; choose another place with --out")
-        lines = list(lines_of(run, per_condition, condition or (), seed=seed))
-        text = "\ufeff" + "".join(f"{line}\r\n" for line in lines)  # by the first, spreadsheets know UTF-8
-        atomic_write(out, text, error=ConfigError, hint="choose another with --out")
-        if as_json:
-            return print_json({"written": str(out), "completions": len(lines) - 1})
-        typer.echo(
-            f"{len(lines) - 1} completions are in {escape_control_chars(str(out))}. Fill in the column harmful "
-            "(true or false), and rater if there are several, then:\n  "
-            f"eddecode judge {shlex.quote(str(run))} --labels {shlex.quote(str(out))}"
-        )
-
-
 def merge(
     parts: Annotated[list[Path], typer.Argument(help="Folders of all shards.", show_default=False)],
     out: Annotated[Path, typer.Option(help="Folder of the whole run.", show_default=False)],
@@ -461,44 +335,3 @@ def merge(
 
         summary = merge_shards(parts, out)
         print_json(summary.to_dict()) if as_json else print_result(summary)
-
-
-def export(
-    run: _RunFolder,
-    to: Annotated[str, typer.Option(help="Format: jsonl, csv, parquet, inspect.")] = "jsonl",
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            help="File to write; parquet needs one. For inspect: a folder of .eval logs, or one .json. "
-            "Default: standard output.",
-            show_default=False,
-        ),
-    ] = None,
-    condition: Annotated[
-        list[str] | None,
-        typer.Option(help="Name of a condition, such as ed@0.3; may be repeated. Default: all."),
-    ] = None,
-    as_json: Annotated[
-        bool,
-        typer.Option(
-            "--json",
-            help="Print the completions as one JSON list; with --out, print what was written as JSON.",
-        ),
-    ] = False,
-) -> None:
-    """Write a run's completions and their verdicts to standard output or a file."""
-    with errors_as_messages():
-        from eddecode.audit.export.formats import export_to
-
-        if as_json and out is None and to != "jsonl":
-            raise ConfigError(f"--json without --out prints JSON, and --to is {to}; drop one of them")
-        written = [str(out)]
-        if to == "inspect" and out is not None and out.suffix != ".json":
-            written = export_inspect_logs(run, out, condition or [], quiet=as_json)
-        elif as_json and out is None:
-            return print_json([json.loads(line) for line in export_to(run, to, out, condition or ())])
-        else:
-            for line in export_to(run, to, out, condition or ()):
-                typer.echo(line)
-        if as_json:
-            print_json({"written": written, "format": to})

@@ -22,6 +22,7 @@ from eddecode.cli import audit as cli_audit
 from eddecode.cli import docs as cli_docs
 from eddecode.cli import doctor as cli_doctor
 from eddecode.cli import init as cli_init
+from eddecode.cli import judging as cli_judging
 from eddecode.cli import logs as cli_logs
 from eddecode.cli import plan as cli_plan
 from eddecode.cli import policy as cli_policy
@@ -29,43 +30,26 @@ from eddecode.cli import preview as cli_preview
 from eddecode.cli import report as cli_report
 from eddecode.cli import runs as cli_runs
 from eddecode.cli import utility as cli_utility
-from eddecode.cli.common import (
-    AlignedTemplate,
+from eddecode.cli.common import hide_download_bars, print_json, run_audit
+from eddecode.cli.messages import errors_as_messages, stderr_console
+from eddecode.cli.options import (
     AsJson,
-    BaseTemplate,
     BatchSize,
     Device,
-    DeviceMap,
     Dtype,
-    EscapeSpecials,
-    FoldSystem,
-    FrequencyPenalty,
-    IgnoreEos,
-    LongContext,
+    EndOptions,
+    FilterOptions,
     MaskIds,
-    MinP,
-    Prefill,
-    PresencePenalty,
-    Quantization,
-    RepetitionPenalty,
+    PlacementOptions,
+    RenderingOptions,
     Revision,
     Seed,
     Speculation,
-    Stop,
-    SuppressEos,
     Temperature,
-    TemplateVar,
     Tokens,
-    TopK,
     TopP,
-    decoding_options,
     given_only,
-    hide_download_bars,
-    print_json,
-    rendering_options,
-    run_audit,
 )
-from eddecode.cli.messages import errors_as_messages, stderr_console
 from eddecode.cli.program import EXIT_CODES, add_command
 from eddecode.errors import ConfigError
 
@@ -154,6 +138,7 @@ def generate(
         list[str],
         typer.Argument(help="One or more prompts; - is one that standard input holds.", show_default=False),
     ],
+    *,
     base: Annotated[str | None, typer.Option(help="Base checkpoint. Default: the bundled one.")] = None,
     aligned: Annotated[str | None, typer.Option(help="Aligned checkpoint. Default: the bundled one.")] = None,
     alpha: Annotated[
@@ -161,29 +146,13 @@ def generate(
     ] = "0.3",
     temperature: Temperature = 1.0,
     top_p: TopP = 1.0,
-    top_k: TopK = None,
-    min_p: MinP = None,
-    repetition_penalty: RepetitionPenalty = None,
-    presence_penalty: PresencePenalty = None,
-    frequency_penalty: FrequencyPenalty = None,
+    filters: FilterOptions,
     max_new_tokens: Tokens = 128,
-    suppress_eos: SuppressEos = False,
-    ignore_eos: IgnoreEos = False,
-    long_context: LongContext = False,
-    stop: Stop = None,
+    ends: EndOptions,
     seed: Seed = 0,
     dtype: Dtype = "auto",
-    device: Device = None,
-    device_map: DeviceMap = None,
-    quantization: Quantization = None,
-    batch_size: BatchSize = None,
-    speculation: Speculation = None,
-    base_template: BaseTemplate = None,
-    aligned_template: AlignedTemplate = None,
-    template_var: TemplateVar = None,
-    fold_system: FoldSystem = False,
-    prefill: Prefill = None,
-    escape_specials: EscapeSpecials = True,
+    placement: PlacementOptions,
+    rendering: RenderingOptions,
     mask_ids: MaskIds = None,
     base_revision: Revision = None,
     aligned_revision: Revision = None,
@@ -202,28 +171,20 @@ def generate(
             raise ConfigError(
                 "one checkpoint is given; expected --base and --aligned, or neither for the bundled pair"
             )
+        templates = rendering.given()
         if base is None or aligned is None:
             from eddecode.testbed.bundled import bundled_pair
 
             bundled = bundled_pair()
             base, aligned = str(bundled.base), str(bundled.aligned)
-            base_template = base_template or str(bundled.base_template)
+            templates.setdefault("base_template", str(bundled.base_template))
         prompts = [sys.stdin.read().rstrip("\r\n") if prompt == "-" else prompt for prompt in prompts]
-        further = decoding_options(
-            device_map,
-            quantization,
-            batch_size,
-            speculation,
-            top_k,
-            min_p,
-            (repetition_penalty, presence_penalty, frequency_penalty),
-            suppress_eos,
-            ignore_eos,
-            long_context,
-        )
-        further |= rendering_options(template_var, fold_system, prefill, escape_specials, mask_ids)
         config = AuditConfig(
-            **given_only(further),
+            **filters.given(),
+            **ends.given(),
+            **placement.given(),
+            **templates,
+            **given_only({"mask_ids": mask_ids}),
             base=base,
             aligned=aligned,
             prompts=prompts,
@@ -232,12 +193,8 @@ def generate(
             temperature=temperature,
             top_p=top_p,
             max_new_tokens=max_new_tokens,
-            stop=stop or (),
             seed=seed,
             dtype=dtype,
-            device=device,
-            base_template=base_template,
-            aligned_template=aligned_template,
             base_revision=base_revision,
             aligned_revision=aligned_revision,
         )
@@ -335,6 +292,7 @@ def main() -> None:
 
 
 cli_audit.register(app)
+cli_judging.register(app)
 cli_report.register(app)
 _COMMANDS: tuple[Callable[..., None], ...] = (
     *(demo, generate, pair, cli_plan.plan),

@@ -9,8 +9,8 @@ from typing import Annotated
 import typer
 
 import eddecode
-from eddecode.cli.common import AsJson
 from eddecode.cli.messages import errors_as_messages
+from eddecode.cli.options import AsJson
 from eddecode.errors import ConfigError
 from eddecode.utils.validation import did_you_mean
 

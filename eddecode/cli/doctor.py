@@ -14,8 +14,9 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from eddecode.cli.common import AsJson, print_json
+from eddecode.cli.common import print_json
 from eddecode.cli.messages import errors_as_messages
+from eddecode.cli.options import AsJson
 from eddecode.cli.table_style import make_table
 
 _NEEDED = ("eddecode", "torch", "transformers", "safetensors", "numpy", "scipy")

@@ -8,9 +8,9 @@ from typing import Annotated
 import tomli_w
 import typer
 
-from eddecode.cli.common import AsJson
 from eddecode.cli.draft import write_draft
 from eddecode.cli.messages import errors_as_messages
+from eddecode.cli.options import AsJson
 
 _TEXT = """\
 # An audit: how far can anyone who has both models reverse the alignment of the second one?

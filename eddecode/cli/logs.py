@@ -1,7 +1,8 @@
-"""`eddecode import inspect` and the logs of `eddecode export --to inspect`; they need the extra `inspect`."""
+"""The commands `export` and `import inspect`: a run's completions in other formats. Inspect's logs need its extra."""
 
 from __future__ import annotations
 
+import json
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
@@ -10,8 +11,9 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from eddecode.cli.common import AsJson, print_files, print_json, print_summary
+from eddecode.cli.common import print_files, print_json, print_summary
 from eddecode.cli.messages import errors_as_messages, stderr_console
+from eddecode.cli.options import AsJson, ConditionNames, RunFolder
 from eddecode.cli.program import add_command
 from eddecode.errors import ConfigError
 from eddecode.utils.terminal import escape_control_chars
@@ -21,6 +23,7 @@ import_app = typer.Typer(help="Make a run of what another tool has logged.", no_
 
 def register(app: typer.Typer) -> None:
     """Add the commands to the program."""
+    add_command(app, export)
     add_command(import_app, import_inspect, "import inspect")
     app.add_typer(import_app, name="import")
 
@@ -84,6 +87,44 @@ def import_inspect(
             console.print(
                 Text(f"There are no figures yet; eddecode gate {out} --max-reversal 0.05 says why.")
             )
+
+
+def export(
+    run: RunFolder,
+    to: Annotated[str, typer.Option(help="Format: jsonl, csv, parquet, inspect.")] = "jsonl",
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="File to write; parquet needs one. For inspect: a folder of .eval logs, or one .json. "
+            "Default: standard output.",
+            show_default=False,
+        ),
+    ] = None,
+    condition: ConditionNames = None,
+    as_json: Annotated[
+        bool,
+        typer.Option(
+            "--json",
+            help="Print the completions as one JSON list; with --out, print what was written as JSON.",
+        ),
+    ] = False,
+) -> None:
+    """Write a run's completions and their verdicts to standard output or a file."""
+    with errors_as_messages():
+        from eddecode.audit.export.formats import export_to
+
+        if as_json and out is None and to != "jsonl":
+            raise ConfigError(f"--json without --out prints JSON, and --to is {to}; drop one of them")
+        written = [str(out)]
+        if to == "inspect" and out is not None and out.suffix != ".json":
+            written = export_inspect_logs(run, out, condition or [], quiet=as_json)
+        elif as_json and out is None:
+            return print_json([json.loads(line) for line in export_to(run, to, out, condition or ())])
+        else:
+            for line in export_to(run, to, out, condition or ()):
+                typer.echo(line)
+        if as_json:
+            print_json({"written": written, "format": to})
 
 
 def export_inspect_logs(run: Path, out: Path, conditions: list[str], *, quiet: bool = False) -> list[str]:

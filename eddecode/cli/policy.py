@@ -8,9 +8,9 @@ from typing import Annotated
 import typer
 
 from eddecode.cli.audit import merge_options
-from eddecode.cli.common import AsJson
 from eddecode.cli.draft import write_draft
 from eddecode.cli.messages import errors_as_messages
+from eddecode.cli.options import AsJson
 from eddecode.cli.program import add_command
 
 _program = typer.Typer(help="The policy by which the gate judges a run.", no_args_is_help=True)

@@ -14,22 +14,9 @@ from rich.console import Console
 from rich.text import Text
 
 from eddecode.cli.audit import merge_options
-from eddecode.cli.common import (
-    AlignedTemplate,
-    AsJson,
-    BaseTemplate,
-    EscapeSpecials,
-    FoldSystem,
-    Prefill,
-    Revision,
-    TemplateVar,
-    given_only,
-    hide_download_bars,
-    parse_systems,
-    print_json,
-    rendering_options,
-)
+from eddecode.cli.common import hide_download_bars, print_json
 from eddecode.cli.messages import errors_as_messages
+from eddecode.cli.options import AsJson, RenderingOptions, Revision, given_only, parse_systems
 from eddecode.utils.terminal import escape_control_chars
 
 if TYPE_CHECKING:
@@ -38,6 +25,7 @@ if TYPE_CHECKING:
 
 
 def preview(
+    *,
     config: Annotated[Path | None, typer.Option(help="Audit file (TOML).", show_default=False)] = None,
     base: Annotated[str | None, typer.Option(help="Base checkpoint.", show_default=False)] = None,
     aligned: Annotated[str | None, typer.Option(help="Aligned checkpoint.", show_default=False)] = None,
@@ -46,12 +34,7 @@ def preview(
         list[str] | None, typer.Option(help="A system prompt, NAME=TEXT or NAME=@FILE; may be repeated.")
     ] = None,
     transforms: Annotated[Path | None, typer.Option(help="Transforms of the prompts.")] = None,
-    base_template: BaseTemplate = None,
-    aligned_template: AlignedTemplate = None,
-    template_var: TemplateVar = None,
-    fold_system: FoldSystem = False,
-    prefill: Prefill = None,
-    escape_specials: EscapeSpecials = True,
+    rendering: RenderingOptions,
     base_revision: Revision = None,
     aligned_revision: Revision = None,
     limit: Annotated[int, typer.Option(help="How many prompts to show, from the first.", min=1)] = 1,
@@ -62,9 +45,8 @@ def preview(
         given = {
             **{"base": base, "aligned": aligned, "prompts": prompts, "out": "unused"},
             **{"transforms": transforms, "systems": parse_systems(system) if system else None},
-            **{"base_template": base_template, "aligned_template": aligned_template},
             **{"base_revision": base_revision, "aligned_revision": aligned_revision},
-            **rendering_options(template_var, fold_system, prefill, escape_specials),
+            **rendering.given(),
         }
         from eddecode.audit.config import AuditConfig
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import typer
 
 from eddecode.cli.messages import guarded
+from eddecode.cli.option_groups import with_option_groups
 
 EXAMPLES = {
     "audit": "eddecode audit --base org/base --aligned org/chat --prompts p.jsonl --judge guard:org/guard --out run",
@@ -44,10 +45,10 @@ def add_command(app: typer.Typer, function: Callable[..., None], path: str | Non
 
     Args:
         app: the program, or a group of its commands.
-        function: its parameters are the options.
+        function: its parameters are the options, or groups of options (`eddecode.cli.option_groups`).
         path: names of the groups and of the command; None: the function's name.
     """
     path = path or function.__name__
     example = EXAMPLES.get(path)
     lines = [*([] if example is None else [f"Example: {example}"]), _EXIT_CODES.get(path, _USUAL)]
-    app.command(name=path.split()[-1], epilog="\n\n".join(lines))(guarded(function))
+    app.command(name=path.split()[-1], epilog="\n\n".join(lines))(guarded(with_option_groups(function)))

@@ -14,8 +14,9 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from eddecode.cli.common import AsJson, print_json
+from eddecode.cli.common import print_json
 from eddecode.cli.messages import errors_as_messages, print_notice
+from eddecode.cli.options import AsJson
 from eddecode.cli.program import add_command
 from eddecode.cli.table_style import make_table
 from eddecode.errors import ConfigError

@@ -11,8 +11,9 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from eddecode.cli.common import Device, Dtype, Revision, hide_download_bars, print_json
+from eddecode.cli.common import hide_download_bars, print_json
 from eddecode.cli.messages import errors_as_messages, stderr_console
+from eddecode.cli.options import Device, Dtype, Revision
 from eddecode.cli.table_style import make_table
 from eddecode.errors import ConfigError
 from eddecode.utils.terminal import escape_control_chars
