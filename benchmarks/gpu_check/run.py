@@ -28,6 +28,7 @@ LIMITS = {
     "steps": 60,
     "tasks": 60,
     "bits": 75,
+    "speculation": 60,
     "profile": 45,
     "long": 60,
     "families": 150,
@@ -35,7 +36,10 @@ LIMITS = {
     "alternatives": 75,
     "compiled": 75,
 }
-NEEDS_PAIR = ("first", "entering", "steps", "tasks", "bits", "profile", "long", "alternatives", "compiled")
+NEEDS_PAIR = (
+    *("first", "entering", "steps", "tasks", "bits", "speculation", "profile", "long", "alternatives"),
+    "compiled",
+)
 TOTAL = 465  # seconds
 POLL = 0.2
 START_UP = 60  # seconds more for a worker's first stage: imports

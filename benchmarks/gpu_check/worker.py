@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.gpu_check import family_stages, kernel_stages, pair_stages
+from benchmarks.gpu_check import family_stages, kernel_stages, pair_stages, speculation_stage
 from benchmarks.gpu_check.context import Context
 from benchmarks.gpu_check.family_stages import StageError
 
@@ -83,6 +83,7 @@ STAGES: dict[str, Callable[[Context], dict[str, Any]]] = {
     "steps": pair_stages.steps,
     "tasks": pair_stages.tasks,
     "bits": pair_stages.bits,
+    "speculation": speculation_stage.speculation,
     "profile": pair_stages.profile,
     "long": pair_stages.long,
     "families": family_stages.families,
