@@ -7,23 +7,21 @@ drafts are to be made in another way, the steps in flight are read first, and th
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Sequence
-from functools import cache
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from eddecode.engine.draft import Planner
-from eddecode.engine.sequence import Partial, SamplingBatch, SequenceState
+from eddecode.engine.sequence import Partial, SamplingBatch, SequenceState, penalized_text
+from eddecode.execution.cuda_graph import bucket
 from eddecode.execution.drafted_step import DROPPED, DraftPlan
 from eddecode.execution.pair_loop import NO_DRAFTS, Flight, PairLoop
 from eddecode.execution.pair_step import RowState
-from eddecode.sampling.device import MAX_FORBIDDEN, DeviceRows
+from eddecode.sampling.device import FORBIDDEN, MAX_FORBIDDEN, DeviceRows
 from eddecode_kernels.types import RawSample
 
-_log = logging.getLogger(__name__)
 FOREVER = 1 << 62
 PLAN_STEPS = (
     32  # how often it is asked whether drafts are to be made in another way: a change costs a step's time
@@ -57,8 +55,6 @@ class Pipeline:
 
     def serves(self, sequences: Sequence[SequenceState]) -> bool:
         """Whether all of these sequences can be sampled on the device."""
-        if any(sequence.request.params.penalizes for sequence in sequences):
-            _warn_of_penalties()
         return all(map(self._is_served, sequences))
 
     def _is_served(self, sequence: SequenceState) -> bool:
@@ -66,7 +62,6 @@ class Pipeline:
         active = tuple(weight != 0 for weight in request.weights)
         return (
             request.params.access is None
-            and not request.params.penalizes
             and active not in self._partial
             and len(forbidden_ids(sequence)) <= MAX_FORBIDDEN
         )
@@ -79,7 +74,9 @@ class Pipeline:
         self._launch()
 
     def _wanted_plan(self) -> DraftPlan:
-        return NO_DRAFTS if self._planner is None else self._planner.plan(len(self._sequences))
+        if self._planner is None or any(s.request.params.penalizes for s in self._sequences):
+            return NO_DRAFTS
+        return self._planner.plan(len(self._sequences))
 
     def launch_ahead(self) -> None:
         """Launch one more step, unless all sequences end with those in flight, the buffers end, or the plan changes."""
@@ -122,14 +119,6 @@ class Pipeline:
         self._in_flight.clear()
 
 
-@cache
-def _warn_of_penalties() -> None:
-    _log.warning(
-        "repetition, presence and frequency penalties are computed between two steps: batches with them are decoded "
-        "without steps that are launched ahead, more slowly"
-    )
-
-
 def forbidden_ids(sequence: SequenceState) -> list[tuple[int, int]]:
     """(id, position before which it is forbidden) of a sequence: what `SequenceState.forbidden` says, position-free."""
     request, params = sequence.request, sequence.request.params
@@ -145,12 +134,14 @@ def row_state(sequences: Sequence[SequenceState], lengths: list[list[int]], devi
     """What the device must know of sequences to decode them."""
     batch = SamplingBatch.next_tokens(sequences, device)
     forbidden = [forbidden_ids(sequence) for sequence in sequences]
+    most = max(map(len, forbidden))
+    room = bucket(most, FORBIDDEN) if most else 0
     ids, until = (
-        [[pair[column] for pair in some] + [-1] * (MAX_FORBIDDEN - len(some)) for some in forbidden]
+        [[pair[column] for pair in some] + [-1] * (room - len(some)) for some in forbidden]
         for column in (0, 1)
     )
 
-    def longs(values: object) -> Tensor:
+    def longs(values: Sequence[object]) -> Tensor:
         return torch.tensor(values, dtype=torch.int64)
 
     keys = np.stack([sequence.request.rng_key for sequence in sequences]).astype(np.int64)
@@ -169,4 +160,5 @@ def row_state(sequences: Sequence[SequenceState], lengths: list[list[int]], devi
         [len(s.request.prompts[model]) + s.request.params.max_new_tokens - 1 for s in sequences]
         for model in range(len(lengths))
     ]
-    return RowState(texts, lengths, limits, rows, batch.filters, any(forbidden))
+    penalized = [penalized_text(s) for s in sequences] if batch.penalized else []
+    return RowState(texts, lengths, limits, rows, batch.filters, room, penalized)

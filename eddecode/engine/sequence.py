@@ -193,12 +193,8 @@ class SamplingBatch:
         """What penalties add to the contrasts of some tokens, of which logits and weights are given: (rows, width)."""
         texts = []
         for row in rows:
-            sequence, request = self.positions[row][0], self.positions[row][0].request
             drafted = self.drafted[row] if self.drafted else ()
-            prompts = [
-                ids for ids, weight in zip(request.prompts, request.weights, strict=True) if weight != 0
-            ]
-            texts.append(PenalizedText(request.params, prompts, [*sequence.tokens, *drafted]))
+            texts.append(penalized_text(self.positions[row][0], drafted))
         return penalty_term(logits, weights, texts, width)
 
     def accessible(self, logits: Sequence[Tensor]) -> list[Tensor]:
@@ -213,6 +209,13 @@ class SamplingBatch:
                     limited[model] = logits[model].clone()
                 limited[model][i] = access.apply(logits[model][i], sequence.noise_seed(position, model))
         return limited
+
+
+def penalized_text(sequence: SequenceState, drafted: Sequence[int] = ()) -> PenalizedText:
+    """What the next token of a sequence, or the one after drafted ones, follows: for its penalties."""
+    request = sequence.request
+    prompts = [ids for ids, weight in zip(request.prompts, request.weights, strict=True) if weight != 0]
+    return PenalizedText(request.params, prompts, [*sequence.tokens, *drafted])
 
 
 Partial = Mapping[tuple[bool, ...], Tensor]  # which models have a weight → the ids that may be sampled there

@@ -22,7 +22,7 @@ from torch import Tensor
 from eddecode.execution.cuda_graph import StaticKVCache
 from eddecode.execution.kv_cache import WritePositions
 from eddecode.execution.pair_step import PairStep, RowState, StepPart, repeated
-from eddecode.sampling.device import DeviceRows, sample_on_device
+from eddecode.sampling.device import DeviceRows
 from eddecode.sampling.dispatch import packed
 from eddecode.utils.device import copy_to_device
 from eddecode_kernels.types import RawSample
@@ -47,7 +47,8 @@ class DraftPlan:
 class DraftedStep(PairStep):
     """Up to plan.length + 1 tokens for each of some rows in all models, captured.
 
-    `body` gives (B · width, models + 3), a row's positions one after another, with `DROPPED` for those not kept.
+    `body` gives (B · width, models + 3), a row's positions one after another, with `DROPPED` for those not kept. Rows
+    with penalties have none: what they have written would be another text at each position.
     """
 
     def __init__(
@@ -56,7 +57,8 @@ class DraftedStep(PairStep):
         super().__init__(parts, batch, capacity, *how)
         self.plan, self.width = plan, plan.length + 1
         rows = self.rows
-        self.places = DeviceRows.vacant(rows.weights.shape[0], batch * self.width, rows.active.device)
+        models, device = rows.weights.shape[0], rows.active.device
+        self.places = DeviceRows.vacant(models, batch * self.width, device, self.forbidden)
         self.of_base = replace(rows, weights=torch.ones_like(rows.weights[:1]))
         self.limits = [torch.zeros_like(step.inputs[1]) for step in self.inputs]
         self.text = rows.active.new_zeros(batch, capacity + self.width)  # int64, what the base model reads
@@ -79,7 +81,7 @@ class DraftedStep(PairStep):
         logits = self.logits(parts, caches, [repeated(tokens, len(models)) for models in self.models])
         self.places.counter.copy_((self.rows.counter[:, None] + ahead).flatten())
         flat = [rearrange(z, "b t v -> (b t) v") for z in logits]
-        raw = sample_on_device(flat, self.places, self.vocabulary, self.filters, self.forbids)
+        raw = self.sample(flat, self.places)
         sampled = rearrange(raw.tokens, "(b t) -> b t", t=self.width)
         right = (sampled[:, :-1] == drafted).long().cumprod(dim=1).sum(dim=1)  # (B,)
         kept = torch.where(ahead <= right[:, None], sampled, DROPPED).flatten()
@@ -94,7 +96,7 @@ class DraftedStep(PairStep):
             cache = self._cache(part, positions[:, i : i + 1], len(part.models))
             logits = part.runner.logits_of(cache, token[:, None])[:, 0]
             rows = replace(self.of_base, counter=self.rows.counter + i)
-            token = sample_on_device([logits], rows, self.vocabulary, self.filters, self.forbids).tokens
+            token = self.sample([logits], rows).tokens
             drafted.append(token)
         return torch.stack(drafted, dim=1)
 

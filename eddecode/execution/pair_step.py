@@ -22,9 +22,11 @@ from torch import Tensor
 
 from eddecode.execution.cuda_graph import CapturedStep, GraphModelRunner, GraphReplay, StaticKVCache
 from eddecode.sampling.device import DeviceRows, sample_on_device
+from eddecode.sampling.device_penalties import DevicePenalties
 from eddecode.sampling.dispatch import packed
+from eddecode.sampling.penalties import PenalizedText
 from eddecode.utils.device import to_device
-from eddecode_kernels.types import Filters
+from eddecode_kernels.types import Filters, RawSample
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,8 @@ class RowState:
         limits: per model, the last position that each row may come to fill: of the last token that may be sampled.
         device_rows: for all rows, parameters and random streams; see `DeviceRows`.
         filters: which some row uses.
-        forbids: whether some row has forbidden ids.
+        forbidden: forbidden ids that rows have room for; 0 if no row has any.
+        penalized: what the next token of each row follows, if some rows have penalties; else empty.
     """
 
     texts: Sequence[Sequence[int]]
@@ -60,7 +63,8 @@ class RowState:
     limits: list[list[int]]
     device_rows: DeviceRows
     filters: Filters
-    forbids: bool
+    forbidden: int = 0
+    penalized: Sequence[PenalizedText] = ()
 
 
 class PairStep:
@@ -82,14 +86,17 @@ class PairStep:
         capacity: int,
         vocabulary: Tensor,
         filters: Filters,
-        forbids: bool,
+        forbidden: int,
+        penalizes: bool,
     ) -> None:
-        self.vocabulary, self.filters, self.forbids = vocabulary, filters, forbids
+        self.vocabulary, self.filters, self.forbidden = vocabulary, filters, forbidden
         self.models = [part.models for part in parts]  # not the runners: these leave their buffers to others
         self.capacity = capacity
         models = sum(len(part.models) for part in parts)
         device = parts[0].runner.device
-        self.rows = DeviceRows.vacant(models, batch, device)
+        self.rows = DeviceRows.vacant(models, batch, device, forbidden)
+        width = vocabulary.shape[0]
+        self.penalties = DevicePenalties.vacant(batch, width, device) if penalizes else None
         self.inputs = [
             CapturedStep(part.runner.cache, batch * len(part.models), capacity, device) for part in parts
         ]
@@ -107,15 +114,21 @@ class PairStep:
         """What is captured: what was sampled as `eddecode.sampling.dispatch.packed`, but (B, models + 3) float64."""
         tokens = [rearrange(step.inputs[0], "b -> b 1") for step in self.inputs]
         logits = self.logits(parts, [step.cache for step in self.inputs], tokens)
-        raw = sample_on_device(
-            [z[:, 0] for z in logits], self.rows, self.vocabulary, self.filters, self.forbids
-        )
+        raw = self.sample([z[:, 0] for z in logits], self.rows)
         active = self.rows.active
+        if self.penalties is not None:
+            self.penalties.count(raw.tokens, active)
         self.rows.counter += active
         for models, step in zip(self.models, self.inputs, strict=True):
             step.inputs[0].copy_(repeated(raw.tokens * active, len(models)))
             step.inputs[1].add_(repeated(active, len(models)))
         return packed(raw).T.contiguous()
+
+    def sample(self, logits: Sequence[Tensor], rows: DeviceRows) -> RawSample:
+        """A token for each row, from logits (rows, V) float32 per model."""
+        return sample_on_device(
+            logits, rows, self.vocabulary, self.filters, self.forbidden > 0, self.penalties
+        )
 
     def logits(
         self, parts: Sequence[StepPart], caches: Sequence[StaticKVCache], tokens: Sequence[Tensor]
@@ -140,15 +153,18 @@ class PairStep:
     def write(self, state: RowState) -> None:
         """Put what the host knows of the rows on the device; the other rows only fill up."""
         count, batch = len(state.texts), self.rows.active.shape[0]
-        vacant = DeviceRows.vacant(self.rows.weights.shape[0], batch - count, self.rows.active.device)
+        models, device = self.rows.weights.shape[0], self.rows.active.device
+        vacant = DeviceRows.vacant(models, batch - count, device, self.forbidden)
         for target, rest, given in zip(
             self.rows.tensors(), vacant.tensors(), state.device_rows.tensors(), strict=True
         ):
             axis = 1 if target is self.rows.weights else 0
             target.copy_(torch.cat([given.to(target), rest], dim=axis))
+        if self.penalties is not None:
+            self.penalties.write(state.penalized)
         last = [[text[-1] for text in state.texts]] * len(state.lengths)
-        for models, step in zip(self.models, self.inputs, strict=True):
-            step.inputs.copy_(torch.stack([self.of_rows(each, models) for each in (last, state.lengths)]))
+        for own, step in zip(self.models, self.inputs, strict=True):
+            step.inputs.copy_(torch.stack([self.of_rows(each, own) for each in (last, state.lengths)]))
 
     def of_rows(self, values: Sequence[Sequence[int]], models: Sequence[int]) -> Tensor:
         """Numbers per model and row as those of a part's rows, (rows,) int64 on the device; 0 for rows that fill up."""

@@ -39,6 +39,27 @@ def widened(logits: Tensor, width: int) -> Tensor:
     return F.pad(logits, (0, missing), value=MASKED) if missing else logits
 
 
+def weighted_sum(logits: Sequence[Tensor], weights: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    """Σᵢ wᵢ·zᵢ, and where a term of nonzero weight is −inf: (B, width) float32 and bool.
+
+    Nothing here depends on values, so that a graph can capture it.
+
+    Args:
+        logits: N tensors (B, V_i), V_i ≥ width.
+        weights: (N,) or (N, B) float32; a term of weight zero has no effect, even at ±inf.
+        width: number of ids.
+    """
+    first = logits[0]
+    total = torch.zeros(first.shape[0], width, dtype=torch.float32, device=first.device)
+    masked = torch.zeros_like(total, dtype=torch.bool)
+    for weight, z in zip(weights.reshape(len(logits), -1, 1), logits, strict=True):
+        z = z[:, :width].to(first.device, torch.float32)
+        is_off = weight == 0
+        masked |= ~is_off & (z == MASKED)
+        total += torch.where(is_off, 0.0, weight * z)
+    return total, masked
+
+
 def contrast(
     logits: Sequence[Tensor],
     weights: Tensor | Sequence[float],
@@ -76,18 +97,9 @@ def contrast(
             f"the vocabulary has {width} ids but the logits are only {[z.shape[-1] for z in logits]} wide; "
             "cut the vocabulary to the ids that every model knows"
         )
-    w = w.reshape(len(logits), -1, 1)  # (N, B or 1, 1)
-
-    total = torch.zeros(first.shape[0], width, dtype=torch.float32, device=first.device)
-    masked = torch.zeros_like(total, dtype=torch.bool)
+    total, masked = weighted_sum(logits, w, width)
     if vocabulary is not None:
         masked |= ~vocabulary
-    for weight, z in zip(w, logits, strict=True):
-        z = z[:, :width].to(first.device, torch.float32)
-        is_off = weight == 0
-        masked |= ~is_off & (z == MASKED)
-        total += torch.where(is_off, 0.0, weight * z)
-
     tau = torch.as_tensor(plausibility, dtype=torch.float32, device=first.device)[..., None]  # (B, 1) or (1,)
     if bool((tau > 0).any()):
         base = first[:, :width].float().masked_fill(masked, MASKED)

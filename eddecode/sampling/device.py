@@ -7,7 +7,7 @@ The uniforms are computed there too, from the keys of the random streams and the
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,10 +15,12 @@ import torch
 from torch import Tensor
 
 from eddecode.sampling import reference, rng
+from eddecode.sampling.device_penalties import DevicePenalties
 from eddecode_kernels import layers_triton, sample_triton
 from eddecode_kernels.types import Filters, RawSample, SampleInputs, SamplingRows
 
-MAX_FORBIDDEN = 32  # ids that a row may have to avoid
+FORBIDDEN = 32  # ids that rows have room for where some row must avoid any
+MAX_FORBIDDEN = 4096  # the most, in powers of two: each is a step of its own
 
 
 @dataclass
@@ -31,7 +33,7 @@ class DeviceRows:
         keys: (B, 2) int64, 32-bit words: keys of the random streams.
         weights: (N, B) float32, of the models in the contrast.
         rows: temperature and filters.
-        forbidden_ids, forbidden_until: (B, MAX_FORBIDDEN) int64, ids that must not be sampled while the counter is
+        forbidden_ids, forbidden_until: (B, F) int64, ids that must not be sampled while the counter is
             below; −1 is none.
     """
 
@@ -44,8 +46,8 @@ class DeviceRows:
     forbidden_until: Tensor
 
     @classmethod
-    def vacant(cls, models: int, batch: int, device: torch.device) -> DeviceRows:
-        """Rows that only fill up: greedy, from the first model."""
+    def vacant(cls, models: int, batch: int, device: torch.device, forbidden: int = FORBIDDEN) -> DeviceRows:
+        """Rows that only fill up: greedy, from the first model. forbidden: ids that there is room for."""
 
         def longs(*shape: int) -> Tensor:
             return torch.zeros(*shape, dtype=torch.int64, device=device)
@@ -56,7 +58,7 @@ class DeviceRows:
         rows = SamplingRows(floats(batch), longs(batch), floats(batch) + 1, floats(batch), floats(batch))
         weights = floats(models, batch)
         weights[0] = 1.0
-        none = longs(batch, MAX_FORBIDDEN)
+        none = longs(batch, forbidden)
         return cls(longs(batch), longs(batch), longs(batch, 2), weights, rows, none - 1, none.clone())
 
     def tensors(self) -> list[Tensor]:
@@ -66,7 +68,12 @@ class DeviceRows:
 
 
 def sample_on_device(
-    logits: Sequence[Tensor], rows: DeviceRows, vocabulary: Tensor, filters: Filters, forbids: bool
+    logits: Sequence[Tensor],
+    rows: DeviceRows,
+    vocabulary: Tensor,
+    filters: Filters,
+    forbids: bool,
+    penalties: DevicePenalties | None = None,
 ) -> RawSample:
     """Sample one token per row without the host; `status` is not checked.
 
@@ -76,7 +83,13 @@ def sample_on_device(
         vocabulary: (V,) bool.
         filters: which some row uses.
         forbids: whether some row has forbidden ids.
+        penalties: of the rows, if some have any.
     """
+    if penalties is not None:
+        weights = torch.cat([rows.weights, torch.ones_like(rows.weights[:1])])
+        terms = [*logits, penalties.term(logits, rows.weights)]
+        raw = sample_on_device(terms, replace(rows, weights=weights), vocabulary, filters, forbids)
+        return replace(raw, logprobs=torch.cat([raw.logprobs[:-2], raw.logprobs[-1:]]))
     batch, device = rows.active.shape[0], logits[0].device
     raw = RawSample(
         torch.empty(batch, dtype=torch.int64, device=device),

@@ -36,6 +36,12 @@ class PenalizedText:
     prompts: Sequence[Sequence[int]]
     written: Sequence[int]
 
+    @property
+    def amounts(self) -> tuple[float, float, float]:
+        """Repetition, presence and frequency penalty."""
+        params = self.params
+        return params.repetition_penalty, params.presence_penalty, params.frequency_penalty
+
     def counts(self) -> tuple[np.ndarray, np.ndarray]:
         """The ids that a penalty applies to, each once, and how often the completion has each: (K,) int64 both."""
         written, times = np.unique(np.asarray(self.written, dtype=np.int64), return_counts=True)
@@ -74,7 +80,15 @@ def penalty_term(
     both = np.concatenate(amounts, axis=1).astype(np.float32)
     factor, minus_all = copy_to_device(torch.from_numpy(both), device)
     before = contrast([z[rows, columns][:, None] for z in logits], weights[:, rows])[:, 0]
-    after = torch.where(before < 0, before * factor, before / factor) - minus_all
     term = torch.zeros(len(texts), width, dtype=torch.float32, device=device)
-    term[rows, columns] = torch.where(before.isfinite(), (after - before).clamp(-_LARGEST, _LARGEST), 0.0)
+    term[rows, columns] = penalized(before, factor, minus_all)
     return term
+
+
+def penalized(before: Tensor, factor: Tensor, minus: Tensor) -> Tensor:
+    """What a repetition penalty and subtracted ones change in contrasted logits; 0 where these are not finite.
+
+    All are float32 and of one shape.
+    """
+    after = torch.where(before < 0, before * factor, before / factor) - minus
+    return torch.where(before.isfinite(), (after - before).clamp(-_LARGEST, _LARGEST), 0.0)

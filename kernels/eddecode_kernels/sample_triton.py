@@ -142,9 +142,10 @@ class _Call:
     def forbid(self, forbidden: ForbiddenIds) -> None:
         """Mask ids."""
         count = forbidden.ids.shape[1]
+        block = max(16, 1 << (count - 1).bit_length())
         self.kernels.forbid[(self.batch,)](
             self.contrast, self.width, forbidden.ids, forbidden.until, forbidden.counter,
-            IDS=count, BLOCK=max(16, 1 << (count - 1).bit_length()), num_warps=1,
+            IDS=count, BLOCK=block, num_warps=1 if block <= 256 else 4,
         )  # fmt: skip
 
     def sample(

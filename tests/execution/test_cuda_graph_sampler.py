@@ -255,14 +255,33 @@ def test_a_step_is_launched_before_the_last_one_is_read(monkeypatch: pytest.Monk
 def test_requests_that_the_device_cannot_sample_are_decoded_one_step_at_a_time() -> None:
     pair = decoding.pair("llama")
     made = captured_sampler(pair)
-    for params in (
-        decoding.GREEDY.replace(alpha=0.5, access=Access(top_k=5)),
-        decoding.GREEDY.replace(alpha=0.5, suppress_tokens=tuple(range(40))),
-    ):
+    for params in (decoding.GREEDY.replace(alpha=0.5, access=Access(top_k=5)),):
         prompts = decoding.mixed_prompts(3)
         assert decoding.tokens(made.generate(prompts, params)) == decoding.tokens(
             Sampler(pair).generate(prompts, params)
         )
+
+
+def test_rows_may_have_to_avoid_many_ids(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many as there is room for in a step of its own; beyond that they are left to the host."""
+    pair, launched, launch = decoding.pair("llama"), [], PairLoop.launch
+    monkeypatch.setattr(PairLoop, "launch", lambda self: launched.append(self) or launch(self))
+    made = captured_sampler(pair)
+    prompts = decoding.mixed_prompts(2)
+    params = [
+        SamplingParams(
+            alpha=0.5, max_new_tokens=4, seed=3, ignore_eos=True, suppress_tokens=tuple(range(300 - n))
+        )
+        for n in (20, 299)
+    ]
+    expected = decoding.tokens(Sampler(pair).generate(prompts, params))
+    assert decoding.tokens(made.generate(prompts, params)) == expected
+    assert min(expected[0]) >= 280 > min(expected[1])
+    assert launched
+    launched.clear()
+    monkeypatch.setattr("eddecode.engine.pipeline.MAX_FORBIDDEN", 256)
+    assert decoding.tokens(made.generate(prompts[0], params[0])) == expected[:1]
+    assert not launched
 
 
 def test_logits_that_are_not_finite_name_the_request() -> None:

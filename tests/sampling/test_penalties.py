@@ -10,11 +10,12 @@ import torch
 from transformers import RepetitionPenaltyLogitsProcessor
 
 from eddecode import Access, ModelPair, Sampler, SamplingParams
+from eddecode.engine import sequence as sequence_module
 from eddecode.errors import ParamsError
-from eddecode.execution.cuda_graph import GraphModelRunner
-from eddecode.execution.factory import runner_for
+from eddecode.sampling.device_penalties import DevicePenalties
+from eddecode.sampling.penalties import PenalizedText, penalty_term
 from helpers import decoding, tiny
-from helpers.tape import Tape
+from helpers.graphs import captured_sampler
 
 NEW = 16
 KINDS: list[dict[str, float]] = [
@@ -112,15 +113,58 @@ def test_a_completion_depends_on_its_request_alone(options: dict[str, Any]) -> N
 
 
 @pytest.mark.usefixtures("on_a_tape")
-def test_captured_steps_leave_penalties_to_the_host_and_say_so(caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("speculation", ["off", "base"])
+def test_captured_steps_count_what_was_written_on_the_device(
+    speculation: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also as rows come and go; what penalties add to the contrast is not computed between two steps."""
     pair = decoding.pair(vocab=24)
     prompts, params = mixed()
-    expected = decoding.tokens(Sampler(pair).generate(prompts, params))
-    made = Sampler(pair)
-    made._runner = runner_for(pair, Tape)
-    assert isinstance(made.runner.model_runners[0], GraphModelRunner)
-    assert decoding.tokens(made.generate(prompts, params)) == expected
-    assert "penalties are computed between two steps" in caplog.text
+    params = [each.replace(access=None) for each in params]
+    expected = Sampler(pair).generate(prompts, params)
+    made = captured_sampler(pair, max_slots=3, speculation=speculation)
+    on_host: list[int] = []
+    term = sequence_module.penalty_term
+    monkeypatch.setattr(
+        sequence_module, "penalty_term", lambda *args: on_host.append(len(args[2])) or term(*args)
+    )
+    found = made.generate(prompts, params)
+    assert decoding.tokens(found) == decoding.tokens(expected)
+    assert sum(on_host) <= sum(q.n for q in params)  # of the first token alone, which follows the prompt
+    for one, other in zip(found, expected, strict=True):
+        assert one.implied_reward == pytest.approx(other.implied_reward, abs=1e-3)
+
+
+@pytest.mark.parametrize("width", [24, 20])
+def test_the_device_computes_the_term_of_the_host_to_the_bit(width: int) -> None:
+    generator = torch.Generator().manual_seed(1)
+    logits = [4 * torch.randn(3, 24, generator=generator) for _ in range(2)]
+    logits[1][1, 5] = -torch.inf
+    weights = torch.tensor([[1.7, 1.0, 0.0], [-0.7, 0.0, 1.0]])
+    params = [
+        SamplingParams(repetition_penalty=1.3, presence_penalty=0.7, frequency_penalty=-0.3),
+        SamplingParams(),
+        SamplingParams(repetition_penalty=0.8, frequency_penalty=0.1),
+    ]
+    texts = [
+        PenalizedText(
+            p, [decoding.ids(i, 5, 24), decoding.ids(i + 9, 4, 24)], list(decoding.ids(i + 5, 6, 24))
+        )
+        for i, p in enumerate(params)
+    ]
+    made = DevicePenalties.vacant(4, width, torch.device("cpu"))
+    made.write(texts)
+    rows = [torch.cat([z, z[:1]]) for z in logits]
+    for more in range(3):
+        found = made.term(rows, torch.cat([weights, weights[:, :1]], dim=1))
+        assert torch.equal(found[:3], penalty_term(logits, weights, texts, width))
+        assert not found[3].any()
+        tokens = torch.tensor([more, 7, 3, 2])
+        made.count(tokens, torch.tensor([1, 1, 1, 0]))
+        texts = [
+            PenalizedText(t.params, t.prompts, [*t.written, token])
+            for t, token in zip(texts, tokens.tolist(), strict=False)
+        ]
 
 
 def test_ids_that_one_model_alone_has_are_penalized_where_it_decodes() -> None:
