@@ -13,7 +13,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from eddecode.engine.completions import CompletionReader
 from eddecode.engine.engine import Engine, context_error
+from eddecode.engine.open_batch import OpenBatch
 from eddecode.engine.requests import RequestFactory
 from eddecode.engine.sequence import SequenceState
 from eddecode.engine.speculative.factory import speculator_for
@@ -200,7 +202,7 @@ class Sampler:
         params: SamplingParams | Sequence[SamplingParams] | None = None,
     ) -> Iterator[Completion]:
         """The completions of `generate`, each as soon as it is finished, in any order; bad input raises at once."""
-        return self._completions(self._submit(prompts, params)[0])
+        return CompletionReader(self._factory).finished(self._submit(prompts, params)[0])
 
     def stream(
         self,
@@ -208,11 +210,11 @@ class Sampler:
         params: SamplingParams | Sequence[SamplingParams] | None = None,
     ) -> Iterator[Piece]:
         """The completions of `generate` token by token; tokens of different completions are interleaved."""
-        return self._stream(*self._submit(prompts, params))
+        return CompletionReader(self._factory).pieces(*self._submit(prompts, params))
 
     def open_batch(self) -> OpenBatch:
         """An empty batch that requests can join at any time, also while it is decoded."""
-        return OpenBatch(self)
+        return OpenBatch(self._engine(), self._factory, self._rendered)
 
     def score(
         self,
@@ -341,125 +343,6 @@ class Sampler:
             error.prompt_index = index
             raise
         return rendered
-
-    def _completions(self, engine: Engine) -> Iterator[Completion]:
-        while engine.busy:
-            for sequence in engine.step():
-                yield self._completion(sequence)
-
-    def _stream(self, engine: Engine, sequences: list[SequenceState]) -> Iterator[Piece]:
-        yielded = dict.fromkeys(sequences, (0, ""))  # number of tokens, and text
-        while engine.busy:
-            engine.step()
-            for sequence, (count, text) in list(yielded.items()):
-                for position in range(count, len(sequence.tokens)):
-                    is_last = sequence.finish_reason is not None and position == len(sequence.tokens) - 1
-                    whole = self._text(sequence) if is_last else self._stable_text(sequence, position + 1)
-                    yield Piece(
-                        sequence.request.prompt_index,
-                        sequence.request.sample,
-                        sequence.tokens[position],
-                        whole[len(text) :],
-                        self._completion(sequence) if is_last else None,
-                    )
-                    text = max(text, whole, key=len)
-                if sequence.finish_reason is None:
-                    yielded[sequence] = len(sequence.tokens), text
-                else:
-                    del yielded[sequence]
-
-    def _stable_text(self, sequence: SequenceState, count: int) -> str:
-        return self._factory.stop_strings(sequence.request).settled(sequence.tokens[:count])
-
-    def _text(self, sequence: SequenceState) -> str:
-        if sequence.finish_reason == "stop":
-            return self._factory.stop_strings(sequence.request).cut(sequence.tokens)
-        return self._factory.decoder(sequence.request.weights).text(sequence.tokens)
-
-    def _completion(self, sequence: SequenceState) -> Completion:
-        # The contrast's weights at α = 0 and at α = −1: of a pair, the base and the aligned model alone.
-        base, aligned = self.pair.logit_weights(0.0), self.pair.logit_weights(-1.0)
-        logprobs = [
-            TokenLogprobs(_weighted_sum(base, token[:-1]), _weighted_sum(aligned, token[:-1]), token[-1])
-            for token in sequence.logprobs
-        ]
-        request = sequence.request
-        return Completion(
-            prompt_index=request.prompt_index,
-            sample=request.sample,
-            alpha=request.params.alpha,
-            text=self._text(sequence),
-            token_ids=list(sequence.tokens),
-            finish_reason=str(sequence.finish_reason),
-            base_logprob=sum(token.base for token in logprobs),
-            aligned_logprob=sum(token.aligned for token in logprobs),
-            logprobs=logprobs if request.params.logprobs else None,
-        )
-
-
-class OpenBatch:
-    """Requests that are decoded together, and that others may join between two steps; for one thread.
-
-    A completion is the one that `Sampler.generate` makes of the same prompt, parameters and sample.
-
-    Args:
-        sampler: of the models.
-
-    Attributes:
-        last_size: how many requests the last step decoded.
-    """
-
-    def __init__(self, sampler: Sampler) -> None:
-        self._sampler = sampler
-        self._engine = sampler._engine()
-        self._open: set[SequenceState] = set()
-        self.last_size = 0
-
-    @property
-    def busy(self) -> bool:
-        """Whether anything is left to decode."""
-        return self._engine.busy
-
-    def add(
-        self, key: int, prompt: Prompt, params: SamplingParams, samples: Sequence[int] = (0,)
-    ) -> list[SequenceState]:
-        """Add a request for each of a prompt's samples, and return one handle for each.
-
-        Args:
-            key: the `prompt_index` of the completions and of errors; the caller's own number.
-            prompt: as `Sampler.generate` takes it.
-            params: of all samples; `n` does not count.
-            samples: numbers of the samples.
-
-        Raises:
-            PromptError, ParamsError, ContextError: this request cannot be decoded. The batch goes on without it.
-        """
-        rendered = self._sampler._rendered(key, prompt)
-        added = self._engine.submit(self._sampler._factory.requests(key, rendered, params, samples))
-        self._open.update(added)
-        return added
-
-    def step(self) -> list[tuple[SequenceState, Completion]]:
-        """Decode one token of every request that has a slot; the requests that finished, with their completions.
-
-        Raises:
-            EngineError: the batch cannot go on, and is of no more use.
-        """
-        scheduler, ended = self._engine.scheduler, self._engine.step()
-        self.last_size = len(scheduler.running) + len(ended)
-        finished = [sequence for sequence in ended if sequence in self._open]
-        self._open.difference_update(finished)
-        return [(sequence, self._sampler._completion(sequence)) for sequence in finished]
-
-    def cancel(self, handle: SequenceState) -> None:
-        """Decode this request no further. `step` does not return it."""
-        self._open.discard(handle)
-        handle.finish_reason = handle.finish_reason or "cancelled"
-
-
-def _weighted_sum(weights: Sequence[float], logprobs: Sequence[float]) -> float:
-    """Σ wᵢ·log pᵢ; a term of weight zero does not count, even at −inf."""
-    return sum(weight * value for weight, value in zip(weights, logprobs, strict=True) if weight != 0)
 
 
 def _as_list(prompts: Any) -> list[Any]:
