@@ -14,7 +14,13 @@ import torch
 from torch import Tensor
 
 from eddecode.engine.draft import Planner
-from eddecode.engine.sequence import Partial, SamplingBatch, SequenceState, penalized_text
+from eddecode.engine.sequence import (
+    Partial,
+    SamplingBatch,
+    SequenceState,
+    active_models,
+    penalized_text,
+)
 from eddecode.execution.cuda_graph import bucket
 from eddecode.execution.drafted_step import DROPPED, DraftPlan
 from eddecode.execution.pair_loop import NO_DRAFTS, Flight, PairLoop
@@ -36,7 +42,7 @@ class Pipeline:
 
     Args:
         loop: launches the steps.
-        partial: see `Engine`: sequences with another vocabulary are not served.
+        partial: see `Engine`.
         planner: how tokens are drafted; None drafts none.
     """
 
@@ -58,25 +64,37 @@ class Pipeline:
         return all(map(self._is_served, sequences))
 
     def _is_served(self, sequence: SequenceState) -> bool:
-        request = sequence.request
-        active = tuple(weight != 0 for weight in request.weights)
-        return (
-            request.params.access is None
-            and active not in self._partial
-            and len(forbidden_ids(sequence)) <= MAX_FORBIDDEN
-        )
+        return sequence.request.params.access is None and len(forbidden_ids(sequence)) <= MAX_FORBIDDEN
 
     def start(self, sequences: Sequence[SequenceState], lengths: list[list[int]]) -> None:
         """Launch the first step of these sequences, of which the models have read `lengths` tokens."""
         self._sequences, self._launches = list(sequences), 0
         self._plan = self._wanted_plan()
-        self._loop.begin(row_state(sequences, lengths, self._loop.vocabulary.device), self._plan)
+        state = row_state(sequences, lengths, self._loop.vocabulary.device)
+        state.allowed = self._allowed()
+        self._loop.begin(state, self._plan)
         self._launch()
 
     def _wanted_plan(self) -> DraftPlan:
-        if self._planner is None or any(s.request.params.penalizes for s in self._sequences):
+        needs_plain_steps = (
+            s.request.params.penalizes or active_models(s) in self._partial for s in self._sequences
+        )
+        if self._planner is None or any(needs_plain_steps):
             return NO_DRAFTS
         return self._planner.plan(len(self._sequences))
+
+    def _allowed(self) -> Tensor | None:
+        """(n, V) bool, the ids that each sequence may sample, if not all may sample the same."""
+        own = [self._partial.get(active_models(s)) for s in self._sequences]
+        if all(ids is None for ids in own):
+            return None
+        together = self._loop.vocabulary
+        width = max(map(len, (together, *self._partial.values())))
+        found = together.new_zeros(len(own), width)
+        for row, ids in enumerate(own):
+            chosen = together if ids is None else ids
+            found[row, : len(chosen)] = chosen
+        return found
 
     def launch_ahead(self) -> None:
         """Launch one more step, unless all sequences end with those in flight, the buffers end, or the plan changes."""

@@ -218,6 +218,11 @@ def penalized_text(sequence: SequenceState, drafted: Sequence[int] = ()) -> Pena
     return PenalizedText(request.params, prompts, [*sequence.tokens, *drafted])
 
 
+def active_models(sequence: SequenceState) -> tuple[bool, ...]:
+    """Which models have a weight in its request."""
+    return tuple(weight != 0 for weight in sequence.request.weights)
+
+
 Partial = Mapping[tuple[bool, ...], Tensor]  # which models have a weight → the ids that may be sampled there
 
 
@@ -291,7 +296,7 @@ def _sample_in_groups(
     groups: dict[tuple[tuple[bool, ...], bool], list[int]] = {}
     penalized = batch.penalized
     for row, (sequence, _) in enumerate(batch.positions):  # of a request, also after its access has ended
-        active = tuple(weight != 0 for weight in sequence.request.weights)
+        active = active_models(sequence)
         groups.setdefault((active if active in partial else (), row in penalized), []).append(row)
     uniforms, forbidden = batch.uniforms(), dict(batch.forbidden())
     tokens = torch.empty(len(batch.positions), dtype=torch.int64)

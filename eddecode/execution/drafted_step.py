@@ -48,7 +48,7 @@ class DraftedStep(PairStep):
     """Up to plan.length + 1 tokens for each of some rows in all models, captured.
 
     `body` gives (B · width, models + 3), a row's positions one after another, with `DROPPED` for those not kept. Rows
-    with penalties have none: what they have written would be another text at each position.
+    with penalties, or a vocabulary of their own, have none: what each position may sample would be another thing.
     """
 
     def __init__(

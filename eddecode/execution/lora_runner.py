@@ -8,10 +8,10 @@ slot 2i+1 is row i of the aligned model.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from einops import rearrange, repeat
@@ -23,7 +23,7 @@ from eddecode.execution.cuda_graph import GraphCapture, GraphModelRunner
 from eddecode.execution.interfaces import ModelRunner, PrefillResult
 from eddecode.execution.model_runner_factory import model_runner_for
 from eddecode.execution.patching import triton_runs
-from eddecode.execution.runner import CachedModelRunner, PairRunner, all_or_none
+from eddecode.execution.runner import CachedModelRunner, PairRunner, StepParts, all_or_none
 from eddecode.execution.self_check import Expectation, attempt, depends_on_length
 from eddecode.models.float32_pass import LOW_PRECISION, Float32Pass
 from eddecode.models.lora import Factors, logit_distance
@@ -179,9 +179,9 @@ class LoraPairRunner(PairRunner):
         finally:
             self._rows.active = None
 
-    def step_parts(self) -> list[tuple[Any, tuple[int, ...], Callable[[], AbstractContextManager[Any]]]]:
+    def step_parts(self) -> list[StepParts]:
         """See `PairRunner.step_parts`: one part with the rows of both models."""
-        return [(self._backbone, (BASE, ALIGNED), self._both)]
+        return [(self._backbone, (BASE, ALIGNED), self._both, None)]
 
     @cached_property
     def num_parameters(self) -> int:

@@ -85,12 +85,11 @@ class PairLoop:
             part.runner.buffers.pair_steps = steps
         for key in [key for key, step in steps.items() if not step.is_current(self.parts)]:
             del steps[key]
-        kind = state.filters, state.forbidden, bool(state.penalized)
-        key = (*size, *kind, plan)
+        key = (*size, *state.kind, plan)
         step = steps.get(key)
         if step is None:
             self._set_lengths()
-            how = self.parts, *size, self.vocabulary, *kind
+            how = self.parts, *size, self.vocabulary, *state.kind
             step = DraftedStep(plan, *how) if plan.length else PairStep(*how)
             step.write(state)
             step.rows.active.zero_()  # the runs before the capture stay where they are, and write what belongs there

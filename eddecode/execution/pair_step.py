@@ -21,6 +21,7 @@ from einops import rearrange
 from torch import Tensor
 
 from eddecode.execution.cuda_graph import CapturedStep, GraphModelRunner, GraphReplay, StaticKVCache
+from eddecode.sampling.contrast import MASKED, widened
 from eddecode.sampling.device import DeviceRows, sample_on_device
 from eddecode.sampling.device_penalties import DevicePenalties
 from eddecode.sampling.dispatch import packed
@@ -37,11 +38,13 @@ class StepPart:
         runner: of one model, or of two on one backbone.
         models: indices of its models; row i of model m is row i·len(models) + m of the runner.
         active: what holds while the runner's step runs.
+        largest_id: that its models have an embedding for; None if they have one for all ids that may be sampled.
     """
 
     runner: GraphModelRunner
     models: tuple[int, ...]
     active: Callable[[], AbstractContextManager[Any]]
+    largest_id: int | None = None
 
 
 @dataclass
@@ -56,6 +59,7 @@ class RowState:
         filters: which some row uses.
         forbidden: forbidden ids that rows have room for; 0 if no row has any.
         penalized: what the next token of each row follows, if some rows have penalties; else empty.
+        allowed: (rows, V) bool, the ids that each may sample; None if all may sample those of the step's vocabulary.
     """
 
     texts: Sequence[Sequence[int]]
@@ -65,10 +69,24 @@ class RowState:
     filters: Filters
     forbidden: int = 0
     penalized: Sequence[PenalizedText] = ()
+    allowed: Tensor | None = None
+
+    @property
+    def kind(self) -> tuple[Filters, int, bool, int]:
+        """What of this a step is captured for: see the arguments of `PairStep`."""
+        width = 0 if self.allowed is None else self.allowed.shape[1]
+        return self.filters, self.forbidden, bool(self.penalized), width
 
 
 class PairStep:
     """One token for each of some rows in all models, captured.
+
+    Args:
+        parts: the runners.
+        batch, capacity: rows, and positions of each.
+        vocabulary: (V,) bool.
+        filters, forbidden, penalizes: see `RowState`.
+        own_ids: of how many ids each row has a vocabulary of its own, in the place of `vocabulary`; 0 is none.
 
     Attributes:
         rows: on the device.
@@ -88,6 +106,7 @@ class PairStep:
         filters: Filters,
         forbidden: int,
         penalizes: bool,
+        own_ids: int,
     ) -> None:
         self.vocabulary, self.filters, self.forbidden = vocabulary, filters, forbidden
         self.models = [part.models for part in parts]  # not the runners: these leave their buffers to others
@@ -95,7 +114,12 @@ class PairStep:
         models = sum(len(part.models) for part in parts)
         device = parts[0].runner.device
         self.rows = DeviceRows.vacant(models, batch, device, forbidden)
-        width = vocabulary.shape[0]
+        self.largest_ids = [part.largest_id for part in parts]
+        self.mask: Tensor | None = None
+        if own_ids:
+            self.vocabulary = torch.ones(own_ids, dtype=torch.bool, device=device)
+            self.mask = torch.zeros(batch, own_ids, device=device)
+        width = self.vocabulary.shape[0]
         self.penalties = DevicePenalties.vacant(batch, width, device) if penalizes else None
         self.inputs = [
             CapturedStep(part.runner.cache, batch * len(part.models), capacity, device) for part in parts
@@ -119,15 +143,18 @@ class PairStep:
         if self.penalties is not None:
             self.penalties.count(raw.tokens, active)
         self.rows.counter += active
-        for models, step in zip(self.models, self.inputs, strict=True):
-            step.inputs[0].copy_(repeated(raw.tokens * active, len(models)))
+        for models, step, largest in zip(self.models, self.inputs, self.largest_ids, strict=True):
+            step.inputs[0].copy_(repeated(known(raw.tokens * active, largest), len(models)))
             step.inputs[1].add_(repeated(active, len(models)))
         return packed(raw).T.contiguous()
 
     def sample(self, logits: Sequence[Tensor], rows: DeviceRows) -> RawSample:
         """A token for each row, from logits (rows, V) float32 per model."""
+        if self.mask is not None:
+            logits = [widened(z, self.mask.shape[1]) for z in logits]
+        forbids = self.forbidden > 0
         return sample_on_device(
-            logits, rows, self.vocabulary, self.filters, self.forbidden > 0, self.penalties
+            logits, rows, self.vocabulary, self.filters, forbids, self.penalties, self.mask
         )
 
     def logits(
@@ -162,9 +189,12 @@ class PairStep:
             target.copy_(torch.cat([given.to(target), rest], dim=axis))
         if self.penalties is not None:
             self.penalties.write(state.penalized)
+        if self.mask is not None and state.allowed is not None:
+            self.mask.zero_()[:count].masked_fill_(~state.allowed, MASKED)
         last = [[text[-1] for text in state.texts]] * len(state.lengths)
-        for own, step in zip(self.models, self.inputs, strict=True):
-            step.inputs.copy_(torch.stack([self.of_rows(each, own) for each in (last, state.lengths)]))
+        for own, step, largest in zip(self.models, self.inputs, self.largest_ids, strict=True):
+            step.inputs[0].copy_(known(self.of_rows(last, own), largest))
+            step.inputs[1].copy_(self.of_rows(state.lengths, own))
 
     def of_rows(self, values: Sequence[Sequence[int]], models: Sequence[int]) -> Tensor:
         """Numbers per model and row as those of a part's rows, (rows,) int64 on the device; 0 for rows that fill up."""
@@ -172,6 +202,11 @@ class PairStep:
         known = [values[model][row] for row in range(count) for model in models]
         spare = [0] * ((batch - count) * len(models))
         return to_device([*known, *spare], torch.int64, self.rows.active.device)
+
+
+def known(tokens: Tensor, largest: int | None) -> Tensor:
+    """Tokens that a model has an embedding for; what another id makes of its text is not used."""
+    return tokens if largest is None else tokens.clamp(max=largest)
 
 
 def repeated(values: Tensor, times: int) -> Tensor:

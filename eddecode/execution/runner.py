@@ -36,6 +36,9 @@ if TYPE_CHECKING:
 warnings.filterwarnings("ignore", message="`past_key_values` is deprecated", category=FutureWarning)
 
 
+StepParts = tuple[Any, tuple[int, ...], Callable[[], AbstractContextManager[Any]], int | None]
+
+
 class CachedModelRunner:
     """Runs a model whose layers write keys and values to a cache and attend over a mask.
 
@@ -279,7 +282,7 @@ class PairRunner:
     @property
     def execution(self) -> list[ModelExecution]:
         """How each model is run."""
-        runners = {model: runner for runner, models, _ in self.step_parts() for model in models}
+        runners = {model: runner for runner, models, *_ in self.step_parts() for model in models}
         failures = [*self.step_failures, *self.draft_failures]
         return [
             _execution_of(name, runners[model], self.device, [self.reasons[model], *failures])
@@ -339,9 +342,12 @@ class PairRunner:
             for runner, prefixes in zip(self.model_runners, columns, strict=False):
                 runner.add_all(prefixes)  # type: ignore[attr-defined]
 
-    def step_parts(self) -> list[tuple[Any, tuple[int, ...], Callable[[], AbstractContextManager[Any]]]]:
-        """Runners, the models that each runs, and what holds while it runs both; see `pair_step.StepPart`."""
-        return [(runner, (model,), nullcontext) for model, runner in enumerate(self.model_runners)]
+    def step_parts(self) -> list[StepParts]:
+        """Runners, the models that each runs, what holds while it runs both, its largest id: `pair_step.StepPart`."""
+        return [
+            (runner, (model,), nullcontext, self._largest_ids[model])
+            for model, runner in enumerate(self.model_runners)
+        ]
 
     def remove(self, slot: int) -> None:
         """Vacate a slot; the last occupied one moves into its place."""

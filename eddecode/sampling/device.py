@@ -74,6 +74,7 @@ def sample_on_device(
     filters: Filters,
     forbids: bool,
     penalties: DevicePenalties | None = None,
+    mask: Tensor | None = None,
 ) -> RawSample:
     """Sample one token per row without the host; `status` is not checked.
 
@@ -84,12 +85,16 @@ def sample_on_device(
         filters: which some row uses.
         forbids: whether some row has forbidden ids.
         penalties: of the rows, if some have any.
+        mask: (B, V) float32, −inf where a row must not sample an id that others may, else 0; None masks none.
     """
+    terms = [] if mask is None else [mask]
     if penalties is not None:
-        weights = torch.cat([rows.weights, torch.ones_like(rows.weights[:1])])
-        terms = [*logits, penalties.term(logits, rows.weights)]
-        raw = sample_on_device(terms, replace(rows, weights=weights), vocabulary, filters, forbids)
-        return replace(raw, logprobs=torch.cat([raw.logprobs[:-2], raw.logprobs[-1:]]))
+        terms.append(penalties.term(logits, rows.weights))
+    if terms:  # of the contrast, with weight 1
+        weights = torch.cat([rows.weights, rows.weights.new_ones(len(terms), rows.weights.shape[1])])
+        rows = replace(rows, weights=weights)
+        raw = sample_on_device([*logits, *terms], rows, vocabulary, filters, forbids)
+        return replace(raw, logprobs=torch.cat([raw.logprobs[: len(logits)], raw.logprobs[-1:]]))
     batch, device = rows.active.shape[0], logits[0].device
     raw = RawSample(
         torch.empty(batch, dtype=torch.int64, device=device),

@@ -284,6 +284,33 @@ def test_rows_may_have_to_avoid_many_ids(monkeypatch: pytest.MonkeyPatch) -> Non
     assert not launched
 
 
+def test_rows_of_one_model_alone_sample_its_own_ids(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside rows of both models, which have fewer ids; also with penalties, and where drafts are asked for."""
+    base, wide = tiny.tiny_model(vocab=300), tiny.tiny_model(vocab=310, seed=1)
+    wide.lm_head.weight.data[300:305] *= 3
+    own = tiny.tiny_tokenizer(extra=tuple(f"<|own {i}|>" for i in range(5)))
+    pair = ModelPair.from_models(base, wide, tiny.tiny_tokenizer(), own)
+    prompts = [decoding.prompt(i, 5, 5) for i in range(4)]
+    params = [
+        SamplingParams(
+            alpha=(-1.0, 0.5, 0.0)[i % 3], max_new_tokens=8, seed=i, ignore_eos=True, top_p=0.9, logprobs=True,
+            frequency_penalty=(0.0, 0.5)[i // 2],
+        )
+        for i in range(4)
+    ]  # fmt: skip
+    launched, launch = [], PairLoop.launch
+    monkeypatch.setattr(PairLoop, "launch", lambda self: launched.append(self) or launch(self))
+    expected = Sampler(pair).generate(prompts, params)
+    made = captured_sampler(pair, speculation="base")
+    played = Tape.played
+    found = made.generate(prompts, params)
+    assert decoding.tokens(found) == decoding.tokens(expected)
+    assert Tape.played - played == len(launched) > 0  # every step is that of the pair
+    assert max(found[0].token_ids) >= 300 > max(found[1].token_ids + found[2].token_ids)
+    for one, other in zip(found, expected, strict=True):
+        assert one.aligned_logprob == pytest.approx(other.aligned_logprob, abs=1e-3)
+
+
 def test_logits_that_are_not_finite_name_the_request() -> None:
     base, aligned = tiny.tiny_pair_models("llama")
     pair = ModelPair.from_models(base, aligned)
