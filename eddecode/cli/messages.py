@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import inspect
 import os
 import sys
@@ -18,6 +19,24 @@ from rich.text import Text
 
 from eddecode.errors import EddecodeError
 from eddecode.utils.terminal import escape_control_chars
+
+_LONGEST_NAME = 80  # characters of a path in a message
+_REMEDIES = {
+    errno.ENAMETOOLONG: "give a shorter name: file systems take at most 255 bytes for each part of a path",
+    errno.ENOTDIR: "a part of the path is a file, choose another",
+    errno.EISDIR: "it is a folder, name a file",
+    errno.EEXIST: "choose another place",
+    errno.ENOENT: "check the path",
+    errno.ENOTEMPTY: "choose another place",
+    errno.EACCES: "make it readable and writable for you, or choose another place",
+    errno.EPERM: "make it readable and writable for you, or choose another place",
+    errno.EROFS: "the file system is read-only, choose another place",
+    errno.ENOSPC: "free some space and run the same command again",
+    errno.EDQUOT: "free some space and run the same command again",
+    errno.ELOOP: "its links lead in a circle, choose another place",
+    errno.EMFILE: "raise the limit on open files (ulimit -n)",
+    errno.EIO: "check the disk",
+}  # what to do about the errors of the system that a path or a disk can give
 
 _DEBUG = Annotated[
     bool, typer.Option("--debug", help="Show the trace of an error, and not only its message.")
@@ -73,11 +92,24 @@ def errors_as_messages(run: Path | None = None) -> Iterator[None]:
     except BrokenPipeError:  # the reader of a pipe has ended, as in `eddecode export RUN | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise typer.Exit(0) from None
-    except OSError as error:  # the disk is full, a folder cannot be written
+    except OSError as error:
         if Trace.wanted:
             raise
-        print_error(str(error))
+        print_error(os_error_in_words(error))
         raise typer.Exit(2) from None
+
+
+def os_error_in_words(error: OSError) -> str:
+    """What the system refused, why, and what to do: `NAME…: File name too long; give a shorter name …`.
+
+    >>> os_error_in_words(OSError(errno.ENOTDIR, "Not a directory", "notes.txt/run"))
+    'notes.txt/run: Not a directory; a part of the path is a file, choose another'
+    """
+    reason = error.strerror or str(error)
+    name = "" if error.filename is None else os.fsdecode(error.filename)
+    shown = name if len(name) <= _LONGEST_NAME else f"{name[:_LONGEST_NAME]}… ({len(name)} characters)"
+    remedy = _REMEDIES.get(error.errno or 0, "check the path, the disk and your rights")
+    return f"{shown}{': ' if shown else ''}{reason}; {remedy}"
 
 
 def guarded(function: Callable[..., None]) -> Callable[..., None]:
@@ -91,6 +123,9 @@ def guarded(function: Callable[..., None]) -> Callable[..., None]:
         except Exception as error:
             if type(error).__module__.partition(".")[0] in _OF_TYPER or debug:
                 raise
+            if isinstance(error, OSError) and error.errno in _REMEDIES:
+                print_error(os_error_in_words(error))
+                raise typer.Exit(2) from None
             print_error(
                 f"{_place(error)}; this is a fault of eddecode: --debug shows the trace, please report it"
             )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from typer.testing import CliRunner
 from eddecode.audit import merge, rejudge
 from eddecode.audit.data.prompts import PromptRecord
 from eddecode.audit.data.shards import Shard
+from eddecode.audit.store.seal import verify
 from eddecode.audit.store.store import Store
 from eddecode.cli.commands import app
 from eddecode.errors import ConfigError, StoreError
@@ -49,6 +51,10 @@ def test_merged_shards_are_the_run_of_one_process(tmp_path: Path, of: int, optio
 
 def test_a_merged_run_goes_on_like_any_other(tmp_path: Path) -> None:
     merge(shards(tmp_path), tmp_path / "merged")
+    with closing(sqlite3.connect(tmp_path / "merged" / "run.sqlite")) as database:
+        verify(tmp_path / "merged", database)  # every row has a seal of its new ids
+        assert database.execute("PRAGMA foreign_key_check").fetchall() == []
+        assert database.execute("PRAGMA journal_mode").fetchone() == ("wal",)
     before = (tmp_path / "merged" / "summary.json").read_bytes()
     run(config(tmp_path / "merged"))
     assert (tmp_path / "merged" / "summary.json").read_bytes() == before
@@ -91,6 +97,24 @@ def test_a_shard_that_is_not_finished_or_damaged_is_named(tmp_path: Path) -> Non
     database.close()
     with pytest.raises(StoreError, match=r"shard 2 in .* is not finished"):
         merge(parts, tmp_path / "merged")
+
+
+@pytest.mark.parametrize(
+    ("table", "change"),
+    [
+        ("completion", "UPDATE completion SET text = 'x' WHERE id = 5"),
+        ("verdict", "UPDATE verdict SET flag = 1 - flag WHERE completion = 5"),
+        ("prompt", "UPDATE prompt SET meta = '{}' || ' '"),
+    ],
+)
+def test_a_damaged_row_of_a_shard_is_found_as_it_is_copied(table: str, change: str, tmp_path: Path) -> None:
+    parts = shards(tmp_path)
+    with closing(sqlite3.connect(parts[1] / "run.sqlite")) as database:
+        database.executescript(f"DROP TRIGGER {table}_update; {change}")
+    out = tmp_path / "merged"
+    with pytest.raises(StoreError, match=f"2.*a row of the table {table} .*is not what was written"):
+        merge(parts, out)
+    assert not list(out.glob("run.sqlite*"))
 
 
 def test_a_shard_alone_gives_no_figure_and_no_verdict(tmp_path: Path) -> None:

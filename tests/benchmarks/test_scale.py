@@ -76,9 +76,9 @@ def test_merged_shards_are_checked_once(tmp_path: Path, monkeypatch: pytest.Monk
         scale.make(part, scale.Size(20, 2, 8), f"{number}/2")
     checked, verify = list[Path](), store.verify
 
-    def noted(folder: Path, database: Any) -> None:
+    def noted(folder: Path, database: Any, *later: Any) -> None:
         checked.append(folder)
-        verify(folder, database)
+        verify(folder, database, *later)
 
     monkeypatch.setattr(store, "verify", noted)
     merge(parts, tmp_path / "run")

@@ -25,6 +25,7 @@ from eddecode.utils.terminal import escape_control_chars
 
 FORMATS = ("jsonl", "csv", "parquet", "inspect")
 _UNTOUCHED = "choose another place with --out; the run is untouched"
+_encode = json.JSONEncoder(ensure_ascii=True, allow_nan=False, check_circular=False).encode
 _VERDICT = ("score", "flag", "label", "reason")
 
 
@@ -41,7 +42,7 @@ def export_jsonl(folder: str | Path, names: Sequence[str] = ()) -> Iterator[str]
     """
     with Store.read(folder) as store:
         for row in export_rows(store, names):
-            yield json.dumps(row, ensure_ascii=True, allow_nan=False)
+            yield _encode(row)
 
 
 def export_csv(folder: str | Path, names: Sequence[str] = ()) -> Iterator[str]:

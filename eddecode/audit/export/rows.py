@@ -8,6 +8,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from eddecode.audit.conditions import Condition, canonical_name
+from eddecode.audit.data.prompts import PromptRecord
+from eddecode.audit.store.queries import REALS
 from eddecode.audit.store.store import Store
 from eddecode.errors import ConfigError, StoreError
 
@@ -20,7 +22,6 @@ _FIRST = (
     "transform",
     "mitigation",
     "model",
-    "prompt_index",
 )
 
 
@@ -56,21 +57,28 @@ def export_rows(store: Store, names: Sequence[str] = ()) -> Iterator[dict[str, A
     Each has its `prompt` as it was given (text, or chat messages), its `prompt_id` and `category` (the fields `id` and
     `category` of its record, None without them), and `alpha` as a number.
     """
-    prompts = {record.index: record for record in store.prompts()}
-    for row in store.rows(chosen_keys(store, names)):
-        record = prompts[row["prompt_index"]]
-        found = {
-            **{name: row[name] for name in _FIRST},
-            # α is text where it is a key; an export has the nearest number.
-            "alpha": json.loads(row["alpha"]),
-            "prompt": record.prompt,
-            "prompt_id": _text(record.meta.get("id")),
-            "category": ", ".join(record.categories) or None,
-            **{name: value for name, value in row.items() if name not in _FIRST},
-        }
-        yield {
-            name: None if isinstance(v, float) and not math.isfinite(v) else v for name, v in found.items()
-        }
+    prompts = {record.index: _prompt_fields(record) for record in store.prompts()}
+    for shared, rows in store.rows_by_condition(chosen_keys(store, names)):
+        first = {name: shared[name] for name in _FIRST}
+        first["alpha"] = json.loads(
+            shared["alpha"]
+        )  # text where it is a key; an export has the nearest number
+        rest = {name: value for name, value in shared.items() if name not in _FIRST}
+        for row in rows:
+            index = row.pop("prompt_index")
+            for name in REALS:
+                value = row[name]
+                if value is not None and not math.isfinite(value):
+                    row[name] = None
+            yield {**first, "prompt_index": index, **prompts[index], **rest, **row}
+
+
+def _prompt_fields(record: PromptRecord) -> dict[str, Any]:
+    return {
+        "prompt": record.prompt,
+        "prompt_id": _text(record.meta.get("id")),
+        "category": ", ".join(record.categories) or None,
+    }
 
 
 def _text(value: Any) -> str | None:

@@ -1,23 +1,31 @@
 """The stores of all shards of an audit, joined to the store of the whole run.
 
-The rows are copied under new ids, in the order of the shards. Nothing is computed anew: seals are made for the new rows
-after those of the old ones were checked. The file takes its name when it is complete on disk.
+The rows are copied under new ids, in the order of the shards. Nothing is computed anew but seals: a row is read once,
+its old seal is checked, and its new one made of the same text with the new ids in it. The file takes its name when it
+is complete on disk, so that it needs no journal before.
 """
 
 from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
+from typing import Any
 
 from eddecode.audit.store.grow import add_rows, remove_part, rows_of
 from eddecode.audit.store.lock import lock_run
 from eddecode.audit.store.queries import REASONED, SHARD_NOTE, SKIPPED
-from eddecode.audit.store.schema import FILE, explained, prepare
+from eddecode.audit.store.schema import COLUMNS, FILE, explained, prepare
+from eddecode.audit.store.seal import checked_rows, seal_of_text
 from eddecode.audit.store.store import Store, trust
 from eddecode.errors import StoreError
+
+_WORK = ("completion", "verdict")  # the tables that grow with the audit: checked as they are copied
+_WITHOUT_JOURNAL = """
+PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; PRAGMA foreign_keys = OFF; PRAGMA cache_size = -131072;
+"""
 
 
 def merge_stores(parts: Sequence[Path], out: Path) -> None:
@@ -32,7 +40,7 @@ def merge_stores(parts: Sequence[Path], out: Path) -> None:
             other judges; or `out` holds a run.
     """
     with ExitStack() as stack:
-        stores = [stack.enter_context(Store.read(part)) for part in parts]
+        stores = [stack.enter_context(Store.read(part, later=_WORK)) for part in parts]
         ordered = [store for _, store in sorted(_numbered(stores), key=lambda pair: pair[0])]
         _check_judges(ordered)
         lock = lock_run(out)
@@ -44,10 +52,13 @@ def merge_stores(parts: Sequence[Path], out: Path) -> None:
         try:
             with explained(out), closing(sqlite3.connect(unfinished, isolation_level=None)) as new:
                 prepare(out, new)
+                new.executescript(_WITHOUT_JOURNAL)
                 new.execute("BEGIN IMMEDIATE")
                 _copy(ordered, new)
                 new.execute("COMMIT")
-                new.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+                new.execute("PRAGMA journal_mode = WAL")
+            with unfinished.open("rb+") as file:
+                os.fsync(file.fileno())
             os.replace(unfinished, out / FILE)
             trust(out)
         finally:
@@ -115,25 +126,57 @@ def _copy(stores: Sequence[Store], new: sqlite3.Connection) -> None:
     judges = _copy_judges(stores, new)
     sessions = completions = 0
     for store, ids in zip(stores, judges, strict=True):
-        _copy_work(store.connection, new, sessions, completions, ids)
+        _copy_work(store, new, sessions, completions, ids)
         sessions, completions = (_last(new, table) for table in ("session", "completion"))
 
 
 def _copy_work(
-    old: sqlite3.Connection, new: sqlite3.Connection, sessions: int, completions: int, judges: dict[int, int]
+    store: Store, new: sqlite3.Connection, sessions: int, completions: int, judges: dict[int, int]
 ) -> None:
     """Copy what one shard decoded, with ids moved up by those that are taken, and with the new ids of its judges."""
+    old = store.connection
     add_rows(new, "session", ((id_ + sessions, *rest) for id_, *rest in rows_of(old, "session")))
-    add_rows(
-        new,
-        "completion",
-        (
-            (id_ + completions, *rest, None if session is None else session + sessions)
-            for id_, *rest, session in rows_of(old, "completion")
-        ),
-    )
-    verdicts = rows_of(old, "verdict")
-    add_rows(new, "verdict", ((id_ + completions, judges[judge], *rest) for id_, judge, *rest in verdicts))
+    copied = _insert(new, "completion", _moved_completions(store, sessions, completions))
+    if copied != store.count():
+        raise StoreError(
+            f"{store.folder / FILE} is damaged: it has {copied:,} completions, and its index {store.count():,}; "
+            "restore a copy, or decode the shard again into another folder"
+        )
+    _insert(new, "verdict", _moved_verdicts(store, completions, judges))
+
+
+def _insert(new: sqlite3.Connection, table: str, rows: Iterable[tuple[Any, ...]]) -> int:
+    """Add rows that have their seals; returns how many."""
+    marks = ", ".join("?" * (len(COLUMNS[table]) + 1))
+    return new.executemany(f"INSERT INTO {table} VALUES ({marks})", rows).rowcount
+
+
+def _moved_completions(store: Store, sessions: int, completions: int) -> Iterator[tuple[Any, ...]]:
+    """The completions of a shard with new ids and new seals."""
+    for values, text in checked_rows(store.folder, store.connection, "completion"):
+        id_, session = values[0], values[-1]
+        moved = None if session is None else session + sessions
+        middle = text[len(_head("completion", id_)) : -len(_tail(session))]
+        sealed = seal_of_text(f"{_head('completion', id_ + completions)}{middle}{_tail(moved)}")
+        yield id_ + completions, *values[1:-1], moved, sealed
+
+
+def _moved_verdicts(store: Store, completions: int, judges: dict[int, int]) -> Iterator[tuple[Any, ...]]:
+    """The verdicts of a shard with the new ids of completions and judges, and new seals."""
+    for values, text in checked_rows(store.folder, store.connection, "verdict"):
+        ids = values[0] + completions, judges[values[1]]
+        rest = text[len(_head("verdict", *values[:2])) :]
+        yield *ids, *values[2:], seal_of_text(f"{_head('verdict', *ids)}{rest}")
+
+
+def _head(table: str, *ids: int) -> str:
+    """How the text of a row begins whose first columns are ids; see `seal.text_of_read`."""
+    return f'["{table}",{",".join(map(str, ids))},'
+
+
+def _tail(session: int | None) -> str:
+    """How the text of a row ends whose last column is a session."""
+    return f",{'null' if session is None else session}]"
 
 
 def _copy_judges(stores: Sequence[Store], new: sqlite3.Connection) -> list[dict[int, int]]:

@@ -27,6 +27,17 @@ _EXPORTED = (
     *("base_logprob", "aligned_logprob", "length", "perplexity", "distinct_1", "distinct_2", "repetition"),
     "empty",
 )
+REALS = (
+    *(
+        "implied_reward",
+        "base_logprob",
+        "aligned_logprob",
+        "perplexity",
+        "distinct_1",
+        "distinct_2",
+        "repetition",
+    ),
+)  # columns of an export that hold numbers with a fraction, which may be infinite
 
 ATTACK_NOTE = "attack "  # the notes on what was fitted for attacks are called so, with the attack's name
 SHARD_NOTE = "shard"  # the note that says which shard a store holds; a whole run has none
@@ -34,6 +45,7 @@ CANARIES = "canaries "  # the notes with results of canary sets are called so, w
 REASONED = "reasoned "  # and those on the reasoning of completions whose text is not kept
 BENCHMARKS = "benchmarks "  # and those with figures of benchmarks so
 SKIPPED = "skipped "  # the notes on prompts that were left out are called so, with the prompt's index
+_decode = json.JSONDecoder().raw_decode  # of text that begins with a value; made once for millions of rows
 _PART = 512  # completions whose verdicts are read together
 _AUDITED = f"prompt_index < {BENIGN_FROM}"
 
@@ -267,6 +279,14 @@ class StoreQueries:
         `temperature` is the number that was sampled with; `system`, `transform` and `template` are names, empty for the
         run's own. A replaced judge is `name#identity` in `verdicts`.
         """
+        for shared, own in self.rows_by_condition(keys):
+            for row in own:
+                yield {**shared, **row}
+
+    def rows_by_condition(
+        self, keys: Sequence[Key]
+    ) -> Iterator[tuple[dict[str, Any], Iterator[dict[str, Any]]]]:
+        """As `rows`: per condition what all of its rows share, and the rest of each row, from `prompt_index` on."""
         conditions, active = {condition.key: condition for condition in self.conditions()}, self._active()
         own = float(self.note("identity")["temperature"])
         for key in map(condition_name, keys):
@@ -284,34 +304,43 @@ class StoreQueries:
                 },
                 "temperature": float(c.temperature) if c.temperature else sampled,
             }
-            rows = self._query(
-                f"SELECT id, {', '.join(_EXPORTED)} FROM completion WHERE condition = ? ORDER BY prompt_index, sample",
-                (key,),
-            )
-            while part := list(islice(rows, _PART)):
-                verdicts = self._verdicts([row[0] for row in part], active)
-                for id_, *values in part:
-                    row = {**shared, **dict(zip(_EXPORTED, values, strict=True))}
-                    row["token_ids"] = None if row["token_ids"] is None else json.loads(row["token_ids"])
-                    row["empty"] = bool(row["empty"])
-                    row["verdicts"] = verdicts[id_]
-                    yield row
+            yield shared, self._own_rows(key, active)
+
+    def _own_rows(self, key: str, active: dict[str, int]) -> Iterator[dict[str, Any]]:
+        rows = self._query(
+            f"SELECT id, {', '.join(_EXPORTED)} FROM completion WHERE condition = ? ORDER BY prompt_index, sample",
+            (key,),
+        )
+        while part := list(islice(rows, _PART)):
+            verdicts = self._verdicts([row[0] for row in part], active)
+            for id_, *values in part:
+                row = dict(zip(_EXPORTED, values, strict=True))
+                row["token_ids"] = None if row["token_ids"] is None else _decode(row["token_ids"])[0]
+                row["empty"] = bool(row["empty"])
+                row["verdicts"] = verdicts[id_]
+                yield row
 
     def _verdicts(
         self, completions: Sequence[int], active: dict[str, int]
     ) -> dict[int, dict[str, dict[str, Any]]]:
         """Completion's id → its verdicts by the judge's name."""
         found: dict[int, dict[str, dict[str, Any]]] = {completion: {} for completion in completions}
-        rows = self._query(
-            "SELECT completion, j.name, j.identity, j.id, score, flag, label, reason FROM verdict v"
-            f" JOIN judge j ON j.id = v.judge WHERE completion IN ({', '.join('?' * len(completions))})"
-            " ORDER BY j.name, j.id",
-            completions,
-        )
-        for completion, name, identity, id_, score, flag, label, reason in rows:
-            shown = name if active.get(name) == id_ else f"{name}#{identity}"
-            values = {"score": score, "flag": bool(flag), "label": label, "reason": reason}
-            found[completion][shown] = values
+        judges = self._query("SELECT id, name, identity FROM judge ORDER BY name, id")
+        marks = ", ".join("?" * len(completions))
+        for judge, name, identity in judges:
+            shown = name if active.get(name) == judge else f"{name}#{identity}"
+            rows = self._query(
+                "SELECT completion, score, flag, label, reason FROM verdict"
+                f" WHERE completion IN ({marks}) AND judge = ?",
+                (*completions, judge),
+            )
+            for completion, score, flag, label, reason in rows:
+                found[completion][shown] = {
+                    "score": score,
+                    "flag": bool(flag),
+                    "label": label,
+                    "reason": reason,
+                }
         return found
 
     def _active(self) -> dict[str, int]:

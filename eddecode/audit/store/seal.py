@@ -12,7 +12,8 @@ import hashlib
 import json
 import math
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections import deque
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,17 @@ def seal(table: str, values: Sequence[Any]) -> str:
 
 def seal_of_read(table: str, values: Iterable[Any]) -> str:
     """The seal of values that SQLite gave back."""
-    return hashlib.blake2b(_encode([table, *values]).encode(), digest_size=8).hexdigest()
+    return seal_of_text(text_of_read(table, values))
+
+
+def text_of_read(table: str, values: Iterable[Any]) -> str:
+    """What a seal is a digest of: `["TABLE",VALUE,…]`, of values that SQLite gave back."""
+    return _encode([table, *values])
+
+
+def seal_of_text(text: str) -> str:
+    """16 hex digits over the text of a row."""
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
 def _as_read(value: Any, real: bool) -> Any:
@@ -51,8 +62,14 @@ def _as_read(value: Any, real: bool) -> Any:
     return int(value)
 
 
-def verify(folder: Path, database: sqlite3.Connection) -> None:
+def verify(folder: Path, database: sqlite3.Connection, later: Collection[str] = ()) -> None:
     """Check the structure of a run's file and the seal of every row.
+
+    Args:
+        folder: of the run.
+        database: its file.
+        later: tables whose rows `checked_rows` will check; the file is then not checked for indexes that disagree with
+            their tables, since whoever reads those tables whole needs no index.
 
     Raises:
         StoreError: the file is damaged; the message names the first row that is not what was written.
@@ -60,20 +77,36 @@ def verify(folder: Path, database: sqlite3.Connection) -> None:
     with explained(folder):
         database.execute("BEGIN")  # one state of the file, also while another process writes
         try:
-            (found,) = database.execute("PRAGMA integrity_check(1)").fetchone()
+            check = "quick_check" if later else "integrity_check"
+            (found,) = database.execute(f"PRAGMA {check}(1)").fetchone()
             if found != "ok":
                 raise sqlite3.DatabaseError(f"malformed ({found})")
-            if is_sealed(database):
-                for table, columns in COLUMNS.items():
-                    _verify_table(folder, database, table, columns)
+            for table in COLUMNS:
+                if table not in later:
+                    deque(checked_rows(folder, database, table), maxlen=0)
         finally:
             database.execute("ROLLBACK")
 
 
-def _verify_table(folder: Path, database: sqlite3.Connection, table: str, columns: Sequence[str]) -> None:
-    for *values, sealed in database.execute(f"SELECT {', '.join(columns)}, seal FROM {table}"):
-        if sealed != seal_of_read(table, values):
-            raise StoreError(
-                f"{folder / FILE}: a row of the table {table} ({columns[0]} {values[0]!r:.40}) is not what was "
-                "written; the file is damaged: it was left as it is; restore a copy, or start over with another --out"
-            )
+def checked_rows(
+    folder: Path, database: sqlite3.Connection, table: str
+) -> Iterator[tuple[Sequence[Any], str]]:
+    """(values without the seal, the text of which the seal is a digest) of the rows of a table, in its order.
+
+    A file of an older release has no seals to check.
+
+    Raises:
+        StoreError: a row is not what was written.
+    """
+    columns, sealed = COLUMNS[table], is_sealed(database)
+    with explained(folder):
+        for row in database.execute(f"SELECT {', '.join(columns)}{', seal' if sealed else ''} FROM {table}"):
+            values = row[: len(columns)]
+            text = text_of_read(table, values)
+            if sealed and row[-1] != seal_of_text(text):
+                raise StoreError(
+                    f"{folder / FILE}: a row of the table {table} ({columns[0]} {values[0]!r:.40}) is not what was "
+                    "written; the file is damaged: it was left as it is; restore a copy, or start over with another "
+                    "--out"
+                )
+            yield values, text

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -130,15 +130,22 @@ class Store(StoreQueries):
         return cls.create(Path(folder))
 
     @classmethod
-    def read(cls: type[_Self], folder: str | Path) -> _Self:
+    def read(cls: type[_Self], folder: str | Path, later: Collection[str] = ()) -> _Self:
         """Open a run for reading; another process may be writing it.
+
+        Args:
+            folder: of the run.
+            later: tables whose rows the caller checks as it reads them (`seal.checked_rows`).
 
         Raises:
             StoreError: there is no run in the folder, or its file is not one.
         """
         _must_exist(folder)
         database = connect_read_only(Path(folder))
-        _verify_once(Path(folder), database)
+        if later:
+            verify(Path(folder), database, later)
+        else:
+            _verify_once(Path(folder), database)
         return cls(Path(folder), database, None)
 
     def __enter__(self: _Self) -> _Self:
