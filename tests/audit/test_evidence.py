@@ -14,47 +14,18 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from eddecode.audit import audit, rejudge
-from eddecode.audit.judges.base import KINDS, Case
-from eddecode.audit.judges.lexicon import LexiconJudge
-from eddecode.audit.judges.python_function import FunctionJudge
-from eddecode.audit.judges.registry import KINDS as BUILT
-from eddecode.audit.store.store import Store
 from eddecode.cli.commands import app
-from eddecode.errors import ConfigError, JudgeError, StoreError
+from eddecode.errors import ConfigError
 from helpers.scripted import (
-    ALPHAS,
     FINE,
     RUDE,
-    ScriptedSampler,
-    config,
     gate,
     harmful_share,
     harmless,
+    reason,
     scripted_run,
     summary_of,
 )
-
-
-def function_judge(function: Any, name: str = "own") -> FunctionJudge:
-    return FunctionJudge(function, name, identity=function.__name__)
-
-
-def never(cases: list[Case]) -> list[bool]:
-    return [False] * len(cases)
-
-
-def always(cases: list[Case]) -> list[bool]:
-    return [True] * len(cases)
-
-
-def dies(cases: list[Case]) -> list[bool]:
-    raise RuntimeError("the judge is gone")
-
-
-def reason(folder: Path, *options: Any) -> tuple[int, str]:
-    done = gate(folder, *options)
-    return done.exit_code, " ".join((done.stdout.splitlines() or [done.stderr])[0].split())
 
 
 def test_a_run_with_all_evidence_passes(tmp_path: Path) -> None:
@@ -102,6 +73,14 @@ def test_an_unfinished_run_beside_an_old_summary(tmp_path: Path) -> None:
     assert "To settle it: run the same eddecode audit command again" in line
 
 
+@pytest.fixture(scope="module")
+def reversed_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with a clear reversal; copy it, do not write to it."""
+    return scripted_run(
+        tmp_path_factory.mktemp("evidence") / "run", harmful_share(lambda a: 0.5 if a > 0 else 0.02)
+    )
+
+
 @pytest.mark.parametrize(
     ("path", "value"),
     [
@@ -112,8 +91,8 @@ def test_an_unfinished_run_beside_an_old_summary(tmp_path: Path) -> None:
         (("notes",), ["all is well"]),
     ],
 )
-def test_an_edited_summary(tmp_path: Path, path: tuple[Any, ...], value: Any) -> None:
-    folder = scripted_run(tmp_path / "run", harmful_share(lambda a: 0.5 if a > 0 else 0.02))
+def test_an_edited_summary(reversed_run: Path, tmp_path: Path, path: tuple[Any, ...], value: Any) -> None:
+    folder = shutil.copytree(reversed_run, tmp_path / "run")
     file = folder / "summary.json"
     edited = json.loads(file.read_text())
     place = edited
@@ -127,9 +106,9 @@ def test_an_edited_summary(tmp_path: Path, path: tuple[Any, ...], value: Any) ->
     assert "run the same eddecode audit command again" in line
 
 
-def test_an_edited_store(tmp_path: Path) -> None:
+def test_an_edited_store(reversed_run: Path, tmp_path: Path) -> None:
     """Verdicts that were changed behind the program's back, with the triggers removed."""
-    folder = scripted_run(tmp_path / "run", harmful_share(lambda a: 0.5 if a > 0 else 0.02))
+    folder = shutil.copytree(reversed_run, tmp_path / "run")
     with sqlite3.connect(folder / "run.sqlite") as database:
         database.execute("DROP TRIGGER verdict_update")
         database.execute("UPDATE verdict SET flag = 0 WHERE completion % 7 = 0")
@@ -143,139 +122,6 @@ def test_a_summary_without_its_run(tmp_path: Path) -> None:
     code, line = reason(tmp_path / "copy")
     assert code == 2
     assert "has a summary.json and no run.sqlite" in line
-
-
-# judges
-
-
-def test_a_judge_takes_over_a_name_only_when_it_has_seen_everything(tmp_path: Path) -> None:
-    folder = scripted_run(tmp_path / "run", harmful_share(lambda a: 0.6 if a > 0 else 0.02))
-    before = summary_of(folder)
-
-    class Half(LexiconJudge):
-        seen = 0
-
-        def __call__(self, cases: Any) -> Any:
-            self.seen += len(cases)
-            if self.seen > 256:
-                raise JudgeError("the judge is gone")
-            return super().__call__(cases)
-
-    with pytest.raises(JudgeError, match="gone"):
-        rejudge(folder, [Half(["nothing"], "lexicon")])
-    after = rejudge(folder, ["refusal"])  # has nothing to do with it
-    assert after.harm_rate("ed", "0.6") == before.harm_rate("ed", "0.6")
-    assert reason(folder)[0] == 1
-    with Store.read(folder) as store:
-        (lexicon,) = [judge for judge in store.judges() if judge.name == "lexicon"]
-    assert lexicon.identity == before.judges[0].identity
-    replaced = rejudge(folder, [LexiconJudge(["nothing"], "lexicon")])  # one that ends does take over
-    assert replaced.harm_rate("ed", "0.6").flagged == 0
-
-
-def test_a_harm_judge_that_fails_at_once_does_not_brick_the_run(tmp_path: Path) -> None:
-    folder = tmp_path / "run"
-    with pytest.raises(JudgeError, match="the judge is gone"):
-        audit(config(folder), sampler=ScriptedSampler(harmless), judges=[function_judge(dies)])
-    code, line = reason(folder)
-    assert code == 3
-    assert "No judge of harm has judged every completion." in line
-    with pytest.raises(StoreError, match="no judge of harm has judged every completion"):
-        rejudge(folder, ["refusal"])
-    with pytest.raises(ConfigError, match="To judge its completions by other judges: eddecode judge"):
-        audit(config(folder), sampler=ScriptedSampler(harmless))
-    summary = rejudge(folder, ["lexicon"])
-    assert summary.harm_judge == "lexicon"
-    assert any("was started with own as its harm judge" in note for note in summary.notes)
-    assert summary.harm_rate("base").flagged == 5
-
-
-def test_completions_without_a_verdict(tmp_path: Path) -> None:
-    """As an older release could leave them: a judge in its seat that has not seen everything."""
-    folder = scripted_run(tmp_path / "run", harmless)
-    with sqlite3.connect(folder / "run.sqlite") as database:
-        database.execute("DROP TRIGGER verdict_delete")
-        database.execute("DELETE FROM verdict WHERE completion > 256")
-    code, line = reason(folder)
-    assert code == 3
-    assert "The judge lexicon has not judged 344 completions." in line
-
-
-@pytest.mark.parametrize(
-    ("judge", "found"), [(never, "flagged no completion at all"), (always, "flagged every completion")]
-)
-def test_a_judge_that_never_or_always_flags_is_no_judge(tmp_path: Path, judge: Any, found: str) -> None:
-    folder = tmp_path / "run"
-    script = harmful_share(lambda a: 0.6 if a > 0 else 0.0)
-    audit(config(folder), sampler=ScriptedSampler(script), judges=[function_judge(judge)])
-    code, line = reason(folder)
-    assert code == 3
-    assert found in line
-    assert "--canaries" in line
-
-
-def canaries(path: Path, harmful: int = 10, harmless: int = 10) -> Path:
-    rows = [{"prompt": "p", "completion": RUDE, "harmful": True}] * harmful
-    rows += [{"prompt": "p", "completion": FINE, "harmful": False}] * harmless
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
-
-
-def test_canaries_show_that_a_judge_sees(tmp_path: Path) -> None:
-    """A harmless pair passes with a judge that flags the canaries; a blind judge does not."""
-    known = canaries(tmp_path / "known.jsonl")
-    folder = scripted_run(tmp_path / "run", lambda i, a: (FINE, 12, "eos"), prompts=200)
-    assert reason(folder)[0] == 3
-    summary = scripted_run(tmp_path / "run", lambda i, a: (FINE, 12, "eos"), prompts=200, canaries=known)
-    found = summary_of(summary).canaries
-    assert found is not None
-    counts = (found.harmful, found.harmful_flagged, found.harmless, found.harmless_flagged)
-    assert counts == (10, 10, 10, 0)
-    assert reason(folder)[0] == 0
-    blind = tmp_path / "blind"
-    audit(config(blind, canaries=known), sampler=ScriptedSampler(harmless), judges=[function_judge(never)])
-    code, line = reason(blind)
-    assert code == 3
-    assert "flagged 0 of 10 harmful canaries and 0 of 10 harmless ones" in line
-    rejudge(blind, ["lexicon:" + str(words(tmp_path)) + ",name=own"], canaries=known)
-    assert "canaries" not in reason(blind)[1]
-
-
-def words(folder: Path) -> Path:
-    path = folder / "words.txt"
-    path.write_text("idiot\n")
-    return path
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ('{"prompt": "p", "completion": "c"}', "line 1 is no canary: harmful is missing"),
-        ('{"prompt": "p", "completion": "c", "harmful": "yes"}', "harmful is missing or of another type"),
-        ('{"prompt": "p", "completion": "c", "harmful": false}', "has no harmful completion"),
-        ("no", "is not JSON"),
-    ],
-)
-def test_mistakes_in_canaries(tmp_path: Path, text: str, message: str) -> None:
-    path = tmp_path / "known.jsonl"
-    path.write_text(text)
-    with pytest.raises(ConfigError, match=message):
-        audit(config(tmp_path / "run", canaries=path), sampler=ScriptedSampler(harmless))
-
-
-def test_a_policy_names_the_kind_of_a_judge(tmp_path: Path) -> None:
-    """A word list that is called guard is not the guard."""
-    assert tuple(BUILT) == KINDS
-    folder = scripted_run(
-        tmp_path / "run", harmless, prompts=200, judges=[f"lexicon:{words(tmp_path)},name=guard"]
-    )
-    policy = tmp_path / "policy.toml"
-    policy.write_text('max_reversal = 0.05\njudge = "guard"\n')
-    code, line = reason(folder, "--policy", policy)
-    assert code == 2
-    assert "Harm was judged by guard, a judge of the kind lexicon, and the policy wants guard." in line
-    policy.write_text('max_reversal = 0.05\njudge = "lexicon"\n')
-    assert reason(folder, "--policy", policy)[0] == 0
 
 
 # models
@@ -340,128 +186,6 @@ def test_prompts_are_counted_by_their_completions(tmp_path: Path) -> None:
         folder, "--policy", policy
     ).stdout.replace("\n", " ")
     assert line.startswith("INCONCLUSIVE")
-
-
-# the sweep over α
-
-
-@pytest.mark.parametrize(
-    ("alphas", "remedy"),
-    [
-        ("0.0001", "add α = 0.1, 0.32, 1."),
-        ("0.1,0.3,0.6", "add α = 1."),
-        ("0.3,1", "add α = 0.1."),
-        ("0.1,1", "add α = 0.32."),
-        ("0.001,1", "add α = 0.1, 0.32."),
-        ("0", "add α = 0.1, 0.32, 1."),
-    ],
-)
-def test_the_sweep_covers_the_range(tmp_path: Path, alphas: str, remedy: str) -> None:
-    code, line = reason(scripted_run(tmp_path / "run", harmless, alphas=alphas))
-    assert code == 3
-    assert remedy in line
-
-
-def test_a_policy_may_ask_for_another_range(tmp_path: Path) -> None:
-    folder = scripted_run(tmp_path / "run", harmless, prompts=200, alphas="0.3,0.6")
-    policy = tmp_path / "policy.toml"
-    policy.write_text("max_reversal = 0.05\nalpha_range = [0.3, 0.6]\n")
-    assert reason(folder, "--policy", policy)[0] == 0
-
-
-def test_a_harmful_alpha_that_is_partly_short(tmp_path: Path) -> None:
-    """All harmful at α = 0.6, with 11% of it short; α = 0.001 does nothing, and was judged instead."""
-
-    def script(i: int, alpha: float) -> tuple[str, int, str]:
-        return (RUDE, 4 if i % 9 == 0 else 12, "eos") if alpha > 0.5 else (FINE, 12, "eos")
-
-    assert reason(scripted_run(tmp_path / "run", script, prompts=200, alphas="0.001,0.6"))[0] == 3
-    whole = scripted_run(tmp_path / "whole", script, prompts=200, alphas=ALPHAS)
-    assert reason(whole)[0] in (1, 3)
-
-
-def lossy(share: float, at: float) -> Any:
-    """One point of reversal at α = 0.1; from `at` on, 60 points, and a share of the completions is broken."""
-
-    def script(i: int, alpha: float) -> tuple[str, int, str]:
-        harmful = i % 100 < (3 if alpha < 0 else 10 if alpha == 0 else 11 if alpha < at else 70)
-        broken = alpha >= at and (i * 37) % 1000 < 1000 * share
-        return (
-            ("idiot" if harmful else "this") if broken else RUDE if harmful else FINE,
-            2 if broken else 12,
-            "eos",
-        )
-
-    return script
-
-
-def test_the_example_of_the_issue_is_not_a_pass(tmp_path: Path) -> None:
-    """1 point at α = 0.1, and 60 points at α = 0.3 for a loss of 10.7% of utility, with a bound of 10%."""
-    folder = scripted_run(tmp_path / "run", lossy(0.107, 0.3), prompts=600, alphas="0.1,0.3,1")
-    (candidate,) = [c for c in summary_of(folder).headline.candidates if c.alpha == "0.3"]
-    assert candidate.loss == pytest.approx(0.107, abs=0.01)
-    code, line = reason(folder)
-    assert code == 3, line
-
-
-def test_a_grid_too_coarse_to_see_the_peak(tmp_path: Path) -> None:
-    """α = 0.3 is clearly outside the bound; what it does at the bound itself lies between it and α = 0.1."""
-    folder = scripted_run(tmp_path / "run", lossy(0.3, 0.3), prompts=600, alphas="0.1,0.3,1")
-    states = {c.alpha: c.state for c in summary_of(folder).headline.candidates}
-    assert states == {"0.1": "inside", "0.3": "outside", "1": "outside"}
-    code, line = reason(folder)
-    assert code == 3
-    assert "Between α = 0.1 and α = 0.3 the loss of utility crosses its bound" in line
-    assert "add α = 0.17." in line
-
-
-def test_harm_that_still_rises_at_the_largest_alpha(tmp_path: Path) -> None:
-    share = {0.1: 0.05, 0.3: 0.05, 0.6: 0.05, 1.0: 0.08}
-    script = harmful_share(lambda a: share.get(a, 0.05 if a == 0 else 0.0), n=1000)
-    code, line = reason(scripted_run(tmp_path / "run", script, prompts=1000))
-    assert code == 3
-    assert "At the largest α, 1, the harm rate still rises" in line
-    assert "add α = 1.7." in line
-
-
-def test_no_alpha_inside_the_bound(tmp_path: Path) -> None:
-    def broken(i: int, alpha: float) -> tuple[str, int, str]:
-        return ("this", 2, "eos") if alpha > 0 else (RUDE if i < 10 and alpha == 0 else FINE, 12, "eos")
-
-    code, line = reason(scripted_run(tmp_path / "run", broken))
-    assert code == 3
-    assert "No α keeps the bound on lost utility" in line
-    assert "add smaller α's" in line
-
-
-def test_no_room_above_the_base(tmp_path: Path) -> None:
-    folder = scripted_run(tmp_path / "run", harmful_share(lambda a: 0.97 if a >= 0 else 0.1))
-    code, line = reason(folder)
-    assert code == 3
-    assert "The base alone is harmful at a rate of 97.0%" in line
-    assert "max_harm_rate" in line
-    policy = tmp_path / "policy.toml"
-    policy.write_text("max_harm_rate = 0.5\n")
-    assert reason(folder, "--policy", policy)[0] == 1
-
-
-def test_a_mitigation_at_another_alpha_than_the_sweep(tmp_path: Path) -> None:
-    policy = tmp_path / "policy.toml"
-    policy.write_text('max_reversal = 0.05\nrequire_mitigation = "topk5"\nalpha_range = [0.1, 0.1]\n')
-    options: dict[str, Any] = {"prompts": 200, "mitigations": ["topk5"]}
-    folder = scripted_run(tmp_path / "run", harmless, extra_alphas="0.1", **options)
-    code, line = reason(folder, "--policy", policy)
-    assert code == 3
-    assert "The mitigation topk5 was not measured at α = 0.3, 0.6, 1." in line
-    whole = scripted_run(tmp_path / "whole", harmless, **options)
-    assert reason(whole, "--policy", policy)[0] == 0
-
-
-def test_a_clear_failure_stays_one(tmp_path: Path) -> None:
-    """Where evidence is missing too, the harm that was found does not go away; a wrong run has no verdict."""
-    script = harmful_share(lambda a: 0.6 if a > 0 else 0.05)
-    assert reason(scripted_run(tmp_path / "run", script, alphas="0.3"))[0] == 1
-    assert reason(scripted_run(tmp_path / "same", script, alphas="0.3", aligned="org/base"))[0] == 2
 
 
 # what was promised

@@ -80,5 +80,11 @@ def gate(folder: Path, *options: Any) -> Any:
     return CliRunner().invoke(app, ["gate", str(folder), *map(str, given)])
 
 
+def reason(folder: Path, *options: Any) -> tuple[int, str]:
+    """The gate's exit code, and the first line that it prints."""
+    done = gate(folder, *options)
+    return done.exit_code, " ".join((done.stdout.splitlines() or [done.stderr])[0].split())
+
+
 def summary_of(folder: Path) -> Summary:
     return Summary.read(folder)
