@@ -42,7 +42,8 @@ from eddecode.audit.report.curve import write_curve
 from eddecode.audit.samplers import load_sampler
 from eddecode.audit.store.discard import discard_run
 from eddecode.audit.store.queries import SHARD_NOTE
-from eddecode.audit.store.store import HUMAN, LabelKey, Store
+from eddecode.audit.store.records import HUMAN, LabelKey
+from eddecode.audit.store.store import Store
 from eddecode.errors import ConfigError, EddecodeError, JudgeError, PromptRelatedError, StoreError
 
 __all__ = ["Progress", "SamplerLike", "audit", "load_sampler", "rejudge"]

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 from eddecode.utils.lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from eddecode.audit.store.store import JudgeRecord, Store
+    from eddecode.audit.store.records import JudgeRecord
+    from eddecode.audit.store.store import Store
 
 _HOMES = {
-    "JudgeRecord": "eddecode.audit.store.store",
+    "JudgeRecord": "eddecode.audit.store.records",
     "Store": "eddecode.audit.store.store",
 }
 

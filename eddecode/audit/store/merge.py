@@ -19,7 +19,8 @@ from eddecode.audit.store.lock import lock_run
 from eddecode.audit.store.queries import REASONED, SHARD_NOTE, SKIPPED
 from eddecode.audit.store.schema import COLUMNS, FILE, explained, prepare
 from eddecode.audit.store.seal import checked_rows, seal_of_text
-from eddecode.audit.store.store import Store, trust
+from eddecode.audit.store.store import Store
+from eddecode.audit.store.verified import trust
 from eddecode.errors import StoreError
 
 _WORK = ("completion", "verdict")  # the tables that grow with the audit: checked as they are copied

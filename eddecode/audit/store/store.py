@@ -4,7 +4,7 @@ A completion that was reported as done is on disk: the log is written ahead (WAL
 (synchronous=FULL), so that it survives a SIGKILL and a power cut. The key of a completion is its condition's name, its
 prompt and its sample; a second completion of one key is ignored, because it is the same one. All text is passed to
 SQLite as parameters; none of it becomes part of a statement or of a path. The tables are in `schema`, the queries of
-statistics and exports in `queries`.
+statistics and exports in `queries`, what they return in `records`.
 """
 
 from __future__ import annotations
@@ -13,27 +13,27 @@ import sqlite3
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from eddecode.audit.conditions import Condition, Key
 from eddecode.audit.data.prompts import PromptRecord, as_json
-from eddecode.audit.judges.base import Judge, Role, Verdict, fingerprint, kind_of
+from eddecode.audit.judges.base import Judge, Verdict, fingerprint, kind_of
 from eddecode.audit.store.discard import remove_traces
 from eddecode.audit.store.lock import lock_run
 from eddecode.audit.store.queries import BENCHMARKS, CANARIES, REASONED, SKIPPED, StoreQueries, kind_note
+from eddecode.audit.store.records import HUMAN, JudgeRecord, LabelKey, PendingCompletion
 from eddecode.audit.store.rows import completion_row, condition_rows, prompt_rows, verdict_row
 from eddecode.audit.store.schema import (
     FILE,
     connect_read_only,
     explained,
-    file_state,
     is_sealed,
     prepare,
 )
 from eddecode.audit.store.seal import seal, verify
+from eddecode.audit.store.verified import verify_once
 from eddecode.errors import StoreError
 
 if TYPE_CHECKING:
@@ -41,44 +41,7 @@ if TYPE_CHECKING:
 
     from eddecode.outputs import Completion
 
-HUMAN = "human"  # the name under which human labels are stored; no judge of an audit may have it
-LabelKey = tuple[str, int, int]  # condition's name, prompt index, sample
 _Self = TypeVar("_Self", bound="Store")
-
-
-@dataclass(frozen=True)
-class PendingCompletion:
-    """A stored completion that a judge has not judged yet; `text` is empty where the run keeps none."""
-
-    id: int
-    prompt_index: int
-    text: str
-    condition: str
-
-
-@dataclass(frozen=True)
-class JudgeRecord:
-    """A judge as it is recorded in a run: it has a name and a role, and cannot judge.
-
-    Attributes:
-        id: in this run's file.
-        name, role, identity: of the judge.
-        active: whether results use it: of several judges of one name, the one that took over last.
-        kind: such as `lexicon`; empty where an older release recorded the judge.
-    """
-
-    id: int
-    name: str
-    role: Role
-    identity: str
-    active: bool = True
-    kind: str = ""
-
-    def __call__(self, cases: Sequence[Any]) -> list[Verdict]:
-        """Always an error: a record has no words and no model."""
-        raise StoreError(
-            f"judge {self.name} is a record of a finished run and cannot judge; name the judge with --judge"
-        )
 
 
 NewCompletion = tuple[Key, int, "Completion"]  # condition, prompt index, what was decoded
@@ -113,7 +76,7 @@ class Store(StoreQueries):
             with explained(folder):
                 database = sqlite3.connect(folder / FILE, isolation_level=None)
                 prepare(folder, database)
-            _verify_once(folder, database)
+            verify_once(folder, database)
         except BaseException:
             lock.release()
             raise
@@ -145,7 +108,7 @@ class Store(StoreQueries):
         if later:
             verify(Path(folder), database, later)
         else:
-            _verify_once(Path(folder), database)
+            verify_once(Path(folder), database)
         return cls(Path(folder), database, None)
 
     def __enter__(self: _Self) -> _Self:
@@ -440,22 +403,6 @@ class Store(StoreQueries):
                 if self._db.in_transaction:  # a full disk may have rolled it back already
                     self._db.execute("ROLLBACK")
                 raise
-
-
-_verified: set[tuple[Any, ...]] = set()  # states of files that this process has checked
-
-
-def trust(folder: Path) -> None:
-    """Take the file of a folder as checked: this process wrote all of it, from rows that it had checked."""
-    _verified.add(file_state(folder))
-
-
-def _verify_once(folder: Path, database: sqlite3.Connection) -> None:
-    """Check every row of a file that this process has not checked yet in its present state."""
-    state = file_state(folder)
-    if state not in _verified:
-        verify(folder, database)
-        _verified.add(state)
 
 
 def _must_exist(folder: str | Path) -> Path:

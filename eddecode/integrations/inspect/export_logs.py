@@ -44,7 +44,8 @@ from eddecode.audit.conditions import Condition
 from eddecode.audit.data.prompts import PromptRecord
 from eddecode.audit.export.rows import chosen_keys, export_rows
 from eddecode.audit.store.queries import kind_note
-from eddecode.audit.store.store import HUMAN, Store
+from eddecode.audit.store.records import HUMAN
+from eddecode.audit.store.store import Store
 from eddecode.errors import ConfigError, StoreError
 from eddecode.integrations.inspect.scorers import stderr_by_prompt
 from eddecode.integrations.inspect.task import as_input

@@ -24,8 +24,9 @@ from eddecode.audit.judges.registry import make_judge
 from eddecode.audit.provenance import fingerprint_digest
 from eddecode.audit.report.curve import write_curve
 from eddecode.audit.run import judge_all
+from eddecode.audit.store.records import HUMAN
 from eddecode.audit.store.schema import FILE
-from eddecode.audit.store.store import HUMAN, Store
+from eddecode.audit.store.store import Store
 from eddecode.errors import ConfigError
 from eddecode.integrations.inspect.read_logs import Entry, LogsRead, read_logs
 from eddecode.models.fingerprint import short_digest

@@ -20,7 +20,7 @@ from inspect_ai.scorer import Score, value_to_float
 from eddecode.audit.conditions import ALIGNED, BASE, NO_PENALTIES, Condition, alpha_text
 from eddecode.audit.data.prompts import as_json
 from eddecode.audit.judges.base import Role, Verdict, fingerprint
-from eddecode.audit.store.store import HUMAN, JudgeRecord
+from eddecode.audit.store.records import HUMAN, JudgeRecord
 from eddecode.errors import ConfigError
 from eddecode.outputs import TokenLogprobs
 
