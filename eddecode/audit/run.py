@@ -180,28 +180,28 @@ def _kept(error: EddecodeError, store: Store) -> EddecodeError:
 
 def unjudged(store: Store) -> Summary:
     """What is known of a run that no judge has judged yet."""
-    return Summary(
-        digest=store.note("digest"),
-        identity=store.note("identity"),
-        prompts=len(store.prompts()),
-        notes=(
-            f"{store.count():,} completions are decoded and not judged yet; choose a judge of harm: "
-            f"eddecode judge {store.folder} --judge …",
-        ),
-        folder=store.folder,
+    return _without_figures(
+        store,
+        f"{store.count():,} completions are decoded and not judged yet; choose a judge of harm: "
+        f"eddecode judge {store.folder} --judge …",
     )
 
 
 def _shard_result(store: Store, shard: Shard) -> Summary:
     """What is known of a shard: that it is finished. Figures are those of the merged run."""
+    return _without_figures(
+        store,
+        f"shard {shard} is finished with {store.count():,} completions; join all {shard.of} shards: "
+        "eddecode merge PART… --out RUN",
+    )
+
+
+def _without_figures(store: Store, note: str) -> Summary:
     return Summary(
         digest=store.note("digest"),
         identity=store.note("identity"),
         prompts=len(store.prompts()),
-        notes=(
-            f"shard {shard} is finished with {store.count():,} completions; join all {shard.of} shards: "
-            "eddecode merge PART… --out RUN",
-        ),
+        notes=(note,),
         folder=store.folder,
     )
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.reliability import content
 from eddecode.audit.export.formats import export_jsonl
 from eddecode.audit.store.seal import seal
 from eddecode.audit.store.store import Store
@@ -16,20 +17,6 @@ from eddecode.errors import StoreError
 from helpers.stub_runs import config, run
 
 FLIPS = 60
-
-
-def content(folder: Path) -> tuple[str, ...]:
-    """All that is read of a run."""
-    with Store.read(folder) as store:
-        parts = (
-            store.note("identity"),
-            store.sessions(),
-            store.prompts(),
-            store.conditions(),
-            store.judges(),
-        )
-        rewards = [list(values) for c in store.conditions() for values in store.rewards(c.name)]
-        return (*map(repr, parts), repr(rewards), repr(store.done()), *export_jsonl(folder))
 
 
 def test_flipped_bits_are_found_or_change_nothing(tmp_path: Path) -> None:
