@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before transformers is imported: nothing here may reach out
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 import pytest
 
@@ -26,6 +27,16 @@ def pair_folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return tiny.save_pair(tmp_path_factory.mktemp("pair"))
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Importing makes millions of objects and no garbage: nothing is collected meanwhile."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Slow tests first: one that begins last would be waited for by all other workers."""
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
@@ -33,11 +44,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_collection_finish() -> None:
     """What was imported stays: garbage collections need not look through all of the libraries each time."""
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
     gc.collect()
     gc.freeze()
+    gc.set_threshold(5_000)  # seven times the usual, in a process that makes objects all the time
 
 
 @pytest.fixture(scope="module")
