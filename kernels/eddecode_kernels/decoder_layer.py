@@ -1,7 +1,7 @@
 """What a compiled decoder layer is given, whichever backend runs it: its weights, the pass in progress, the caches.
 
 A decoder layer here is a pre-norm one as in Llama: normalize, attend over rotated queries and keys, add; normalize,
-gated feed-forward, add. These records hold tensors only. `layers_cpu` runs such layers in C++.
+gated feed-forward, add. These records hold tensors only. `decoder_cpu` runs such layers in C++.
 """
 
 from __future__ import annotations

@@ -29,7 +29,8 @@ from eddecode.sampler import Sampler
 from eddecode.sampling.params import SamplingParams
 from eddecode.sampling.rng import stream_key, uniforms
 from eddecode_kernels import sample_cpu as cpu
-from eddecode_kernels.layers_cpu import CpuDecoderLayers, compiled_linear
+from eddecode_kernels.decoder_cpu import CpuDecoderLayers
+from eddecode_kernels.layers_cpu import compiled_linear
 from helpers import reference, tiny
 from helpers.decoding import tokens
 

@@ -1,4 +1,4 @@
-"""Compiled decoder layers on the CPU, in C++ that is built on first use (`eddecode_kernels.layers_cpu`)."""
+"""Compiled decoder layers on the CPU, in C++ that is built on first use (`eddecode_kernels.decoder_cpu`)."""
 
 from __future__ import annotations
 
@@ -6,13 +6,9 @@ from collections.abc import Sequence
 
 import torch
 
+from eddecode_kernels.decoder_cpu import CpuDecoderLayers, compile_decoder_layer, fuse_layers
 from eddecode_kernels.decoder_layer import DecoderLayerWeights
-from eddecode_kernels.layers_cpu import (
-    CpuDecoderLayers,
-    attention_available,
-    compile_decoder_layer,
-    fuse_layers,
-)
+from eddecode_kernels.layers_cpu import attention_available
 from eddecode_kernels.speed_check import is_faster_than_torch
 
 

@@ -14,7 +14,7 @@
 
 namespace eddecode {
 
-// The structs below are mirrored field for field by layers_cpu.py.
+// The structs below are mirrored field for field by decoder_cpu.py.
 
 struct Linear {           // x·Wᵀ + bias, plus the low-rank x·Aᵀ·B for the rows that take it
     const void* weight;   // (n, k)

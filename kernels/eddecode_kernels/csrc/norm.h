@@ -9,7 +9,7 @@ namespace eddecode {
 
 // ROUND_FIRST: the normalized row is rounded to the weight's type before it is multiplied by the weight (Llama);
 // OFFSET_ONE: it is multiplied by 1 + weight and rounded last (Gemma); ROUND_LAST: by the weight, and rounded last
-// (OLMo 2). The numbers are those of layers_cpu.py.
+// (OLMo 2). The numbers are those of decoder_cpu.py.
 enum NormForm : int64_t { ROUND_FIRST = 0, OFFSET_ONE = 1, ROUND_LAST = 2 };
 
 // Sums have a fixed order, whatever else is in the batch.

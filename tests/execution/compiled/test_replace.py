@@ -11,7 +11,7 @@ from eddecode import ModelPair, Sampler, SamplingParams
 from eddecode.execution.compiled.lora import LoraDelta, LoraRows
 from eddecode.execution.compiled.replace import CompiledModules
 from eddecode.execution.patching import patched_forward
-from eddecode_kernels import layers_cpu as compiled
+from eddecode_kernels import decoder_cpu, layers_cpu
 from eddecode_kernels.layers_cpu import compiled_linear, compiled_rms_norm, compiled_silu
 from eddecode_kernels.types import UnavailableError
 from helpers import decoding, tiny
@@ -92,7 +92,8 @@ def test_without_a_compiler_the_tokens_are_the_same(arch: str, monkeypatch: pyte
     def none(*symbol: object) -> None:
         raise UnavailableError("no C++ compiler")
 
-    monkeypatch.setattr(compiled, "function", none)
+    for module in (layers_cpu, decoder_cpu):
+        monkeypatch.setattr(module, "function", none)
     monkeypatch.setenv("EDDECODE_KERNELS", "reference")
     sampler = Sampler(ModelPair.from_models(*models))
     assert [model_runner.dense_mask for model_runner in sampler.runner.model_runners] == [True, True]  # type: ignore[attr-defined]
