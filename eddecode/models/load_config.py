@@ -29,6 +29,8 @@ _DTYPES = {
     "fp16": torch.float16,
 }
 
+_PLANS = {"auto", "balanced", "balanced_low_0", "sequential", "disk"}  # of a device_map, beside devices
+
 
 def parse_dtype(dtype: str | torch.dtype) -> str | torch.dtype:
     """ "auto", or the torch.dtype of that name; PairError for any other value."""
@@ -54,6 +56,31 @@ def pick_device(device: str | torch.device | None) -> torch.device:
             f"device is {device!r} and this torch ({torch.__version__}) sees no CUDA device; use 'cpu'"
         )
     return _own_part(picked)
+
+
+def _check_places(device_map: Any) -> None:
+    """PairError where a device_map, or a map of maps, names a device that is not there or holds no weights."""
+    if isinstance(device_map, Mapping):
+        for place in device_map.values():
+            _check_places(place)
+        return
+    if device_map is None or (isinstance(device_map, str) and device_map in _PLANS):
+        return
+    try:
+        picked = torch.device(f"cuda:{device_map}" if type(device_map) is int else device_map)
+    except (RuntimeError, TypeError) as error:
+        raise PairError(
+            f"device_map has the place {device_map!r}; expected a torch device such as 'cpu' or 'cuda:0', 'disk', or "
+            f"one of {', '.join(sorted(_PLANS - {'disk'}))}"
+        ) from error
+    if picked.type == "meta":
+        raise PairError("device_map has the place 'meta', which holds no weights; use 'disk' to offload them")
+    found = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if picked.type == "cuda" and (picked.index or 0) >= found:
+        raise PairError(
+            f"device_map has the place {device_map!r} and this torch ({torch.__version__}) sees {found} CUDA devices; "
+            "use those that are there, or 'cpu'"
+        )
 
 
 def _own_part(device: torch.device) -> torch.device:
@@ -109,6 +136,7 @@ class LoadConfig:
             raise PairError(
                 "device_map needs the package accelerate (pip install accelerate); or give device= alone"
             )
+        _check_places(device_map)
         folder = Path(offload_folder) if offload_folder is not None else None
         bits = parse_quantization(quantization)
         if bits is not None:

@@ -72,6 +72,25 @@ def test_models_offloaded_by_accelerate_decode_as_before(tmp_path: Path) -> None
         pair.digests()
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the devices are there")
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        ("cuda:0", r"sees 0 CUDA devices"),
+        (1, r"the place 1 .* sees 0 CUDA devices"),
+        ("meta", r"holds no weights"),
+        ("nowhere", r"expected a torch device"),
+        ([], r"expected a torch device"),
+    ],
+)
+def test_a_place_that_is_not_there_is_refused(
+    place: object, message: str, pair_folders: tuple[Path, Path]
+) -> None:
+    for device_map in ({"base": place, "aligned": "cpu"}, {"base": "cpu", "aligned": {"": place}}):
+        with pytest.raises(PairError, match=message):
+            ModelPair.load(*pair_folders, device_map=device_map)
+
+
 def test_a_device_map_for_only_one_model_is_refused(pair_folders: tuple[Path, Path]) -> None:
     pytest.importorskip("accelerate")
     with pytest.raises(PairError, match=r"device_map has the keys \['base'\]; .* every one of base, aligned"):

@@ -16,6 +16,7 @@ from eddecode import ModelPair
 from eddecode.errors import PairError
 from eddecode.models.loaded_weights import compare_with_files
 from eddecode.models.memory_estimate import estimate
+from eddecode.models.task_vector import merge_task_vector
 from helpers import tiny
 
 Tensors = dict[str, torch.Tensor]
@@ -180,6 +181,15 @@ def test_float8_is_widened_and_said(tmp_path: Path) -> None:
     assert "the models are not rounded alike (base: not quantized, aligned: fp8)" in noted
     for name, tensor in pair.aligned.state_dict().items():
         torch.testing.assert_close(tensor.float(), exact[name], rtol=2**-7, atol=1e-6)
+    start = {name: tensor.float() for name, tensor in pair.base.state_dict().items()}
+    merge_task_vector(
+        pair, -0.3
+    )  # an attack on the weights takes the widened numbers, and not those of the files
+    for name, tensor in pair.aligned.state_dict().items():
+        expected = start[name] - 0.3 * (exact[name] - start[name])
+        torch.testing.assert_close(
+            tensor.float(), expected, rtol=2**-6, atol=2**-7 * float(expected.abs().max())
+        )
     assert pair.describe()["aligned"]["files"]["widened"] == 14  # seven in each of two layers
     held = sum(parameter.nbytes for parameter in pair.aligned.parameters())
     assert estimate(base, aligned).models[1].weights == held
