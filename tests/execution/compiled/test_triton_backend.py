@@ -197,7 +197,7 @@ def test_drafts_in_a_captured_step_change_no_bit(llama: Any) -> None:
     """Log-probabilities are to the bit those of one token at a time, whether a draft was right or not."""
     pair = ModelPair.from_models(llama, tiny.tiny_aligned(llama).to(DEVICE))
     prompt = decoding.prompt(1, 2, 3, VOCAB)
-    params = decoding.GREEDY.replace(alpha=0.2, max_new_tokens=3, logprobs=True)
+    params = decoding.GREEDY.replace(alpha=0.2, max_new_tokens=4, logprobs=True)
     made = Sampler(pair)
     made._runner = separate_pair_runner(pair, CudaGraph if DEVICE == "cuda" else Tape)
     plain = made.generate(prompt, params)[0]
