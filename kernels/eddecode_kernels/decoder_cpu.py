@@ -167,7 +167,9 @@ class CpuDecoderLayers:
 
 
 def compile_decoder_layer(weights: DecoderLayerWeights) -> CpuDecoderLayers | None:
-    """The compiled decoder layer, or None where C++ does not serve it: its dtype, device or layout, or no compiler."""
+    """The compiled decoder layer, or None where C++ does not serve it: its dtype, device, layout or experts."""
+    if weights.experts is not None:
+        return None
     dtype = weights.shape.dtype
     head_norms = {norm.shape[0] for norm in (weights.query_norm, weights.key_norm) if norm is not None}
     if head_norms - {weights.head_dim} and weights.head_dim in head_norms:

@@ -1,7 +1,8 @@
 """What a compiled decoder layer is given, whichever backend runs it: its weights, the pass in progress, the caches.
 
 A decoder layer here is a pre-norm one as in Llama: normalize, attend over rotated queries and keys, add; normalize,
-gated feed-forward, add. These records hold tensors only. `decoder_cpu` runs such layers in C++.
+gated feed-forward, add. The feed-forward may be a mixture of experts. These records hold tensors only. `decoder_cpu`
+runs such layers in C++, `decoder_triton` in Triton.
 """
 
 from __future__ import annotations
@@ -33,11 +34,34 @@ class LinearWeights:
 
 
 @dataclass(frozen=True)
+class ExpertWeights:
+    """A mixture of E gated feed-forwards, of which every token takes the k that its router finds most probable.
+
+    The router is a softmax over E products, in float32 (Mixtral, arXiv 2401.04088, §2.1).
+
+    Attributes:
+        gate_up: (E, 2·F, d), the gate's F rows first.
+        down: (E, d, F).
+        top_k: k.
+        renormalized: whether a token's k weights are divided by their sum.
+        rounded: whether they are rounded to the dtype of the weights, else they stay in float32.
+    """
+
+    gate_up: Tensor
+    down: Tensor
+    top_k: int
+    renormalized: bool
+    rounded: bool
+
+
+@dataclass(frozen=True)
 class DecoderLayerWeights:
     """Everything that one decoder layer consists of. All tensors are of one dtype, on one device, and contiguous.
 
     Attributes:
-        linears: by the names in LINEARS.
+        linears: by the names in LINEARS; with `experts` also "router" (E, d), and "gate", "up", "down" and
+            "shared_gate" (1, d) only where there is a shared expert, which every token adds, times the sigmoid of its
+            gate.
         input_norm, post_attention_norm: (d,) weights of the RMSNorms before attention and before the feed-forward; None
             where there is none (OLMo 2, arXiv 2501.00656, §2.1).
         query_norm, key_norm: (head_dim,) weights of RMSNorms of every head, or of all heads together, or None.
@@ -51,6 +75,7 @@ class DecoderLayerWeights:
         residual_scale: factor of what is added to the residual (Granite).
         norm_rounds_last: norms multiply by the weight before they round (Gemma, OLMo 2), not after.
         rotary: whether queries and keys are rotated (not in every layer of SmolLM3).
+        experts: of a feed-forward that is a mixture of them; else None.
     """
 
     linears: dict[str, LinearWeights]
@@ -71,12 +96,13 @@ class DecoderLayerWeights:
     residual_scale: float = 1.0
     norm_rounds_last: bool = False
     rotary: bool = True
+    experts: ExpertWeights | None = None
 
     @property
     def shape(self) -> DecoderLayerShape:
         """What layers must have in common to run as one call."""
-        down = self.linears["down"].weight
-        return DecoderLayerShape(down.shape[0], self.num_kv_heads, self.head_dim, down.dtype)
+        output = self.linears["output"].weight
+        return DecoderLayerShape(output.shape[0], self.num_kv_heads, self.head_dim, output.dtype)
 
 
 @dataclass(frozen=True)

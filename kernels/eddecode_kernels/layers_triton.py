@@ -28,7 +28,7 @@ Function = TypeVar("Function", bound=Callable[..., None])
 _library: Any = torch.library.Library("eddecode", "FRAGMENT")  # type: ignore[no-untyped-call]
 
 
-def _operator(schema: str) -> Callable[[Function], Function]:
+def torch_operator(schema: str) -> Callable[[Function], Function]:
     """Defines an operator of torch, `torch.ops.eddecode.<name>`, implemented by the function below it."""
 
     def register(function: Function) -> Function:
@@ -43,11 +43,18 @@ def _operator(schema: str) -> Callable[[Function], Function]:
 def kernels() -> Any:
     """The modules with the kernels, or None where triton is not installed."""
     try:
-        from eddecode_kernels import triton_attention, triton_kernels, triton_linear, triton_rows
+        from eddecode_kernels import (
+            triton_attention,
+            triton_experts,
+            triton_kernels,
+            triton_linear,
+            triton_rows,
+        )
     except ImportError:
         return None
     return {
         "attention": triton_attention,
+        "experts": triton_experts,
         "linear": triton_linear,
         "rows": triton_rows,
         "interpreted": triton_kernels.INTERPRETED,
@@ -71,7 +78,7 @@ def power_of_two(number: int) -> int:
 # Products ----------------------------------------------------------------------------------------------------------
 
 
-@_operator("linear(Tensor x, Tensor weight, Tensor(a!) out) -> ()")
+@torch_operator("linear(Tensor x, Tensor weight, Tensor(a!) out) -> ()")
 def linear_into(x: Tensor, weight: Tensor, out: Tensor) -> None:
     """x (M, K) · weightᵀ (N, K) in out.shape[0] parts: out (SPLIT, M, N) float32, contiguous."""
     rows, depth = x.shape
@@ -95,7 +102,7 @@ def product(x: Tensor, weight: Tensor, split: int | None = None) -> Tensor:
     return out
 
 
-@_operator("add_low_rank(Tensor t, Tensor b, Tensor(a!) out, int tokens, int start, int step) -> ()")
+@torch_operator("add_low_rank(Tensor t, Tensor b, Tensor(a!) out, int tokens, int start, int step) -> ()")
 def add_low_rank(t: Tensor, b: Tensor, out: Tensor, tokens: int, start: int, step: int) -> None:
     """Add t · bᵀ to out (M, N) float32 in the rows start, start + step, …, each of `tokens` lines.
 
@@ -112,7 +119,7 @@ def add_low_rank(t: Tensor, b: Tensor, out: Tensor, tokens: int, start: int, ste
 # Between the products ----------------------------------------------------------------------------------------------
 
 
-@_operator(
+@torch_operator(
     "add_and_norm(Tensor(a!) hidden, Tensor? parts, Tensor? bias, Tensor? after, Tensor? weight, Tensor(b!)? out, "
     "float epsilon, float scale, bool offset, bool late) -> ()"
 )
@@ -140,7 +147,7 @@ def add_and_norm(
     )  # fmt: skip
 
 
-@_operator(
+@torch_operator(
     "rotate_and_write(Tensor parts, Tensor? bias, Tensor? query_norm, Tensor? key_norm, Tensor cos, Tensor sin, "
     "Tensor positions, Tensor(a!) query, Tensor(b!) keys, Tensor(c!) values, int rotary, float epsilon, bool offset, "
     "bool late) -> ()"
@@ -185,7 +192,7 @@ def rotate_and_write(
     )  # fmt: skip
 
 
-@_operator("gate(Tensor parts, Tensor? bias, Tensor(a!) out, bool gelu) -> ()")
+@torch_operator("gate(Tensor parts, Tensor? bias, Tensor(a!) out, bool gelu) -> ()")
 def gate(parts: Tensor, bias: Tensor | None, out: Tensor, gelu: bool) -> None:
     """out (M, F) = activation(gate) · up of a product (SPLIT, M, 2·F): SiLU, or GELU by its tanh form."""
     rows, size = out.shape
@@ -199,7 +206,7 @@ def gate(parts: Tensor, bias: Tensor | None, out: Tensor, gelu: bool) -> None:
 # Attention ---------------------------------------------------------------------------------------------------------
 
 
-@_operator(
+@torch_operator(
     "attend(Tensor query, Tensor keys, Tensor values, Tensor start, Tensor end, Tensor(a!) out, int capacity, "
     "float scale, float softcap) -> ()"
 )
@@ -246,7 +253,7 @@ def attend(
         )
 
 
-@_operator(
+@torch_operator(
     "attend_packed(Tensor query, Tensor keys, Tensor values, Tensor start, Tensor end, Tensor tiles, Tensor(a!) out, "
     "float scale, float softcap) -> ()"
 )
@@ -307,7 +314,7 @@ def _tile_rows() -> int:
 # Rows --------------------------------------------------------------------------------------------------------------
 
 
-@_operator("copy_blocks(Tensor table, int heads, int longest, int itemsize) -> ()")
+@torch_operator("copy_blocks(Tensor table, int heads, int longest, int itemsize) -> ()")
 def copy_blocks(table: Tensor, heads: int, longest: int, itemsize: int) -> None:
     """Copy stretches of memory on the device, of numbers of 2 or 4 bytes.
 
@@ -322,7 +329,7 @@ def copy_blocks(table: Tensor, heads: int, longest: int, itemsize: int) -> None:
     kernels()["rows"].copy_blocks[grid](table, BYTES=itemsize, BLOCK=COPY_BLOCK, num_warps=4)
 
 
-@_operator("philox_uniforms(Tensor keys, Tensor positions, Tensor(a!) out) -> ()")
+@torch_operator("philox_uniforms(Tensor keys, Tensor positions, Tensor(a!) out) -> ()")
 def philox_uniforms(keys: Tensor, positions: Tensor, out: Tensor) -> None:
     """Uniforms (n,) float64 of random streams with keys (n, 2) int64 at positions (n,) int64."""
     count = positions.shape[0]

@@ -15,23 +15,13 @@ import triton.language as tl
 
 
 @triton.jit
-def linear(
-    x_ptr, w_ptr, out_ptr, M, N, K, x_stride, out_part, K_PART,
+def multiplied(
+    x_ptrs, w_ptrs, row, n, N, K, first, K_PART,
     EVEN: tl.constexpr, IEEE: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
-    """One tile of one part of x (M, K) · Wᵀ (N, K): out (SPLIT, M, N) float32; part p sums K_PART numbers.
-
-    EVEN: K divides by BK · SPLIT and N by BN, so that weights need no masks. IEEE: float32 products, no TF32.
-    """
-    n = tl.program_id(0) * BN + tl.arange(0, BN)
-    m = tl.program_id(1) * BM + tl.arange(0, BM)
-    part = tl.program_id(2)
-    first = part * K_PART
-    k = first + tl.arange(0, BK)
-    x_ptrs = x_ptr + m[:, None].to(tl.int64) * x_stride + k[None, :]
-    w_ptrs = w_ptr + n[None, :].to(tl.int64) * K + k[:, None]
+    """(BM, BN) float32: K_PART numbers of every sum from `first` on, in order; pointers are those of the first BK."""
     total = tl.zeros((BM, BN), tl.float32)
-    row = m[:, None] < M
+    k = first + tl.arange(0, BK)
     for done in range(0, K_PART, BK):
         if EVEN:
             a = tl.load(x_ptrs, mask=row, other=0.0)
@@ -48,6 +38,27 @@ def linear(
             total = tl.dot(a, b, total)
         x_ptrs += BK
         w_ptrs += BK
+    return total
+
+
+@triton.jit
+def linear(
+    x_ptr, w_ptr, out_ptr, M, N, K, x_stride, out_part, K_PART,
+    EVEN: tl.constexpr, IEEE: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+):  # fmt: skip
+    """One tile of one part of x (M, K) · Wᵀ (N, K): out (SPLIT, M, N) float32; part p sums K_PART numbers.
+
+    EVEN: K divides by BK · SPLIT and N by BN, so that weights need no masks. IEEE: float32 products, no TF32.
+    """
+    n = tl.program_id(0) * BN + tl.arange(0, BN)
+    m = tl.program_id(1) * BM + tl.arange(0, BM)
+    part = tl.program_id(2)
+    first = part * K_PART
+    k = first + tl.arange(0, BK)
+    x_ptrs = x_ptr + m[:, None].to(tl.int64) * x_stride + k[None, :]
+    w_ptrs = w_ptr + n[None, :].to(tl.int64) * K + k[:, None]
+    row = m[:, None] < M
+    total = multiplied(x_ptrs, w_ptrs, row, n, N, K, first, K_PART, EVEN, IEEE, BM, BN, BK)
     out_ptrs = out_ptr + part.to(tl.int64) * out_part + m[:, None].to(tl.int64) * N + n[None, :]
     tl.store(out_ptrs, total, mask=row & (n < N)[None, :])
 

@@ -7,13 +7,14 @@ fixed by SPLIT alone, whichever instructions multiply the tiles; a GPU on which 
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from functools import cache
 
 import torch
 from torch import Tensor
 
+from eddecode_kernels import experts_triton, triton_tiles
 from eddecode_kernels import layers_triton as kernels
-from eddecode_kernels import triton_tiles
 
 _log = logging.getLogger(__name__)
 
@@ -21,6 +22,8 @@ ROWS = (1, 16, 40, 100, 300)  # one per kind of tile, and one alone
 # Of sums of 768 products of size about 1: float32 sums are off by 1e-5, those of tensor cores, which cut off instead of
 # rounding, by up to 4e-4, and TF32 products by 1e-2.
 TOLERANCE = 2e-3
+EXPERTS = 3
+EXPERT_ROWS = (1, 20, 70, 300, 1300)  # alone, and for each kind of tile
 HEADS, KV_HEADS, HEAD_SIZE = 4, 2, 64  # of the attention that is tried
 KEYS = 300  # more than a chunk
 
@@ -28,15 +31,31 @@ KEYS = 300  # more than a chunk
 @cache
 def failure(device: torch.device, dtype: torch.dtype) -> str | None:
     """Why the kernels are not used on a device; None if they pass."""
+    return _outcome(run_trial, "kernels", device, dtype)
+
+
+@cache
+def experts_failure(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why the kernels of a mixture of experts are not used on a device where the others are; None if they pass."""
+    return _outcome(run_experts_trial, "kernels of experts", device, dtype)
+
+
+def _outcome(
+    trial: Callable[[torch.device, torch.dtype], str | None],
+    name: str,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> str | None:
+    """What a trial finds, or the error that it ends with; None without a trial on a CPU."""
     if device.type != "cuda":
         return None
     try:
-        return run_trial(device, dtype)
+        return trial(device, dtype)
     except (
         Exception
     ) as error:  # whatever a compiler or a driver raises: the model's own forward pass still runs
         why = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
-        _log.warning("the Triton kernels cannot be used on %s in %s: %s", device, dtype, why)
+        _log.warning("the Triton %s cannot be used on %s in %s: %s", name, device, dtype, why)
         return why
 
 
@@ -72,6 +91,29 @@ def same_bits(x: Tensor, weight: Tensor) -> bool:
     """Whether the last row of a product is the same to the bit alone and in batches of every kind of tile."""
     alone = kernels.product(x[-1:], weight)
     return all(torch.equal(kernels.product(x[-rows:], weight)[:, -1:], alone) for rows in ROWS)
+
+
+@torch.inference_mode()
+def run_experts_trial(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why experts should not be multiplied on a device; None if they may. Whatever the kernels raise is raised."""
+    generator = torch.Generator().manual_seed(2)
+    x = torch.randn(max(EXPERT_ROWS), 512, generator=generator).to(device, dtype)
+    weight = torch.randn(EXPERTS, 320, 512, generator=generator).to(device, dtype)
+    chosen = torch.randn(max(EXPERT_ROWS), EXPERTS, generator=generator).topk(2).indices.int().to(device)
+    group = experts_triton.grouped(chosen, weight)
+    whole = experts_triton.expert_product(x, weight, group, 2, shared_by=2)
+    for pair in (0, 1, 2 * max(EXPERT_ROWS) - 1):
+        expected = weight[int(chosen.view(-1)[pair])].double() @ x[pair // 2].double()
+        error = float((whole[:, pair].double().sum(0) - expected).abs().max())
+        if not error <= TOLERANCE:
+            return f"a product of an expert was off by {error:.2g}"
+    for rows in EXPERT_ROWS:
+        few = experts_triton.grouped(chosen[-rows:], weight)
+        if not torch.equal(
+            experts_triton.expert_product(x[-rows:], weight, few, 2, shared_by=2), whole[:, -2 * rows :]
+        ):
+            return "a row of an expert's product depends on its batch"
+    return None
 
 
 def packed_as_alone(device: torch.device, dtype: torch.dtype) -> bool:

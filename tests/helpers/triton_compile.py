@@ -5,9 +5,10 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from eddecode_kernels import triton_attention, triton_linear, triton_rows
+from eddecode_kernels import triton_attention, triton_experts, triton_linear, triton_rows
 
 HEADS = {"H": 32, "HK": 8, "D": 128, "BD": 128}
+EXPERTS = {"E": 60, "BLOCK": 128, "BE": 64}
 TILES = {"BM": 64, "BN": 64, "BK": 128}
 # kernel → constants and options, as `layers_triton` launches them for a 7B-shaped model in bfloat16.
 CASES: list[tuple[Any, dict[str, Any], dict[str, int]]] = [
@@ -59,12 +60,45 @@ CASES: list[tuple[Any, dict[str, Any], dict[str, int]]] = [
         {"num_warps": 1},
     ),
     (triton_rows.gate, {"SPLIT": 1, "BIAS": False, "GELU": True, "BLOCK": 1024}, {"num_warps": 4}),
+    (
+        triton_experts.route,
+        {
+            **{"E": 60, "TOP_K": 4, "COLUMNS": 61, "SPLIT": 8, "BIAS": False, "RENORMALIZED": True},
+            **{"ROUNDED": True, "BLOCK": 64, "BK": 4},
+        },
+        {"num_warps": 1},
+    ),
+    (triton_experts.count_pairs, EXPERTS, {"num_warps": 4}),
+    (triton_experts.group_pairs, {**EXPERTS, "BM": 16, "ONE": False, "BT": 64}, {"num_warps": 4}),
+    (
+        triton_experts.expert_linear,
+        {**TILES, "BM": 16, "SHARED_BY": 4, "EVEN": True, "IEEE": False},
+        {"num_warps": 4, "num_stages": 5},
+    ),
+    (
+        triton_experts.expert_linear,
+        {"BM": 128, "BN": 256, "BK": 64, "SHARED_BY": 1, "EVEN": True, "IEEE": False},
+        {"num_warps": 8, "num_stages": 3},
+    ),
+    (
+        triton_experts.mix_experts,
+        {
+            **{"TOP_K": 4, "SPLIT": 1, "ROUNDED": True, "SHARED_SPLIT": 2, "SHARED_BIAS": False},
+            "BLOCK": 1024,
+        },
+        {"num_warps": 4},
+    ),
     (triton_rows.copy_blocks, {"BYTES": 2, "BLOCK": 1024}, {"num_warps": 4}),
     (triton_rows.philox_uniforms, {"BLOCK": 64}, {"num_warps": 2}),
 ]
 SHARED_BYTES = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10}  # that one program may use
 LONG = ("start_ptr", "end_ptr", "positions_ptr", "tiles_ptr", "table_ptr", "keys_ptr")
-FLOAT32 = ("parts_ptr", "sums_ptr", "tops_ptr", "t_ptr")
+FLOAT32 = ("parts_ptr", "sums_ptr", "tops_ptr", "t_ptr", "weights_ptr", "gates_ptr", "shared_ptr")
+INT32 = ("experts_ptr", "counts_ptr", "order_ptr", "tile_expert_ptr", "tile_pairs_ptr")
+FLOAT32_OUT = (
+    *(triton_linear.linear, triton_linear.add_low_rank),
+    *(triton_experts.expert_linear, triton_experts.mix_experts),
+)
 OTHER_TYPES = ("constexpr", "fp32")
 FLOATS = ("epsilon", "scale", "softcap")
 
@@ -73,9 +107,9 @@ def pointer_type(kernel: Any, name: str) -> str:
     """The type of a pointer argument."""
     if name in LONG:
         return "*i64"
-    if name in FLOAT32 or (
-        name == "out_ptr" and kernel in (triton_linear.linear, triton_linear.add_low_rank)
-    ):
+    if name in INT32:
+        return "*i32"
+    if name in FLOAT32 or (name == "out_ptr" and kernel in FLOAT32_OUT):
         return "*fp32"
     return "*fp64" if kernel is triton_rows.philox_uniforms else "*bf16"
 

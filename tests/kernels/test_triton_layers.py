@@ -15,8 +15,8 @@ from torch import Tensor
 
 from eddecode.execution.packing import PackedTexts
 from eddecode.sampling import rng
+from eddecode_kernels import experts_triton, triton_tiles
 from eddecode_kernels import layers_triton as kernels
-from eddecode_kernels import triton_tiles
 from helpers.interpreter import DEVICE, runs
 
 pytestmark = runs
@@ -91,6 +91,81 @@ def test_gate_against_torch(gelu: bool) -> None:
     OPS.gate(parts, bias, out, gelu)
     first, up = (parts.sum(0) + bias).double().chunk(2, -1)
     close(out, (F.gelu(first, approximate="tanh") if gelu else F.silu(first)) * up)
+
+
+@pytest.mark.parametrize("renormalized", [False, True])
+@pytest.mark.parametrize("gated", [False, True])
+def test_the_router_against_torch(renormalized: bool, gated: bool) -> None:
+    count, top_k, rows = 5, 3, 4
+    parts = random(2, rows, count + gated)
+    chosen = torch.empty(rows, top_k, dtype=torch.int32, device=DEVICE)
+    weights, gates = torch.empty(rows, top_k, device=DEVICE), torch.empty(rows, device=DEVICE)
+    like = random(1)
+    OPS.route(parts, None, like, chosen, weights, gates if gated else None, count, renormalized, False)
+    z = parts.sum(0).double()
+    expected, where = z[:, :count].softmax(-1).topk(top_k, dim=-1)
+    assert torch.equal(chosen.long(), where)
+    close(weights, expected / expected.sum(-1, keepdim=True) if renormalized else expected)
+    if gated:
+        close(gates, z[:, count].sigmoid())
+
+
+def test_a_router_without_numbers_still_names_experts() -> None:
+    """Their weights are read before anyone sees the NaN."""
+    chosen, weights = torch.empty(1, 2, dtype=torch.int32, device=DEVICE), torch.empty(1, 2, device=DEVICE)
+    parts = torch.full((1, 1, 3), math.nan, device=DEVICE)
+    OPS.route(parts, None, random(1), chosen, weights, None, 3, True, False)
+    assert ((chosen >= 0) & (chosen < 3)).all()
+    assert weights.isnan().all()
+
+
+@pytest.mark.parametrize("numbers", [8192, 64])
+def test_pairs_are_put_together_by_expert(numbers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In one block and in several; an expert without pairs has no tile, and no tile has pairs of two experts."""
+    monkeypatch.setattr(experts_triton, "GROUP_NUMBERS", numbers)
+    chosen = torch.randint(0, 3, (30, 2), generator=torch.Generator().manual_seed(0), dtype=torch.int32)
+    chosen[chosen == 1] = 4
+    group = experts_triton.grouped(chosen.to(DEVICE), random(5, 8, 8))
+    taken = [group.order[16 * t : 16 * t + n].tolist() for t, n in enumerate(group.tile_pairs.tolist())]
+    found: dict[int, list[int]] = {}
+    for expert, pairs in zip(group.tile_expert.tolist(), taken, strict=True):
+        assert (expert < 0) == (not pairs)
+        found.setdefault(expert, []).extend(pairs)
+    flat = chosen.view(-1).tolist()
+    assert {e: p for e, p in found.items() if e >= 0} == {
+        e: [i for i, each in enumerate(flat) if each == e] for e in (0, 2, 4)
+    }
+
+
+@pytest.mark.parametrize(("columns", "depth"), [(64, 256), (40, 70)])
+def test_products_of_experts_are_exact_and_have_the_same_bits_in_any_batch(columns: int, depth: int) -> None:
+    x, weight = random(40, depth), random(2, columns, depth, seed=1)
+    chosen = torch.randint(0, 2, (40, 2), generator=torch.Generator().manual_seed(0), dtype=torch.int32)
+    chosen = chosen.to(DEVICE)
+
+    def product(rows: slice) -> Tensor:
+        group = experts_triton.grouped(chosen[rows], weight)
+        return experts_triton.expert_product(x[rows], weight, group, 2, shared_by=2)
+
+    whole = product(slice(None))  # tiles of 64
+    expected = torch.einsum(
+        "pnk,pk->pn", weight[chosen.view(-1)].double(), x.repeat_interleave(2, 0).double()
+    )
+    close(whole.sum(0), expected, 2e-4)
+    for first, last in ((0, 1), (7, 20)):  # tiles of 16
+        assert torch.equal(product(slice(first, last)), whole[:, 2 * first : 2 * last])
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_the_weighted_sum_of_experts_against_its_formula(shared: bool) -> None:
+    parts, weights = random(2, 6, 21), random(3, 2, seed=1)
+    others = [random(2, 3, 21, seed=2), random(21, seed=3), random(3, seed=4)] if shared else [None] * 3
+    out = torch.empty(3, 21, device=DEVICE)
+    OPS.mix_experts(parts, weights, *others, random(1), False, out)
+    expected = (parts.sum(0).view(3, 2, 21) * weights[:, :, None]).sum(1)
+    if shared:
+        expected = expected + others[2][:, None] * (others[0].sum(0) + others[1])
+    close(out, expected)
 
 
 def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

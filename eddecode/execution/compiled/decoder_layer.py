@@ -13,6 +13,7 @@ from torch import Tensor
 from eddecode.execution.attention import attention_in
 from eddecode.execution.attention_mask import KeyRangeMask
 from eddecode.execution.compiled.backends import CompiledBackend, CompiledLayers
+from eddecode.execution.compiled.expert_weights import is_mixture
 from eddecode.execution.compiled.layer_weights import decoder_layer_weights
 from eddecode.execution.compiled.lora import LoraDelta, LoraRows
 from eddecode.execution.kv_cache import BatchedKVCache
@@ -128,4 +129,7 @@ def _agrees(layer: Any, compiled: CompiledLayers) -> bool:
         _log.warning("a compiled decoder layer failed its trial: %s: %s", type(error).__name__, error)
         return False
     change = (expected - hidden).float().abs().max().clamp(min=1e-6)
-    return bool((found - expected).float().abs().max() <= TRIAL_TOLERANCE[shape.dtype] * change)
+    errors = (found - expected).float().abs().amax(-1)  # per token
+    # In a low dtype a near tie of a router may give a token another expert: most tokens must agree.
+    worst = errors.median() if is_mixture(layer.mlp) and shape.dtype != torch.float32 else errors.max()
+    return bool(worst <= TRIAL_TOLERANCE[shape.dtype] * change)

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers.modeling_outputs import BaseModelOutputWithPast
+from transformers.modeling_outputs import MoeModelOutputWithPast
 
 from eddecode.execution.attention_mask import AttentionMaskBuilder, KeyRangeMask
 from eddecode.execution.compiled.backends import CompiledBackend, CompiledLayers
@@ -61,7 +61,8 @@ class CompiledDecoderStack:
         }
         caches = cache.pointers(self._indices, self._fused.shape, hidden)
         self._fused(hidden, [contexts[kind] for kind in self._kinds], caches)
-        return BaseModelOutputWithPast(last_hidden_state=self._body.norm(hidden), past_key_values=cache)
+        # Of a mixture of experts, whose head asks for its routers' logits; others do not look.
+        return MoeModelOutputWithPast(last_hidden_state=self._body.norm(hidden), past_key_values=cache)
 
 
 def compile_decoder_stack(

@@ -26,7 +26,11 @@ class TritonBackend:
         return True
 
     def compile_layer(self, weights: DecoderLayerWeights) -> TritonDecoderLayers | None:
-        """See `CompiledBackend.compile_layer`."""
+        """See `CompiledBackend.compile_layer`; experts where their products pass a trial, too."""
+        if weights.experts is not None:
+            router = weights.linears["router"].weight
+            if triton_trial.experts_failure(router.device, router.dtype) is not None:
+                return None
         return compile_decoder_layer(weights)
 
     def fuse_layers(self, layers: Sequence[TritonDecoderLayers]) -> TritonDecoderLayers | None:

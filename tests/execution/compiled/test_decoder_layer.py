@@ -12,6 +12,7 @@ from transformers import (
     GemmaConfig,
     GraniteConfig,
     LlamaConfig,
+    MiniMaxConfig,
     Olmo2Config,
     Phi3Config,
     Qwen2Config,
@@ -58,6 +59,7 @@ BLOCKS = {
 OTHERS = {
     "gpt2": tiny.tiny_config("gpt2", 97),
     "mixtral": tiny.tiny_config("mixtral", 97),
+    "minimax": MiniMaxConfig(**{**SHAPE, "head_dim": 8}, num_local_experts=2, num_experts_per_tok=1),
 }
 
 

@@ -5,6 +5,7 @@ On a GPU where there is one, else in Triton's interpreter (`tests/kernels/test_i
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import pytest
@@ -17,10 +18,13 @@ from transformers import (
     GraniteConfig,
     LlamaConfig,
     MistralConfig,
+    MixtralConfig,
     Olmo2Config,
     Phi3Config,
     Qwen2Config,
+    Qwen2MoeConfig,
     Qwen3Config,
+    Qwen3MoeConfig,
     SmolLM3Config,
 )
 
@@ -34,7 +38,7 @@ from eddecode.execution.cuda_graph import CudaGraph, GraphModelRunner
 from eddecode.execution.factory import runner_for, separate_pair_runner
 from eddecode.execution.lora_runner import LoraPairRunner
 from eddecode.execution.runner import CachedModelRunner
-from eddecode_kernels.decoder_triton import join_in_place
+from eddecode_kernels.joined_triton import join_in_place
 from helpers import decoding, reference, tiny
 from helpers.interpreter import DEVICE, runs
 from helpers.tape import Tape
@@ -43,9 +47,10 @@ pytestmark = runs
 VOCAB = 40
 SHAPE: dict[str, Any] = {
     **{"vocab_size": VOCAB, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1},
-    **{"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8, "max_position_embeddings": 128},
+    **{"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8, "max_position_embeddings": 20},
     **{"initializer_range": 0.3, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2},
 }
+EXPERTS = {"num_experts": 5, "num_experts_per_tok": 3, "moe_intermediate_size": 12}
 HALF = {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}
 FAMILIES = {
     "llama with biases": LlamaConfig(**SHAPE, attention_bias=True, mlp_bias=True),
@@ -67,8 +72,14 @@ FAMILIES = {
     "granite": GraniteConfig(
         **SHAPE, residual_multiplier=0.5, attention_multiplier=0.3, embedding_multiplier=3.0, logits_scaling=2.0
     ),
+    "mixtral": MixtralConfig(**SHAPE, num_local_experts=4, num_experts_per_tok=2, sliding_window=None),
+    "qwen2_moe": Qwen2MoeConfig(**SHAPE, **EXPERTS, shared_expert_intermediate_size=20),
+    "qwen3_moe": Qwen3MoeConfig(  # a layer of experts, and a dense one
+        **{**SHAPE, **EXPERTS, "num_hidden_layers": 2}, norm_topk_prob=True, mlp_only_layers=[1]
+    ),
 }  # fmt: skip
-ONE_CALL = {"llama with biases", "mistral", "qwen2", "qwen3", "phi3", "olmo2", "smollm3"}
+ROUTED = ("mixtral", "qwen2_moe", "qwen3_moe")
+ONE_CALL = {"llama with biases", "mistral", "qwen2", "qwen3", "phi3", "olmo2", "smollm3", *ROUTED}
 
 
 def model_of(config: Any, seed: int = 0) -> Any:
@@ -80,13 +91,17 @@ def model_of(config: Any, seed: int = 0) -> Any:
     return model.eval().requires_grad_(False).to(DEVICE)
 
 
+@cache
+def runner_of(family: str) -> CachedModelRunner:
+    return CachedModelRunner(model_of(FAMILIES[family]))
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_is_recognized_and_agrees_with_its_own_forward_pass(family: str) -> None:
     """Prompts of two lengths packed into one row, then a token after each; the window is shorter than the texts."""
-    config = FAMILIES[family]
-    model = model_of(config)
-    model_runner = CachedModelRunner(model)
-    assert model_runner.layers.num_layers == config.num_hidden_layers
+    model_runner = runner_of(family).clone_empty()
+    model = model_runner.model
+    assert model_runner.layers.num_layers == FAMILIES[family].num_hidden_layers
     assert model_runner.layers.all_layers
     assert (model_runner.layers.stack is not None) == (family in ONE_CALL)
     assert not model_runner.dense_mask
@@ -99,15 +114,12 @@ def test_every_family_is_recognized_and_agrees_with_its_own_forward_pass(family:
     torch.testing.assert_close(found, torch.stack(expected), rtol=1e-4, atol=1e-4)
 
 
-@pytest.fixture(scope="module")
-def llama() -> Any:
-    return model_of(FAMILIES["llama with biases"])
-
-
-def test_the_same_bits_alone_in_a_batch_and_several_tokens_at_once(llama: Any) -> None:
+@pytest.mark.parametrize("family", ["llama with biases", "qwen2_moe"])
+def test_the_same_bits_alone_in_a_batch_and_several_tokens_at_once(family: str) -> None:
     """Also for prompts that were packed with others: what a preempted row reads again gives the same bits."""
     texts = [decoding.ids(seed, length, VOCAB) for seed, length in enumerate((4, 9, 6))]
-    model_runner = CachedModelRunner(llama)
+    model_runner = runner_of(family)
+    assert model_runner.layers.all_layers
     together = model_runner.clone_empty()
     for prefix in model_runner.prefill([text[:-2] for text in texts]):
         together.add(prefix)
@@ -121,11 +133,12 @@ def test_the_same_bits_alone_in_a_batch_and_several_tokens_at_once(llama: Any) -
         assert torch.equal(whole.logits, expected[-1])
 
 
-def test_long_prompts_are_read_in_chunks(llama: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_long_prompts_are_read_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    llama = runner_of("llama with biases")
     texts = [decoding.ids(seed, length, VOCAB) for seed, length in enumerate((3, 8, 2))]
-    whole = CachedModelRunner(llama).prefill(texts)
+    whole = llama.clone_empty().prefill(texts)
     monkeypatch.setattr("eddecode.execution.runner.PACKED_CHUNK", 5)
-    for one, other in zip(whole, CachedModelRunner(llama).prefill(texts), strict=True):
+    for one, other in zip(whole, llama.clone_empty().prefill(texts), strict=True):
         assert torch.equal(one.logits, other.logits)
         for a, b in zip(one.states, other.states, strict=True):
             assert torch.equal(a[0], b[0])
@@ -151,8 +164,49 @@ def test_joined_weights_are_held_once_and_models_that_share_them_still_do() -> N
     assert join_in_place(pieces).data_ptr() == attention.q_proj.weight.data_ptr()  # already joined
 
 
+def test_experts_are_read_where_the_model_has_them() -> None:
+    model_runner = runner_of("qwen2_moe")
+    layer = model_runner.model.model.layers[0]
+    experts = model_runner.layers.stack.layers[layer].compiled.weights[0].experts
+    assert experts.gate_up.data_ptr() == layer.mlp.experts.gate_up_proj.data_ptr()
+    assert experts.down.data_ptr() == layer.mlp.experts.down_proj.data_ptr()
+    joined = layer.mlp.gate.weight.untyped_storage().data_ptr()
+    assert layer.mlp.shared_expert_gate.weight.untyped_storage().data_ptr() == joined
+
+
+def changed_router(model: Any, kind: str) -> None:
+    """Make the router of a mixture of experts one of another kind."""
+    mixture = model.model.layers[0].mlp
+    if kind == "corrected":
+        mixture.gate.register_buffer("e_score_correction_bias", torch.zeros(5, device=DEVICE))
+    elif kind == "scaled":
+        own = type(mixture.gate).forward
+
+        class Scaled(type(mixture.gate)):  # type: ignore[misc]
+            def forward(self, x: torch.Tensor) -> Any:
+                logits, weights, chosen = own(self, x)
+                return logits, 2.5 * weights, chosen
+
+        mixture.gate.__class__ = Scaled
+    else:
+
+        class Sigmoid(type(mixture.gate)):  # type: ignore[misc]
+            def forward(self, x: torch.Tensor) -> Any:
+                logits = torch.nn.functional.linear(x.reshape(-1, x.shape[-1]), self.weight)
+                return logits, *logits.sigmoid().topk(3, dim=-1)
+
+        mixture.gate.__class__ = Sigmoid
+
+
+@pytest.mark.parametrize("kind", ["corrected", "scaled", "sigmoid"])
+def test_a_router_of_another_kind_is_left_to_the_model(kind: str) -> None:
+    model = model_of(FAMILIES["qwen2_moe"])
+    changed_router(model, kind)
+    assert CompiledModules(model).num_layers == 0
+
+
 def test_a_low_rank_change_applies_to_its_rows_only() -> None:
-    config = FAMILIES["qwen2"]
+    config = FAMILIES["qwen2_moe"]
     base, merged = model_of(config), model_of(config)
     rows, changes = LoraRows(), {}
     generator = torch.Generator().manual_seed(5)
@@ -175,6 +229,23 @@ def test_a_low_rank_change_applies_to_its_rows_only() -> None:
         torch.testing.assert_close(found[row], expected, atol=1e-4, rtol=1e-4)
 
 
+def test_steps_of_experts_are_captured() -> None:
+    """No size in a step depends on which experts the rows go to: rows that go elsewhere replay the same capture."""
+    compiled = runner_of("mixtral")
+    runner = GraphModelRunner(compiled.model, CudaGraph if DEVICE == "cuda" else Tape, layers=compiled.layers)
+    texts = [list(decoding.ids(seed, length, VOCAB)) for seed, length in ((1, 2), (2, 1))]
+    runner.add_all(runner.prefill([tuple(text) for text in texts]))
+    for added in ((4, 30), (17, 9)):
+        for text, token in zip(texts, added, strict=True):
+            text.append(token)
+        found = runner.forward(torch.tensor(added)[:, None])[:, 0]
+        assert len(runner.buffers.steps) == 1
+        expected = [
+            compiled.model(input_ids=torch.tensor([text], device=DEVICE)).logits[0, -1] for text in texts
+        ]
+        torch.testing.assert_close(found, torch.stack(expected), rtol=1e-4, atol=1e-4)
+
+
 def test_a_pair_decodes_the_tokens_of_two_plain_models_in_captured_steps() -> None:
     """Both models, contrast and sampling in one step: on a GPU a graph, in the interpreter a tape."""
     base = model_of(FAMILIES["llama with biases"])
@@ -193,8 +264,9 @@ def test_a_pair_decodes_the_tokens_of_two_plain_models_in_captured_steps() -> No
         assert tokens == reference.generate(models, prompt.ids, param.alpha, 4).ids
 
 
-def test_drafts_in_a_captured_step_change_no_bit(llama: Any) -> None:
+def test_drafts_in_a_captured_step_change_no_bit() -> None:
     """Log-probabilities are to the bit those of one token at a time, whether a draft was right or not."""
+    llama = model_of(FAMILIES["llama with biases"])
     pair = ModelPair.from_models(llama, tiny.tiny_aligned(llama).to(DEVICE))
     prompt = decoding.prompt(1, 2, 3, VOCAB)
     params = decoding.GREEDY.replace(alpha=0.2, max_new_tokens=4, logprobs=True)
