@@ -54,6 +54,9 @@ def trial(context: Context) -> dict[str, Any]:
             failures[str(dtype)] = "not available"
         else:
             failures[str(dtype)] = triton_trial.run_trial(context.device, dtype) or "passed"
+            if not context.dry:  # many rows, for the interpreter
+                experts = triton_trial.run_experts_trial(context.device, dtype) or "passed"
+                failures[f"{dtype}, experts"] = experts
     if (
         set(failures.values()) != {"passed"} and not context.dry
     ):  # numpy's products depend on the number of rows
