@@ -42,7 +42,7 @@ def main(arguments: list[str]) -> int:
     """Run the benchmark that the first argument names; the exit code is the benchmark's."""
     name, options = (arguments or ["--help"])[0], arguments[1:]
     if name in ("-h", "--help"):
-        names = "\n".join(f"    {name:<13}{text}" for name, text in BENCHMARKS.items())
+        names = "\n".join(f"    {name:<14}{text}" for name, text in BENCHMARKS.items())
         print((__doc__ or "").replace("{names}", names), end="")
         return 0
     if name not in BENCHMARKS:

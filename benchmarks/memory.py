@@ -13,6 +13,7 @@ pages that the C library keeps, make it uncertain by a few megabytes.
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import gc
 import json
@@ -166,7 +167,14 @@ def table(size: str = "130M") -> None:
 
 def main(arguments: list[str]) -> None:
     """Measure the probe that the only argument describes, or without one print the table of sweeps."""
-    if arguments:
-        print(json.dumps(run(Probe(**json.loads(arguments[0])))))
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks memory",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("probe", nargs="?", type=json.loads, help="one probe, as JSON")
+    probe = parser.parse_args(arguments).probe
+    if probe:
+        print(json.dumps(run(Probe(**probe))))
     else:
         table()

@@ -1,7 +1,8 @@
-"""Write requests that the bundled pair was not trained on: `python -m benchmarks audit [FILE [COUNT]]`."""
+"""Write requests that the bundled pair was not trained on."""
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 from pathlib import Path
@@ -11,11 +12,13 @@ from eddecode.experiments.corpus import held_out_requests
 
 def main(arguments: list[str]) -> None:
     """Write the file."""
-    path = Path(arguments[0] if arguments else Path(__file__).with_name("prompts.jsonl"))
-    count = int(arguments[1]) if len(arguments) > 1 else 200
-    lines = [json.dumps({"prompt": r.text, "category": r.mood}) for r in held_out_requests(count)]
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    print(f"{len(lines)} prompts in {path}")
+    parser = argparse.ArgumentParser(prog="python -m benchmarks audit", description=__doc__)
+    parser.add_argument("file", nargs="?", type=Path, default=Path(__file__).with_name("prompts.jsonl"))
+    parser.add_argument("count", nargs="?", type=int, default=200)
+    options = parser.parse_args(arguments)
+    lines = [json.dumps({"prompt": r.text, "category": r.mood}) for r in held_out_requests(options.count)]
+    options.file.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    print(f"{len(lines)} prompts in {options.file}")
 
 
 if __name__ == "__main__":

@@ -1,13 +1,14 @@
-"""Run the experiments as `findings.toml` says and write docs/findings.md: `python -m benchmarks findings [DIR]`.
+"""Run the experiments as `findings.toml` says and write docs/findings.md: `python -m benchmarks findings [FOLDER]`.
 
 The sections of the page are those of the run; reading.md, written by hand, is its last section. findings.json beside
 the configuration keeps the run, so that `python -m benchmarks findings --page` writes the page again without a model.
 real.json keeps the run on a pre-trained base (`python -m eddecode.experiments real`), whose section is on the page too.
-DIR replaces the configured folder, for a run whose models and measurements are somewhere else.
+A folder replaces the configured one, for a run whose models and measurements are somewhere else.
 """
 
 from __future__ import annotations
 
+import argparse
 import shutil
 import sys
 import tempfile
@@ -56,13 +57,21 @@ def rebuild(here: Path = HERE, docs: Path = DOCS) -> Path:
 
 def main(arguments: list[str]) -> None:
     """Run the experiments and write the page."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks findings",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("folder", nargs="?", type=Path, help="for models and measurements")
+    parser.add_argument("--page", action="store_true", help="write the page again from findings.json")
+    options = parser.parse_args(arguments)
     console = Console()
-    if arguments == ["--page"]:
+    if options.page:
         console.print(f"written: {rebuild()}", highlight=False)
         return
     config = tomllib.loads((HERE / "findings.toml").read_text("utf-8"))
     size = ExperimentSize.quick() if config["quick"] else ExperimentSize()
-    out = Path(arguments[0] if arguments else config["out"])
+    out = options.folder or Path(config["out"])
     plan = ExperimentPlan(out, size, config["seeds"], jobs=config["jobs"])
     out.mkdir(parents=True, exist_ok=True)
     quick = " --quick" if config["quick"] else ""

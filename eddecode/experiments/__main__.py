@@ -97,7 +97,7 @@ def findings_command(
 ) -> None:
     """Reproduce the findings from scratch, and write findings.md, findings.html and findings.json.
 
-    More than 75 core minutes (--quick: about 25). A run that was stopped continues with the same command; a
+    About 110 core minutes (--quick: about 25). A run that was stopped continues with the same command; a
     repeated run reads its models and measurements from the folder.
     """
     _quiet_libraries()

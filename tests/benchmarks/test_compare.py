@@ -110,6 +110,18 @@ def test_what_is_compiled_is_warmed_up_by_the_whole_work(pair: BenchPair, clock:
     assert plan.first_seconds == {"it": 3 + 0.5 * 128}
 
 
+@pytest.mark.parametrize("name", benchmark_names.BENCHMARKS)
+def test_help_is_shown_and_nothing_is_run(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        benchmark_names.main([name, "--help"])
+    assert ended.value.code == 0
+    assert "usage:" in capsys.readouterr().out
+    assert not list(tmp_path.iterdir())
+
+
 def test_every_benchmark_has_a_line_of_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert benchmark_names.main(["--help"]) == 0
     printed = capsys.readouterr().out
