@@ -89,8 +89,8 @@ class ModelExecution:
         device: where.
         compiled_layers: decoder layers that run in a compiled form; 0: the model's own forward pass.
         captured: whether its steps are replayed as graphs.
-        batch_invariant: whether its logits have the same bits in any batch. On a GPU a model's own forward pass does
-            not promise that: libraries choose other kernels for other numbers of rows.
+        batch_invariant: whether its logits have the same bits in any batch. A model's own forward pass does not promise
+            that: libraries choose other kernels for other numbers of rows.
         reason: why a faster way was tried and is not used; empty where the fastest is.
     """
 

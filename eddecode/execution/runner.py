@@ -398,6 +398,6 @@ def _execution_of(name: str, runner: Any, device: torch.device, reasons: Sequenc
         str(device),
         0 if layers is None else layers.num_layers,
         hasattr(runner, "capture"),
-        device.type == "cpu" or (layers is not None and layers.all_layers),
+        layers is not None and layers.all_layers,
         "; ".join(filter(None, reasons)),
     )

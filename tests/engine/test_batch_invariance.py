@@ -29,6 +29,7 @@ def test_alone_in_a_batch_and_with_guesses(dtype: torch.dtype) -> None:
     template = {"base_template": ours.base_template}
     sampler = Sampler(pair, **template)
     assert all(runner.layers.stack is not None for runner in sampler.runner.model_runners)  # type: ignore[attr-defined]
+    assert all(one.batch_invariant for one in sampler.execution)
     together = sampler.generate(prompts, params)
     alone = Sampler(pair, **template)
     by_turns = [alone.generate(prompt, p)[0] for prompt, p in zip(prompts, params, strict=True)]

@@ -325,9 +325,9 @@ def test_how_each_model_is_run_is_told() -> None:
     assert [(one.model, one.captured) for one in captured.execution] == [("base", True), ("aligned", True)]
     assert [one.captured for one in plain.execution] == [False, False]
     assert all(
-        one.batch_invariant and one.device == "cpu" and one.compiled_layers == 0 for one in plain.execution
-    )
+        not one.batch_invariant and one.device == "cpu" and one.compiled_layers == 0 for one in plain.execution
+    )  # its own forward pass
     captured.runner.model_runners[0].device = torch.device("cuda", 0)  # type: ignore[attr-defined]
-    assert not captured.execution[0].batch_invariant  # its own forward pass
+    assert not captured.execution[0].batch_invariant
     one = runner_for(adapted(), Tape)
     assert [(each.model, each.captured) for each in one.execution] == [("base", True), ("aligned", True)]
