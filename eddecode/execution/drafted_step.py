@@ -21,7 +21,7 @@ from torch import Tensor
 
 from eddecode.execution.cuda_graph import StaticKVCache
 from eddecode.execution.kv_cache import WritePositions
-from eddecode.execution.pair_step import PairStep, RowState, StepPart, repeated
+from eddecode.execution.pair_step import PairStep, RowState, StepPart, known, repeated
 from eddecode.sampling.device import DeviceRows
 from eddecode.sampling.dispatch import packed
 from eddecode.utils.device import copy_to_device
@@ -78,7 +78,13 @@ class DraftedStep(PairStep):
             drafted = continued(self.text, read, self.plan.length)
         tokens = torch.cat([last[:, None], drafted], dim=1)  # (B, width)
         caches = [self._cache(part, at) for part, at in zip(parts, positions, strict=True)]
-        logits = self.logits(parts, caches, [repeated(tokens, len(models)) for models in self.models])
+        read_by = [
+            known(
+                repeated(tokens, len(models)), largest
+            )  # a draft from a prompt may have ids of the base alone
+            for models, largest in zip(self.models, self.largest_ids, strict=True)
+        ]
+        logits = self.logits(parts, caches, read_by)
         self.places.counter.copy_((self.rows.counter[:, None] + ahead).flatten())
         flat = [rearrange(z, "b t v -> (b t) v") for z in logits]
         raw = self.sample(flat, self.places)

@@ -88,10 +88,12 @@ def _replace(pair: ModelPair, new: _New, of_parts: bool = True) -> None:
     base, aligned = (_tensors(model) for model in pair.models)
     _check_tensors(base, aligned, _head_weights(pair.aligned))
     files = [StoredWeights(checkpoint) for checkpoint in pair.checkpoints or (None, None)]
-    found: dict[int, tuple[str, Tensor, Rows, Rows]] = {}  # a tied tensor has two names
+    found: dict[int, tuple[str, Tensor, Rows, Rows]] = {}
+    seen: set[int] = set()  # a tied tensor has two names
     for name, tensor in aligned.items():
-        if id(tensor) in found:
+        if id(tensor) in seen:
             continue
+        seen.add(id(tensor))
         if is_split(tensor):
             _replace_part(name, base[name].detach(), tensor.detach(), new, of_parts)
             continue
@@ -124,7 +126,9 @@ def _replace_part(name: str, base: Tensor, aligned: Any, new: _New, of_parts: bo
             f"the tensor {name} is not split alike in both models, or not of one dtype; over several processes weights "
             "can be merged only where both are (--dtype)"
         )
-    if of_parts:
+    if (
+        of_parts and base.shape == aligned.shape
+    ):  # else rows lie in other processes than those of the other model
         made = new(name, Rows(local(base)), Rows(local(aligned)))
     else:
         from torch.distributed.tensor import distribute_tensor
@@ -150,8 +154,14 @@ def _check_tensors(base: dict[str, Tensor], aligned: dict[str, Tensor], heads: s
             f"the two models do not have the same tensors: {', '.join(lone[:3])} is in one of them only; weights can "
             "be merged only where both have all (tied embeddings in both or in neither)"
         )
+    first: dict[int, str] = {}  # name under which a tensor is met first
     for name, tensor in aligned.items():
-        start = base[name]
+        start, other = base[name], first.setdefault(id(tensor), name)
+        if start is not base[other]:
+            raise PairError(
+                f"the tensors {other} and {name} are one in the aligned model and two in the base; weights can be "
+                "merged only where what the aligned model ties is tied in the base"
+            )
         if start.shape != tensor.shape and (id(tensor) not in heads or start.shape[1:] != tensor.shape[1:]):
             raise PairError(
                 f"the tensor {name} is {list(start.shape)} in the base and {list(tensor.shape)} in the aligned model; "

@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks import reliability
 from eddecode.audit import run as audit_run
-from eddecode.audit.store import store
+from eddecode.audit.store import store, verified
 
 
 @pytest.fixture(autouse=True)
@@ -30,5 +30,6 @@ def test_a_store_that_believes_what_it_reads_is_found(
     def believe(*arguments: Any) -> None: ...
 
     monkeypatch.setattr(store, "verify", believe)
+    monkeypatch.setattr(verified, "verify", believe)
     assert reliability.main(["--only", "flips", "--flips", "40"]) == 1
     assert "**WRONG**" in capsys.readouterr().out

@@ -17,7 +17,8 @@ from eddecode.execution.compiled.cpu_backend import CpuBackend
 from eddecode_kernels.layers_cpu import compiled_linear
 from helpers import decoding
 
-MAX_FILES = 10
+MAX_FILES = {"torch": 11, "compiled": 12}
+"""Keys and values and what a query sees of them are two of them, and so are products in C++ and whole layers."""
 PACKAGES = tuple(
     str(Path(module.__file__).parent) for module in (eddecode, eddecode_kernels) if module.__file__
 )
@@ -54,4 +55,4 @@ def test_a_decode_step_enters_few_files(arch: str, compiled: bool, monkeypatch: 
         sys.setprofile(previous)
     assert [len(sequence.tokens) - n for sequence, n in zip(sequences, before, strict=True)] == [1, 1, 1]
     assert any(file.endswith("engine.py") for file in files)
-    assert len(files) <= MAX_FILES, sorted(files)
+    assert len(files) <= MAX_FILES["compiled" if compiled else "torch"], sorted(files)

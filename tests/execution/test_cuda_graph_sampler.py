@@ -325,7 +325,8 @@ def test_how_each_model_is_run_is_told() -> None:
     assert [(one.model, one.captured) for one in captured.execution] == [("base", True), ("aligned", True)]
     assert [one.captured for one in plain.execution] == [False, False]
     assert all(
-        not one.batch_invariant and one.device == "cpu" and one.compiled_layers == 0 for one in plain.execution
+        not one.batch_invariant and one.device == "cpu" and one.compiled_layers == 0
+        for one in plain.execution
     )  # its own forward pass
     captured.runner.model_runners[0].device = torch.device("cuda", 0)  # type: ignore[attr-defined]
     assert not captured.execution[0].batch_invariant

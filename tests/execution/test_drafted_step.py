@@ -96,6 +96,16 @@ def test_two_models_give_the_tokens_of_plain_decoding(
     assert decoding.tokens(alone) == decoding.tokens(Sampler(pair).generate(prompts[1], params[1]))
 
 
+def test_a_draft_may_have_ids_that_the_aligned_model_has_no_row_for(launches: list[int]) -> None:
+    """It continues the prompt of the base, and that may hold them; what a row may sample does not."""
+    pair = ModelPair.from_models(tiny.tiny_model("llama", FEW + 8), tiny.tiny_model("llama", FEW, seed=3))
+    own = FEW + 3
+    prompt = RenderedPrompt((own, 9, 10, own, own, 9, 10), (9, 10, 11))
+    params = SamplingParams(alpha=0.3, max_new_tokens=12, ignore_eos=True)
+    check(captured_sampler(pair, speculation=drafting("ngram", 3)), Sampler(pair), [prompt], params)
+    assert set(launches) == {4}
+
+
 @pytest.mark.parametrize("source", ["base", "ngram"])
 def test_two_models_on_one_backbone_give_the_tokens_of_plain_decoding(
     source: str, launches: list[int]

@@ -100,6 +100,9 @@ def test_models_that_cannot_be_added_are_refused() -> None:
     deeper = tiny.tiny_model("llama", num_hidden_layers=5)
     with pytest.raises(PairError, match="do not have the same tensors"):
         merge_task_vector(ModelPair.from_models(base, deeper), -0.3)
+    tied = tiny.tiny_model("llama", tie_word_embeddings=True)
+    with pytest.raises(PairError, match="one in the aligned model and two in the base"):
+        merge_task_vector(ModelPair.from_models(base, tied), -0.3)
     base.is_quantized = True
     with pytest.raises(PairError, match="quantized"):
         merge_task_vector(ModelPair.from_models(base, tiny.tiny_aligned(base)), -0.3)
