@@ -106,10 +106,17 @@ def os_error_in_words(error: OSError) -> str:
     'notes.txt/run: Not a directory; a part of the path is a file, choose another'
     """
     reason = error.strerror or str(error)
-    name = "" if error.filename is None else os.fsdecode(error.filename)
+    path = error.filename  # a number where a file was opened by one
+    name = (
+        ""
+        if path is None
+        else os.fsdecode(path)
+        if isinstance(path, str | bytes | os.PathLike)
+        else str(path)
+    )
     shown = name if len(name) <= _LONGEST_NAME else f"{name[:_LONGEST_NAME]}… ({len(name)} characters)"
-    remedy = _REMEDIES.get(error.errno or 0, "check the path, the disk and your rights")
-    return f"{shown}{': ' if shown else ''}{reason}; {remedy}"
+    remedy = _REMEDIES.get(error.errno or 0, "check the path, the disk and your rights" if shown else "")
+    return f"{shown}{': ' if shown else ''}{reason}{'; ' if remedy else ''}{remedy}"
 
 
 def guarded(function: Callable[..., None]) -> Callable[..., None]:

@@ -64,7 +64,9 @@ def launch(processes: int, *options: str) -> None:
 def test_two_processes_decode_the_tokens_of_one(tmp_path: Path) -> None:
     """With heads of 301 and 304 rows, a second template, an attack in two steps and one on the weights."""
     base, aligned = tiny.save_pair(tmp_path, vocab=301)
-    tiny.tiny_model("llama", 304, seed=3).save_pretrained(aligned)  # its halves have other rows than the base's
+    tiny.tiny_model("llama", 304, seed=3).save_pretrained(
+        aligned
+    )  # its halves have other rows than the base's
     (tmp_path / "prompts.json").write_text(json.dumps([{"prompt": text} for text in PROMPTS]))
     options = {"alphas": "0.5,1", "samples": 2, "max_new_tokens": 12, "attacks": "prefill:3,weights@-0.3"}
     given = (
