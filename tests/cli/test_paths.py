@@ -82,4 +82,5 @@ def test_an_error_of_the_system_says_what_to_do(number: int) -> None:
     said = os_error_in_words(OSError(number, os.strerror(number), LONG))
     assert said.startswith("x" * 80 + "… (300 characters): " + os.strerror(number) + "; ")
     assert "Errno" not in said
-    assert os_error_in_words(OSError("odd")) == "odd; check the path, the disk and your rights"
+    assert os_error_in_words(OSError("odd")) == "odd"
+    assert os_error_in_words(OSError(errno.EIO, "odd", 3)) == "3: odd; check the disk"
