@@ -29,12 +29,10 @@ from eddecode.sampling.device import FORBIDDEN, MAX_FORBIDDEN, DeviceRows
 from eddecode_kernels.types import RawSample
 
 FOREVER = 1 << 62
-PLAN_STEPS = (
-    32  # how often it is asked whether drafts are to be made in another way: a change costs a step's time
-)
-Places = list[
-    tuple[SequenceState, int]
-]  # sequences, and the positions of their completions that were sampled
+PLAN_STEPS = 32
+"""How often it is asked whether drafts are to be made in another way: a change costs a step's time."""
+Places = list[tuple[SequenceState, int]]
+"""Sequences, and the positions of their completions that were sampled."""
 
 
 class Pipeline:

@@ -54,9 +54,8 @@ class TensorReader:
         Raises:
             PairError: the file has become shorter.
         """
-        entry: Mapping[str, Any] = self._header[name]
-        dtype = DTYPES[entry["dtype"]]
-        offset = self._start + int(entry["data_offsets"][0])
+        dtype = self.dtype(name)
+        offset = self._start + int(self._header[name]["data_offsets"][0])
         raw = bytearray(sum(end - start for start, end in runs) * dtype.itemsize)
         rest = memoryview(raw)
         with self._path.open("rb") as file:
@@ -66,6 +65,10 @@ class TensorReader:
                 if file.readinto(piece) != len(piece):
                     raise damaged(self._path, f"{name} ends early")
         return torch.frombuffer(raw, dtype=dtype) if raw else torch.empty(0, dtype=dtype)
+
+    def dtype(self, name: str) -> torch.dtype:
+        """The dtype of a tensor in the file."""
+        return DTYPES[self._header[name]["dtype"]]
 
     def entry(self, name: str) -> Mapping[str, Any] | None:
         """ "dtype" and "shape" of a tensor; None where the file has no tensor of this name."""

@@ -39,7 +39,7 @@ class Rows:
         self._held = held if reader is None else None
         self._reader, self._name = reader, name
         self.is_stored = reader is not None
-        self.is_rounded = reader is not None and reader.read(name, []).dtype != held.dtype
+        self.is_rounded = reader is not None and reader.dtype(name) != held.dtype
 
     def __getitem__(self, rows: slice) -> Tensor:
         """Rows of the first dimension, in the dtype of the file, on the device of the tensor in memory."""

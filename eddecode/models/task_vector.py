@@ -73,9 +73,8 @@ def remove_top_directions(pair: ModelPair, rank: int) -> None:
     _replace(pair, without, of_parts=False)
 
 
-_New = Callable[
-    [str, Rows, Rows], Tensor
-]  # of name, base's tensor and aligned's: the tensor in the latter's place
+_New = Callable[[str, Rows, Rows], Tensor]
+"""Of a name, the base's tensor and the aligned model's: the tensor in the latter's place."""
 
 
 def _replace(pair: ModelPair, new: _New, of_parts: bool = True) -> None:

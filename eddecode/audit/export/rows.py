@@ -60,9 +60,8 @@ def export_rows(store: Store, names: Sequence[str] = ()) -> Iterator[dict[str, A
     prompts = {record.index: _prompt_fields(record) for record in store.prompts()}
     for shared, rows in store.rows_by_condition(chosen_keys(store, names)):
         first = {name: shared[name] for name in _FIRST}
-        first["alpha"] = json.loads(
-            shared["alpha"]
-        )  # text where it is a key; an export has the nearest number
+        # α is text where it is a key; an export has the nearest number.
+        first["alpha"] = json.loads(shared["alpha"])
         rest = {name: value for name, value in shared.items() if name not in _FIRST}
         for row in rows:
             index = row.pop("prompt_index")

@@ -27,17 +27,11 @@ _EXPORTED = (
     *("base_logprob", "aligned_logprob", "length", "perplexity", "distinct_1", "distinct_2", "repetition"),
     "empty",
 )
+# Columns of an export that hold numbers with a fraction, which may be infinite.
 REALS = (
-    *(
-        "implied_reward",
-        "base_logprob",
-        "aligned_logprob",
-        "perplexity",
-        "distinct_1",
-        "distinct_2",
-        "repetition",
-    ),
-)  # columns of an export that hold numbers with a fraction, which may be infinite
+    *("implied_reward", "base_logprob", "aligned_logprob"),
+    *("perplexity", "distinct_1", "distinct_2", "repetition"),
+)
 
 ATTACK_NOTE = "attack "  # the notes on what was fitted for attacks are called so, with the attack's name
 SHARD_NOTE = "shard"  # the note that says which shard a store holds; a whole run has none
