@@ -20,7 +20,7 @@ from eddecode.engine.requests import RequestFactory
 from eddecode.engine.sequence import SequenceState
 from eddecode.engine.speculative.factory import speculator_for
 from eddecode.errors import ContextError, ParamsError, PromptError
-from eddecode.execution.cuda_graph import CudaGraph
+from eddecode.execution.capture import CudaGraph
 from eddecode.execution.factory import runner_for
 from eddecode.execution.interfaces import ModelExecution
 from eddecode.execution.runner import PairRunner

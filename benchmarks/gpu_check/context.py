@@ -22,7 +22,7 @@ class Rerun:
 
     nbytes = 0
 
-    def __init__(self, step: Callable[[], torch.Tensor], share_pool_with: Any = None) -> None:
+    def __init__(self, step: Callable[[], torch.Tensor]) -> None:
         self.step = step
 
     def __call__(self) -> torch.Tensor:

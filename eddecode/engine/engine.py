@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import torch
@@ -22,14 +22,25 @@ from torch import Tensor
 from eddecode.engine.draft import Draft, Speculator
 from eddecode.engine.pipeline import Pipeline
 from eddecode.engine.scheduler import Scheduler
-from eddecode.engine.sequence import Partial, Request, SamplingBatch, SequenceState, checked_sample, sample
+from eddecode.engine.sequence import (
+    Partial,
+    Prompts,
+    Request,
+    SamplingBatch,
+    SequenceState,
+    checked_sample,
+    sample,
+)
 from eddecode.errors import ContextError, EngineError
+from eddecode.execution.interfaces import PrefillResult
 from eddecode.execution.pair_loop import CaptureError, captured_loop
 from eddecode.execution.runner import PairRunner
+from eddecode.models.sizes import PREFILL_TOKENS
 from eddecode.utils.memory import is_out_of_memory, release_memory, trim_heap
 from eddecode_kernels.types import SampledTokens
 
 NO_DRAFT = Draft()
+ENTERING_TOKENS = 4 * PREFILL_TOKENS  # of prompts whose rows enter in one launch
 
 
 class Engine:
@@ -64,7 +75,11 @@ class Engine:
             max_slots=max_slots,
             memory_budget=memory_budget,
             lookahead=0 if speculator is None else speculator.lookahead,
+            rows_held=runner.rows_held,
         )
+        self._draft_bytes = 0 if speculator is None else speculator.token_bytes
+        if runner.adds_together and runner.token_bytes is not None:  # what moves rows on a GPU costs graphs
+            self.scheduler.token_bytes = self._draft_bytes + runner.token_bytes
         self._next_batch: SamplingBatch | None = (
             None  # of the running sequences, if they are as in the last step
         )
@@ -115,38 +130,63 @@ class Engine:
 
     def _prefill(self, admitted: Sequence[SequenceState]) -> None:
         """Prefill new texts, each once per model, sample the first token after each, and fill the slots."""
-        scheduler, prefixes = self.scheduler, self.scheduler.prefixes
-        texts = [sequence.input_ids() for sequence in admitted]
-        for model in range(len(self.runner.names)):
-            for batch_of_texts in prefixes.missing(model, texts):
-                prefixes.add(model, self.runner.prefill(model, batch_of_texts))
-        results = [prefixes.take(sequence) for sequence in admitted]
-        if scheduler.token_bytes is None:
-            extra = 0 if self.speculator is None else self.speculator.token_bytes
-            scheduler.token_bytes = extra + sum(result.nbytes / result.length for result in results[0])
-
-        batch = SamplingBatch.next_tokens(admitted, self.runner.device)
-        logits = [torch.stack([r.logits for r in column]) for column in zip(*results, strict=True)]
-        self._append(batch, self._sample(batch, logits), NO_DRAFT)
-
+        scheduler = self.scheduler
         together = [*scheduler.running, *admitted]
-        self.runner.reserve(len(together), scheduler.max_positions(together))
-        if self.runner.adds_together:
-            self.runner.add_all(
-                [r for s, r in zip(admitted, results, strict=True) if s.finish_reason is None]
-            )
-            for _ in admitted:
-                scheduler.admit()
-        else:
-            results.reverse()
-            for sequence in admitted:
-                of_each_model = results.pop()  # frees what no later sequence begins with
-                if sequence.finish_reason is None:
-                    self.runner.add(of_each_model)
-                scheduler.admit()
+        positions = scheduler.max_positions(together)
+        for group in self._entering_together(admitted):
+            results = self._prefilled(group)
+            self.runner.reserve(len(together), positions)
+            self._fill_slots(group, results)
         self._next_batch = None
         if not scheduler.waiting:  # the last prefill is over, and its memory is not needed again
             trim_heap()
+
+    def _entering_together(self, admitted: Sequence[SequenceState]) -> Iterator[list[SequenceState]]:
+        """All of them, but on a GPU no more than a few passes over prompts read.
+
+        Rows enter there together, so that until then their states take memory twice.
+        """
+        group, texts, total = list[SequenceState](), set[Prompts](), 0
+        for sequence in admitted:
+            ids = sequence.input_ids()
+            new = 0 if ids in texts else max(map(len, ids))
+            if group and self.runner.adds_together and total + new > ENTERING_TOKENS:
+                yield group
+                group, texts, total, new = [], set(), 0, max(map(len, ids))
+            group.append(sequence)
+            texts.add(ids)
+            total += new
+        yield group
+
+    def _prefilled(self, group: Sequence[SequenceState]) -> list[list[PrefillResult]]:
+        """Prefill the texts of a group, and sample its first tokens; the results of each sequence, one per model."""
+        scheduler, prefixes = self.scheduler, self.scheduler.prefixes
+        texts = [sequence.input_ids() for sequence in group]
+        for model in range(len(self.runner.names)):
+            for batch_of_texts in prefixes.missing(model, texts):
+                prefixes.add(model, self.runner.prefill(model, batch_of_texts))
+        results = [prefixes.take(sequence) for sequence in group]
+        if scheduler.token_bytes is None:
+            scheduler.token_bytes = self._draft_bytes + sum(
+                result.nbytes / result.length for result in results[0]
+            )
+        batch = SamplingBatch.next_tokens(group, self.runner.device)
+        logits = [torch.stack([r.logits for r in column]) for column in zip(*results, strict=True)]
+        self._append(batch, self._sample(batch, logits), NO_DRAFT)
+        return results
+
+    def _fill_slots(self, group: Sequence[SequenceState], results: list[list[PrefillResult]]) -> None:
+        if self.runner.adds_together:
+            self.runner.add_all([r for s, r in zip(group, results, strict=True) if s.finish_reason is None])
+            for _ in group:
+                self.scheduler.admit()
+            return
+        results.reverse()
+        for sequence in group:
+            of_each_model = results.pop()  # frees what no later sequence begins with
+            if sequence.finish_reason is None:
+                self.runner.add(of_each_model)
+            self.scheduler.admit()
 
     def _admissible(self) -> list[SequenceState]:
         """Waiting sequences to admit now; what is in flight is read first."""
@@ -164,7 +204,7 @@ class Engine:
             try:
                 pipeline.start(running, self.scheduler.cached_lengths())
             except CaptureError as error:
-                self._do_without(error)
+                self._do_without(error, with_drafts=pipeline.drafts)
                 return
         pipeline.launch_ahead()
         self._collect(pipeline)
@@ -172,15 +212,18 @@ class Engine:
             self._collect_all(pipeline)
         self._next_batch = None
 
-    def _do_without(self, error: CaptureError) -> None:
-        """From now on run the models' own steps, with the host between them; nothing was launched."""
+    def _do_without(self, error: CaptureError, *, with_drafts: bool) -> None:
+        """From now on run the models' own steps, with the host between them; nothing was launched.
+
+        with_drafts: whether the step that cannot be captured has drafts; the one without may still be.
+        """
         self.pipeline = None
-        drafts = " with drafts" if self.speculator is not None else ""
+        drafts = " with drafts" if with_drafts else ""
         message = (
             f"the step of {' and '.join(self.runner.names)}{drafts} cannot be captured as one ({error}); the models' "
             "steps are launched one after the other instead, which gives the same and is slower"
         )
-        (self.runner.draft_failures if drafts else self.runner.step_failures).append(message)
+        (self.runner.draft_failures if with_drafts else self.runner.step_failures).append(message)
         warnings.warn(message, stacklevel=2)
 
     def _collect_all(self, pipeline: Pipeline) -> None:

@@ -57,6 +57,11 @@ class Pipeline:
         """Whether no step is in flight."""
         return not self._in_flight
 
+    @property
+    def drafts(self) -> bool:
+        """Whether the steps that were begun last have drafts."""
+        return self._plan.length > 0
+
     def serves(self, sequences: Sequence[SequenceState]) -> bool:
         """Whether all of these sequences can be sampled on the device."""
         return all(map(self._is_served, sequences))
@@ -131,8 +136,9 @@ class Pipeline:
             )
 
     def drop(self) -> None:
-        """Forget what is in flight; the next `start` decodes it again."""
-        self._in_flight.clear()
+        """Forget what is in flight, once it is over; the next `start` decodes it again."""
+        while self._in_flight:  # the graphs of these steps may be freed next
+            self._in_flight.pop().wait()
 
 
 def forbidden_ids(sequence: SequenceState) -> list[tuple[int, int]]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter, deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from eddecode.engine.sequence import Prompts, Request, SequenceState
 from eddecode.execution.interfaces import PrefillResult
@@ -65,6 +65,7 @@ class Scheduler:
         max_slots: most sequences that run together.
         memory_budget: bytes that the keys and values of all models may take; None is no limit.
         lookahead: positions that a sequence may need beyond its last token, for a draft.
+        rows_held: rows that the models' buffers have for that many sequences; None: as many.
 
     Attributes:
         waiting: sequences without a slot, in the order of admission.
@@ -73,10 +74,18 @@ class Scheduler:
         token_bytes: keys and values of one position in all models; None before the first prefill.
     """
 
-    def __init__(self, *, max_slots: int, memory_budget: int | None, lookahead: int = 0) -> None:
+    def __init__(
+        self,
+        *,
+        max_slots: int,
+        memory_budget: int | None,
+        lookahead: int = 0,
+        rows_held: Callable[[int], int] | None = None,
+    ) -> None:
         self.max_slots = max_slots
         self.memory_budget = memory_budget
         self.lookahead = lookahead
+        self._rows_held = rows_held or int
         self.waiting: deque[SequenceState] = deque()
         self.running: list[SequenceState] = []
         self.prefixes = PrefixCache()
@@ -105,7 +114,7 @@ class Scheduler:
         for sequence in itertools.islice(self.waiting, max(self.max_slots - len(self.running), 0)):
             longest = max(longest, _num_positions(sequence))
             together = len(self.running) + len(chosen) + 1
-            if together > 1 and not self._is_affordable(together * longest):
+            if together > 1 and not self._is_affordable(self._rows_held(together) * longest):
                 break
             chosen.append(sequence)
         self._step_size = len(self.running) + len(chosen)

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from eddecode.execution.patching import triton_runs
 from eddecode.execution.row_parts import RowPart, copy_table, places
 from eddecode.utils.device import copy_to_device
-from eddecode_kernels import layers_triton, triton_trial
 
 
 def copy_heads(copies: Sequence[tuple[Tensor, Tensor]]) -> None:
@@ -66,11 +66,8 @@ def _launch(table: Tensor, like: Tensor) -> None:
 
 def _in_one_launch(copies: Sequence[tuple[Tensor, Tensor]]) -> bool:
     first = copies[0][0]
-    return (
-        first.element_size() in (2, 4)
-        and layers_triton.available(first.device, torch.float32)
-        and triton_trial.failure(first.device, torch.float32) is None
-        and all(_is_plain(source, first) and _is_plain(target, first) for source, target in copies)
+    return triton_runs(first.device, first.dtype) and all(
+        _is_plain(source, first) and _is_plain(target, first) for source, target in copies
     )
 
 

@@ -5,8 +5,7 @@ than running them. Captured once, all of them are launched in one call. A graph 
 addresses, so nothing may move: tokens and positions are written into buffers of their own, keys and values stay where
 the `BatchedKVCache` has them, the mask is computed on the device from the positions, and attention goes over the first
 `capacity` keys, whichever are seen. And a step can be captured only if its course depends on shapes alone: no branch on
-a value, no result whose size depends on one, nothing fetched by the host. That is checked by running the step once
-under a dispatch mode before CUDA is asked: a capture that fails half-way leaves the process in a worse state than none.
+a value, no result whose size depends on one, nothing fetched by the host (`capture`).
 
 There is one graph for each number of rows and each capacity, both rounded up to powers of two, captured when it is
 first needed. Rows that only fill up read token 0 at position 0 of a vacant slot: nobody uses what they give, and a row
@@ -18,18 +17,17 @@ from __future__ import annotations
 
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cache
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from einops import rearrange
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from eddecode.errors import EngineError, UnsupportedLayersError
+from eddecode.execution.capture import CudaGraph, GraphCapture, GraphReplay, StepBody
 from eddecode.execution.compiled.replace import CompiledModules
 from eddecode.execution.interfaces import PrefillResult
 from eddecode.execution.kv_cache import LENGTH_STEP, BatchedKVCache, WritePositions
@@ -41,100 +39,6 @@ MIN_CAPACITY = 128  # keys that a step reads at least
 MIN_BUFFER_POSITIONS = 256  # positions that buffers have at least: growing throws the captured graphs away
 MAX_GRAPHS = 16  # captured at a time; the one used longest ago goes
 MAX_KEPT_FRACTION = 1 / 8  # of the free memory: larger buffers are not kept for the next runner
-WARM_UPS = 2  # runs before a capture: libraries choose their kernels and make their buffers
-
-# Capturing ---------------------------------------------------------------------------------------------------------
-
-StepBody = Callable[[], Tensor]
-
-
-class GraphReplay(Protocol):
-    """A captured step. Called, it repeats the step on the same addresses and returns the same tensor, refilled."""
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of device memory that the capture took."""
-        ...
-
-    def __call__(self) -> Tensor:
-        """Repeat the step."""
-        ...
-
-
-# What captures: a step, and a living replay whose memory it may share, to a replay.
-GraphCapture = Callable[[StepBody, Any], GraphReplay]
-
-
-class CaptureCheck(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Within the block, operations whose course depends on the values of tensors are refused."""
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func.has_kernel_for_dispatch_key(torch._C.DispatchKey.CompositeImplicitAutograd):
-            with self:  # in inference mode composite operations arrive whole: check what they are made of
-                return func.decompose(*args, **kwargs)
-        tags = func.tags
-        by_value = torch.Tag.data_dependent_output in tags or torch.Tag.dynamic_output_shape in tags
-        if by_value and not (func is torch.ops.aten.index.Tensor and not _has_boolean(args[1])):
-            raise UnsupportedLayersError(f"a step that depends on the values of tensors ({func})")
-        return func(*args, **kwargs)
-
-
-def _has_boolean(indices: Any) -> bool:
-    """Whether an index is boolean, so that the size of the result is not known beforehand."""
-    return any(index is not None and index.dtype in (torch.bool, torch.uint8) for index in indices)
-
-
-def check_capturable(step: StepBody) -> Tensor:
-    """Run a step once, and make sure that it can be captured.
-
-    Raises:
-        UnsupportedLayersError: it branches on values, or makes results whose size depends on them.
-    """
-    with CaptureCheck():  # type: ignore[no-untyped-call]
-        return step()
-
-
-class CudaGraph:
-    """A step captured by CUDA.
-
-    Args:
-        step: reads and writes tensors that stay where they are; what it returns stays where it is too.
-        share_pool_with: another graph, whose pool of memory this one shares. They must never run at the same time, and
-            what one returned may be overwritten by the other: take a copy first.
-
-    Raises:
-        UnsupportedLayersError: the step cannot be captured.
-        RuntimeError: CUDA refuses it, or there is no memory.
-    """
-
-    def __init__(self, step: StepBody, share_pool_with: CudaGraph | None = None) -> None:
-        device = check_capturable(step).device
-        warm, capturing = _streams(device)
-        # The outer stream context restores the stream even where a capture that fails does not.
-        with torch.cuda.device(device), torch.cuda.stream(torch.cuda.current_stream(device)):
-            warm.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(warm):
-                for _ in range(WARM_UPS):
-                    step()
-            torch.cuda.current_stream().wait_stream(warm)
-            torch.cuda.synchronize()
-            torch.cuda.empty_cache()  # as the capture does: what is reserved from here on is the graph's
-            before = torch.cuda.memory_reserved()
-            self.graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(
-                self.graph,
-                pool=None if share_pool_with is None else share_pool_with.graph.pool(),
-                stream=capturing,
-                capture_error_mode="thread_local",  # other threads may use the device meanwhile
-            ):
-                self.logits = step()
-            self.nbytes = torch.cuda.memory_reserved() - before
-
-    def __call__(self) -> Tensor:
-        """Repeat the step on the current stream; does not wait for it."""
-        self.graph.replay()
-        return self.logits
 
 
 @contextmanager
@@ -159,17 +63,6 @@ def capturable_experts(model: Any) -> Iterator[None]:
         yield
     finally:
         config._experts_implementation = before
-
-
-@cache
-def _streams(device: torch.device) -> tuple[Any, Any]:
-    """The streams that steps are warmed up and captured on: two, the same ones for all graphs of a device.
-
-    Graphs share memory only if they were captured on the same stream. And what a library allocates for a stream on its
-    first use there has to come from the graph's own pool, which it would not if the warm-up had used that stream.
-    """
-    make: Any = torch.cuda.Stream
-    return make(device), make(device)
 
 
 # Running -----------------------------------------------------------------------------------------------------------
@@ -220,7 +113,7 @@ class CapturedStep:
             self.inputs[0, :n] = tokens
 
 
-@dataclass
+@dataclass(eq=False)
 class GraphBuffers:
     """Buffers that stay where they are, and the steps that were captured over them, the one used last at the end."""
 
@@ -282,6 +175,10 @@ class GraphModelRunner(CachedModelRunner):
     def clone_empty(self) -> GraphModelRunner:
         """See `CachedModelRunner.clone_empty`."""
         return GraphModelRunner(self.model, self.capture, layers=self.layers, free_buffers=self.free_buffers)
+
+    def rows_held(self, count: int) -> int:
+        """See `CachedModelRunner.rows_held`: a power of two, as its steps have."""
+        return bucket(count)
 
     @torch.inference_mode()
     def reserve(self, slots: int, positions: int = 0) -> None:
@@ -350,12 +247,11 @@ class GraphModelRunner(CachedModelRunner):
         return step
 
     def _capture(self, step: CapturedStep, key: tuple[int, int]) -> None:
-        other = next((each.replay for each in self.buffers.steps.values()), None)
         tokens = rearrange(step.inputs[0], "b -> b 1")
-        step.replay = self.capture_step(lambda: self.logits_of(step.cache, tokens), key, other)
+        step.replay = self.capture_step(lambda: self.logits_of(step.cache, tokens), key)
 
-    def capture_step(self, body: StepBody, key: tuple[int, int], other: GraphReplay | None) -> GraphReplay:
-        """Capture a step of (rows, positions) `key`, in the memory of another if there is one.
+    def capture_step(self, body: StepBody, key: tuple[int, int]) -> GraphReplay:
+        """Capture a step of (rows, positions) `key`.
 
         Raises:
             UnsupportedLayersError: it cannot be captured.
@@ -364,7 +260,7 @@ class GraphModelRunner(CachedModelRunner):
         if any(hasattr(module, "_hf_hook") for module in self.model.modules()):
             raise UnsupportedLayersError("weights that are moved as they are needed, or on several devices")
         try:
-            return self.capture(body, other)
+            return self.capture(body)
         except (EngineError, UnsupportedLayersError):
             raise
         except Exception as error:  # of CUDA, of a compiler, or of a library that checks for captures
@@ -385,5 +281,10 @@ class GraphModelRunner(CachedModelRunner):
 
 def _recycle(buffers: GraphBuffers, free_buffers: list[GraphBuffers], most: int) -> None:
     """Keep the largest buffers of runners that are no longer used, of those that take at most `most` bytes."""
-    fitting = [each for each in (*free_buffers, buffers) if each.nbytes <= most]
+    everything = [*free_buffers, buffers]
+    fitting = [each for each in everything if each.nbytes <= most]
     free_buffers[:] = sorted(fitting, key=lambda each: each.nbytes)[-1:]
+    for each in everything:
+        if each not in free_buffers:
+            each.steps.clear()
+            each.pair_steps.clear()  # which the other model's buffers may keep, and with them these

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from eddecode.execution.cuda_graph import GraphCapture
+from eddecode.execution.capture import GraphCapture
 from eddecode.execution.lora_runner import BASE, LoraPairRunner
 from eddecode.execution.model_runner_factory import model_runner_for, warn_without_graphs
 from eddecode.execution.runner import PairRunner

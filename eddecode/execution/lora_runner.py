@@ -17,9 +17,10 @@ import torch
 from einops import rearrange, repeat
 from torch import Tensor
 
+from eddecode.execution.capture import GraphCapture
 from eddecode.execution.compiled.lora import LoraDelta, LoraRows
 from eddecode.execution.compiled.replace import CompiledModules
-from eddecode.execution.cuda_graph import GraphCapture, GraphModelRunner
+from eddecode.execution.cuda_graph import GraphModelRunner
 from eddecode.execution.interfaces import ModelRunner, PrefillResult
 from eddecode.execution.model_runner_factory import model_runner_for
 from eddecode.execution.patching import triton_runs
@@ -163,7 +164,11 @@ class LoraPairRunner(PairRunner):
     @property
     def adds_together(self) -> bool:
         """See `PairRunner.adds_together`."""
-        return triton_runs(self._backbone.device, torch.float32)
+        return triton_runs(self._backbone.device, self._backbone.model.dtype)
+
+    def rows_held(self, count: int) -> int:
+        """See `PairRunner.rows_held`: half of the backbone's rows."""
+        return self._backbone.rows_held(2 * count) // 2
 
     def add_all(self, rows: Sequence[Sequence[PrefillResult]]) -> None:
         """See `PairRunner.add_all`: both models' parts of all rows in one launch."""

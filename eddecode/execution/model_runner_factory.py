@@ -7,8 +7,9 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
+from eddecode.execution.capture import GraphCapture
 from eddecode.execution.compiled.replace import CompiledModules
-from eddecode.execution.cuda_graph import GraphCapture, GraphModelRunner
+from eddecode.execution.cuda_graph import GraphModelRunner
 from eddecode.execution.rowwise_runner import RowwiseModelRunner
 from eddecode.execution.runner import CachedModelRunner
 from eddecode.execution.self_check import Expectation, Probe, check_runner, check_structure

@@ -93,9 +93,8 @@ class PairLoop:
             step = DraftedStep(plan, *how) if plan.length else PairStep(*how)
             step.write(state)
             step.rows.active.zero_()  # the runs before the capture stay where they are, and write what belongs there
-            other = next((each.replay for each in steps.values()), None)
             try:
-                step.replay = self.parts[0].runner.capture_step(partial(step.body, self.parts), size, other)
+                step.replay = self.parts[0].runner.capture_step(partial(step.body, self.parts), size)
             except (EngineError, UnsupportedLayersError) as error:
                 raise CaptureError(str(error)) from error
             steps[key] = step

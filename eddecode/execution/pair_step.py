@@ -11,8 +11,8 @@ backbone have one, with the rows of both side by side.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,8 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from eddecode.execution.cuda_graph import CapturedStep, GraphModelRunner, GraphReplay, StaticKVCache
+from eddecode.execution.capture import GraphReplay, side_stream
+from eddecode.execution.cuda_graph import CapturedStep, GraphModelRunner, StaticKVCache
 from eddecode.sampling.contrast import MASKED, widened
 from eddecode.sampling.device import DeviceRows, sample_on_device
 from eddecode.sampling.device_penalties import DevicePenalties
@@ -125,8 +126,8 @@ class PairStep:
             CapturedStep(part.runner.cache, batch * len(part.models), capacity, device) for part in parts
         ]
         self.keys = [part.runner.cache.layers[0].keys for part in parts]
-        make: Any = torch.cuda.Stream
-        self._streams = [make(device) for _ in parts[1:]] if device.type == "cuda" else []
+        is_cuda = device.type == "cuda"
+        self._streams = [side_stream(device, i) for i in range(len(parts) - 1)] if is_cuda else []
 
     def is_current(self, parts: Sequence[StepPart]) -> bool:
         """Whether the runners' buffers are those that it was captured over."""
@@ -162,20 +163,37 @@ class PairStep:
     ) -> list[Tensor]:
         """Per model (B, T, V) float32, after tokens (rows, T) of each part; different parts run side by side."""
         found: dict[int, Tensor] = {}
+        with self._forked():
+            for i, (part, own_cache, own_tokens) in enumerate(zip(parts, caches, tokens, strict=True)):
+                with ExitStack() as stack:
+                    if i and self._streams:
+                        stack.enter_context(torch.cuda.stream(self._streams[i - 1]))
+                    stack.enter_context(part.active())
+                    logits = part.runner.logits_of(own_cache, own_tokens)
+                split = rearrange(logits, "(b m) t v -> m b t v", m=len(part.models))
+                found.update(zip(part.models, split, strict=True))
+        return [found[model] for model in sorted(found)]
+
+    @contextmanager
+    def _forked(self) -> Iterator[None]:
+        """Within the block the other streams may be used; they wait for the stream in use, and it for them.
+
+        Also where the block fails: a capture ends well only if all streams have come back.
+        """
         here: Any = torch.cuda.current_stream(self.rows.active.device) if self._streams else None
         for stream in self._streams:
             stream.wait_stream(here)
-        for i, (part, own_cache, own_tokens) in enumerate(zip(parts, caches, tokens, strict=True)):
-            with ExitStack() as stack:
-                if i and self._streams:
-                    stack.enter_context(torch.cuda.stream(self._streams[i - 1]))
-                stack.enter_context(part.active())
-                logits = part.runner.logits_of(own_cache, own_tokens)
-            split = rearrange(logits, "(b m) t v -> m b t v", m=len(part.models))
-            found.update(zip(part.models, split, strict=True))
+        try:
+            yield
+        except BaseException:
+            with suppress(RuntimeError):  # of a capture that CUDA has refused
+                self._join(here)
+            raise
+        self._join(here)
+
+    def _join(self, here: Any) -> None:
         for stream in self._streams:
             here.wait_stream(stream)
-        return [found[model] for model in sorted(found)]
 
     def write(self, state: RowState) -> None:
         """Put what the host knows of the rows on the device; the other rows only fill up."""

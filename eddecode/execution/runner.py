@@ -26,7 +26,7 @@ from eddecode.execution.packing import PACKED_CHUNK, PackedTexts
 from eddecode.execution.patching import Float32LMHead, patched_forward, triton_runs
 from eddecode.execution.row_parts import RowPart
 from eddecode.models.rotary import rope_window
-from eddecode.models.sizes import PREFILL_CHUNK, input_device
+from eddecode.models.sizes import PREFILL_CHUNK, input_device, kv_bytes_per_token
 from eddecode.utils.device import copy_to_device
 
 if TYPE_CHECKING:
@@ -171,6 +171,10 @@ class CachedModelRunner:
         logits = self._forward(self.cache, tokens, everywhere, slots)
         self.cache.advance([new] * count, slots)
         return logits
+
+    def rows_held(self, count: int) -> int:
+        """Rows that its buffers have where that many slots are occupied."""
+        return count
 
     def truncate(self, lengths: Sequence[int]) -> None:
         """See `ModelRunner.truncate`."""
@@ -320,6 +324,17 @@ class PairRunner:
         for runner, most in zip(self.model_runners, positions or [0] * len(self.model_runners), strict=True):
             runner.reserve(slots, most)
 
+    def rows_held(self, count: int) -> int:
+        """Rows that the buffers of some model have where that many slots are occupied."""
+        cached = (runner for runner in self.model_runners if isinstance(runner, CachedModelRunner))
+        return max((runner.rows_held(count) for runner in cached), default=count)
+
+    @property
+    def token_bytes(self) -> int | None:
+        """Bytes of the keys and values of one position in all models, by their configurations; None if unknown."""
+        known = [size for size in map(kv_bytes_per_token, self.models) if size is not None]
+        return sum(known) if len(known) == len(self.models) else None
+
     def add(self, prefixes: Sequence[PrefillResult]) -> None:
         """Occupy the next slot with a row that begins with one prefix per model: in all models, or in none."""
         with all_or_none(self.model_runners):
@@ -329,10 +344,9 @@ class PairRunner:
     @property
     def adds_together(self) -> bool:
         """Whether rows enter in one launch (`add_all`): on a GPU every copy is a launch."""
-        devices = [getattr(runner, "device", None) for runner in self.model_runners]
         return all(
-            hasattr(runner, "add_all") and device is not None and triton_runs(device, torch.float32)
-            for runner, device in zip(self.model_runners, devices, strict=True)
+            isinstance(runner, CachedModelRunner) and triton_runs(runner.device, runner.model.dtype)
+            for runner in self.model_runners
         )
 
     def add_all(self, rows: Sequence[Sequence[PrefillResult]]) -> None:

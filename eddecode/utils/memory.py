@@ -30,12 +30,21 @@ _V1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", ("total_inactive_file",
 _V2 = ("memory.max", "memory.current", ("inactive_file", "active_file"))
 
 
+# Of torch on a CPU, of CUDA, of its libraries (CUBLAS_STATUS_ALLOC_FAILED), and of Triton.
+_OUT_OF_MEMORY = (
+    "can't allocate memory",
+    "CUDA error: out of memory",
+    "STATUS_ALLOC_FAILED",
+    "Triton Error [CUDA]: out of memory",
+)
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error means that an allocation failed, on any device; on the CPU torch has no type for it."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     said = str(error) if isinstance(error, RuntimeError) else ""
-    return "can't allocate memory" in said or "CUDA error: out of memory" in said
+    return any(part in said for part in _OUT_OF_MEMORY)
 
 
 def if_memory_suffices(run: Callable[[], T]) -> T | None:
@@ -49,9 +58,13 @@ def if_memory_suffices(run: Callable[[], T]) -> T | None:
 
 
 def free_bytes(device: torch.device) -> int:
-    """Bytes that could be allocated on a device now; on a CPU within the limits of control groups (containers)."""
+    """Bytes that could be allocated on a device now; on a CPU within the limits of control groups (containers).
+
+    On a CUDA device this includes what torch's allocator holds and nobody uses: it gives that back when it needs to.
+    """
     if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + unused
     return min([_available(), *_free_in_groups()])
 
 

@@ -9,10 +9,13 @@ from typing import Any
 import pytest
 import torch
 
+from eddecode.engine import engine as engine_module
 from eddecode.engine import scheduler as scheduler_module
 from eddecode.engine.engine import Engine
+from eddecode.engine.pipeline import Pipeline
 from eddecode.engine.sequence import Request, SequenceState
 from eddecode.errors import ContextError, ParamsError
+from eddecode.execution.cuda_graph import bucket
 from eddecode.execution.factory import separate_pair_runner
 from eddecode.execution.kv_cache import LayerKVCache
 from eddecode.execution.runner import PairRunner
@@ -32,6 +35,11 @@ def request(number: int = 0, eos: frozenset[int] = frozenset(), **changes: Any) 
 
 def engine(**options: Any) -> Engine:
     return Engine(separate_pair_runner(pair()), pair().vocabulary, windows=(256, 256), **options)
+
+
+def queued(requests: Sequence[Request], **options: Any) -> tuple[Engine, list[SequenceState]]:
+    made = engine(**options)
+    return made, made.submit(requests)
 
 
 def run(made: Engine) -> list[SequenceState]:
@@ -149,6 +157,63 @@ def test_buffers_are_as_long_as_they_will_have_to_be(monkeypatch: pytest.MonkeyP
     run(made)
     assert not grown
     assert all(len(row.tokens) == 150 for row in rows)
+
+
+def test_rows_that_enter_together_take_memory_twice_for_a_few_prompts_only(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As on a GPU: states are prefilled, then copied into the slots; what a token costs is known beforehand."""
+    monkeypatch.setattr(PairRunner, "adds_together", True)
+    monkeypatch.setattr(engine_module, "ENTERING_TOKENS", 20)  # three prompts
+    requests = [request(i // 2, seed=i, max_new_tokens=6) for i in range(10)]  # two of each prompt
+    alone, apart = queued(requests, max_slots=1)
+    run(alone)
+    made, rows = queued(requests, max_slots=12, memory_budget=10**9)
+    entered: list[int] = []
+    real = PairRunner.add_all
+
+    def counted(self: PairRunner, parts: Any) -> None:
+        texts = {prefix.ids for of_each_model in parts for prefix in of_each_model[:1]}
+        entered.append(len(parts))
+        assert len(parts) <= 2 or sum(map(len, texts)) <= 20
+        real(self, parts)
+
+    monkeypatch.setattr(PairRunner, "add_all", counted)
+    made.step()
+    assert len(made.scheduler.running) == 10  # in the first step
+    assert entered == [6, 4]
+    run(made)
+    assert [s.tokens for s in rows] == [s.tokens for s in apart]
+
+
+def test_the_memory_budget_counts_the_rows_that_buffers_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Captured steps have powers of two as rows: where three fit, and not four, two run together."""
+    monkeypatch.setattr(PairRunner, "rows_held", lambda self, count: bucket(count))
+    requests = [request(0, max_new_tokens=8, seed=i) for i in range(7)]
+    positions, per_position = max(map(len, requests[0].prompts)) + 8, 2 * (2 * 2 * 2 * 8 * 4)
+    made = engine(memory_budget=3 * positions * per_position)
+    made.submit(requests)
+    widest = 0
+    while made.busy:
+        made.step()
+        widest = max(widest, len(made.scheduler.running))
+    assert widest == 2
+
+
+def test_steps_that_are_forgotten_are_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The graphs of steps in flight may be freed after it."""
+
+    class Flight:
+        def wait(self) -> None:
+            waited.append(self)
+
+    waited: list[Any] = []
+    pipeline = Pipeline(None)  # type: ignore[arg-type]
+    pipeline._in_flight = flights = [Flight(), Flight()]  # type: ignore[assignment, list-item]
+    expected = list(reversed(flights))
+    pipeline.drop()
+    assert waited == expected
+    assert pipeline.idle
 
 
 def test_nothing_is_queued_if_one_request_is_too_long() -> None:

@@ -213,3 +213,19 @@ def test_trimming_drops_free_buffers() -> None:
     assert len(second.free_buffers) == 1
     second.trim()
     assert second.free_buffers == []
+
+
+def test_buffers_that_are_not_kept_are_not_held_by_steps_of_the_pair(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The step of a pair is over the buffers of both models: of which the small one may keep its own."""
+    small, large = (GraphModelRunner(tiny.tiny_model("llama"), Tape) for _ in range(2))
+    Driver(small.model, (3,), small).go()
+    monkeypatch.setattr(module, "free_bytes", lambda device: 1000)
+    large = large.clone_empty()
+    Driver(large.model, (3,), large).go()
+    steps = small.buffers.pair_steps
+    large.buffers.pair_steps = steps
+    steps["a step"] = next(iter(small.buffers.steps.values()))  # it has their size
+    del large
+    gc.collect()
+    assert steps == {}
+    assert list(small.buffers.steps) == [(1, 8)]

@@ -9,7 +9,8 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, Phi3Config
 
 from eddecode.errors import EngineError, UnsupportedLayersError
-from eddecode.execution.cuda_graph import GraphModelRunner, check_capturable
+from eddecode.execution.capture import check_capturable
+from eddecode.execution.cuda_graph import GraphModelRunner
 from eddecode.execution.model_runner_factory import model_runner_for
 from eddecode.execution.runner import CachedModelRunner
 from eddecode.execution.uncached_runner import UncachedModelRunner
@@ -79,7 +80,7 @@ def test_a_capture_that_goes_wrong_is_not_used() -> None:
 
 
 def test_a_capture_that_fails_later_is_an_error_with_a_way_out() -> None:
-    def refuse(step: Any, share_pool_with: Any) -> Any:
+    def refuse(step: Any) -> Any:
         raise RuntimeError("CUDA error: operation not permitted\nmore of it")
 
     texts = Driver(tiny.tiny_model("llama"), (3,))
@@ -96,7 +97,7 @@ def test_a_capture_that_fails_later_is_an_error_with_a_way_out() -> None:
 
 
 def test_out_of_memory_during_a_capture_is_raised_to_the_engine() -> None:
-    def refuse(step: Any, share_pool_with: Any) -> Any:
+    def refuse(step: Any) -> Any:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     texts = Driver(tiny.tiny_model("llama"), (3,))

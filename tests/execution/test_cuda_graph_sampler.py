@@ -10,7 +10,8 @@ import torch
 
 from eddecode.engine.pipeline import Pipeline
 from eddecode.errors import EngineError, ParamsError
-from eddecode.execution.cuda_graph import CudaGraph, GraphModelRunner
+from eddecode.execution.capture import CudaGraph
+from eddecode.execution.cuda_graph import GraphModelRunner
 from eddecode.execution.factory import runner_for, separate_pair_runner
 from eddecode.execution.lora_runner import LoraPairRunner
 from eddecode.execution.pair_loop import PairLoop
@@ -109,8 +110,8 @@ def test_out_of_memory_shrinks_the_batch_and_changes_no_token(monkeypatch: pytes
     class Short(Tape):
         """There is memory for the steps of two rows, not of more."""
 
-        def __init__(self, step: Any, share_pool_with: Any = None) -> None:
-            super().__init__(step, share_pool_with)
+        def __init__(self, step: Any) -> None:
+            super().__init__(step)
             if self.logits.shape[0] > 2:
                 raise torch.OutOfMemoryError("CUDA out of memory")
 
@@ -129,8 +130,8 @@ def test_a_pair_whose_step_cannot_be_captured_decodes_by_its_models_steps() -> N
     class Alone(Tape):
         """Captures steps of one model, whose result are logits; not those of the pair."""
 
-        def __init__(self, step: Any, share_pool_with: Any = None) -> None:
-            super().__init__(step, share_pool_with)
+        def __init__(self, step: Any) -> None:
+            super().__init__(step)
             if self.logits.dtype == torch.float64:
                 tried.append(self)
                 raise ValueError("nothing that torch raises\nand more")

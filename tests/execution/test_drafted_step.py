@@ -183,8 +183,8 @@ def test_a_step_whose_drafts_cannot_be_captured_is_told_and_leaves_plain_steps_a
     made = captured_sampler(pair, speculation=drafting("base", 2))
 
     class Single(Tape):
-        def __init__(self, step: Any, share_pool_with: Any = None) -> None:
-            super().__init__(step, share_pool_with)
+        def __init__(self, step: Any) -> None:
+            super().__init__(step)
             if self.logits.dtype == torch.float64 and self.logits.shape[0] % 3 == 0:
                 raise ValueError("several tokens are refused")
 
@@ -199,3 +199,28 @@ def test_a_step_whose_drafts_cannot_be_captured_is_told_and_leaves_plain_steps_a
     made.speculator = None
     assert decoding.tokens(made.generate(prompts, params)) == expected
     assert set(launches) == {1}
+
+
+def test_a_plain_step_that_cannot_be_captured_is_not_blamed_on_drafts() -> None:
+    """Rows with penalties are decoded without drafts, also where others have them."""
+    pair = decoding.pair("llama")
+    prompts = decoding.mixed_prompts(2)
+    params = decoding.GREEDY.replace(alpha=0.7, max_new_tokens=4, repetition_penalty=1.2)
+    made = captured_sampler(pair, speculation=drafting("base", 2))
+
+    class Single(Tape):
+        def __init__(self, step: Any) -> None:
+            super().__init__(step)
+            if self.logits.dtype == torch.float64:
+                raise ValueError("all of it is refused")
+
+    for model_runner in made.runner.model_runners:
+        model_runner.capture = Single  # type: ignore[attr-defined]
+    with pytest.warns(
+        UserWarning,
+        match=r"the step of base and aligned cannot be captured as one \(.*all of it is refused\)",
+    ):
+        found = decoding.tokens(made.generate(prompts, params))
+    assert found == decoding.tokens(Sampler(pair).generate(prompts, params))
+    assert len(made.runner.step_failures) == 1
+    assert made.runner.draft_failures == []

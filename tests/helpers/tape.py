@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from eddecode.execution.cuda_graph import check_capturable
+from eddecode.execution.capture import check_capturable
 
 
 class Recorder(TorchDispatchMode):
@@ -47,8 +47,7 @@ class Tape:
     recorded = played = 0
     nbytes = 1000
 
-    def __init__(self, step: Callable[[], Tensor], share_pool_with: Any = None) -> None:
-        assert share_pool_with is None or isinstance(share_pool_with, Tape)
+    def __init__(self, step: Callable[[], Tensor]) -> None:
         Tape.recorded += 1
         check_capturable(step)
         with Recorder() as recorder:

@@ -18,6 +18,9 @@ from eddecode.utils.memory import is_out_of_memory, pack_copies, zeros_lazy
         (torch.OutOfMemoryError("CUDA out of memory"), True),
         (MemoryError(), True),
         (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"), True),
+        (RuntimeError("CUDA error: out of memory\nCompile with"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
+        (RuntimeError("Triton Error [CUDA]: out of memory"), True),
         (RuntimeError("shapes do not fit"), False),
         (ValueError("can't allocate memory"), False),
     ],
@@ -42,6 +45,15 @@ def test_what_the_page_cache_holds_counts_as_free(tmp_path: Path, monkeypatch: p
     assert memory.free_bytes(torch.device("cpu")) == 9_000_000 * 1024
     monkeypatch.setattr(memory, "MEMINFO", tmp_path / "none")
     assert memory.free_bytes(torch.device("cpu")) == 4 << 30
+
+
+def test_what_torch_keeps_unused_on_a_gpu_counts_as_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Buffers that were freed stay with torch: the next call may have as much memory as the first had."""
+    device = torch.device("cuda", 1)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda d: (30, 141) if d == device else (0, 0))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda d: 100 if d == device else 0)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda d: 27 if d == device else 0)
+    assert memory.free_bytes(device) == 30 + 73
 
 
 V1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_")

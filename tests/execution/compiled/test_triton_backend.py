@@ -32,9 +32,10 @@ from benchmarks.pairs import Shape, build
 from eddecode import ModelPair, Sampler
 from eddecode.engine.speculative.drafters import BaseDrafter
 from eddecode.engine.speculative.speculator import AdaptiveSpeculator
+from eddecode.execution.capture import CudaGraph
 from eddecode.execution.compiled.lora import LoraDelta, LoraRows
 from eddecode.execution.compiled.replace import CompiledModules
-from eddecode.execution.cuda_graph import CudaGraph, GraphModelRunner
+from eddecode.execution.cuda_graph import GraphModelRunner
 from eddecode.execution.factory import runner_for, separate_pair_runner
 from eddecode.execution.lora_runner import LoraPairRunner
 from eddecode.execution.runner import CachedModelRunner
