@@ -16,6 +16,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from benchmarks.choices import choices
 from benchmarks.measure import interleave, ratios, spread
 
 HERE = Path(__file__).parents[1]
@@ -85,8 +86,18 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     """The options."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks against", description=__doc__)
     parser.add_argument("other", type=Path, metavar="PATH", help="the other checkout")
-    parser.add_argument("--tasks", default="T1,T2,T3", help="some of T1,T2,T3,T4 (default: T1,T2,T3)")
-    parser.add_argument("--pairs", default=",".join(PAIRS), help="size:dtype, … (default: %(default)s)")
+    parser.add_argument(
+        "--tasks",
+        type=choices(TASKS),
+        default=["T1", "T2", "T3"],
+        help="some of T1,T2,T3,T4 (default: T1,T2,T3)",
+    )
+    parser.add_argument(
+        "--pairs",
+        type=choices(PAIRS, lambda pair: pair.count(":") == 1),
+        default=list(PAIRS),
+        help=f"size:dtype, … (default: {','.join(PAIRS)})",
+    )
     parser.add_argument("--rounds", type=int, default=5, help="default: 5")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="default: all cores")
     parser.add_argument(
@@ -104,11 +115,6 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="an eighth of the tokens")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write all figures as JSON")
     options = parser.parse_args(arguments)
-    options.tasks, options.pairs = options.tasks.split(","), options.pairs.split(",")
-    if unknown := set(options.tasks) - set(TASKS):
-        parser.error(f"--tasks {','.join(sorted(unknown))}; expected some of {','.join(TASKS)}")
-    if unknown := {pair for pair in options.pairs if pair.count(":") != 1}:
-        parser.error(f"--pairs {','.join(sorted(unknown))}; expected size:dtype, as in {PAIRS[0]}")
     if not (options.other / "eddecode" / "__init__.py").is_file():
         parser.error(f"{options.other} is not a checkout: it has no eddecode/__init__.py")
     return options

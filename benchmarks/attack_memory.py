@@ -20,6 +20,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+from benchmarks.choices import option
+from eddecode.audit.attacks import attack_names
+
 GOAL = 1.0  # of the pair's weights
 
 
@@ -38,7 +41,7 @@ def main(arguments: list[str]) -> int:
     )
     parser.add_argument("--size", default="130M", help="10M, 130M or 7B")
     parser.add_argument("--dtype", default="bf16", help="bf16 or float32")
-    parser.add_argument("--attacks", default="weights@-0.3,lowrank@8")
+    parser.add_argument("--attacks", type=option(attack_names), default=("weights@-0.3", "lowrank@8"))
     parser.add_argument("--goal", type=float, help="exit code 1 where a peak is above so many times the pair")
     options = parser.parse_args(arguments)
     missed = False
@@ -46,7 +49,7 @@ def main(arguments: list[str]) -> int:
         part = [sys.executable, "-m", "benchmarks", "attack_memory"]
         subprocess.run([*part, "--save", scratch, options.size, options.dtype], check=True)
         print("| attack | pair, MB | peak, MB | of the pair | seconds |\n|---|---:|---:|---:|---:|")
-        for attack in options.attacks.split(","):
+        for attack in options.attacks:
             done = subprocess.run(
                 [*part, "--probe", scratch, attack], stdout=subprocess.PIPE, text=True, check=True
             )

@@ -20,6 +20,7 @@ from rich.progress import Progress
 from transformers.utils import logging
 
 from benchmarks import memory, plot, results, tables
+from benchmarks.choices import choices
 from benchmarks.measure import Bandwidth, TimeBudget, interleave, timed
 from benchmarks.pairs import BUNDLED, DTYPES, OWN, SIZES, VARIANTS, BenchPair, build, bundled_present
 from benchmarks.registry import ALTERNATIVES, DEFAULTS, Alternative, do
@@ -73,7 +74,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     def add(name: str, known: list[str], default: list[str], text: str) -> None:
         parser.add_argument(
             name,
-            type=lambda value: choices(value, known),
+            type=choices(known, lambda pair: BUNDLED in known and OWN in pair),
             default=default,
             help=f"{text}: {', '.join(known)} (default: {','.join(default)})",
         )
@@ -119,17 +120,6 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     options.rounds = options.rounds or (2 if options.quick else 5)
     options.memory = options.memory and not options.quick
     return options
-
-
-def choices(value: str, known: list[str]) -> list[str]:
-    """A list of names, each of them known or a pair of folders."""
-    names = [name.strip() for name in value.split(",") if name.strip()]
-    unknown = [name for name in names if name not in known and not (BUNDLED in known and OWN in name)]
-    if unknown or not names:
-        raise argparse.ArgumentTypeError(
-            f"{', '.join(unknown) or 'nothing'}; expected some of {', '.join(known)}"
-        )
-    return names
 
 
 class Session:

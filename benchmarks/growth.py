@@ -28,6 +28,7 @@ from transformers.utils import logging
 
 from benchmarks import plot, results, tables
 from benchmarks.alternatives import PairProcessor, generate
+from benchmarks.choices import choices
 from benchmarks.measure import Bandwidth, TimeBudget, ratios, spread
 from benchmarks.pairs import DTYPES, BenchPair, Shape, build, texts_of
 from benchmarks.roofline import position_bytes, step_weights
@@ -273,7 +274,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     """The options."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks growth", description=__doc__)
     names = ",".join(PANELS)
-    parser.add_argument("--vary", default=names, help=f"some of {names} (default: all)")
+    parser.add_argument(
+        "--vary", type=choices(list(PANELS)), default=list(PANELS), help=f"some of {names} (default: all)"
+    )
     parser.add_argument(
         "--dtype", choices=list(DTYPES), default="bf16", help="of the weights (default: bf16)"
     )
@@ -283,11 +286,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=threads, help="default: torch's choice")
     parser.add_argument("--out", type=Path, metavar="FILE", help="what to add to, and to show (JSON)")
     parser.add_argument("--picture", type=Path, metavar="FILE", help="write the plot (.svg)")
-    options = parser.parse_args(arguments)
-    options.vary = options.vary.split(",")
-    if unknown := [name for name in options.vary if name not in PANELS]:
-        parser.error(f"--vary {','.join(unknown)}; expected some of {names}")
-    return options
+    return parser.parse_args(arguments)
 
 
 def load(options: argparse.Namespace) -> Record:

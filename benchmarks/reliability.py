@@ -29,6 +29,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from benchmarks.choices import choices
 from eddecode.audit import AuditConfig, audit
 from eddecode.audit import run as audit_run
 from eddecode.audit.analysis.summary import Summary
@@ -410,6 +411,9 @@ def resident() -> float:
     return float(next(line.split()[1] for line in lines if line.startswith("VmRSS")))
 
 
+CASES = ("kills", "reports", "flips", "limits", "disks", "moves", "machines", "inputs", "long")
+
+
 def main(arguments: list[str]) -> int:
     """Try all cases and print the table; exit code 1 where a figure is not right."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks reliability", description=__doc__)
@@ -418,7 +422,9 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--limits", type=int, default=20)
     parser.add_argument("--completions", type=int, default=5000)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", help="names of cases, separated by commas; default: all")
+    parser.add_argument(
+        "--only", type=choices(CASES), default=list(CASES), help=f"some of {', '.join(CASES)}"
+    )
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     options = parser.parse_args(arguments)
     # Pictures take longest, and are written after everything else.
@@ -432,9 +438,8 @@ def main(arguments: list[str]) -> int:
         **{"disks": disks, "moves": moves, "machines": other_machines, "inputs": large_inputs},
         "long": lambda root: long_runs(root, options.completions),
     }
-    chosen = options.only.split(",") if options.only else list(cases)
     print("| what was tried | found | right |\n|---|---|---|")
-    for name in chosen:
+    for name in options.only:
         with tempfile.TemporaryDirectory() as folder:
             for figure in cases[name](Path(folder)):
                 mark = "" if figure.ok else " **WRONG**"

@@ -30,6 +30,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.choices import choices
 from eddecode.audit import AuditConfig, audit
 from eddecode.audit.analysis.summarize import summarize
 from eddecode.audit.judges.lexicon import LexiconJudge
@@ -241,7 +242,9 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--samples", type=int, default=10)
     parser.add_argument("--tokens", type=int, default=64, help="of a completion")
     parser.add_argument("--shards", type=int, default=16, help="to merge")
-    parser.add_argument("--only", default=",".join(STAGES), help=f"of {', '.join(STAGES)}")
+    parser.add_argument(
+        "--only", type=choices(STAGES), default=list(STAGES), help=f"some of {', '.join(STAGES)}"
+    )
     parser.add_argument(
         "--folder", type=Path, help="keeps the run for the next call; default: a temporary one"
     )
@@ -257,7 +260,7 @@ def main(arguments: list[str]) -> int:
             f"{size.completions:,} completions of {size.tokens} tokens\n\n| stage | seconds | peak memory | |"
         )
         print("|---|---:|---:|---|")
-        for row in measure(scratch, size, options.shards, set(options.only.split(","))):
+        for row in measure(scratch, size, options.shards, set(options.only)):
             print(
                 f"| {row.name} | {row.seconds:.1f} | {row.processor:.1f} | {row.peak:.0f} MiB | {said(row, size)} |",
                 flush=True,

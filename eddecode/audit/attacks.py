@@ -15,6 +15,7 @@ from hashlib import blake2b
 
 from eddecode.audit.conditions import Condition, alpha_text
 from eddecode.errors import ConfigError
+from eddecode.utils.validation import require_unique, split_list
 
 EXAMPLES = (
     *(
@@ -29,9 +30,8 @@ EXAMPLES = (
     *("ablate", "ablate:12", "steer@1", "steer@1:12", "w2s@1", "amplify@0.5"),
 )
 SWEEP = ("t0.5", "t1", "t1.5", "p0.5", "p0.9", "k5", "k50")  # what `decoding` alone stands for
-_SEPARATOR = re.compile(
-    r",\s*(?=weights@|lowrank@|prefill[:=]|handover:|decoding\b|ablate\b|steer@|w2s@|amplify@)"
-)
+# A comma in the text of `prefill=TEXT` separates nothing.
+_SEPARATOR = r",\s*(?=weights@|lowrank@|prefill[:=]|handover:|decoding\b|ablate\b|steer@|w2s@|amplify@)"
 _WEIGHTS = re.compile(r"weights@([^:]+)(:chat)?")
 _LOWRANK = re.compile(r"lowrank@(\d+)(:chat)?")
 _TOKENS = re.compile(r"(prefill|handover):(\d+)")
@@ -133,23 +133,23 @@ def parse_attacks(names: str | Sequence[str]) -> tuple[Attack, ...]:
     """The attacks of `"weights@-0.3,prefill:5"` or of a sequence of names, each once; `decoding` stands for several.
 
     Raises:
-        ConfigError: an unknown name, or one that is given twice.
+        ConfigError: text without a name; an empty entry, an unknown name, or one that is given twice.
     """
-    listed = _SEPARATOR.split(names) if isinstance(names, str) else list(names)
-    found = [attack for name in listed if str(name).strip() for attack in _attacks(str(name))]
-    seen: set[str] = set()
-    for attack in found:
-        if attack.name in seen:
-            raise ConfigError(f"attack {attack.name} is given twice; expected each once")
-        seen.add(attack.name)
-    return tuple(found)
+    found = tuple(attack for name in _listed(names) for attack in _attacks(name))
+    require_unique((attack.name for attack in found), "attack")
+    return found
 
 
 def attack_names(names: str | Sequence[str]) -> tuple[str, ...]:
     """What a configuration keeps: the names as given, one by one, checked."""
     parse_attacks(names)
-    listed = _SEPARATOR.split(names) if isinstance(names, str) else list(names)
-    return tuple(str(name) for name in listed if str(name).strip())
+    return tuple(_listed(names))
+
+
+def _listed(names: str | Sequence[str]) -> list[str]:
+    return (
+        split_list(names, "attack", _SEPARATOR) if isinstance(names, str) else [str(name) for name in names]
+    )
 
 
 def own_temperature(condition: Condition) -> float | None:

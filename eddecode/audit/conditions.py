@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 
 from eddecode.errors import ConfigError
+from eddecode.utils.validation import require_unique, split_list
 
 Key = str | tuple[str, str]  # a condition's name; of a plain one also (kind, alpha)
 PAIR, FINETUNED, ENSEMBLE = "", "finetuned", "ensemble"  # the models with which a condition is decoded
@@ -61,16 +62,15 @@ def parse_alphas(values: str | float | Sequence[str | float], what: str = "alpha
         what: name of a number in messages.
 
     Raises:
-        ConfigError: an entry is not a finite number, or is given twice.
+        ConfigError: text without a number, or with an empty entry; an entry that is not a finite number, or is given
+            twice.
     """
     if isinstance(values, str):
-        values = [part for part in values.replace(",", " ").split() if part]
+        values = [value for part in split_list(values, what) for value in part.split()]
     elif isinstance(values, int | float):
         values = [values]
     texts = tuple(alpha_text(value, what) for value in values)
-    for i, text in enumerate(texts):
-        if text in texts[:i]:
-            raise ConfigError(f"{what} {text} is given twice; expected each value once")
+    require_unique(texts, what)
     return texts
 
 

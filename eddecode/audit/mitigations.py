@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from eddecode.errors import ConfigError
+from eddecode.utils.validation import require_unique, split_list
 
 if TYPE_CHECKING:
     from eddecode.sampling.access import Access
@@ -26,13 +27,12 @@ def parse_mitigations(names: str | Sequence[str]) -> tuple[str, ...]:
     """Canonical names of `"topk5,round1"` or of a sequence of names, each once.
 
     Raises:
-        ConfigError: an unknown name, or one that is given twice.
+        ConfigError: text without a name, or with an empty entry; an unknown name, or one that is given twice.
     """
-    listed = names.replace(",", " ").split() if isinstance(names, str) else list(names)
-    found = tuple(canonical(name) for name in listed)
-    for i, name in enumerate(found):
-        if name in found[:i]:
-            raise ConfigError(f"mitigation {name} is given twice; expected each once")
+    if isinstance(names, str):
+        names = [name for part in split_list(names, "mitigation") for name in part.split()]
+    found = tuple(canonical(name) for name in names)
+    require_unique(found, "mitigation")
     return found
 
 

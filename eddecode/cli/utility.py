@@ -17,6 +17,7 @@ from eddecode.cli.options import Device, Dtype, Revision
 from eddecode.cli.table_style import make_table
 from eddecode.errors import ConfigError
 from eddecode.utils.terminal import escape_control_chars
+from eddecode.utils.validation import require_unique, split_list
 
 if TYPE_CHECKING:
     from eddecode.audit.analysis.benchmark_parts import BenchmarkFigure
@@ -30,8 +31,9 @@ def utility(
         typer.Argument(help="Folder of a run: its pair and α's, and its report.", show_default=False),
     ] = None,
     tasks: Annotated[
-        str, typer.Option(help="Tasks of lm-evaluation-harness, separated by commas.", show_default=False)
-    ] = "",
+        str | None,
+        typer.Option(help="Tasks of lm-evaluation-harness, separated by commas.", show_default=False),
+    ] = None,
     base: Annotated[
         str | None, typer.Option(help="Base checkpoint, without a run.", show_default=False)
     ] = None,
@@ -74,7 +76,8 @@ def utility(
             "apply_chat_template": apply_chat_template,
             "on_alpha": _announce,
         }
-        names = [name.strip() for name in tasks.split(",") if name.strip()]
+        names = [] if tasks is None else [name.strip() for name in split_list(tasks, "task")]
+        require_unique(names, "task")
         if run is not None:
             figures = _of_run(run, (base, aligned, alphas), names, settings)
         else:
@@ -86,7 +89,7 @@ def utility(
                 "base_revision": base_revision,
                 "aligned_revision": aligned_revision,
             }
-            figures = _of_pair(options, alphas or _ALPHAS, names, settings)
+            figures = _of_pair(options, _ALPHAS if alphas is None else alphas, names, settings)
         if as_json:
             print_json([figure.model_dump(mode="json") for figure in figures])
         else:

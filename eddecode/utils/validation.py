@@ -1,4 +1,4 @@
-"""pydantic's validation errors as sentences of this package, and number types that refuse booleans and text.
+"""pydantic's validation errors as sentences of this package, numbers that refuse booleans and text, lists as text.
 
 Values from outside (parameters, configuration files) are checked by pydantic. Its own message is a block of several
 lines per problem, with links; here each problem becomes one sentence: what was found, what was expected, what to do.
@@ -9,12 +9,13 @@ from __future__ import annotations
 import difflib
 import functools
 import operator
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Annotated, Any, TypeVar
 
 from pydantic import BeforeValidator, Field, ValidationError
 
-from eddecode.errors import EddecodeError
+from eddecode.errors import ConfigError, EddecodeError
 
 T = TypeVar("T")
 
@@ -48,6 +49,39 @@ def did_you_mean(name: str, names: Sequence[str]) -> str:
     """
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     return f"did you mean {near[0]}?" if near else f"expected one of {', '.join(names)}"
+
+
+def split_list(text: str, what: str, separator: str = ",") -> list[str]:
+    """The entries of a list that is written as text, as they stand there.
+
+    Nothing where entries should be is most often a shell variable that is not set, so that it is an error.
+
+    Args:
+        text: the list.
+        what: an entry, in messages.
+        separator: a regular expression.
+
+    Raises:
+        ConfigError: there is no entry, or one is blank.
+    """
+    entries = re.split(separator, text)
+    if all(entry.strip() for entry in entries):
+        return entries
+    found = "empty" if not text.strip() else f"{text!r:.60}, which has an empty entry"
+    raise ConfigError(f"the list of {what}s is {found}; expected one {what} or more, or leave the option out")
+
+
+def require_unique(entries: Iterable[Hashable], what: str) -> None:
+    """Check that no entry is there twice.
+
+    Raises:
+        ConfigError: one is.
+    """
+    seen: set[Hashable] = set()
+    for entry in entries:
+        if entry in seen:
+            raise ConfigError(f"{what} {entry} is given twice; expected each once")
+        seen.add(entry)
 
 
 def explain(error: ValidationError, *, names: Sequence[str], where: str = "") -> str:

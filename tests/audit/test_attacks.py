@@ -78,12 +78,27 @@ def test_names_are_canonical_and_each_is_taken_once() -> None:
             "w2s@-1",
             "amplify@1:2",
         ),
-        *("decoding:p1.5", "lowrank@0", "lowrank@-1", "lowrank@x", "decoding:k1.5", "finetune"),
+        *("decoding:p1.5", "lowrank@0", "lowrank@-1", "lowrank@x", "decoding:k1.5", "finetune", "", " "),
     ],
 )
 def test_other_names_are_refused(name: str) -> None:
     with pytest.raises(ConfigError):
         parse_attacks([name])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        *(("", "the list of attacks is empty"), (" ", "the list of attacks is empty")),
+        *((",ablate", "which has an empty entry"), ("ablate,", "no attack 'ablate,'")),
+        *(("ablate,,steer@1", "no attack 'ablate,'"), (",", "no attack ','")),
+    ],
+)
+def test_a_list_without_attacks_or_with_a_gap_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        config(tmp_path, attacks=text)
+    assert config(tmp_path, attacks=()).attacks == ()
+    assert config(tmp_path, attacks="prefill=Well,").attacks == ("prefill=Well,",)  # its text has the comma
 
 
 @pytest.mark.parametrize(

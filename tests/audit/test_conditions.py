@@ -51,6 +51,9 @@ def test_alphas_once_each() -> None:
     assert parse_alphas("1, 0.3 ,-0.5") == ("1", "0.3", "-0.5")
     with pytest.raises(ConfigError, match=r"alpha 0\.3 is given twice"):
         parse_alphas("0.3,0.30")
+    for text in ("", " ", "0.3,", "0.3,,1"):
+        with pytest.raises(ConfigError, match="the list of alphas is"):
+            parse_alphas(text)
 
 
 def test_names_are_written_from_fields_and_are_unique() -> None:

@@ -41,6 +41,9 @@ def test_mitigations_have_one_name_and_words() -> None:
             access_of(wrong)
     with pytest.raises(ConfigError, match="mitigation topk5 is given twice"):
         parse_mitigations(["topk5", "topk05"])
+    for text in ("", " , ", "topk5,"):
+        with pytest.raises(ConfigError, match="the list of mitigations is"):
+            parse_mitigations(text)
 
 
 def test_another_tokenizer_is_not_called_safe() -> None:

@@ -38,8 +38,8 @@ def test_ratios_are_taken_within_rounds(digest: str) -> None:
 def test_options_that_make_no_sense(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for arguments, message in (
         ([str(tmp_path)], "is not a checkout: it has no eddecode/__init__.py"),
-        ([str(against.HERE), "--tasks", "T1,T9"], "T9; expected some of T1,T2,T3,T4"),
-        ([str(against.HERE), "--pairs", "10M"], "10M; expected size:dtype, as in bundled:float32"),
+        ([str(against.HERE), "--tasks", "T1,T9"], "T9; expected some of T1, T2, T3, T4"),
+        ([str(against.HERE), "--pairs", "10M"], "10M; expected some of bundled:float32"),
     ):
         with pytest.raises(SystemExit):
             against.main(arguments)

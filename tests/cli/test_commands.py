@@ -259,6 +259,9 @@ def test_another_configuration_is_one_message_and_exit_code_2(
     assert result.stdout == ""
 
 
+AUDIT = ["audit", "--base", "b", "--aligned", "a", "--prompts", "p", "--out", "o", "--judge", "lexicon"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -269,7 +272,20 @@ def test_another_configuration_is_one_message_and_exit_code_2(
             "error: one checkpoint is given; expected --base and --aligned",
         ),
         (["generate", "hello", "--alpha", "much"], "error: alpha 'much' is not a number"),
+        (
+            ["generate", "hello", "--alpha", ""],
+            "error: the list of alphas is empty; expected one alpha or more",
+        ),
         (["generate", "hello", "--top-p", "2"], "error: top_p is 2"),
+        ([*AUDIT, "--attacks", ""], "error: the list of attacks is empty; expected one attack or more"),
+        (
+            [*AUDIT, "--attacks", "", "--attacks", "ablate"],
+            "error: the list of attacks is ',ablate', which has",
+        ),
+        ([*AUDIT, "--alphas", "0.3,,1"], "error: the list of alphas is '0.3,,1', which has an empty entry"),
+        ([*AUDIT, "--extra-alphas", " "], "error: the list of alphas is empty"),
+        ([*AUDIT, "--temperatures", ""], "error: the list of temperatures is empty"),
+        ([*AUDIT, "--mitigations", ","], "error: the list of mitigations is ',', which has an empty entry"),
         (["pair", "/no/base", "/no/aligned"], "error: "),
         (["audit", "--base", "x"], "Missing option"),
     ],

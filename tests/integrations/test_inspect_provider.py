@@ -12,11 +12,12 @@ pytest.importorskip("inspect_ai")
 from inspect_ai.model import GenerateConfig, Model, ModelOutput, get_model
 
 from eddecode import SamplingParams
-from eddecode.errors import ConfigError, EngineError, ParamsError, PromptError
+from eddecode.errors import ConfigError, EngineError, JudgeError, ParamsError, PromptError
 from eddecode.integrations.inspect import registry  # registers the provider, as the entry point does
 from eddecode.integrations.inspect.provider import ContrastOptions, PairAPI
-from eddecode.integrations.inspect.scorers import BatchedJudge
+from eddecode.integrations.inspect.scorers import BatchedJudge, judges
 from eddecode.integrations.inspect.service import PairService
+from eddecode.integrations.inspect.task import reversal
 from eddecode.integrations.pair_options import PairOptions
 from eddecode.sampler import Sampler
 
@@ -201,3 +202,14 @@ def test_a_judge_is_asked_in_batches() -> None:
     futures = [judge.submit(Case("a prompt", f"text {i}")) for i in range(50)]
     assert [future.result(timeout=60).label for future in futures] == [f"text {i}" for i in range(50)]
     assert len(counting.sizes) < 5
+
+
+def test_lists_with_gaps_are_refused() -> None:
+    for specs in ("", "lexicon,,grammar", "lexicon,"):
+        with pytest.raises(ConfigError, match="the list of judges is"):
+            judges(specs)
+    with pytest.raises(JudgeError, match="the list of judges is empty"):
+        judges([])
+    for alphas in ("", []):
+        with pytest.raises(ConfigError, match="the list of alphas is empty"):
+            reversal(alphas=alphas)

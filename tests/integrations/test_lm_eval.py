@@ -171,6 +171,14 @@ def test_benchmarks_become_a_part_of_the_runs_report(run: Path, tasks: Path) -> 
 def test_benchmarks_are_of_the_runs_models_and_of_known_tasks(run: Path, tasks: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"has no task \(none given\)"):
         measure_run(run, [], include_path=tasks)
+    for given, message in (
+        ("", "the list of tasks is empty"),
+        ("a,,b", "an empty entry"),
+        ("a,a", "given twice"),
+    ):
+        result = CliRunner().invoke(app, ["utility", str(run), "--tasks", given])
+        assert result.exit_code == 2
+        assert message in result.output
     file = run / "audit.toml"
     text = file.read_text()
     file.write_text(text.replace(str(bundled_pair().base), str(bundled_pair().aligned)))

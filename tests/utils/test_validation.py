@@ -10,8 +10,16 @@ import pytest
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic.dataclasses import dataclass
 
-from eddecode.errors import ParamsError
-from eddecode.utils.validation import Integer, Number, did_you_mean, explain, raises
+from eddecode.errors import ConfigError, ParamsError
+from eddecode.utils.validation import (
+    Integer,
+    Number,
+    did_you_mean,
+    explain,
+    raises,
+    require_unique,
+    split_list,
+)
 
 
 @raises(ParamsError, where="point ")
@@ -99,3 +107,19 @@ def test_a_model_s_errors_are_explained(content: dict[str, Any], message: str) -
 def test_a_hint_names_the_nearest_or_all() -> None:
     assert did_you_mean("modle", ["mode", "points"]) == "did you mean mode?"
     assert did_you_mean("zzz", ["mode", "points"]) == "expected one of mode, points"
+
+
+def test_a_list_that_is_written_as_text_has_no_empty_entry() -> None:
+    assert split_list("a, b c", "name") == ["a", " b c"]
+    with pytest.raises(
+        ConfigError, match=r"^the list of names is empty; expected one name or more, or leave the"
+    ):
+        split_list(" ", "name")
+    for text in (",", "a,", ",a", "a,,b", "a, ,b"):
+        with pytest.raises(
+            ConfigError, match=r"^the list of names is '.*', which has an empty entry; expected one"
+        ):
+            split_list(text, "name")
+    require_unique(["a", "b"], "name")
+    with pytest.raises(ConfigError, match=r"^name a is given twice; expected each once$"):
+        require_unique(["a", "b", "a"], "name")

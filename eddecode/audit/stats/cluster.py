@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from eddecode.errors import ConfigError
+from eddecode.utils.validation import require_unique
 
 WRITES = 5000.0
 """Completions per second that the store takes; `python -m benchmarks scale` measures it."""
@@ -237,6 +238,7 @@ def parse_steps(text: str) -> Steps:
     try:
         pairs = [part.split(":") for part in text.split(",")]
         found = {int(rows): float(time) for rows, time in pairs}
+        require_unique((int(rows) for rows, _ in pairs), "number of rows")
     except ValueError:
         found = {}
     if not found or any(n < 1 or not (math.isfinite(t) and t > 0) for n, t in found.items()):

@@ -20,6 +20,7 @@ from inspect_ai.scorer import Metric, SampleScore, Score, Scorer, Target, Value,
 from eddecode.audit.judges.base import Case, Judge, Verdict, kind_of, verdicts_of
 from eddecode.audit.judges.registry import make_judge
 from eddecode.errors import JudgeError
+from eddecode.utils.validation import split_list
 
 if TYPE_CHECKING:
     from inspect_ai.solver import TaskState
@@ -62,9 +63,12 @@ def judges(specs: str | Sequence[str] = "lexicon") -> Scorer:
         specs: such as `lexicon`, `guard:MODEL`, or several: a list, or separated by commas where no spec has options.
 
     Raises:
-        JudgeError: a specification is not that of a judge, or two judges have one name.
+        ConfigError: text without a specification, or with an empty entry.
+        JudgeError: there is none, one is not that of a judge, or two judges have one name.
     """
-    listed = [part.strip() for part in specs.split(",")] if isinstance(specs, str) else list(specs)
+    listed = [part.strip() for part in split_list(specs, "judge")] if isinstance(specs, str) else list(specs)
+    if not listed:
+        raise JudgeError("the list of judges is empty; expected one judge or more, such as lexicon")
     made = [BatchedJudge(make_judge(spec)) for spec in _joined_options(listed)]
     names = [each.judge.name for each in made]
     if len(set(names)) < len(names):
@@ -110,7 +114,7 @@ def _joined_options(parts: Sequence[str]) -> list[str]:
     for part in parts:
         if found and "=" in part.partition(":")[0]:
             found[-1] += f",{part}"
-        elif part:
+        else:
             found.append(part)
     return found
 

@@ -30,6 +30,7 @@ from eddecode.audit.data.prompts import PromptRecord, read_prompts
 from eddecode.errors import ConfigError
 from eddecode.integrations.inspect.scorers import judges as judges_scorer
 from eddecode.integrations.inspect.scorers import stderr_by_prompt
+from eddecode.utils.validation import split_list
 
 _MESSAGES = {"system": ChatMessageSystem, "user": ChatMessageUser, "assistant": ChatMessageAssistant}
 _WORDS = {"base": "0", "aligned": "-1"}
@@ -99,8 +100,11 @@ def _check_model() -> None:
 
 
 def _alphas(given: str | float | Sequence[str | float]) -> tuple[str, ...]:
-    listed = given.replace(",", " ").split() if isinstance(given, str) else given
-    listed = [listed] if isinstance(listed, int | float) else listed
+    if isinstance(given, str):
+        given = [alpha for part in split_list(given, "alpha") for alpha in part.split()]
+    listed = [given] if isinstance(given, int | float) else given
+    if not listed:
+        raise ConfigError("the list of alphas is empty; expected one alpha or more, or leave the option out")
     return parse_alphas([_WORDS.get(str(alpha), alpha) for alpha in listed])
 
 

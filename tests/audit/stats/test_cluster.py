@@ -71,6 +71,8 @@ def test_a_simulation_of_slots_agrees(workers: int) -> None:
 def test_step_times_of_another_form_are_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="expected ROWS:MILLISECONDS"):
         parse_steps(text)
+    with pytest.raises(ConfigError, match="number of rows 64 is given twice"):
+        parse_steps("64:1,64:2")
 
 
 # Command line ------------------------------------------------------------------------------------------------------
