@@ -64,28 +64,14 @@ class _PatchOnce:
             self.scope.restore()
 
 
-class _OncePerType:
-    """A function of Triton's types that is computed once for each scalar type."""
-
-    def __init__(self, function: Any) -> None:
-        self.function, self.found = function, {}
-
-    def __call__(self, dtype: Any) -> Any:
-        name = dtype.scalar.name
-        if name not in self.found:
-            self.found[name] = self.function(dtype)
-        return self.found[name]
-
-
 if INTERPRETED:
     import triton.language
     from triton.runtime import interpreter
-    from triton.runtime.interpreter import InterpreterOptions
 
+    from helpers.fast_interpreter import speed_up
+
+    speed_up()
     _BothNames.__globals__.update(tl=triton.language, core=triton.language.core)
-    # Each integer operation would be done again in int64, to compare; no offset of these tests comes near 2^31.
-    interpreter.interpreter_builder.options = InterpreterOptions(sanitize_overflow=False)
-    interpreter._get_np_dtype = _OncePerType(interpreter._get_np_dtype)
     interpreter.InterpreterBuilder.create_dot = _dot_in_order
     interpreter._patch_lang = _PatchOnce(interpreter._patch_lang)
 

@@ -5,6 +5,7 @@ On a GPU where there is one, else in Triton's interpreter (`tests/kernels/test_i
 
 from __future__ import annotations
 
+import copy
 from functools import cache
 from typing import Any
 
@@ -90,6 +91,15 @@ def model_of(config: Any, seed: int = 0) -> Any:
         for parameter in model.parameters():  # no bias stays at zero, no norm at one
             parameter.data += 0.1 * torch.randn_like(parameter)
     return model.eval().requires_grad_(False).to(DEVICE)
+
+
+@cache
+def captured_pair() -> Sampler:
+    """Two models whose steps are captured; its trial of both takes the interpreter longest."""
+    base = model_of(FAMILIES["llama with biases"])
+    made = Sampler(ModelPair.from_models(base, tiny.tiny_aligned(base).to(DEVICE)))
+    made._runner = separate_pair_runner(made.pair, CudaGraph if DEVICE == "cuda" else Tape)
+    return made
 
 
 @cache
@@ -249,30 +259,25 @@ def test_steps_of_experts_are_captured() -> None:
 
 def test_a_pair_decodes_the_tokens_of_two_plain_models_in_captured_steps() -> None:
     """Both models, contrast and sampling in one step: on a GPU a graph, in the interpreter a tape."""
-    base = model_of(FAMILIES["llama with biases"])
-    pair = ModelPair.from_models(base, tiny.tiny_aligned(base).to(DEVICE))
+    made = captured_pair()
     prompts = [decoding.prompt(i, 2 + 3 * i, 4 - i, VOCAB) for i in range(2)]
     params = [decoding.GREEDY.replace(alpha=alpha, max_new_tokens=4) for alpha in (-1.0, 0.7)]
-    made = Sampler(pair)
-    made._runner = separate_pair_runner(pair, CudaGraph if DEVICE == "cuda" else Tape)
     assert all(
         isinstance(each, GraphModelRunner) and not each.dense_mask for each in made.runner.model_runners
     )
     found = decoding.tokens(made.generate(prompts, params))
     assert decoding.tokens(made.generate(prompts[1], params[1])) == found[1:]  # alone: the same tokens
-    models = [model.cpu() for model in pair.models]
+    models = [copy.deepcopy(model).cpu() for model in made.pair.models]
     for prompt, param, tokens in zip(prompts, params, found, strict=True):
         assert tokens == reference.generate(models, prompt.ids, param.alpha, 4).ids
 
 
 def test_drafts_in_a_captured_step_change_no_bit() -> None:
     """Log-probabilities are to the bit those of one token at a time, whether a draft was right or not."""
-    llama = model_of(FAMILIES["llama with biases"])
-    pair = ModelPair.from_models(llama, tiny.tiny_aligned(llama).to(DEVICE))
     prompt = decoding.prompt(1, 2, 3, VOCAB)
     params = decoding.GREEDY.replace(alpha=0.2, max_new_tokens=4, logprobs=True)
-    made = Sampler(pair)
-    made._runner = separate_pair_runner(pair, CudaGraph if DEVICE == "cuda" else Tape)
+    made = Sampler(captured_pair().pair)
+    made._runner = captured_pair().runner
     plain = made.generate(prompt, params)[0]
     made.speculator = AdaptiveSpeculator([BaseDrafter()], num_draft_tokens=1)
     found = made.generate(prompt, params)[0]
