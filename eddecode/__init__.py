@@ -6,7 +6,7 @@ transformers are loaded only by the call that needs them.
 
 from __future__ import annotations
 
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
 from eddecode.utils.lazy import lazy_exports
@@ -22,7 +22,22 @@ if TYPE_CHECKING:
     from eddecode.sampling.contrast import contrast
     from eddecode.sampling.params import SamplingParams
 
-__version__ = version("eddecode")
+
+def _version() -> str:
+    """Of the installed package; of pyproject.toml in a checkout that runs without being installed."""
+    try:
+        return version("eddecode")
+    except PackageNotFoundError:
+        import tomllib
+        from pathlib import Path
+
+        project = Path(__file__).resolve().parent.parent / "pyproject.toml"
+        if not project.is_file():
+            return "unknown"
+        return str(tomllib.loads(project.read_text(encoding="utf-8"))["project"]["version"])
+
+
+__version__ = _version()
 
 _HOMES = {
     "Access": "eddecode.sampling.access",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -24,6 +26,14 @@ def test_citation_and_changelog_name_the_version() -> None:
     version = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["version"]
     assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text("utf-8")
     assert f"\n## [{version}]\n" in (ROOT / "CHANGELOG.md").read_text("utf-8")
+
+
+def test_a_checkout_that_is_not_installed_knows_its_version() -> None:
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import eddecode; print(eddecode.__version__)"
+    alone = [sys.executable, "-I", "-S", "-c", code]  # no packages, as where a checkout is run as it is
+    done = subprocess.run(alone, capture_output=True, text=True, check=True)
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["version"]
+    assert done.stdout.strip() == version
 
 
 @pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md"])

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+import eddecode
 from eddecode.audit.environment import processor_name
 from eddecode.errors import ConfigError
 from eddecode.experiments.findings.experiment import Experiment, ReplicatedResult
@@ -97,5 +98,5 @@ def provenance() -> dict[str, str]:
     found = subprocess.run(
         ["git", "-C", str(here), "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
     )  # fmt: skip
-    commit = found.stdout.strip() or f"version {version('eddecode')}"
+    commit = found.stdout.strip() or f"version {eddecode.__version__}"
     return {"commit": commit, "processor": f"{processor_name()}, {torch.backends.cpu.get_cpu_capability()}"}
