@@ -29,13 +29,18 @@ LONGEST_PROMPT = 64
 
 @dataclass(frozen=True)
 class Shape:
-    """The size of a Llama; input and output embeddings are two matrices."""
+    """The size of a Llama; input and output embeddings are two matrices.
+
+    Attributes:
+        kv_heads: of keys and values; 0 is as many as heads.
+    """
 
     hidden: int
     feed_forward: int
     layers: int
     heads: int
     vocabulary: int = 32_000
+    kv_heads: int = 0
 
     def config(self) -> LlamaConfig:
         """The configuration, without any special ids: nothing ends a completion but its length."""
@@ -45,7 +50,7 @@ class Shape:
             intermediate_size=self.feed_forward,
             num_hidden_layers=self.layers,
             num_attention_heads=self.heads,
-            num_key_value_heads=self.heads,
+            num_key_value_heads=self.kv_heads or self.heads,
             max_position_embeddings=1024,
             tie_word_embeddings=False,
             bos_token_id=None,

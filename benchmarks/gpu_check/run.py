@@ -1,126 +1,196 @@
-"""Starts the worker, enforces the time limits, and writes the results. It imports nothing that could fail."""
+"""Runs the stages in worker processes, and writes the results after each. It imports nothing that could fail."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
-from contextlib import suppress
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-# Stage → seconds that it may take, cheapest first. With every limit reached the run is longer than eight minutes; the
-# whole run ends at TOTAL all the same.
-LIMITS = {
-    "environment": 30,
-    "trial": 90,
-    "bandwidth": 30,
-    "sampling": 120,
-    "products": 75,
-    "attention": 45,
-    "build": 60,
-    "first": 120,
-    "entering": 30,
-    "steps": 60,
-    "tasks": 60,
-    "bits": 75,
-    "speculation": 60,
-    "profile": 45,
-    "long": 60,
-    "families": 150,
-    "tests": 150,
-    "alternatives": 75,
-    "compiled": 75,
-}
-NEEDS_PAIR = (
-    *("first", "entering", "steps", "tasks", "bits", "speculation", "profile", "long", "alternatives"),
-    "compiled",
-)
-TOTAL = 465  # seconds
+from benchmarks.gpu_check.goals import MISSED, NO_FIGURE, judged
+from benchmarks.gpu_check.lane import Lane
+from benchmarks.gpu_check.plan import DRY_FACTOR, PHASES, STAGES, TOTAL
+from benchmarks.gpu_check.table import line_of, table
+
+ROOT = Path(__file__).resolve().parents[2]
 POLL = 0.2
-START_UP = 60  # seconds more for a worker's first stage: imports
+OK, GOAL_MISSED, STAGE_FAILED = 0, 1, 2
 
 
-def main(arguments: list[str]) -> int:
-    """Run all stages; the exit code is 0 if all of them passed."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu_check")
-    parser.add_argument("--out", default="gpu-check", help="folder for gpu_check.json and the table")
-    parser.add_argument("--stages", nargs="+", choices=list(LIMITS), default=list(LIMITS))
-    parser.add_argument("--size", default="7B", help="of the pair, as in benchmarks.pairs")
-    parser.add_argument(
-        "--dry",
-        action="store_true",
-        help="tiny shapes on a CPU in Triton's interpreter: tests this code itself",
-    )
-    options = parser.parse_args(arguments)
-    out = Path(options.out)
+def main(arguments: Sequence[str]) -> int:
+    """Run stages.
+
+    Returns:
+        0 if all of them passed and all goals were met, 1 if a goal was missed, 2 if a stage failed or a goal has no
+        figure.
+    """
+    options = _parser().parse_args(arguments)
+    out = Path(options.out).resolve()
     out.mkdir(parents=True, exist_ok=True)
-    results = run_stages(options, out)
-    (out / "gpu_check.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    from benchmarks.gpu_check.table import table
-
-    text = table(results)
-    (out / "gpu_check.txt").write_text(text, encoding="utf-8")
-    print(text, end="")
-    return 0 if all(results[stage].get("ok") for stage in options.stages) else 1
-
-
-def run_stages(options: argparse.Namespace, out: Path) -> dict[str, Any]:
-    """Results by stage. A worker does the stages in order; after a hang or a crash another one does the rest."""
-    begun, left, results = time.monotonic(), list(options.stages), dict[str, Any]()
-    while left:
-        if time.monotonic() - begun > TOTAL:
-            results |= {stage: {"ok": False, "error": "no time was left"} for stage in left}
-            break
-        folder = out / f"worker-{len(results)}"
-        folder.mkdir(exist_ok=True)
-        done = _watch(_start(options, left, folder), folder, left, begun)
-        results |= done
-        left = [stage for stage in left if stage not in results]
-    return {stage: results[stage] for stage in options.stages}
+    files = Path(tempfile.mkdtemp(prefix="gpu-check-"))
+    check = Check(options, out, files)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # runs the block below
+    try:
+        check.run()
+    finally:
+        check.close()
+        shutil.rmtree(files, ignore_errors=True)
+    print(check.write(), end="")
+    return check.status()
 
 
-def _start(options: argparse.Namespace, stages: list[str], folder: Path) -> subprocess.Popen[bytes]:
-    needed = stages
-    if "build" not in stages and set(stages) & set(NEEDS_PAIR):
-        needed = ["build", *stages]  # after a crash the pair is built again
-    command = [sys.executable, "-m", "benchmarks.gpu_check.worker", str(folder), options.size]
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.gpu_check",
+        description="What a GPU says about this checkout, in under eight minutes.",
+        epilog="exit code: 0 all passed, 1 a goal was missed, 2 a stage failed",
+    )
+    parser.add_argument("--out", default="gpu-check", help="folder for gpu_check.json, .txt and .log")
+    parser.add_argument("--stages", nargs="+", choices=list(STAGES), default=list(STAGES), metavar="STAGE")
+    parser.add_argument("--size", default="7B", help="of the pair, as in benchmarks.pairs")
+    parser.add_argument("--dry", action="store_true", help="tiny shapes on a CPU: tests this code itself")
+    parser.add_argument("--full", action="store_true", help="a dry run with all figures of a real one")
+    return parser
+
+
+class Check:
+    """A run of stages.
+
+    Args:
+        options: of the command line.
+        out: folder for the results; those of an earlier run there are replaced.
+        files: an empty folder, for the workers' files.
+    """
+
+    def __init__(self, options: argparse.Namespace, out: Path, files: Path) -> None:
+        self.options, self.out, self.files = options, out, files
+        self.begun = time.monotonic()
+        self.results: dict[str, Any] = {}
+        self._lanes: list[Lane] = []
+        for name in ("gpu_check.json", "gpu_check.txt", "gpu_check.log", "tests.txt"):
+            (out / name).unlink(missing_ok=True)
+
+    @property
+    def seconds(self) -> float:
+        """Since it began."""
+        return time.monotonic() - self.begun
+
+    def run(self) -> None:
+        """Run all phases."""
+        total = TOTAL * (DRY_FACTOR if self.options.dry else 1)
+        for number, phase in enumerate(PHASES):
+            asked = [[stage for stage in lane if stage in self.options.stages] for lane in phase]
+            places = [self.files / f"{number}-{i}" for i in range(len(asked))]
+            self._lanes = [
+                Lane.of(stages, place, partial(_start, self), self.options.dry)
+                for stages, place in zip(asked, places, strict=True)
+                if stages
+            ]
+            while sum(lane.poll() for lane in self._lanes):  # each of them is asked
+                self._take()
+                if self.seconds > total:
+                    self.close(f"the {total} s of the whole check were over")
+                time.sleep(POLL)
+            self._take()
+        self._lanes = []
+
+    def close(self, why: str = "the check was ended") -> None:
+        """End what runs; stages without a result fail for this reason."""
+        for lane in self._lanes:
+            lane.stop(why)
+        self._take()
+        for stage in self.options.stages:
+            self.results.setdefault(stage, {"ok": False, "error": why, "found": {}})
+        self._log()
+        self.write(complete=True)
+
+    def status(self) -> int:
+        """The exit code."""
+        states = {verdict.state for verdict in judged(self._ordered())}
+        if not all(self.results[stage]["ok"] for stage in self.options.stages):
+            return STAGE_FAILED
+        if self.options.dry:  # no figure means anything; in a full one, there must be all
+            return STAGE_FAILED if self.options.full and NO_FIGURE in states else OK
+        return STAGE_FAILED if NO_FIGURE in states else GOAL_MISSED if MISSED in states else OK
+
+    def write(self, *, complete: bool = True) -> str:
+        """Write gpu_check.json and gpu_check.txt; returns the table."""
+        results = self._ordered()
+        verdicts = [] if self.options.dry and not self.options.full else judged(results)
+        text = table(results, verdicts, self.seconds, complete=complete)
+        goals = [vars(verdict) | {"goal": verdict.goal_text} for verdict in verdicts]
+        data = {"complete": complete, "seconds": self.seconds, "goals": goals, "stages": results}
+        _replace(self.out / "gpu_check.json", json.dumps(data, indent=1, ensure_ascii=False) + "\n")
+        _replace(self.out / "gpu_check.txt", text)
+        return text
+
+    def _ordered(self) -> dict[str, Any]:
+        return {stage: self.results[stage] for stage in STAGES if stage in self.results}
+
+    def _take(self) -> None:
+        """New results of the lanes: written, and told."""
+        new = {
+            stage: result
+            for lane in self._lanes
+            for stage, result in lane.results.items()
+            if stage not in self.results
+        }
+        if new:
+            self.results |= new
+            self.write(complete=False)
+            self._log()
+        for stage, result in new.items():
+            print(f"[{self.seconds:4.0f} s] {line_of(stage, result)}", flush=True)
+
+    def _log(self) -> None:
+        """What all workers printed, in one file."""
+        logs = sorted(self.files.glob("*/*/log"))
+        if logs:
+            texts = (
+                f"== {log.parent.relative_to(self.files)}\n{log.read_text(encoding='utf-8', errors='replace')}"
+                for log in logs
+            )
+            _replace(self.out / "gpu_check.log", "".join(texts))
+
+
+def _start(check: Check, stages: Sequence[str], folder: Path) -> subprocess.Popen[bytes]:
+    """A worker, in a session of its own, so that its children end with it."""
+    options = check.options
+    known = {stage: result["found"] for stage, result in check.results.items()}
+    (folder / "known").write_text(json.dumps(known), encoding="utf-8")
+    command = [sys.executable, "-m", "benchmarks.gpu_check.worker", str(folder), str(check.out), options.size]
     command += ["--dry"] if options.dry else []
-    return subprocess.Popen([*command, *needed], start_new_session=True)  # so that its children end with it
+    command += ["--full"] if options.full else []
+    with (folder / "log").open("wb") as log:
+        return subprocess.Popen(
+            [*command, *stages], start_new_session=True, stdout=log, stderr=log, stdin=subprocess.DEVNULL,
+            cwd=ROOT, env=_environment(options.dry),
+        )  # fmt: skip
 
 
-def _watch(worker: subprocess.Popen[bytes], folder: Path, stages: list[str], begun: float) -> dict[str, Any]:
-    """Results of a worker until it ends, or until one of its stages takes too long."""
-    results: dict[str, Any] = {}
-    since = time.monotonic()
-    while True:
-        ended = worker.poll() is not None
-        for path in folder.glob("*.json"):
-            if path.stem not in results:
-                results[path.stem] = json.loads(path.read_text(encoding="utf-8"))
-                since = time.monotonic()
-        missing = [stage for stage in stages if stage not in results]
-        if ended or not missing:
-            break
-        slow = time.monotonic() - since > LIMITS[missing[0]] + (START_UP if len(results) == 0 else 0)
-        if slow or time.monotonic() - begun > TOTAL:
-            _end(worker)
-            return results | {missing[0]: {"ok": False, "error": f"took longer than {LIMITS[missing[0]]} s"}}
-        time.sleep(POLL)
-    worker.wait()
-    if missing and ended:
-        _end(worker)
-        results[missing[0]] = {"ok": False, "error": f"the process ended with {worker.returncode}"}
-    return results
+def _environment(dry: bool) -> dict[str, str]:
+    """Of a worker: this checkout, whether it is installed or not, and no network."""
+    paths = [str(ROOT), str(ROOT / "kernels"), os.environ.get("PYTHONPATH", "")]
+    own = {
+        "PYTHONPATH": os.pathsep.join(filter(None, paths)),
+        "PYTHONUNBUFFERED": "1",
+        "HF_HUB_OFFLINE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+    return {**os.environ, **own, **({"TRITON_INTERPRET": "1"} if dry else {})}
 
 
-def _end(worker: subprocess.Popen[bytes]) -> None:
-    """End a worker and the processes that it started: they would go on to use the device."""
-    with suppress(ProcessLookupError, PermissionError):
-        os.killpg(worker.pid, signal.SIGKILL)
-    worker.kill()
-    worker.wait()
+def _replace(path: Path, text: str) -> None:
+    """Whole or not at all."""
+    partial_file = path.with_name(f".{path.name}.part")
+    partial_file.write_text(text, encoding="utf-8")
+    partial_file.replace(path)

@@ -1,137 +1,132 @@
-"""Does the stages in order, and writes the result of each to a file as soon as there is one."""
+"""Does stages in order, and writes what each finds to files as soon as there is something: see `lane`."""
 
 from __future__ import annotations
 
+import argparse
 import gc
 import json
-import subprocess
+import os
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.gpu_check import family_stages, kernel_stages, pair_stages, speculation_stage
-from benchmarks.gpu_check.context import Context
-from benchmarks.gpu_check.family_stages import StageError
-
-TESTS_SECONDS = 130  # that their stage waits for them: less than its limit, so that what was found is kept
-GPU_TESTS = (
-    "tests/kernels/test_triton.py",
-    "tests/kernels/test_triton_layers.py",
-    "tests/execution/compiled/test_triton_backend.py",
-    "tests/execution/test_cuda_graph_sampler.py",
+from benchmarks.gpu_check import (
+    against_stages,
+    family_stages,
+    first_stage,
+    kernel_stages,
+    long_stages,
+    other_pairs,
+    pair_stages,
+    speculation_stage,
+    tests_stage,
 )
+from benchmarks.gpu_check.context import Context, Figures, StageError
+from benchmarks.gpu_check.lane import AGAIN
 
-
-class Tests:
-    """Runs the tests that run on a GPU where there is one, beside the families: neither measures time.
-
-    Args:
-        folder: where their output goes.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.output = folder / "tests.txt"
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        """Start them, once."""
-        if self._process is None:
-            command = [sys.executable, "-m", "pytest", "-q", "-rfE", "-p", "no:cacheprovider", *GPU_TESTS]
-            with self.output.open("wb") as file:
-                self._process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
-
-    def families(self, context: Context) -> dict[str, Any]:
-        """See `family_stages.families`."""
-        if not context.dry:
-            self.start()
-        return family_stages.families(context)
-
-    def tests(self, context: Context) -> dict[str, Any]:
-        """How the tests ended, as far as they came."""
-        if context.dry:
-            return {"tests": "not in a dry run"}
-        self.start()
-        assert self._process is not None
-        try:
-            status = str(self._process.wait(timeout=TESTS_SECONDS))
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            status = f"nothing within {TESTS_SECONDS} s"
-        lines = self.output.read_text(encoding="utf-8", errors="replace").splitlines()
-        kept = [line for line in lines if line.startswith(("FAILED", "ERROR")) or " passed" in line]
-        found = {f"line {i}": line[:300] for i, line in enumerate((kept or lines)[-15:])}
-        if status != "0":
-            raise StageError(f"pytest ended with {status}; see {self.output}", found)
-        return found
-
-
-STAGES: dict[str, Callable[[Context], dict[str, Any]]] = {
+StageFunction = Callable[[Context, Figures], None]
+FUNCTIONS: dict[str, StageFunction] = {
     "environment": kernel_stages.environment,
     "trial": kernel_stages.trial,
+    "first": first_stage.first,
+    "families": family_stages.families,
+    "draws": kernel_stages.draws,
+    "more-families": family_stages.more_families,
+    "tests": tests_stage.tests,
     "bandwidth": kernel_stages.bandwidth,
     "sampling": kernel_stages.sampling,
     "products": kernel_stages.products,
     "attention": kernel_stages.attention,
     "build": pair_stages.build,
-    "first": pair_stages.first,
     "entering": pair_stages.entering,
     "steps": pair_stages.steps,
     "tasks": pair_stages.tasks,
     "bits": pair_stages.bits,
     "speculation": speculation_stage.speculation,
     "profile": pair_stages.profile,
-    "long": pair_stages.long,
-    "families": family_stages.families,
-    "tests": lambda context: {},  # both are of `Tests`
-    "alternatives": pair_stages.alternatives,
-    "compiled": pair_stages.compiled,
+    "long": long_stages.long,
+    "lora": other_pairs.lora,
+    "alternatives": against_stages.alternatives,
+    "experts": other_pairs.experts,
+    "grouped": long_stages.grouped,
+    "compiled": against_stages.compiled,
 }
 
 
-def main(arguments: list[str]) -> None:
-    """The folder for results, the pair's size, perhaps --dry, and the stages."""
-    folder, size, *stages = arguments
-    dry = "--dry" in stages
-    device = torch.device("cpu") if dry else torch.device("cuda", 0)
-    context = Context(device, torch.float32 if dry else torch.bfloat16, dry, size)
+def main(arguments: Sequence[str]) -> int:
+    """Do stages; returns `AGAIN` if the device no longer works after one that failed, else 0."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("size")
+    parser.add_argument("stages", nargs="+")
+    parser.add_argument("--dry", action="store_true")
+    parser.add_argument("--full", action="store_true")
+    options = parser.parse_args(arguments)
+    device = torch.device("cpu") if options.dry else torch.device("cuda", 0)
+    dtype = torch.float32 if options.dry else torch.bfloat16
+    context = Context(device, dtype, options.dry, options.size, options.out, options.dry and not options.full)
+    known = json.loads((options.folder / "known").read_text(encoding="utf-8"))
+    terabytes = (known.get("bandwidth") or {}).get("read, TB/s")
+    context.bandwidth = None if terabytes is None else terabytes * 1e12
     # Each capture collects garbage first; it need not look through all of the libraries each time.
     gc.collect()
     gc.freeze()
-    tests = Tests(Path(folder))
-    own = {"families": tests.families, "tests": tests.tests} if "tests" in stages else {}
-    for stage in (each for each in stages if each != "--dry"):
-        _write(Path(folder), stage, _run(own.get(stage, STAGES[stage]), context))
+    for stage in options.stages:
+        (options.folder / f"{stage}.begun").touch()
+        result = run_stage(FUNCTIONS[stage], context, options.folder / f"{stage}.part")
+        _write(options.folder / f"{stage}.json", result)
+        if not result["ok"] and not _works(context):
+            return AGAIN
+    return 0
 
 
-def _run(stage: Callable[[Context], dict[str, Any]], context: Context) -> dict[str, Any]:
+def run_stage(stage: StageFunction, context: Context, partial: Path) -> dict[str, Any]:
+    """What a stage found, and how it ended; `partial` has its figures meanwhile."""
     start = time.perf_counter()
-    result: dict[str, Any] = {"ok": True}
+    found = Figures(lambda figures: _write(partial, figures))
+    result: dict[str, Any] = {"ok": True, "found": found}
     try:
-        result["found"] = stage(context)
+        stage(context, found)
     except StageError as error:
-        result |= {"ok": False, "error": str(error), "found": error.found}
+        result |= {"ok": False, "error": str(error)}
     except Exception as error:  # the other stages are still to be done
         result |= {
             "ok": False,
             "error": f"{type(error).__name__}: {error}"[:500],
             "trace": traceback.format_exc(),
         }
-    if context.device.type == "cuda":
-        torch.cuda.empty_cache()
     return result | {"seconds": time.perf_counter() - start}
 
 
-def _write(folder: Path, stage: str, result: dict[str, Any]) -> None:
+def _works(context: Context) -> bool:
+    """Whether the device does what it is told, after a stage that failed: an illegal access, say, ends its context."""
+    gc.collect()
+    if context.device.type != "cuda":
+        return True
+    try:
+        torch.cuda.empty_cache()
+        value = torch.zeros(1, device=context.device)
+        context.graphed(lambda: value.add_(1))()
+        return float(value) >= 1
+    except Exception:
+        return False
+
+
+def _write(path: Path, found: Any) -> None:
     """Whole or not at all: the parent reads it meanwhile."""
-    partial = folder / f"{stage}.part"
-    partial.write_text(json.dumps(result, default=str), encoding="utf-8")
-    partial.rename(folder / f"{stage}.json")
+    partial = path.with_name(f".{path.name}")
+    partial.write_text(json.dumps(found, default=str), encoding="utf-8")
+    partial.rename(path)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    status = main(sys.argv[1:])
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)  # a device that no longer works would make a usual exit hang

@@ -1,0 +1,56 @@
+"""A first call, in a process of its own: prints as JSON what it took, of which how much Triton compiled.
+
+Two layers of the large pair's widths: as many kernels are compiled as for all of its layers.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from dataclasses import replace
+from typing import Any
+
+STARTED = time.perf_counter()
+COMPILED: list[float] = []  # seconds of each kernel
+
+
+def listen() -> None:
+    """Note how long Triton compiles each kernel that is not in its cache."""
+    from triton import knobs
+
+    def heard(*_: Any, times: Any, cache_hit: bool, **__: Any) -> None:
+        if not cache_hit:
+            COMPILED.append(times.total / 1e6)
+
+    knobs.compilation.listener = heard
+
+
+def main(size: str) -> None:
+    """Build, make the runners, and decode."""
+    import torch
+
+    from benchmarks.pairs import SIZES, build, random_prompts
+    from eddecode import Sampler, SamplingParams
+
+    device = torch.device("cuda", 0)
+    torch.zeros(1, device=device)
+    listen()
+    found = {"import, s": time.perf_counter() - STARTED}
+    shape = replace(SIZES[size], layers=2)
+    pair = build(shape, "bf16", "full", str(device))
+    params = SamplingParams(alpha=0.5, temperature=1.0, top_p=0.9, max_new_tokens=8, ignore_eos=True)
+    torch.cuda.synchronize()
+    start = time.perf_counter()
+    sampler = Sampler(pair.model_pair())
+    _ = sampler.runner
+    found["make the sampler, s"] = time.perf_counter() - start
+    completions = sampler.generate(list(random_prompts(2, shape.vocabulary)), params)
+    found["make it and the first call, s"] = time.perf_counter() - start
+    found["compiling, s"] = sum(COMPILED)
+    found["kernels compiled"] = len(COMPILED)
+    print(json.dumps({"found": found, "tokens": [c.token_ids for c in completions]}))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
