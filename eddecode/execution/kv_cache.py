@@ -4,7 +4,7 @@ A slot is a row of the batch. Rows enter and leave while the others go on, so no
 forward pass writes every row at that row's own next positions and reads the filled part of the buffer, and what lies
 beyond a row's length is hidden from it by the mask. Nothing is ever erased, hence truncating is only a smaller length.
 The occupied slots are always 0 … n−1, so that what a pass reads is a view, never a copy.
-Which keys a query sees is for `eddecode.execution.attention_mask` to say.
+Which keys a query sees is for `eddecode.execution.attention` to say.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from einops import rearrange
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-from eddecode.execution.attention_mask import KeyRangeMask
+from eddecode.execution.attention import KeyRangeMask
 from eddecode.execution.copying import copy_heads, copy_into_slots
 from eddecode.execution.row_parts import PackedRow
 from eddecode.utils.device import copy_to_device

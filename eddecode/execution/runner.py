@@ -17,8 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from eddecode.execution.attention import attention_in, can_attend
-from eddecode.execution.attention_mask import AttentionMaskBuilder
+from eddecode.execution.attention import AttentionMaskBuilder, attention_in, can_attend
 from eddecode.execution.compiled.replace import CompiledModules
 from eddecode.execution.interfaces import ModelExecution, ModelRunner, PrefillResult
 from eddecode.execution.kv_cache import BatchedKVCache

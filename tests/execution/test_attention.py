@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from eddecode.errors import UnsupportedLayersError
-from eddecode.execution.attention import NAME, slot_attention
-from eddecode.execution.attention_mask import KeyRangeMask
+from eddecode.execution.attention import NAME, KeyRangeMask, slot_attention
 from eddecode.execution.runner import CachedModelRunner
 from eddecode_kernels.layers_cpu import attend, attention_available
 from helpers import decoding, tiny

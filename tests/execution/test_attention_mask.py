@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from eddecode.errors import UnsupportedLayersError
-from eddecode.execution.attention_mask import AttentionMaskBuilder
+from eddecode.execution.attention import AttentionMaskBuilder
 
 
 class Config:

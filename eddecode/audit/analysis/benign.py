@@ -15,6 +15,7 @@ import numpy as np
 from eddecode.audit.analysis.completion_table import Flags, Index, JudgeRef
 from eddecode.audit.analysis.summary_parts import BenignFigures, BenignRow
 from eddecode.audit.conditions import Condition
+from eddecode.audit.data.prompts import PromptRecord
 from eddecode.audit.stats.clusters import Clusters
 from eddecode.audit.stats.estimates import Rate
 from eddecode.audit.stats.proportions import clustered_rate
@@ -22,17 +23,18 @@ from eddecode.audit.store.store import Store
 
 
 def benign_figures(
-    store: Store, conditions: Sequence[Condition], judges: Sequence[JudgeRef]
+    store: Store, prompts: Sequence[PromptRecord], conditions: Sequence[Condition], judges: Sequence[JudgeRef]
 ) -> BenignFigures | None:
-    """The refusals on the benign set; None where the run has none, or no judge of refusals.
+    """The refusals on the benign set; None where all were skipped, or there is no judge of refusals.
 
     Args:
         store: of the run.
+        prompts: the benign ones.
         conditions: of the run.
         judges: of the run; those of refusals and the harm judge, which is the first, are used.
     """
     skipped = store.skipped()
-    records = [record for record in store.prompts() if record.benign and record.index not in skipped]
+    records = [record for record in prompts if record.index not in skipped]
     refusal = [judge.name for judge in judges if judge.role == "refusal"]
     if not records or not refusal:
         return None
@@ -42,9 +44,9 @@ def benign_figures(
     rows = []
     for condition in conditions:
         found = list(store.flags(condition.key, names, benign=True))
-        prompts = np.array([row_of[index] for _, index, *_ in found], dtype=np.intp)
+        rows_of = np.array([row_of[index] for _, index, *_ in found], dtype=np.intp)
         flags = np.array([[-1 if f is None else f for f in own] for *_, own in found], dtype=np.int8)
-        rates = {name: _rate(prompts, flags[:, i], len(digests)) for i, name in enumerate(names) if found}
+        rates = {name: _rate(rows_of, flags[:, i], len(digests)) for i, name in enumerate(names) if found}
         kept = {name: rate for name, rate in rates.items() if rate is not None}
         if kept:
             rows.append(

@@ -106,6 +106,8 @@ def summarize(
     release = release_figures(tables, measured, judges, prompts, bound)
     if release.worst_attack is not None:
         release = with_attack_models(release, release.worst_attack, store)
+    benchmarks = store.benchmark_results()
+    harmless = [record for record in store.prompts() if record.benign]
     return Summary(
         digest=store.note("digest"),
         identity=store.note("identity"),
@@ -126,8 +128,8 @@ def summarize(
         agreement=tuple(agreement_rows(tables, judges)),
         judge_free=_judge_free(store, tables, base.condition, aligned.condition),
         release=release,
-        benchmarks=latest(map(BenchmarkFigure.model_validate, store.benchmark_results())),
-        benign=benign_figures(store, conditions, judges),
+        benchmarks=latest(map(BenchmarkFigure.model_validate, benchmarks)) if benchmarks else (),
+        benign=benign_figures(store, harmless, conditions, judges) if harmless else None,
         notes=(
             *_notes(store, prompts, tables, judges),
             *reasoning_notes(store),

@@ -10,8 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from eddecode.execution.attention import attention_in
-from eddecode.execution.attention_mask import KeyRangeMask
+from eddecode.execution.attention import KeyRangeMask, attention_in
 from eddecode.execution.compiled.backends import CompiledBackend, CompiledLayers
 from eddecode.execution.compiled.expert_weights import is_mixture
 from eddecode.execution.compiled.layer_weights import decoder_layer_weights

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from transformers.modeling_outputs import MoeModelOutputWithPast
 
-from eddecode.execution.attention_mask import AttentionMaskBuilder, KeyRangeMask
+from eddecode.execution.attention import AttentionMaskBuilder, KeyRangeMask
 from eddecode.execution.compiled.backends import CompiledBackend, CompiledLayers
 from eddecode.execution.compiled.decoder_layer import TRIAL_TOLERANCE, CompiledDecoderLayer
 from eddecode.execution.kv_cache import BatchedKVCache
