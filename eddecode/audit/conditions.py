@@ -14,6 +14,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
+from functools import cached_property
 
 from eddecode.errors import ConfigError
 from eddecode.utils.validation import require_unique, split_list
@@ -110,7 +111,7 @@ class Condition:
     temperature: str = ""
     template: str = ""
 
-    @property
+    @cached_property
     def name(self) -> str:
         """Such as `ed@0.3`, `ed@0.3+topk5`, `base+system:rude`, `ed@0.3+template:raw`, `ed@0.3~t0.7`, `finetuned`."""
         head = self.model or self.kind

@@ -272,7 +272,9 @@ def _completions(
     sampler: SamplerLike, plan: AuditPlan, part: Sequence[_PendingPrompt]
 ) -> Iterator[tuple[_PendingPrompt, Completion]]:
     prompts = [plan.prompt_under(entry.condition, entry.record) for entry in part]
-    params = [plan.params[entry.condition.key].replace(n=entry.n) for entry in part]
+    wanted = {(entry.condition.key, entry.n) for entry in part}
+    checked = {(key, n): plan.params[key].replace(n=n) for key, n in wanted}
+    params = [checked[entry.condition.key, entry.n] for entry in part]
     with _named_prompts(part):
         for completion in sampler.as_completed(prompts, params):
             yield part[completion.prompt_index], completion

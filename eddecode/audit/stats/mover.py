@@ -30,6 +30,7 @@ Nothing is drawn at random: the same data give the same figures, in any order of
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -154,8 +155,9 @@ class Combination:
         self.values = np.array([rate.value for rate in self.rates])
         ends = np.array([rate.interval(level) for rate in self.rates])
         self._down, self._up = self.values - ends[:, 0], ends[:, 1] - self.values
-        self._correlations = np.array([[correlation(a, b) for b in self.rates] for a in self.rates])
-        np.fill_diagonal(self._correlations, 1.0)
+        self._correlations = np.eye(len(self.rates))
+        for i, j in itertools.combinations(range(len(self.rates)), 2):
+            self._correlations[i, j] = self._correlations[j, i] = correlation(self.rates[i], self.rates[j])
 
     def estimate(self, coefficients: Sequence[float]) -> tuple[float, float, float]:
         """(value, low, high) of Σ coefficient·rate."""
@@ -224,6 +226,8 @@ def accepted_range(
             inside, step = outside, 1.5 * step
         for _ in range(_HALVINGS):
             middle = (inside + outside) / 2
+            if middle in (inside, outside):  # no number lies between them
+                break
             inside, outside = (middle, outside) if holds(middle) else (inside, middle)
         return inside
 
