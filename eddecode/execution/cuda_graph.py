@@ -15,6 +15,7 @@ graph. Each model has graphs of its own: one more launch costs microseconds, and
 
 from __future__ import annotations
 
+import warnings
 import weakref
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
@@ -140,6 +141,19 @@ class GraphBuffers:
         return self
 
 
+@dataclass(eq=False)
+class CaptureRecord:
+    """How the captures of a model's steps went, for all of its runners.
+
+    Attributes:
+        count: of those that succeeded.
+        refusal: why steps are launched from Python from then on; empty while they are captured.
+    """
+
+    count: int = 0
+    refusal: str = ""
+
+
 class GraphModelRunner(CachedModelRunner):
     """Runs like a `CachedModelRunner`, the step of one token per row by captured graphs.
 
@@ -148,6 +162,8 @@ class GraphModelRunner(CachedModelRunner):
         capture: how steps are captured.
         layers: see `CachedModelRunner`.
         free_buffers: where runners of the same model leave their buffers, and the graphs over them, to the next one.
+        record: of all runners of the same model. A first capture that fails is an error, so that the model's trial ends
+            with it; after a later one steps are launched from Python, with a warning.
     """
 
     def __init__(
@@ -157,8 +173,10 @@ class GraphModelRunner(CachedModelRunner):
         *,
         layers: CompiledModules | None = None,
         free_buffers: list[GraphBuffers] | None = None,
+        record: CaptureRecord | None = None,
     ) -> None:
         super().__init__(model, layers=layers)
+        self.record = record or CaptureRecord()
         self.dense_mask = not self.layers.all_layers
         self.capture = capture
         self.free_buffers = [] if free_buffers is None else free_buffers
@@ -174,7 +192,13 @@ class GraphModelRunner(CachedModelRunner):
 
     def clone_empty(self) -> GraphModelRunner:
         """See `CachedModelRunner.clone_empty`."""
-        return GraphModelRunner(self.model, self.capture, layers=self.layers, free_buffers=self.free_buffers)
+        return GraphModelRunner(
+            self.model,
+            self.capture,
+            layers=self.layers,
+            free_buffers=self.free_buffers,
+            record=self.record,
+        )
 
     def rows_held(self, count: int) -> int:
         """See `CachedModelRunner.rows_held`: a power of two, as its steps have."""
@@ -206,10 +230,12 @@ class GraphModelRunner(CachedModelRunner):
         """See `CachedModelRunner.forward`."""
         lengths = self.cache.lengths[slots]
         self.make_room(self.occupied, max(lengths) + tokens.shape[1])
-        if tokens.shape[1] != 1 or len(lengths) != self.occupied:
+        step = None
+        if tokens.shape[1] == 1 and len(lengths) == self.occupied and not self.record.refusal:
+            step = self._step_or_none(tokens[:, 0], lengths)
+        if step is None:
             return super().forward(tokens, slots)
-        replay = self._step(tokens[:, 0], lengths).replay
-        logits = replay()[: len(lengths)].clone()  # the next step overwrites them
+        logits = step.replay()[: len(lengths)].clone()  # the next step overwrites them
         self.cache.advance([1] * len(lengths))
         return logits
 
@@ -233,6 +259,20 @@ class GraphModelRunner(CachedModelRunner):
             self.buffers.pair_steps.clear()
             self.buffers.keys = keys
 
+    def _step_or_none(self, tokens: Tensor, lengths: Sequence[int]) -> CapturedStep | None:
+        """As `_step`; None, with a warning, where it cannot be captured and others could."""
+        try:
+            return self._step(tokens, lengths)
+        except (EngineError, UnsupportedLayersError) as error:
+            if not self.record.count:
+                raise
+            self.record.refusal = (
+                f"{self.model.config.model_type}: {error}; steps are launched one by one from now on, which gives the "
+                "same and is slower"
+            )
+            warnings.warn(self.record.refusal, stacklevel=2)
+            return None
+
     def _step(self, tokens: Tensor, lengths: Sequence[int]) -> CapturedStep:
         """The step for these rows, its inputs set, captured if it has not been."""
         steps, key = self.buffers.steps, (bucket(len(lengths)), bucket(max(lengths) + 1, MIN_CAPACITY))
@@ -249,6 +289,7 @@ class GraphModelRunner(CachedModelRunner):
     def _capture(self, step: CapturedStep, key: tuple[int, int]) -> None:
         tokens = rearrange(step.inputs[0], "b -> b 1")
         step.replay = self.capture_step(lambda: self.logits_of(step.cache, tokens), key)
+        self.record.count += 1
 
     def capture_step(self, body: StepBody, key: tuple[int, int]) -> GraphReplay:
         """Capture a step of (rows, positions) `key`.
@@ -269,7 +310,7 @@ class GraphModelRunner(CachedModelRunner):
             why = str(error).splitlines()
             raise EngineError(
                 f"the step of {key[0]} rows over {key[1]} positions cannot be captured "
-                f"({why[0] if why else type(error).__name__}); decode without cuda_graphs"
+                f"({why[0] if why else type(error).__name__})"
             ) from error
 
     def logits_of(self, cache: StaticKVCache, tokens: Tensor) -> Tensor:

@@ -92,7 +92,7 @@ class DraftedStep(PairStep):
         right = (sampled[:, :-1] == drafted).long().cumprod(dim=1).sum(dim=1)  # (B,)
         kept = torch.where(ahead <= right[:, None], sampled, DROPPED).flatten()
         self._advance(sampled, right, read[:, None] + 1 + ahead)
-        return packed(RawSample(kept, raw.logprobs, raw.status)).T.contiguous()
+        return packed(RawSample(kept, raw.logprobs, raw.status))
 
     def _by_base(self, part: StepPart, token: Tensor, positions: Tensor) -> Tensor:
         """Tokens that the base model samples with the random numbers of their positions, (B, length), one by one."""

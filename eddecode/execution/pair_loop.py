@@ -48,7 +48,7 @@ class Flight:
         """The sample, on the CPU."""
         if self._event is not None:
             self._event.synchronize()
-        return unpacked(self._host.T)
+        return unpacked(self._host)
 
 
 class PairLoop:

@@ -136,7 +136,7 @@ class PairStep:
         )
 
     def body(self, parts: Sequence[StepPart]) -> Tensor:
-        """What is captured: what was sampled as `eddecode.sampling.dispatch.packed`, but (B, models + 3) float64."""
+        """What is captured: what was sampled, as `eddecode.sampling.dispatch.packed`."""
         tokens = [rearrange(step.inputs[0], "b -> b 1") for step in self.inputs]
         logits = self.logits(parts, [step.cache for step in self.inputs], tokens)
         raw = self.sample([z[:, 0] for z in logits], self.rows)
@@ -144,10 +144,11 @@ class PairStep:
         if self.penalties is not None:
             self.penalties.count(raw.tokens, active)
         self.rows.counter += active
+        tokens_read = raw.tokens * active
         for models, step, largest in zip(self.models, self.inputs, self.largest_ids, strict=True):
-            step.inputs[0].copy_(repeated(known(raw.tokens * active, largest), len(models)))
+            step.inputs[0].copy_(repeated(known(tokens_read, largest), len(models)))
             step.inputs[1].add_(repeated(active, len(models)))
-        return packed(raw).T.contiguous()
+        return packed(raw)
 
     def sample(self, logits: Sequence[Tensor], rows: DeviceRows) -> RawSample:
         """A token for each row, from logits (rows, V) float32 per model."""

@@ -406,11 +406,13 @@ class PairRunner:
 def _execution_of(name: str, runner: Any, device: torch.device, reasons: Sequence[str]) -> ModelExecution:
     device = getattr(runner, "device", device)
     layers: CompiledModules | None = getattr(runner, "layers", None)
+    record = getattr(runner, "record", None)  # of captures
+    refusal = "" if record is None else record.refusal
     return ModelExecution(
         name,
         str(device),
         0 if layers is None else layers.num_layers,
-        hasattr(runner, "capture"),
+        record is not None and not refusal,
         layers is not None and layers.all_layers,
-        "; ".join(filter(None, reasons)),
+        "; ".join(filter(None, [*reasons, refusal])),
     )

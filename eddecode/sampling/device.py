@@ -149,9 +149,10 @@ def _sample_rows(
     )
     if on_gpu:
         masked = sample_triton.ForbiddenIds(ids, until, counter) if forbids else None
-        raw = sample_triton.launch(inputs, masked, Filters(top_k, top_p, plausibility))
-    else:
-        raw = reference.contrast_and_sample(inputs)
+        written = RawSample(tokens, logprobs, status)
+        sample_triton.launch(inputs, masked, Filters(top_k, top_p, plausibility), written)
+        return
+    raw = reference.contrast_and_sample(inputs)
     for target, value in ((tokens, raw.tokens), (logprobs, raw.logprobs), (status, raw.status)):
         target.copy_(value)
 

@@ -152,14 +152,15 @@ def on_host(raw: RawSample) -> RawSample:
 
 
 def packed(raw: RawSample) -> Tensor:
-    """(N+3, B) float64: tokens, status and log-probabilities, all exactly representable in it."""
-    rows = raw.tokens[None], raw.status[None], raw.logprobs
-    return torch.cat([row.double() for row in rows])
+    """(B, N+3) float64: tokens, status and log-probabilities, all exactly representable in it."""
+    numbers = raw.logprobs.new_empty(len(raw.tokens), 2 + len(raw.logprobs), dtype=torch.float64)
+    numbers[:, 0], numbers[:, 1], numbers[:, 2:] = raw.tokens, raw.status, raw.logprobs.T
+    return numbers
 
 
 def unpacked(numbers: Tensor) -> RawSample:
     """The result that was packed."""
-    return RawSample(numbers[0].long(), numbers[2:].float(), numbers[1].int())
+    return RawSample(numbers[:, 0].long(), numbers[:, 2:].T.float(), numbers[:, 1].int())
 
 
 def checked(raw: RawSample, width: int) -> SampledTokens:

@@ -64,7 +64,10 @@ def contrast_and_sample(inputs: SampleInputs) -> RawSample:
 
 @launches
 def launch(
-    inputs: SampleInputs, forbidden: ForbiddenIds | None = None, filters: Filters = EVERY_FILTER
+    inputs: SampleInputs,
+    forbidden: ForbiddenIds | None = None,
+    filters: Filters = EVERY_FILTER,
+    raw: RawSample | None = None,
 ) -> RawSample:
     """Enqueue the kernels and return at once; `status` is not checked.
 
@@ -72,12 +75,15 @@ def launch(
         inputs: of the call.
         forbidden: more ids that must not be sampled.
         filters: which some row may use; kernels of the others are not launched.
+        raw: what is written and returned; None makes it.
     """
     with on_device_of(inputs.logits):  # `launches` sees tensors among the arguments only
-        return _enqueue(inputs, forbidden, filters)
+        return _enqueue(inputs, forbidden, filters, raw)
 
 
-def _enqueue(inputs: SampleInputs, forbidden: ForbiddenIds | None, filters: Filters) -> RawSample:
+def _enqueue(
+    inputs: SampleInputs, forbidden: ForbiddenIds | None, filters: Filters, raw: RawSample | None
+) -> RawSample:
     logits = [z if z.stride(1) == 1 or z.shape[1] == 1 else z.contiguous() for z in inputs.logits]
     device, batch, width = logits[0].device, logits[0].shape[0], inputs.width
     call = _Call(batch, width, device)
@@ -88,11 +94,12 @@ def _enqueue(inputs: SampleInputs, forbidden: ForbiddenIds | None, filters: Filt
         _forbid(call.contrast, inputs.forbidden)
     if forbidden is not None:
         call.forbid(forbidden)
-    raw = RawSample(
-        torch.empty(batch, dtype=torch.int64, device=device),
-        torch.empty(len(logits) + 1, batch, dtype=torch.float32, device=device),
-        torch.empty(batch, dtype=torch.int32, device=device),
-    )
+    if raw is None:
+        raw = RawSample(
+            torch.empty(batch, dtype=torch.int64, device=device),
+            torch.empty(len(logits) + 1, batch, dtype=torch.float32, device=device),
+            torch.empty(batch, dtype=torch.int32, device=device),
+        )
     call.sample(_on(inputs.rows, device), logits[0], inputs.uniforms.to(device), filters, raw)
     for i, z in reversed(list(enumerate(logits))):
         call.token_logprob(i, z, weights[i], parts[i], raw)

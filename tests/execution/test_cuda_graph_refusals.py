@@ -14,8 +14,9 @@ from eddecode.execution.cuda_graph import GraphModelRunner
 from eddecode.execution.model_runner_factory import model_runner_for
 from eddecode.execution.runner import CachedModelRunner
 from eddecode.execution.uncached_runner import UncachedModelRunner
-from helpers import tiny
-from helpers.graphs import Driver
+from eddecode.sampler import Sampler
+from helpers import decoding, tiny
+from helpers.graphs import Driver, captured_sampler
 from helpers.tape import Tape
 
 pytestmark = pytest.mark.usefixtures("on_a_tape")
@@ -79,21 +80,51 @@ def test_a_capture_that_goes_wrong_is_not_used() -> None:
     assert type(found) is CachedModelRunner
 
 
-def test_a_capture_that_fails_later_is_an_error_with_a_way_out() -> None:
-    def refuse(step: Any) -> Any:
-        raise RuntimeError("CUDA error: operation not permitted\nmore of it")
+def refuse(step: Any) -> Any:
+    raise RuntimeError("CUDA error: operation not permitted\nmore of it")
 
+
+REFUSED = r"the step of 2 rows over 8 positions cannot be captured \(CUDA error: operation not permitted\)"
+
+
+def test_a_first_capture_that_fails_is_an_error() -> None:
+    """The trial of a model ends with it."""
+    texts = Driver(tiny.tiny_model("llama"), (3, 3))
+    texts.model_runner.capture = refuse
+    with pytest.raises(EngineError, match=REFUSED):
+        texts.go()
+    texts.model_runner.capture = Tape
+    texts.go()  # nothing was counted as read
+
+
+def test_after_a_later_capture_that_fails_steps_are_launched_from_python() -> None:
+    """Of all runners of the model, and told once."""
     texts = Driver(tiny.tiny_model("llama"), (3,))
     texts.go()
     texts.model_runner.capture = refuse
     texts.enter(3)
-    with pytest.raises(
-        EngineError, match=r"the step of 2 rows over 8 positions cannot be captured \(CUDA error: operation not"
-        r" permitted\); decode without cuda_graphs"
-    ):  # fmt: skip
+    with pytest.warns(UserWarning, match=rf"llama: {REFUSED}; .* launched one by one from now on, .* slower"):
         texts.go()
-    texts.model_runner.capture = Tape
-    texts.go()  # nothing was counted as read
+    played = Tape.played
+    texts.go()
+    other = texts.model_runner.clone_empty()
+    Driver(texts.model, (4,), other).go()
+    assert Tape.played == played
+
+
+def test_a_sampler_whose_later_captures_fail_goes_on_and_says_so() -> None:
+    pair = decoding.pair("llama")
+    prompts, params = decoding.mixed_prompts(3), decoding.GREEDY.replace(alpha=0.7)
+    made = captured_sampler(pair)
+    for model_runner in made.runner.model_runners:
+        model_runner.capture = refuse  # type: ignore[attr-defined]
+    with pytest.warns(UserWarning) as told:
+        found = decoding.tokens(made.generate(prompts, params))
+    assert found == decoding.tokens(Sampler(pair).generate(prompts, params))
+    assert len([warning for warning in told if "cannot be captured" in str(warning.message)]) == 3
+    for execution in made.execution:
+        assert not execution.captured
+        assert "operation not permitted" in execution.reason
 
 
 def test_out_of_memory_during_a_capture_is_raised_to_the_engine() -> None:
