@@ -118,7 +118,7 @@ def test_a_sampler_whose_later_captures_fail_goes_on_and_says_so() -> None:
     made = captured_sampler(pair)
     for model_runner in made.runner.model_runners:
         model_runner.capture = refuse  # type: ignore[attr-defined]
-    with pytest.warns(UserWarning) as told:
+    with pytest.warns(UserWarning, match="cannot be captured") as told:
         found = decoding.tokens(made.generate(prompts, params))
     assert found == decoding.tokens(Sampler(pair).generate(prompts, params))
     assert len([warning for warning in told if "cannot be captured" in str(warning.message)]) == 3

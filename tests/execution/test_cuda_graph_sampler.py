@@ -138,7 +138,7 @@ def test_a_pair_whose_step_cannot_be_captured_decodes_by_its_models_steps() -> N
 
     for model_runner in made.runner.model_runners:
         model_runner.capture = Alone  # type: ignore[attr-defined]
-    message = r"base and aligned cannot be captured as one \(.*nothing that torch raises\); .* slower"
+    message = r"base and aligned cannot be captured as one \(.*nothing that torch raises\)\); .* slower"
     with pytest.warns(UserWarning, match=message):
         found = decoding.tokens(made.generate(prompts, params))
     assert decoding.tokens(made.generate(prompts, params)) == found

@@ -192,7 +192,7 @@ def test_a_step_whose_drafts_cannot_be_captured_is_told_and_leaves_plain_steps_a
         model_runner.capture = Single  # type: ignore[attr-defined]
     expected = decoding.tokens(Sampler(pair).generate(prompts, params))
     with pytest.warns(
-        UserWarning, match=r"with drafts cannot be captured as one \(.*several tokens are refused\)"
+        UserWarning, match=r"with drafts cannot be captured as one \(.*several tokens are refused\)\)"
     ):
         assert decoding.tokens(made.generate(prompts, params)) == expected
     assert launches == []
@@ -218,7 +218,7 @@ def test_a_plain_step_that_cannot_be_captured_is_not_blamed_on_drafts() -> None:
         model_runner.capture = Single  # type: ignore[attr-defined]
     with pytest.warns(
         UserWarning,
-        match=r"the step of base and aligned cannot be captured as one \(.*all of it is refused\)",
+        match=r"the step of base and aligned cannot be captured as one \(.*all of it is refused\)\)",
     ):
         found = decoding.tokens(made.generate(prompts, params))
     assert found == decoding.tokens(Sampler(pair).generate(prompts, params))
