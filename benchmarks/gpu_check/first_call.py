@@ -9,33 +9,21 @@ import json
 import sys
 import time
 from dataclasses import replace
-from typing import Any
 
 STARTED = time.perf_counter()
-COMPILED: list[float] = []  # seconds of each kernel
-
-
-def listen() -> None:
-    """Note how long Triton compiles each kernel that is not in its cache."""
-    from triton import knobs
-
-    def heard(*_: Any, times: Any, cache_hit: bool, **__: Any) -> None:
-        if not cache_hit:
-            COMPILED.append(times.total / 1e6)
-
-    knobs.compilation.listener = heard
 
 
 def main(size: str) -> None:
     """Build, make the runners, and decode."""
     import torch
 
+    from benchmarks.gpu_check.compiling import CompileTimes
     from benchmarks.pairs import SIZES, build, random_prompts
     from eddecode import Sampler, SamplingParams
 
     device = torch.device("cuda", 0)
     torch.zeros(1, device=device)
-    listen()
+    compiled = CompileTimes()
     found = {"import, s": time.perf_counter() - STARTED}
     shape = replace(SIZES[size], layers=2)
     pair = build(shape, "bf16", "full", str(device))
@@ -47,8 +35,8 @@ def main(size: str) -> None:
     found["make the sampler, s"] = time.perf_counter() - start
     completions = sampler.generate(list(random_prompts(2, shape.vocabulary)), params)
     found["make it and the first call, s"] = time.perf_counter() - start
-    found["compiling, s"] = sum(COMPILED)
-    found["kernels compiled"] = len(COMPILED)
+    found["compiling, s"] = sum(compiled.seconds)
+    found["kernels compiled"] = len(compiled.seconds)
     print(json.dumps({"found": found, "tokens": [c.token_ids for c in completions]}))
 
 

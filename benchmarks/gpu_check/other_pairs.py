@@ -40,6 +40,7 @@ DRY_EXPERTS: dict[str, Any] = {
 
 def lora(context: Context, found: Figures) -> None:
     """A low-rank change of every linear layer: both models are rows of one pass, which reads the weights once."""
+    context.release()
     shape = context.shape if context.dry else replace(context.shape, layers=LAYERS)
     pair = context.built(shape, "lora")
     sampler = context.captured(lora_sampler(pair))
@@ -54,6 +55,7 @@ def lora(context: Context, found: Figures) -> None:
 
 def experts(context: Context, found: Figures) -> None:
     """A mixture of experts, against two models in eager transformers."""
+    context.release()
     pair = _experts_pair(context)
     sampler = context.captured(two_model_sampler(pair))
     ours, eager = Eddecode(pair, lambda _: sampler), ProcessorPair(pair)

@@ -38,7 +38,9 @@ def table(
 def line_of(stage: str, result: Mapping[str, Any]) -> str:
     """A stage in a line, or in several if it failed."""
     if result.get("ok"):
-        return f"{stage:<14}ok, {result.get('seconds', 0):.1f} s"
+        kernels = result.get("kernels")
+        compiled = f", {kernels} kernels compiled in {result['compiling']:.1f} s" if kernels else ""
+        return f"{stage:<14}ok, {result.get('seconds', 0):.1f} s{compiled}"
     error = str(result.get("error", "not as promised"))
     return _wrapped(f"{stage:<14}FAILED: {error}", " " * 14)
 

@@ -10,52 +10,37 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.gpu_check import (
-    against_stages,
-    family_stages,
-    first_stage,
-    kernel_stages,
-    long_stages,
-    other_pairs,
-    pair_stages,
-    speculation_stage,
-    tests_stage,
-)
+from benchmarks.gpu_check.compiling import CompileTimes
 from benchmarks.gpu_check.context import Context, Figures, StageError
 from benchmarks.gpu_check.lane import AGAIN
 
 StageFunction = Callable[[Context, Figures], None]
-FUNCTIONS: dict[str, StageFunction] = {
-    "environment": kernel_stages.environment,
-    "trial": kernel_stages.trial,
-    "first": first_stage.first,
-    "families": family_stages.families,
-    "draws": kernel_stages.draws,
-    "more-families": family_stages.more_families,
-    "tests": tests_stage.tests,
-    "bandwidth": kernel_stages.bandwidth,
-    "sampling": kernel_stages.sampling,
-    "products": kernel_stages.products,
-    "attention": kernel_stages.attention,
-    "build": pair_stages.build,
-    "entering": pair_stages.entering,
-    "steps": pair_stages.steps,
-    "tasks": pair_stages.tasks,
-    "bits": pair_stages.bits,
-    "speculation": speculation_stage.speculation,
-    "profile": pair_stages.profile,
-    "long": long_stages.long,
-    "lora": other_pairs.lora,
-    "alternatives": against_stages.alternatives,
-    "experts": other_pairs.experts,
-    "grouped": long_stages.grouped,
-    "compiled": against_stages.compiled,
+# Stage → the module of its function, imported by the first such stage: a module that cannot be costs no others.
+FUNCTIONS = {
+    **dict.fromkeys(("environment", "trial", "draws", "bandwidth", "sampling"), "kernel_stages"),
+    **dict.fromkeys(("products", "attention"), "kernel_stages"),
+    "first": "first_stage",
+    **dict.fromkeys(("families", "more-families"), "family_stages"),
+    "tests": "tests_stage",
+    **dict.fromkeys(("build", "entering", "steps", "tasks", "bits", "profile"), "pair_stages"),
+    "speculation": "speculation_stage",
+    **dict.fromkeys(("long", "grouped"), "long_stages"),
+    **dict.fromkeys(("lora", "experts"), "other_pairs"),
+    **dict.fromkeys(("alternatives", "compiled"), "against_stages"),
 }
+
+
+def function_of(stage: str) -> StageFunction:
+    """What does a stage."""
+    module = import_module(f"benchmarks.gpu_check.{FUNCTIONS[stage]}")
+    function: StageFunction = getattr(module, stage.replace("-", "_"))
+    return function
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -79,20 +64,20 @@ def main(arguments: Sequence[str]) -> int:
     gc.freeze()
     for stage in options.stages:
         (options.folder / f"{stage}.begun").touch()
-        result = run_stage(FUNCTIONS[stage], context, options.folder / f"{stage}.part")
+        result = run_stage(stage, context, options.folder / f"{stage}.part")
         _write(options.folder / f"{stage}.json", result)
         if not result["ok"] and not _works(context):
             return AGAIN
     return 0
 
 
-def run_stage(stage: StageFunction, context: Context, partial: Path) -> dict[str, Any]:
+def run_stage(stage: str, context: Context, partial: Path) -> dict[str, Any]:
     """What a stage found, and how it ended; `partial` has its figures meanwhile."""
     start = time.perf_counter()
-    found = Figures(lambda figures: _write(partial, figures))
+    found, compiled = Figures(lambda figures: _write(partial, figures)), CompileTimes()
     result: dict[str, Any] = {"ok": True, "found": found}
     try:
-        stage(context, found)
+        function_of(stage)(context, found)
     except StageError as error:
         result |= {"ok": False, "error": str(error)}
     except Exception as error:  # the other stages are still to be done
@@ -101,6 +86,7 @@ def run_stage(stage: StageFunction, context: Context, partial: Path) -> dict[str
             "error": f"{type(error).__name__}: {error}"[:500],
             "trace": traceback.format_exc(),
         }
+    result |= {"kernels": len(compiled.seconds), "compiling": sum(compiled.seconds)}
     return result | {"seconds": time.perf_counter() - start}
 
 

@@ -246,16 +246,29 @@ def test_figures_are_kept_as_they_are_found() -> None:
 
 
 @pytest.mark.parametrize("error", [StageError("not as promised"), ValueError("broken")])
-def test_a_stage_that_fails_keeps_its_figures(tmp_path: Path, error: Exception) -> None:
+def test_a_stage_that_fails_keeps_its_figures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
     def stage(context: Context, found: Figures) -> None:
         found["measured"] = 1.0
         raise error
 
+    monkeypatch.setattr(worker, "function_of", lambda name: stage)
     context = Context(torch.device("cpu"), torch.float32, True, "7B", tmp_path)
-    result = worker.run_stage(stage, context, tmp_path / "stage.part")
+    result = worker.run_stage("bits", context, tmp_path / "stage.part")
     assert not result["ok"]
     assert str(error) in result["error"]
     assert result["found"] == json.loads((tmp_path / "stage.part").read_text()) == {"measured": 1.0}
+
+
+def test_every_stage_has_a_function_and_a_module_that_cannot_be_imported_costs_its_own_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert all(callable(worker.function_of(stage)) for stage in plan.STAGES)
+    monkeypatch.setitem(sys.modules, "benchmarks.gpu_check.other_pairs", None)
+    context = Context(torch.device("cpu"), torch.float32, True, "7B", tmp_path)
+    assert not worker.run_stage("lora", context, tmp_path / "a.part")["ok"]
+    assert worker.run_stage("environment", context, tmp_path / "b.part")["ok"]
 
 
 @pytest.mark.parametrize(
