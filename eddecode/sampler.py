@@ -304,26 +304,30 @@ class Sampler:
         return engine, engine.submit(requests)
 
     def _engine(self) -> Engine:
+        budget = self._budget(kept=True)
         runner, vocabulary = self.runner.clone_empty(), self.pair.vocabulary.to(self.pair.device)
         return Engine(
             runner,
             vocabulary,
             windows=self.runner.windows,
             max_slots=self.max_slots,
-            memory_budget=self._budget(),
+            memory_budget=budget,
             speculator=self.speculator and self.speculator.bind(runner, vocabulary),
             partial_vocabularies={
                 active: ids.to(self.pair.device) for active, ids in self.pair.partial_vocabularies.items()
             },
         )
 
-    def _budget(self) -> int:
+    def _budget(self, *, kept: bool = False) -> int:
+        """Bytes for keys and values. kept: whether those of earlier calls, which the next one begins with, are free."""
         if self.memory_budget is not None:
             return self.memory_budget
         # Captured steps over dense masks round buffers up to powers of two.
         rounded = any(getattr(runner, "rounds_up", False) for runner in self.runner.model_runners)
         share = CACHE_MEMORY_FRACTION / 2 if rounded else CACHE_MEMORY_FRACTION
-        return smallest(int(share * free_bytes(self.pair.device)))  # of processes with parts of one model
+        device = self.pair.device
+        free = free_bytes(device) + (self.runner.kept_bytes(device) if kept else 0)
+        return smallest(int(share * free))  # of processes with parts of one model
 
     @staticmethod
     def _params(params: SamplingParams | Sequence[SamplingParams] | None, count: int) -> list[SamplingParams]:

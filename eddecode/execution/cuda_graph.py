@@ -39,7 +39,7 @@ from eddecode.utils.memory import free_bytes, is_out_of_memory
 MIN_CAPACITY = 128  # keys that a step reads at least
 MIN_BUFFER_POSITIONS = 256  # positions that buffers have at least: growing throws the captured graphs away
 MAX_GRAPHS = 16  # captured at a time; the one used longest ago goes
-MAX_KEPT_FRACTION = 1 / 8  # of the free memory: larger buffers are not kept for the next runner
+MAX_KEPT_FRACTION = 1 / 4  # of the free memory: larger buffers of a model are not kept for its next runner
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from eddecode.execution.runner import PairRunner
 from eddecode.sampling.dispatch import unpacked
 from eddecode_kernels.types import RawSample
 
-MAX_PAIR_STEPS = 12  # captured at a time; the one used longest ago goes
+MAX_PAIR_STEPS = 32  # captured at a time, in memory that they share; the one used longest ago goes
 NO_DRAFTS = DraftPlan()
 
 

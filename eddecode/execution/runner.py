@@ -328,6 +328,13 @@ class PairRunner:
         cached = (runner for runner in self.model_runners if isinstance(runner, CachedModelRunner))
         return max((runner.rows_held(count) for runner in cached), default=count)
 
+    def kept_bytes(self, device: torch.device) -> int:
+        """Bytes of the buffers on a device that earlier runners left, and that clones of this one begin with."""
+        runners = [part[0] for part in self.step_parts() if getattr(part[0], "device", None) == device]
+        return sum(
+            buffers.cache.nbytes() for runner in runners for buffers in getattr(runner, "free_buffers", ())
+        )
+
     @property
     def token_bytes(self) -> int | None:
         """Bytes of the keys and values of one position in all models, by their configurations; None if unknown."""

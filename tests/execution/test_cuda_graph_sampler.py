@@ -147,6 +147,22 @@ def test_a_pair_whose_step_cannot_be_captured_decodes_by_its_models_steps() -> N
     assert all("nothing that torch raises" in one.reason for one in made.execution)
 
 
+def test_a_call_may_use_as_much_memory_as_the_one_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first call's buffers stay for the second, which begins with them: they are not taken from its budget."""
+    made, total = captured_sampler(decoding.pair("llama")), 10**9
+
+    def kept() -> int:
+        buffers = [each for runner in made.runner.model_runners for each in runner.free_buffers]  # type: ignore[attr-defined]
+        return sum(each.cache.nbytes() for each in buffers)
+
+    monkeypatch.setattr("eddecode.sampler.free_bytes", lambda device: total - kept())
+    made.generate(decoding.mixed_prompts(4), decoding.GREEDY.replace(alpha=0.7))
+    gc.collect()
+    assert kept() > 0
+    assert made._budget(kept=True) == total // 4
+    assert made._budget() == (total - kept()) // 4  # for scoring, which has buffers of its own
+
+
 def test_graphs_need_a_gpu() -> None:
     with pytest.raises(
         ParamsError, match=r"cuda_graphs=True captures steps of a CUDA device; the pair is on cpu"
