@@ -83,7 +83,7 @@ def as_json(value: Any) -> str:
     return _encoder.encode(value)
 
 
-_encoder = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+_encoder = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=True, check_circular=False)
 
 
 def read_prompts(

@@ -153,26 +153,32 @@ def _insert(new: sqlite3.Connection, table: str, rows: Iterable[tuple[Any, ...]]
 
 
 def _moved_completions(store: Store, sessions: int, completions: int) -> Iterator[tuple[Any, ...]]:
-    """The completions of a shard with new ids and new seals."""
+    """The completions of a shard with new ids and new seals.
+
+    The text of a row begins with the table and the id, and ends with the session; see `seal.text_of_read`.
+    """
+    head = '["completion",'
+    tails = dict[
+        int | None, tuple[int, int | None, str]
+    ]()  # session → (length of its tail, its new id, new tail)
     for values, text in checked_rows(store.folder, store.connection, "completion"):
         id_, session = values[0], values[-1]
-        moved = None if session is None else session + sessions
-        middle = text[len(_head("completion", id_)) : -len(_tail(session))]
-        sealed = seal_of_text(f"{_head('completion', id_ + completions)}{middle}{_tail(moved)}")
-        yield id_ + completions, *values[1:-1], moved, sealed
+        if session not in tails:
+            moved = None if session is None else session + sessions
+            tails[session] = len(_tail(session)), moved, _tail(moved)
+        length, moved, tail = tails[session]
+        new = id_ + completions
+        middle = text[len(head) + len(str(id_)) : -length]
+        yield new, *values[1:-1], moved, seal_of_text(f"{head}{new}{middle}{tail}")
 
 
 def _moved_verdicts(store: Store, completions: int, judges: dict[int, int]) -> Iterator[tuple[Any, ...]]:
-    """The verdicts of a shard with the new ids of completions and judges, and new seals."""
-    for values, text in checked_rows(store.folder, store.connection, "verdict"):
-        ids = values[0] + completions, judges[values[1]]
-        rest = text[len(_head("verdict", *values[:2])) :]
-        yield *ids, *values[2:], seal_of_text(f"{_head('verdict', *ids)}{rest}")
-
-
-def _head(table: str, *ids: int) -> str:
-    """How the text of a row begins whose first columns are ids; see `seal.text_of_read`."""
-    return f'["{table}",{",".join(map(str, ids))},'
+    """The verdicts of a shard with the new ids of completions and judges, with which their texts begin; new seals."""
+    head = '["verdict",'
+    for (completion, judge, *values), text in checked_rows(store.folder, store.connection, "verdict"):
+        ids = completion + completions, judges[judge]
+        rest = text[len(f"{head}{completion},{judge}") :]
+        yield *ids, *values, seal_of_text(f"{head}{ids[0]},{ids[1]}{rest}")
 
 
 def _tail(session: int | None) -> str:

@@ -8,12 +8,12 @@ structure is checked.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import sqlite3
 from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,7 @@ def text_of_read(table: str, values: Iterable[Any]) -> str:
 
 def seal_of_text(text: str) -> str:
     """16 hex digits over the text of a row."""
-    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+    return blake2b(text.encode(), digest_size=8).hexdigest()
 
 
 def _as_read(value: Any, real: bool) -> Any:
@@ -101,8 +101,8 @@ def checked_rows(
     columns, sealed = COLUMNS[table], is_sealed(database)
     with explained(folder):
         for row in database.execute(f"SELECT {', '.join(columns)}{', seal' if sealed else ''} FROM {table}"):
-            values = row[: len(columns)]
-            text = text_of_read(table, values)
+            values = row[:-1] if sealed else row
+            text = _encode([table, *values])
             if sealed and row[-1] != seal_of_text(text):
                 raise StoreError(
                     f"{folder / FILE}: a row of the table {table} ({columns[0]} {values[0]!r:.40}) is not what was "
