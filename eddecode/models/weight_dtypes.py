@@ -46,7 +46,7 @@ def check_dtypes(checkpoint: Checkpoint) -> None:
         for name, (path, entry) in halves.items()
         if len(entry["shape"]) == 2 and math.prod(entry["shape"]) >= _MIN_ELEMENTS
     }
-    readers = {path: TensorReader(path) for path, _ in matrices.values()}
+    readers = {path: TensorReader(path) for path in {path for path, _ in matrices.values()}}
     implausible = [
         name
         for name, (path, entry) in matrices.items()

@@ -14,9 +14,13 @@ from safetensors.torch import load_file, save_file
 
 from eddecode import ModelPair
 from eddecode.errors import PairError
+from eddecode.models import stored_elements
+from eddecode.models.checkpoint import open_checkpoint
 from eddecode.models.loaded_weights import compare_with_files
 from eddecode.models.memory_estimate import estimate
+from eddecode.models.safetensors_header import read_header
 from eddecode.models.task_vector import merge_task_vector
+from eddecode.models.weight_dtypes import check_dtypes
 from helpers import tiny
 
 Tensors = dict[str, torch.Tensor]
@@ -87,6 +91,19 @@ def test_relabelled_tensors(tmp_path: Path, saved: torch.dtype, label: str, some
     relabel(aligned, label, lambda name: some in name)
     with pytest.raises(PairError, match=message):
         ModelPair.load(base, aligned)
+
+
+def test_a_header_is_read_once_for_all_matrices_of_its_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, aligned = tiny.save_pair(tmp_path, dtype=torch.bfloat16, shard="20KB")
+    checkpoint = open_checkpoint(aligned, "aligned")
+    read = list[Path]()
+    monkeypatch.setattr(
+        stored_elements, "read_header", lambda path: (read.append(path), read_header(path))[1]
+    )
+    check_dtypes(checkpoint)
+    assert 1 < len(read) <= len(checkpoint.files) < len(checkpoint.tensors())
 
 
 def test_weights_that_auto_rounds_are_noted(folders: tuple[Path, Path]) -> None:
