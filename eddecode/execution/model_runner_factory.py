@@ -12,8 +12,9 @@ from eddecode.execution.compiled.replace import CompiledModules
 from eddecode.execution.cuda_graph import GraphModelRunner
 from eddecode.execution.rowwise_runner import RowwiseModelRunner
 from eddecode.execution.runner import CachedModelRunner
-from eddecode.execution.self_check import Expectation, Probe, check_runner, check_structure
+from eddecode.execution.self_check import Expectation, Probe, check_runner, check_structure, logits_of
 from eddecode.execution.uncached_runner import UncachedModelRunner
+from eddecode_kernels.launching import compile_ahead
 
 _log = logging.getLogger(__name__)
 
@@ -59,6 +60,9 @@ def _captured_runner(
     """The model with captured steps: with compiled layers where these agree, else by its own forward pass."""
     expectation = Expectation.of(model, Probe.of(model, (1, 1, 1)))
     runner = GraphModelRunner(model, capture)
+    if runner.layers.num_layers:  # by a runner that captures nothing: a graph would be without these launches
+        uncaptured = CachedModelRunner(model, layers=runner.layers)
+        compile_ahead(runner.device, lambda: logits_of(uncaptured, expectation.probe))
     failure = check_runner(runner, expectation)
     if failure is not None and runner.layers.num_layers:
         reasons.append(

@@ -11,6 +11,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from eddecode_kernels.launching import launch_kernel
 from eddecode_kernels.layers_triton import kernels, power_of_two, torch_operator
 from eddecode_kernels.triton_tiles import Tile, bucket_of, part_size, shared_memory, split_of, tile_for
 
@@ -64,7 +65,7 @@ def route(
     """
     split, rows, columns = parts.shape
     top_k = experts.shape[1]
-    kernels()["experts"].route[(rows,)](
+    launch_kernel(kernels()["experts"].route, (rows,),
         parts, parts if bias is None else bias, like, experts, weights, weights if gates is None else gates,
         parts.stride(0), E=count, TOP_K=top_k, COLUMNS=columns, SPLIT=split, BIAS=bias is not None,
         RENORMALIZED=renormalized, ROUNDED=rounded, BLOCK=power_of_two(count), BK=power_of_two(top_k), num_warps=1,
@@ -87,10 +88,18 @@ def group_pairs(
     counts = order
     if blocks > 1:
         counts = torch.empty(blocks, wide, dtype=torch.int32, device=experts.device)
-        kernels()["experts"].count_pairs[(blocks,)](
-            experts, counts, pairs, E=count, BLOCK=block, BE=wide, num_warps=4
+        launch_kernel(
+            kernels()["experts"].count_pairs,
+            (blocks,),
+            experts,
+            counts,
+            pairs,
+            E=count,
+            BLOCK=block,
+            BE=wide,
+            num_warps=4,
         )
-    kernels()["experts"].group_pairs[(blocks,)](
+    launch_kernel(kernels()["experts"].group_pairs, (blocks,),
         experts, counts, order, tile_expert, tile_pairs, pairs, blocks, tiles,
         E=count, BM=tile_rows, ONE=blocks == 1, BLOCK=block, BE=wide, BT=TILE_BLOCK, num_warps=4,
     )  # fmt: skip
@@ -116,7 +125,7 @@ def expert_linear(
     part = part_size(depth, split)
     even = part * split == depth and columns % tile.columns == 0
     grid = (-(-columns // tile.columns), tile_expert.shape[0], split)
-    kernels()["experts"].expert_linear[grid](
+    launch_kernel(kernels()["experts"].expert_linear, grid,
         x, weight, order, tile_expert, tile_pairs, out, columns, depth, x.stride(0), pairs * columns, part,
         SHARED_BY=shared_by, EVEN=even, IEEE=weight.dtype == torch.float32, BM=tile.rows, BN=tile.columns,
         BK=tile.depth, num_warps=tile.warps, num_stages=tile.stages,
@@ -151,7 +160,7 @@ def mix_experts(
     """
     rows, size = out.shape
     block = min(1024, power_of_two(size))
-    kernels()["experts"].mix_experts[(rows, -(-size // block))](
+    launch_kernel(kernels()["experts"].mix_experts, (rows, -(-size // block)),
         parts, weights, parts if shared is None else shared, parts if shared_bias is None else shared_bias,
         weights if gates is None else gates, like, out, size, parts.stride(0),
         0 if shared is None else shared.stride(0), TOP_K=weights.shape[1], SPLIT=parts.shape[0], ROUNDED=rounded,

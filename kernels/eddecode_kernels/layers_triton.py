@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from eddecode_kernels.launching import launches
+from eddecode_kernels.launching import launch_kernel, launches
 from eddecode_kernels.triton_tiles import bucket_of, part_size, shared_memory, split_of, tile_for
 
 CHUNK = 256  # keys of a chunk: part of the result's bits
@@ -87,7 +87,7 @@ def linear_into(x: Tensor, weight: Tensor, out: Tensor) -> None:
     part = part_size(depth, split)
     even = part * split == depth and columns % tile.columns == 0
     grid = (-(-columns // tile.columns), -(-rows // tile.rows), split)
-    kernels()["linear"].linear[grid](
+    launch_kernel(kernels()["linear"].linear, grid,
         x, weight, out, rows, columns, depth, x.stride(0), rows * columns, part,
         EVEN=even, IEEE=weight.dtype == torch.float32, BM=tile.rows, BN=tile.columns, BK=tile.depth,
         num_warps=tile.warps, num_stages=tile.stages,
@@ -110,7 +110,7 @@ def add_low_rank(t: Tensor, b: Tensor, out: Tensor, tokens: int, start: int, ste
     """
     parts, rows, rank = t.shape
     columns = b.shape[0]
-    kernels()["linear"].add_low_rank[(-(-columns // 64), -(-rows // 16))](
+    launch_kernel(kernels()["linear"].add_low_rank, (-(-columns // 64), -(-rows // 16)),
         t, b, out, rows, columns, tokens, start, step, t.stride(0), t.stride(1),
         RANK=rank, PARTS=parts, BR=max(16, power_of_two(rank)), BN=64, IEEE=b.dtype == torch.float32,
     )  # fmt: skip
@@ -137,7 +137,7 @@ def add_and_norm(
 ) -> None:
     """hidden (M, d) += scale · norm(parts + bias; after), then out = norm(hidden; weight); what is None is left out."""
     rows, size = hidden.shape
-    kernels()["rows"].add_and_norm[(rows,)](
+    launch_kernel(kernels()["rows"].add_and_norm, (rows,),
         hidden, parts if parts is not None else hidden, bias if bias is not None else hidden,
         after if after is not None else hidden, weight if weight is not None else hidden,
         out if out is not None else hidden, size, rows * size, epsilon, scale,
@@ -183,7 +183,7 @@ def rotate_and_write(
     """
     tokens, (_, heads, size), kv_heads = positions.shape[1], query.shape, keys.shape[1]
     norm = 0 if query_norm is None else 1 if query_norm.shape[0] == size else 2
-    kernels()["rows"].rotate_and_write[(query.shape[0], heads + 2 * kv_heads)](
+    launch_kernel(kernels()["rows"].rotate_and_write, (query.shape[0], heads + 2 * kv_heads),
         parts, bias if bias is not None else parts, query_norm if query_norm is not None else parts,
         key_norm if key_norm is not None else parts, cos, sin, positions, query, keys, values,
         parts.stride(0), tokens, keys.stride(0), keys.stride(1), values.stride(0), values.stride(1), epsilon,
@@ -197,7 +197,7 @@ def gate(parts: Tensor, bias: Tensor | None, out: Tensor, gelu: bool) -> None:
     """out (M, F) = activation(gate) · up of a product (SPLIT, M, 2·F): SiLU, or GELU by its tanh form."""
     rows, size = out.shape
     block = min(1024, power_of_two(size))
-    kernels()["rows"].gate[(rows, -(-size // block))](
+    launch_kernel(kernels()["rows"].gate, (rows, -(-size // block)),
         parts, bias if bias is not None else parts, out, size, parts.stride(0),
         SPLIT=parts.shape[0], BIAS=bias is not None, GELU=gelu, BLOCK=block, num_warps=4,
     )  # fmt: skip
@@ -240,7 +240,7 @@ def attend(
         sums = torch.empty(count, heads, parts, size, dtype=torch.float32, device=query.device)
         tops = torch.empty(count, heads, parts, 2, dtype=torch.float32, device=query.device)
     module = kernels()["attention"]
-    module.attend[(count, kv_heads, parts)](
+    launch_kernel(module.attend, (count, kv_heads, parts),
         query, keys, values, start, end, out, sums, tops, start.shape[1],
         keys.stride(0), keys.stride(1), values.stride(0), values.stride(1), scale, softcap,
         H=heads, HK=kv_heads, D=size, BD=wide, ROWS=rows, BT=BLOCK, CHUNK=CHUNK, PARTS=parts,
@@ -248,8 +248,20 @@ def attend(
         num_warps=_decode_warps(wide, rows), num_stages=1 if query.dtype == torch.float32 else 2,
     )  # fmt: skip
     if parts > 1:
-        module.join_chunks[(count, heads)](
-            start, end, out, sums, tops, H=heads, D=size, BD=wide, CHUNK=CHUNK, PARTS=parts, num_warps=1
+        launch_kernel(
+            module.join_chunks,
+            (count, heads),
+            start,
+            end,
+            out,
+            sums,
+            tops,
+            H=heads,
+            D=size,
+            BD=wide,
+            CHUNK=CHUNK,
+            PARTS=parts,
+            num_warps=1,
         )
 
 
@@ -281,7 +293,7 @@ def attend_packed(
     wide, group = max(16, power_of_two(size)), power_of_two(heads // kv_heads)
     rows = max(_tile_rows(), group)
     warps = _decode_warps(wide, rows) if _small_attention else 4 if wide <= 64 else 8
-    kernels()["attention"].attend_tile[(tiles.shape[0], kv_heads)](
+    launch_kernel(kernels()["attention"].attend_tile, (tiles.shape[0], kv_heads),
         query, keys, values, start, end, tiles, out, keys.stride(1), values.stride(1), scale, softcap,
         H=heads, HK=kv_heads, D=size, BD=wide, RP=group, ROWS=rows, BT=BLOCK, CHUNK=CHUNK,
         CAPPED=softcap != 0.0, IEEE=query.dtype == torch.float32,
@@ -326,11 +338,20 @@ def copy_blocks(table: Tensor, heads: int, longest: int, itemsize: int) -> None:
         itemsize: bytes of a number.
     """
     grid = (table.shape[0], heads, -(-longest // COPY_BLOCK))
-    kernels()["rows"].copy_blocks[grid](table, BYTES=itemsize, BLOCK=COPY_BLOCK, num_warps=4)
+    launch_kernel(kernels()["rows"].copy_blocks, grid, table, BYTES=itemsize, BLOCK=COPY_BLOCK, num_warps=4)
 
 
 @torch_operator("philox_uniforms(Tensor keys, Tensor positions, Tensor(a!) out) -> ()")
 def philox_uniforms(keys: Tensor, positions: Tensor, out: Tensor) -> None:
     """Uniforms (n,) float64 of random streams with keys (n, 2) int64 at positions (n,) int64."""
     count = positions.shape[0]
-    kernels()["rows"].philox_uniforms[(-(-count // 64),)](keys, positions, out, count, BLOCK=64, num_warps=2)
+    launch_kernel(
+        kernels()["rows"].philox_uniforms,
+        (-(-count // 64),),
+        keys,
+        positions,
+        out,
+        count,
+        BLOCK=64,
+        num_warps=2,
+    )

@@ -9,11 +9,12 @@ use, so that they can be captured in a CUDA graph. The caller checks `status`.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from eddecode_kernels.launching import LaunchError, launches, on_device_of
+from eddecode_kernels.launching import LaunchError, compile_ahead, launch_kernel, launches, on_device_of
 from eddecode_kernels.types import (
     EVERY_FILTER,
     Filters,
@@ -78,7 +79,18 @@ def launch(
         raw: what is written and returned; None makes it.
     """
     with on_device_of(inputs.logits):  # `launches` sees tensors among the arguments only
+        device = inputs.logits[0].device
+        kind = (
+            *(device, inputs.width, filters, None if forbidden is None else forbidden.ids.shape[1]),
+            *((z.shape, z.dtype, z.stride(0)) for z in inputs.logits),
+        )
+        if kind not in _compiled:
+            _compiled.add(kind)
+            compile_ahead(device, lambda: _enqueue(inputs, forbidden, filters, raw))
         return _enqueue(inputs, forbidden, filters, raw)
+
+
+_compiled: set[Any] = set()  # kinds of calls whose kernels have been compiled
 
 
 def _enqueue(
@@ -140,7 +152,7 @@ class _Call:
         """Add one model's term; returns its partial softmax sums. No fused multiply-adds: the reference's bits."""
         blocks = -(-z.shape[1] // BLOCK)
         tops, sums = self._empty(self.batch, blocks), self._empty(self.batch, blocks, float64=True)
-        self.kernels.add_term[(self.batch, blocks)](
+        launch_kernel(self.kernels.add_term, (self.batch, blocks),
             z, z.stride(0), z.shape[1], weight, self.contrast, self.width, vocabulary, tops, sums, blocks,
             FIRST=index == 0, MASKED=vocabulary is not None, BLOCK=BLOCK, enable_fp_fusion=False,
         )  # fmt: skip
@@ -150,7 +162,7 @@ class _Call:
         """Mask ids."""
         count = forbidden.ids.shape[1]
         block = max(16, 1 << (count - 1).bit_length())
-        self.kernels.forbid[(self.batch,)](
+        launch_kernel(self.kernels.forbid, (self.batch,),
             self.contrast, self.width, forbidden.ids, forbidden.until, forbidden.counter,
             IDS=count, BLOCK=block, num_warps=1 if block <= 256 else 4,
         )  # fmt: skip
@@ -163,10 +175,19 @@ class _Call:
         log_tau = rows.plausibility.log()
         shape = {"PARTS": self.lanes, "BLOCK": BLOCK}
         if filters.plausibility:
-            kernels.plausible_peak[self.grid](
-                self.contrast, base, base.stride(0), width, log_tau, self.peaks, blocks, BLOCK=BLOCK
+            launch_kernel(
+                kernels.plausible_peak,
+                self.grid,
+                self.contrast,
+                base,
+                base.stride(0),
+                width,
+                log_tau,
+                self.peaks,
+                blocks,
+                BLOCK=BLOCK,
             )
-        kernels.contrast_part[self.grid](
+        launch_kernel(kernels.contrast_part, self.grid,
             self.contrast, base, base.stride(0), width, log_tau, self.peaks, self.tops, self.sums, self.nans, blocks,
             PLAUSIBLE=filters.plausibility, **shape,
         )  # fmt: skip
@@ -178,7 +199,7 @@ class _Call:
             self._kept_mass(rows, self.before, k_search, p_search, filters.top_k, False, last=False)
             p_search = self._search(rows, rows.top_p, unit=False)
         self._kept_mass(rows, self.masses, k_search, p_search, filters.top_k, filters.top_p, last=True)
-        kernels.pick[(self.batch,)](
+        launch_kernel(kernels.pick, (self.batch,),
             self.contrast, width, self.tops, self.sums, self.nans, rows.temperature, uniforms, self.least, self.masses,
             blocks, raw.tokens, raw.logprobs[-1], raw.status, **shape, num_warps=8,
         )  # fmt: skip
@@ -189,7 +210,7 @@ class _Call:
         weights = [self._empty(self.batch, self.blocks, CUTS, float64=True) for _ in range(2)]
         for i in range(self.kernels.SWEEPS):
             old, new = (i + 1) % 2, i % 2
-            self.kernels.sweep[self.grid](
+            launch_kernel(self.kernels.sweep, self.grid,
                 self.contrast, self.width, self.tops, rows.temperature, values, self.before, self.least,
                 bounds[old], weights[old], bounds[new], weights[new], self.blocks,
                 UNIT=unit, FIRST=i == 0, BLOCK=BLOCK, CUTS=CUTS, PARTS=self.lanes, num_warps=8,
@@ -201,7 +222,7 @@ class _Call:
         self, rows: SamplingRows, masses: Tensor, k_search: tuple[Tensor, Tensor], p_search: tuple[Tensor, Tensor],
         top_k: bool, top_p: bool, *, last: bool,
     ) -> None:  # fmt: skip
-        self.kernels.kept_mass[self.grid](
+        launch_kernel(self.kernels.kept_mass, self.grid,
             self.contrast, self.width, self.tops, rows.temperature, rows.top_k, rows.top_p, rows.min_p, self.before,
             *k_search, *p_search, self.least, masses, self.blocks,
             TOP_K=top_k, TOP_P=top_p, LAST=last, BLOCK=BLOCK, CUTS=CUTS, PARTS=self.lanes,
@@ -212,7 +233,7 @@ class _Call:
     ) -> None:
         """The log-probability of the sampled tokens under one model's own softmax."""
         blocks = parts[0].shape[1]
-        self.kernels.token_logprob[(self.batch,)](
+        launch_kernel(self.kernels.token_logprob, (self.batch,),
             z, z.stride(0), blocks, weight, *parts, blocks, raw.tokens, raw.logprobs[index], raw.status,
             TERM=index, PARTS=max(16, 1 << (blocks - 1).bit_length()),
         )  # fmt: skip

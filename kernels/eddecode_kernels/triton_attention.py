@@ -74,7 +74,7 @@ def joined(summed, top, total, more, more_top, more_total):
     return summed, higher, total * shrink + more_total * more_shrink
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["tokens"])
 def attend(
     q_ptr, k_ptr, v_ptr, start_ptr, end_ptr, out_ptr, sums_ptr, tops_ptr, tokens,
     k_row, k_head, v_row, v_head, scale, softcap,

@@ -41,7 +41,9 @@ def multiplied(
     return total
 
 
-@triton.jit
+@triton.jit(
+    do_not_specialize=["M"]
+)  # else it is compiled for 1, for multiples of 16, and for other numbers of rows
 def linear(
     x_ptr, w_ptr, out_ptr, M, N, K, x_stride, out_part, K_PART,
     EVEN: tl.constexpr, IEEE: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
@@ -63,7 +65,7 @@ def linear(
     tl.store(out_ptrs, total, mask=row & (n < N)[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M"], do_not_specialize_on_alignment=["tokens", "start", "step"])
 def add_low_rank(
     t_ptr, b_ptr, out_ptr, M, N, tokens, start, step, t_part, t_row,
     RANK: tl.constexpr, PARTS: tl.constexpr, BR: tl.constexpr, BN: tl.constexpr, IEEE: tl.constexpr,

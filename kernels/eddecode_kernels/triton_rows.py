@@ -70,7 +70,7 @@ def add_and_norm(
         tl.store(out_ptr + row * size + i, y.to(out_ptr.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["tokens"])
 def rotate_and_write(
     parts_ptr, bias_ptr, q_norm_ptr, k_norm_ptr, cos_ptr, sin_ptr, positions_ptr, q_ptr, k_ptr, v_ptr,
     part_stride, tokens, k_row, k_head, v_row, v_head, epsilon,
@@ -180,7 +180,7 @@ def copy_blocks(table_ptr, BYTES: tl.constexpr, BLOCK: tl.constexpr):
         tl.store(target.to(tl.pointer_type(tl.int32)) + i, values, mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count"])
 def philox_uniforms(keys_ptr, positions_ptr, out_ptr, count, BLOCK: tl.constexpr):
     """Uniforms in [0, 1), float64, of the positions of random streams: `eddecode.sampling.rng`, bit for bit.
 

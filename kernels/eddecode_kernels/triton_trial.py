@@ -15,6 +15,7 @@ from torch import Tensor
 
 from eddecode_kernels import experts_triton, triton_tiles
 from eddecode_kernels import layers_triton as kernels
+from eddecode_kernels.launching import compile_ahead, launching
 
 _log = logging.getLogger(__name__)
 
@@ -50,7 +51,8 @@ def _outcome(
     if device.type != "cuda":
         return None
     try:
-        return trial(device, dtype)
+        with launching():
+            return trial(device, dtype)
     except (
         Exception
     ) as error:  # whatever a compiler or a driver raises: the model's own forward pass still runs
@@ -65,6 +67,7 @@ def run_trial(device: torch.device, dtype: torch.dtype) -> str | None:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(max(ROWS), 768, generator=generator).to(device, dtype)
     weight = torch.randn(320, 768, generator=generator).to(device, dtype)
+    compile_ahead(device, lambda: _launch_all(x, weight))
     error = (kernels.product(x, weight).double().sum(0) - x.double() @ weight.double().T).abs().max()
     if not error <= TOLERANCE:
         return f"a product was off by {float(error):.2g}"
@@ -87,6 +90,13 @@ def run_trial(device: torch.device, dtype: torch.dtype) -> str | None:
     return None
 
 
+def _launch_all(x: Tensor, weight: Tensor) -> None:
+    """Whatever the trial launches."""
+    for rows in ROWS:
+        kernels.product(x[-rows:], weight)
+    packed_as_alone(x.device, x.dtype)
+
+
 def same_bits(x: Tensor, weight: Tensor) -> bool:
     """Whether the last row of a product is the same to the bit alone and in batches of every kind of tile."""
     alone = kernels.product(x[-1:], weight)
@@ -100,6 +110,7 @@ def run_experts_trial(device: torch.device, dtype: torch.dtype) -> str | None:
     x = torch.randn(max(EXPERT_ROWS), 512, generator=generator).to(device, dtype)
     weight = torch.randn(EXPERTS, 320, 512, generator=generator).to(device, dtype)
     chosen = torch.randn(max(EXPERT_ROWS), EXPERTS, generator=generator).topk(2).indices.int().to(device)
+    compile_ahead(device, lambda: _launch_experts(x, weight, chosen))
     group = experts_triton.grouped(chosen, weight)
     whole = experts_triton.expert_product(x, weight, group, 2, shared_by=2)
     for pair in (0, 1, 2 * max(EXPERT_ROWS) - 1):
@@ -114,6 +125,13 @@ def run_experts_trial(device: torch.device, dtype: torch.dtype) -> str | None:
         ):
             return "a row of an expert's product depends on its batch"
     return None
+
+
+def _launch_experts(x: Tensor, weight: Tensor, chosen: Tensor) -> None:
+    """Whatever the trial of experts launches."""
+    for rows in EXPERT_ROWS:
+        group = experts_triton.grouped(chosen[-rows:], weight)
+        experts_triton.expert_product(x[-rows:], weight, group, 2, shared_by=2)
 
 
 def packed_as_alone(device: torch.device, dtype: torch.dtype) -> bool:

@@ -17,6 +17,7 @@ from eddecode.execution.compiled.layer_weights import decoder_layer_weights
 from eddecode.execution.compiled.lora import LoraDelta, LoraRows
 from eddecode.execution.kv_cache import BatchedKVCache
 from eddecode_kernels.decoder_layer import ForwardContext, KVPointers
+from eddecode_kernels.launching import compile_ahead
 
 _log = logging.getLogger(__name__)
 
@@ -122,8 +123,10 @@ def _agrees(layer: Any, compiled: CompiledLayers) -> bool:
         return False
     buffers = hidden.new_zeros(2, rows, shape.num_kv_heads, tokens, shape.head_dim)
     context = ForwardContext(cos, sin, positions, torch.zeros_like(positions), positions + 1, None)
+    caches = KVPointers([(buffers[0], buffers[1])])
     try:
-        found = compiled(hidden.clone(), [context], KVPointers([(buffers[0], buffers[1])]))
+        compile_ahead(device, lambda: compiled(hidden.clone(), [context], caches))
+        found = compiled(hidden.clone(), [context], caches)
     except Exception as error:  # a compiler may raise anything; the layer's own forward pass still runs
         _log.warning("a compiled decoder layer failed its trial: %s: %s", type(error).__name__, error)
         return False

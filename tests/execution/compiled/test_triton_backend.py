@@ -40,6 +40,7 @@ from eddecode.execution.cuda_graph import GraphModelRunner
 from eddecode.execution.factory import runner_for, separate_pair_runner
 from eddecode.execution.lora_runner import LoraPairRunner
 from eddecode.execution.runner import CachedModelRunner
+from eddecode.models.loader import require_eager_for_softcap
 from eddecode_kernels.joined_triton import join_in_place
 from helpers import decoding, reference, tiny
 from helpers.interpreter import DEVICE, runs
@@ -88,6 +89,9 @@ def model_of(config: Any, seed: int = 0) -> Any:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        require_eager_for_softcap(
+            model.config
+        )  # as a `ModelPair` does: transformers 5.17 chooses sdpa, without caps
         for parameter in model.parameters():  # no bias stays at zero, no norm at one
             parameter.data += 0.1 * torch.randn_like(parameter)
     return model.eval().requires_grad_(False).to(DEVICE)
