@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ from benchmarks.gpu_check.table import line_of, table
 
 ROOT = Path(__file__).resolve().parents[2]
 POLL = 0.2
+# Of the package's dependencies, those that decoding needs.
+NEEDED = ("torch", "triton", "transformers", "numpy", "scipy", "einops", "safetensors", "pydantic")
 OK, GOAL_MISSED, STAGE_FAILED = 0, 1, 2
 
 
@@ -34,6 +37,12 @@ def main(arguments: Sequence[str]) -> int:
         figure.
     """
     options = _parser().parse_args(arguments)
+    missing = [name for name in NEEDED if find_spec(name) is None]
+    if missing:
+        print(
+            f"{sys.executable} lacks {', '.join(missing)}; pip install {' '.join(missing)}, or take another Python"
+        )
+        return STAGE_FAILED
     out = Path(options.out).resolve()
     out.mkdir(parents=True, exist_ok=True)
     files = Path(tempfile.mkdtemp(prefix="gpu-check-"))
@@ -97,6 +106,8 @@ class Check:
             ]
             while sum(lane.poll() for lane in self._lanes):  # each of them is asked
                 self._take()
+                if not self.results.get("environment", {"ok": True})["ok"]:
+                    self.close("nothing can run: see the stage environment")
                 if self.seconds > total:
                     self.close(f"the {total} s of the whole check were over")
                 time.sleep(POLL)
