@@ -164,6 +164,14 @@ def test_results_of_an_earlier_run_are_not_taken_for_those_of_this_one(
     assert not (tmp_path / "tests.txt").exists()
 
 
+def test_missing_packages_are_named_before_anything_is_started(tmp_path: Path) -> None:
+    command = [sys.executable, "-S", "-m", "benchmarks.gpu_check", "--out", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, env={}, capture_output=True, text=True, check=False)
+    assert done.returncode == run.STAGE_FAILED
+    assert "lacks torch, triton, transformers," in done.stdout
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_run_that_is_ended_leaves_what_it_found(tmp_path: Path) -> None:
     code = f"""
 import sys
@@ -173,7 +181,7 @@ from benchmarks.gpu_check import run
 def start(check, stages, folder):
     command = [sys.executable, "-S", "-c", {WORKER!r}, str(folder), *(("hangs",) if "trial" in stages else stages)]
     return subprocess.Popen(command, start_new_session=True)
-run._start = start
+run._start, run.NEEDED = start, ()
 run.main(["--stages", "trial", "tests", "--out", {str(tmp_path)!r}])
 """
     process = subprocess.Popen(
