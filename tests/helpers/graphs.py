@@ -73,11 +73,10 @@ def captured_sampler(pair: ModelPair, **options: Any) -> Sampler:
     return made
 
 
-def adapted() -> ModelPair:
+def adapted(device: str = "cpu") -> ModelPair:
     """A pair on one backbone."""
-    made = build(
-        Shape(hidden=32, feed_forward=48, layers=2, heads=4, vocabulary=tiny.VOCAB), "float32", "lora"
-    )
+    shape = Shape(hidden=32, feed_forward=48, layers=2, heads=4, vocabulary=tiny.VOCAB)
+    made = build(shape, "float32", "lora", device)
     pair = made.model_pair()
     pair.aligned.low_rank_factors = dict(made.factors)
     return pair
