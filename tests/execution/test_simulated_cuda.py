@@ -1,4 +1,4 @@
-"""The simulated CUDA device finds what a real one would do wrong; see tests/helpers/simulated_cuda.py."""
+"""The simulated CUDA device finds what a real one would do wrong; see tests/helpers/simulated."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from helpers.simulated_cuda import Simulation, simulated_cuda
-from helpers.simulated_streams import SimulatedCudaError
+from helpers.simulated import SimulatedCudaError, Simulation, simulated_cuda
 
 GPU = torch.device("cuda", 0)
 

@@ -1,12 +1,12 @@
 """Streams, events and captures of a simulated CUDA device: who must wait for whom, and who does not.
 
-The simulation runs everything at once, in the order in which it is launched. What a real device could do in another order
-is found by vector clocks: each stream counts its launches, and knows how many of the others' come before its next one. Two
-launches that touch the same memory, one of them writing, must be ordered; so must the last use of memory that was freed
-and the next allocation on the stream that it was allocated on, which may be given that memory. And copies that nobody
-waited for arrive late: a pinned tensor holds nonsense until its copy was waited for.
+The simulation runs everything at once, in the order in which it is launched. What a real device could do in another
+order is found by vector clocks: each stream counts its launches, and knows how many of the others' come before its next
+one. Two launches that touch the same memory, one of them writing, must be ordered; so must the last use of memory that
+was freed and the next allocation on the stream that it was allocated on, which may be given that memory. And copies
+that nobody waited for arrive late: a pinned tensor holds nonsense until its copy was waited for.
 
-Sources: CUDA's rules for captures (programming guide, "CUDA graphs"), torch's caching allocator (notes on CUDA semantics).
+Sources: CUDA's rules for captures (programming guide, "CUDA graphs"), torch's caching allocator (its notes on CUDA).
 """
 
 from __future__ import annotations
@@ -76,7 +76,9 @@ class SimulatedStream:
         self.cuda = SIMULATIONS[-1]
         self.device = self.cuda.device(device)
         self.clock: Clock = {self: 0}
-        self.late: list[tuple[int, torch.Tensor, torch.Tensor]] = []  # (launch, target, values) not waited for
+        self.late: list[
+            tuple[int, torch.Tensor, torch.Tensor]
+        ] = []  # (launch, target, values) not waited for
         self.freed: list[Uses] = []
         self.capture: Any = None
         self.cuda.streams.append(self)
@@ -92,7 +94,9 @@ class SimulatedStream:
         for blocks, also_reads in ((reads, False), (writes, True)):
             for block in blocks:
                 if uses_of(block).not_before(self.clock, also_reads=also_reads) is not None:
-                    raise SimulatedCudaError(f"{what} touches memory that another stream uses: wait for it first")
+                    raise SimulatedCudaError(
+                        f"{what} touches memory that another stream uses: wait for it first"
+                    )
         self.clock[self] += 1
         for block in reads:
             uses_of(block).reads[self] = self.clock[self]
@@ -112,7 +116,7 @@ class SimulatedStream:
         for uses in freed:
             if uses.not_before(known, also_reads=True) is not None:
                 raise SimulatedCudaError(
-                    "memory was freed while another stream may use it, and is allocated again: keep it, or record_stream"
+                    "memory was freed while another stream may use it, and is allocated again: keep it or record_stream"
                 )
 
     def wait_stream(self, stream: SimulatedStream) -> None:
@@ -135,7 +139,9 @@ class SimulatedStream:
 
     def _join(self, clock: Clock, capture: Any) -> None:
         if self.capture is not None and capture is not self.capture:
-            raise SimulatedCudaError("cudaErrorStreamCaptureIsolation: a captured stream waits for one that is not")
+            raise SimulatedCudaError(
+                "cudaErrorStreamCaptureIsolation: a captured stream waits for one that is not"
+            )
         if capture is not None and self.capture is None:
             self.capture = capture
             capture.streams.append(self)
