@@ -25,6 +25,7 @@ from transformers.pytorch_utils import Conv1D
 from eddecode.errors import PairError
 from eddecode.models.common_layers import decoder_layers
 from eddecode.models.sizes import input_device
+from eddecode.models.tensor_parallel import is_split, split_like, whole
 
 _ATTENTION = ("o_proj", "out_proj", "dense", "c_proj", "wo")
 _FEED_FORWARD = ("down_proj", "fc2", "fc_out", "dense_4h_to_h", "c_proj", "w2")
@@ -161,7 +162,7 @@ def remove_direction(model: Any, direction: Tensor, texts: Sequence[Sequence[int
     """Orthogonalize all matrices that write into the residual stream to a direction, in float32, rounded once.
 
     New tensors take the place of the old ones, which another model may share. A tied embedding is separated from its
-    head, which keeps its weights.
+    head, which keeps its weights. A matrix that is split over processes is whole in each of them meanwhile.
 
     Args:
         model: a causal LM, just loaded.
@@ -185,8 +186,9 @@ def remove_direction(model: Any, direction: Tensor, texts: Sequence[Sequence[int
     before = _components(model, direction, texts)
     for writer in writers:
         for name, tensor in list(writer.module.named_parameters(recurse=False)):
-            changed = _orthogonal(tensor.detach(), writer, name)
+            changed = _orthogonal(whole(tensor.detach()), writer, name)
             if changed is not None:
+                changed = split_like(changed, tensor) if is_split(tensor) else changed
                 setattr(writer.module, name, nn.Parameter(changed, requires_grad=False))
     after = _components(model, direction, texts)
     worst = int((after - _TOLERANCE * before - _rounding(model)).argmax())

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from eddecode.errors import PairError
 from eddecode.models.stored_weights import Rows, StoredWeights
-from eddecode.models.tensor_parallel import is_split, local, whole
+from eddecode.models.tensor_parallel import is_split, local, split_like, whole
 from eddecode.utils.memory import trim_heap, zeros_lazy
 
 if TYPE_CHECKING:
@@ -130,10 +130,7 @@ def _replace_part(name: str, base: Tensor, aligned: Any, new: _New, of_parts: bo
     ):  # else rows lie in other processes than those of the other model
         made = new(name, Rows(local(base)), Rows(local(aligned)))
     else:
-        from torch.distributed.tensor import distribute_tensor
-
-        made = new(name, Rows(whole(base)), Rows(whole(aligned)))
-        made = local(distribute_tensor(made, aligned.device_mesh, aligned.placements))
+        made = local(split_like(new(name, Rows(whole(base)), Rows(whole(aligned))), aligned))
     local(aligned).copy_(made)
 
 

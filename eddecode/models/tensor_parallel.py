@@ -126,6 +126,13 @@ def local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if is_split(tensor) else tensor  # type: ignore[attr-defined]
 
 
+def split_like(tensor: Tensor, split: Any) -> Tensor:
+    """A tensor, the same in all processes, split as another one is; all of them must ask."""
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(tensor, split.device_mesh, split.placements)
+
+
 def is_split_by_rows(weight: Any) -> bool:
     """Whether the processes hold consecutive rows of a matrix each."""
     from torch.distributed.tensor import Shard

@@ -62,13 +62,19 @@ def launch(processes: int, *options: str) -> None:
 
 @pytest.mark.slow
 def test_two_processes_decode_the_tokens_of_one(tmp_path: Path) -> None:
-    """With heads of 301 and 304 rows, a second template, an attack in two steps and one on the weights."""
+    """With heads of 301 and 304 rows, a second template, and attacks in two steps, on the weights and on the states."""
     base, aligned = tiny.save_pair(tmp_path, vocab=301)
     tiny.tiny_model("llama", 304, seed=3).save_pretrained(
         aligned
     )  # its halves have other rows than the base's
     (tmp_path / "prompts.json").write_text(json.dumps([{"prompt": text} for text in PROMPTS]))
-    options = {"alphas": "0.5,1", "samples": 2, "max_new_tokens": 12, "attacks": "prefill:3,weights@-0.3"}
+    for name in ("harmful", "harmless"):
+        (tmp_path / f"{name}.txt").write_text("\n".join(f"{name} {number}" for number in range(4)))
+    options = {
+        **{"alphas": "0.5,1", "samples": 2, "max_new_tokens": 12},
+        **{"attacks": "prefill:3,weights@-0.3,ablate,steer@1"},
+        **{f"direction_{name}": str(tmp_path / f"{name}.txt") for name in ("harmful", "harmless")},
+    }
     given = (
         *("--base", str(base), "--aligned", str(aligned), "--prompts", str(tmp_path / "prompts.json")),
         *(
@@ -100,7 +106,7 @@ def test_two_processes_decode_the_tokens_of_one(tmp_path: Path) -> None:
         [(r["name"], r["prompt_index"], r["sample"], r["token_ids"]) for r in exported(tmp_path / run)]
         for run in ("split", "alone")
     )
-    assert len(split) == len({row[:3] for row in split}) > 3 * 2 * 4
+    assert len(split) == len({row[:3] for row in split}) > 3 * 2 * 6
     assert split == alone
     with Store.read(tmp_path / "split") as store:
         assert len(store.sessions()) == 1
