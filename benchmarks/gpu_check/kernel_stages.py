@@ -21,6 +21,7 @@ from eddecode_kernels.sample_triton import launch
 from eddecode_kernels.types import Filters, SampleInputs
 
 OPS: Any = torch.ops.eddecode
+ATTENTION = ((8, 2, 64, 0.0), (32, 32, 128, 0.0), (16, 8, 256, 50.0))  # heads, of keys, their size, soft cap
 WIDTHS = (32_000, 128_000)
 DRAWN = ("none", "top-p", "all")  # of FILTERS
 
@@ -83,9 +84,15 @@ def trial(context: Context, found: Figures) -> None:
         found[str(dtype)] = _tried(triton_trial.run_trial, context, dtype)
         if not context.dry:  # many rows, for the interpreter
             found[f"{dtype}, experts"] = _tried(triton_trial.run_experts_trial, context, dtype)
+            for heads in ATTENTION if dtype == torch.bfloat16 else ATTENTION[:1]:
+                found[f"{dtype}, attention {heads}"] = _tried(_attention(heads), context, dtype)
     # In a dry run rows may differ: numpy's products depend on how many there are.
     if set(found.values()) != {"passed"} and not context.dry:
         raise StageError("the kernels cannot be used")
+
+
+def _attention(heads: tuple[int, int, int, float]) -> Callable[[torch.device, torch.dtype], str | None]:
+    return lambda device, dtype: triton_trial.run_attention_trial(device, dtype, *heads)
 
 
 def _tried(

@@ -23,19 +23,22 @@ class TritonDecoderLayers:
 
     Attributes:
         shape: of every layer.
-        tile_tokens: how many tokens a tile of `ForwardContext.tiles` may have.
     """
 
     def __init__(self, weights: Sequence[DecoderLayerWeights]) -> None:
         self.weights = list(weights)
         self.shape = self.weights[0].shape
-        self.tile_tokens = min(kernels.tile_tokens(w.num_heads, w.num_kv_heads) for w in self.weights)
         self._qkv = [joined([w.linears[name] for name in ("query", "key", "value")]) for w in self.weights]
         self._output = [joined([w.linears["output"]]) for w in self.weights]
         self._feed_forward = [feed_forward(w) for w in self.weights]
 
     def __len__(self) -> int:
         return len(self.weights)
+
+    @property
+    def tile_tokens(self) -> int:
+        """How many tokens a tile of `ForwardContext.tiles` may have."""
+        return min(kernels.tile_tokens(w.num_heads, w.num_kv_heads, w.head_dim) for w in self.weights)
 
     def __call__(self, hidden: Tensor, contexts: Sequence[ForwardContext], caches: KVPointers) -> Tensor:
         """Hidden states (B, T, d), contiguous, overwritten with those after the layers.

@@ -13,7 +13,15 @@ from torch import Tensor
 
 from eddecode_kernels.launching import launch_kernel
 from eddecode_kernels.layers_triton import kernels, power_of_two, torch_operator
-from eddecode_kernels.triton_tiles import Tile, bucket_of, part_size, shared_memory, split_of, tile_for
+from eddecode_kernels.triton_tiles import (
+    Tile,
+    bucket_of,
+    divides,
+    part_size,
+    shared_memory,
+    split_of,
+    tile_for,
+)
 
 GROUP_NUMBERS = 8192  # pairs × experts that one program of `group_pairs` has at a time
 TILE_BLOCK = 64
@@ -67,7 +75,7 @@ def route(
     top_k = experts.shape[1]
     launch_kernel(kernels()["experts"].route, (rows,),
         parts, parts if bias is None else bias, like, experts, weights, weights if gates is None else gates,
-        parts.stride(0), E=count, TOP_K=top_k, COLUMNS=columns, SPLIT=split, BIAS=bias is not None,
+        E=count, TOP_K=top_k, COLUMNS=columns, SPLIT=split, BIAS=bias is not None,
         RENORMALIZED=renormalized, ROUNDED=rounded, BLOCK=power_of_two(count), BK=power_of_two(top_k), num_warps=1,
     )  # fmt: skip
 
@@ -122,11 +130,11 @@ def expert_linear(
     split, pairs, columns = out.shape
     depth = weight.shape[2]
     tile = tile_of(pairs, weight, split)
-    part = part_size(depth, split)
-    even = part * split == depth and columns % tile.columns == 0
+    even = divides(columns, depth, split, tile.columns)
     grid = (-(-columns // tile.columns), tile_expert.shape[0], split)
     launch_kernel(kernels()["experts"].expert_linear, grid,
-        x, weight, order, tile_expert, tile_pairs, out, columns, depth, x.stride(0), pairs * columns, part,
+        x, weight, order, tile_expert, tile_pairs, out, pairs, columns, depth, x.stride(0),
+        part_size(depth, split),
         SHARED_BY=shared_by, EVEN=even, IEEE=weight.dtype == torch.float32, BM=tile.rows, BN=tile.columns,
         BK=tile.depth, num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
@@ -162,10 +170,9 @@ def mix_experts(
     block = min(1024, power_of_two(size))
     launch_kernel(kernels()["experts"].mix_experts, (rows, -(-size // block)),
         parts, weights, parts if shared is None else shared, parts if shared_bias is None else shared_bias,
-        weights if gates is None else gates, like, out, size, parts.stride(0),
-        0 if shared is None else shared.stride(0), TOP_K=weights.shape[1], SPLIT=parts.shape[0], ROUNDED=rounded,
-        SHARED_SPLIT=0 if shared is None else shared.shape[0], SHARED_BIAS=shared_bias is not None, BLOCK=block,
-        num_warps=4,
+        weights if gates is None else gates, like, out, size, TOP_K=weights.shape[1], SPLIT=parts.shape[0],
+        ROUNDED=rounded, SHARED_SPLIT=0 if shared is None else shared.shape[0],
+        SHARED_BIAS=shared_bias is not None, BLOCK=block, num_warps=4,
     )  # fmt: skip
 
 

@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 
 from eddecode_kernels.launching import launch_kernel, launches
-from eddecode_kernels.triton_tiles import bucket_of, part_size, shared_memory, split_of, tile_for
+from eddecode_kernels.triton_tiles import bucket_of, divides, part_size, shared_memory, split_of, tile_for
 
 CHUNK = 256  # keys of a chunk: part of the result's bits
 BLOCK = 64  # keys that are read at a time; divides CHUNK
 TILE_ROWS = 64  # query rows of one program in a packed pass
+WIDE_TILE_ROWS = 32  # the same of heads of more than 128 numbers: more would not fit into registers
 SMALL_TILE_ROWS = 16  # the same where large tiles do not give the bits of a decode step
 COPY_BLOCK = 2048
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
@@ -84,11 +85,10 @@ def linear_into(x: Tensor, weight: Tensor, out: Tensor) -> None:
     rows, depth = x.shape
     columns, split = weight.shape[0], out.shape[0]
     tile = tile_for(bucket_of(rows), columns, depth, split, weight.dtype, shared_memory(weight.device))
-    part = part_size(depth, split)
-    even = part * split == depth and columns % tile.columns == 0
+    even = divides(columns, depth, split, tile.columns)
     grid = (-(-columns // tile.columns), -(-rows // tile.rows), split)
     launch_kernel(kernels()["linear"].linear, grid,
-        x, weight, out, rows, columns, depth, x.stride(0), rows * columns, part,
+        x, weight, out, rows, columns, depth, x.stride(0), part_size(depth, split),
         EVEN=even, IEEE=weight.dtype == torch.float32, BM=tile.rows, BN=tile.columns, BK=tile.depth,
         num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
@@ -106,13 +106,13 @@ def product(x: Tensor, weight: Tensor, split: int | None = None) -> Tensor:
 def add_low_rank(t: Tensor, b: Tensor, out: Tensor, tokens: int, start: int, step: int) -> None:
     """Add t · bᵀ to out (M, N) float32 in the rows start, start + step, …, each of `tokens` lines.
 
-    t is (parts, M, r) float32, b (N, r).
+    t is (parts, M, r) float32, b (N, r), both contiguous.
     """
     parts, rows, rank = t.shape
     columns = b.shape[0]
     launch_kernel(kernels()["linear"].add_low_rank, (-(-columns // 64), -(-rows // 16)),
-        t, b, out, rows, columns, tokens, start, step, t.stride(0), t.stride(1),
-        RANK=rank, PARTS=parts, BR=max(16, power_of_two(rank)), BN=64, IEEE=b.dtype == torch.float32,
+        t, b, out, rows, columns, tokens, start, step, RANK=rank, PARTS=parts,
+        BR=min(64, max(16, power_of_two(rank))), BN=64, IEEE=b.dtype == torch.float32,
     )  # fmt: skip
 
 
@@ -140,7 +140,7 @@ def add_and_norm(
     launch_kernel(kernels()["rows"].add_and_norm, (rows,),
         hidden, parts if parts is not None else hidden, bias if bias is not None else hidden,
         after if after is not None else hidden, weight if weight is not None else hidden,
-        out if out is not None else hidden, size, rows * size, epsilon, scale,
+        out if out is not None else hidden, size, epsilon, scale,
         SPLIT=0 if parts is None else parts.shape[0], BIAS=bias is not None, AFTER=after is not None,
         SCALED=scale != 1.0, NORM=weight is not None, OFFSET=offset, LATE=late, BLOCK=power_of_two(size),
         num_warps=8 if size > 1024 else 4,
@@ -186,7 +186,7 @@ def rotate_and_write(
     launch_kernel(kernels()["rows"].rotate_and_write, (query.shape[0], heads + 2 * kv_heads),
         parts, bias if bias is not None else parts, query_norm if query_norm is not None else parts,
         key_norm if key_norm is not None else parts, cos, sin, positions, query, keys, values,
-        parts.stride(0), tokens, keys.stride(0), keys.stride(1), values.stride(0), values.stride(1), epsilon,
+        tokens, keys.stride(0), keys.stride(1), values.stride(0), values.stride(1), epsilon,
         H=heads, HK=kv_heads, D=size, ROTARY=rotary, SPLIT=parts.shape[0], BIAS=bias is not None, NORM=norm,
         OFFSET=offset, LATE=late, BLOCK=power_of_two(size), num_warps=1,
     )  # fmt: skip
@@ -198,7 +198,7 @@ def gate(parts: Tensor, bias: Tensor | None, out: Tensor, gelu: bool) -> None:
     rows, size = out.shape
     block = min(1024, power_of_two(size))
     launch_kernel(kernels()["rows"].gate, (rows, -(-size // block)),
-        parts, bias if bias is not None else parts, out, size, parts.stride(0),
+        parts, bias if bias is not None else parts, out, size,
         SPLIT=parts.shape[0], BIAS=bias is not None, GELU=gelu, BLOCK=block, num_warps=4,
     )  # fmt: skip
 
@@ -243,26 +243,16 @@ def attend(
     launch_kernel(module.attend, (count, kv_heads, parts),
         query, keys, values, start, end, out, sums, tops, start.shape[1],
         keys.stride(0), keys.stride(1), values.stride(0), values.stride(1), scale, softcap,
-        H=heads, HK=kv_heads, D=size, BD=wide, ROWS=rows, BT=BLOCK, CHUNK=CHUNK, PARTS=parts,
+        H=heads, HK=kv_heads, D=size, BD=wide, ROWS=rows, BT=BLOCK, CHUNK=CHUNK, SINGLE=parts == 1,
         CAPPED=softcap != 0.0, IEEE=query.dtype == torch.float32,
         num_warps=_decode_warps(wide, rows), num_stages=1 if query.dtype == torch.float32 else 2,
+        enable_fp_fusion=False,
     )  # fmt: skip
     if parts > 1:
-        launch_kernel(
-            module.join_chunks,
-            (count, heads),
-            start,
-            end,
-            out,
-            sums,
-            tops,
-            H=heads,
-            D=size,
-            BD=wide,
-            CHUNK=CHUNK,
-            PARTS=parts,
-            num_warps=1,
-        )
+        launch_kernel(module.join_chunks, (count, heads),
+            start, end, out, sums, tops, parts, H=heads, D=size, BD=wide, CHUNK=CHUNK, num_warps=1,
+            enable_fp_fusion=False,
+        )  # fmt: skip
 
 
 @torch_operator(
@@ -291,20 +281,21 @@ def attend_packed(
     """
     (_, heads, size), kv_heads = query.shape, keys.shape[1]
     wide, group = max(16, power_of_two(size)), power_of_two(heads // kv_heads)
-    rows = max(_tile_rows(), group)
+    rows = max(_tile_rows(wide), group)
     warps = _decode_warps(wide, rows) if _small_attention else 4 if wide <= 64 else 8
     launch_kernel(kernels()["attention"].attend_tile, (tiles.shape[0], kv_heads),
         query, keys, values, start, end, tiles, out, keys.stride(1), values.stride(1), scale, softcap,
         H=heads, HK=kv_heads, D=size, BD=wide, RP=group, ROWS=rows, BT=BLOCK, CHUNK=CHUNK,
         CAPPED=softcap != 0.0, IEEE=query.dtype == torch.float32,
         num_warps=warps, num_stages=2 if wide <= 128 and query.dtype != torch.float32 else 1,
+        enable_fp_fusion=False,
     )  # fmt: skip
 
 
-def tile_tokens(heads: int, kv_heads: int) -> int:
-    """How many tokens of a text one program of `attend_packed` serves at most."""
+def tile_tokens(heads: int, kv_heads: int, size: int) -> int:
+    """How many tokens of a text one program of `attend_packed` serves at most, for heads of `size` numbers."""
     group = power_of_two(heads // kv_heads)
-    return max(_tile_rows(), group) // group
+    return max(_tile_rows(power_of_two(size)), group) // group
 
 
 def use_small_attention_tiles() -> None:
@@ -319,8 +310,10 @@ def _decode_warps(wide: int, rows: int) -> int:
     return 2 if wide <= 128 and rows <= 16 else 4
 
 
-def _tile_rows() -> int:
-    return SMALL_TILE_ROWS if _small_attention else TILE_ROWS
+def _tile_rows(wide: int) -> int:
+    if _small_attention:
+        return SMALL_TILE_ROWS
+    return TILE_ROWS if wide <= 128 else WIDE_TILE_ROWS
 
 
 # Rows --------------------------------------------------------------------------------------------------------------
@@ -328,7 +321,7 @@ def _tile_rows() -> int:
 
 @torch_operator("copy_blocks(Tensor table, int heads, int longest, int itemsize) -> ()")
 def copy_blocks(table: Tensor, heads: int, longest: int, itemsize: int) -> None:
-    """Copy stretches of memory on the device, of numbers of 2 or 4 bytes.
+    """Copy stretches of memory on the device, of numbers of 2, 4 or 16 bytes; with 16, addresses divide by 16.
 
     Args:
         table: (n, 6) int64: addresses from and to of the first head, numbers of a head, numbers between heads from and
@@ -337,7 +330,8 @@ def copy_blocks(table: Tensor, heads: int, longest: int, itemsize: int) -> None:
         longest: the most numbers of a head in the table.
         itemsize: bytes of a number.
     """
-    grid = (table.shape[0], heads, -(-longest // COPY_BLOCK))
+    values = longest * 4 if itemsize == 16 else longest
+    grid = (table.shape[0], heads, -(-values // COPY_BLOCK))
     launch_kernel(kernels()["rows"].copy_blocks, grid, table, BYTES=itemsize, BLOCK=COPY_BLOCK, num_warps=4)
 
 

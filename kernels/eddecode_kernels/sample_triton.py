@@ -212,8 +212,8 @@ class _Call:
             old, new = (i + 1) % 2, i % 2
             launch_kernel(self.kernels.sweep, self.grid,
                 self.contrast, self.width, self.tops, rows.temperature, values, self.before, self.least,
-                bounds[old], weights[old], bounds[new], weights[new], self.blocks,
-                UNIT=unit, FIRST=i == 0, BLOCK=BLOCK, CUTS=CUTS, PARTS=self.lanes, num_warps=8,
+                bounds[old], weights[old], bounds[new], weights[new], self.blocks, int(i == 0),
+                UNIT=unit, BLOCK=BLOCK, CUTS=CUTS, PARTS=self.lanes, num_warps=8,
             )  # fmt: skip
         last = (self.kernels.SWEEPS - 1) % 2
         return bounds[last], weights[last]
@@ -234,8 +234,8 @@ class _Call:
         """The log-probability of the sampled tokens under one model's own softmax."""
         blocks = parts[0].shape[1]
         launch_kernel(self.kernels.token_logprob, (self.batch,),
-            z, z.stride(0), blocks, weight, *parts, blocks, raw.tokens, raw.logprobs[index], raw.status,
-            TERM=index, PARTS=max(16, 1 << (blocks - 1).bit_length()),
+            z, z.stride(0), blocks, weight, *parts, blocks, raw.tokens, raw.logprobs[index], raw.status, index,
+            PARTS=max(16, 1 << (blocks - 1).bit_length()),
         )  # fmt: skip
 
 

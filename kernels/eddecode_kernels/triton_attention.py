@@ -3,6 +3,10 @@
 A row's keys are divided into chunks from its first one on. Within a chunk the softmax is accumulated block by block,
 then the chunks are joined in order. That order depends on the row alone: neither on the other rows' lengths, nor on how
 many queries one program serves, nor on whether the chunks are read by one program or by several.
+
+Kernels with tiles of different sizes have to give the same bits. So weights are added up as integers: the order of a
+sum of floats follows from how a tile lies over the threads. And the kernels are compiled without fused multiply-adds
+(`enable_fp_fusion`), which a compiler forms in one kernel and not in another.
 """
 
 # Triton compiles these functions: no annotations.
@@ -14,6 +18,7 @@ import triton
 import triton.language as tl
 
 INF = tl.constexpr(float("inf"))
+WEIGHT_UNIT = tl.constexpr(2.0**24)  # steps of a weight, 0 … 1; a block of 64 of them is below 2^31
 
 
 @triton.jit
@@ -26,6 +31,7 @@ def attend_chunk(
     Returns Σ weight · value (ROWS, BD), the largest score (ROWS,) and Σ weight (ROWS,), weights relative to it. A block
     of which a row sees nothing leaves the row's bits as they are.
     """
+    tl.static_assert(BT <= 64)
     d, t = tl.arange(0, BD), tl.arange(0, BT)
     top = tl.full((ROWS,), -INF, tl.float32)
     total = tl.zeros((ROWS,), tl.float32)
@@ -59,7 +65,8 @@ def attend_chunk(
             summed = tl.dot(weight, v, summed * shrink[:, None], input_precision="ieee")
         else:
             summed = tl.dot(weight.to(v.dtype), v, summed * shrink[:, None])
-        total = total * shrink + tl.sum(weight, 1)
+        steps = tl.sum((weight * WEIGHT_UNIT + 0.5).to(tl.int32), 1)
+        total = total * shrink + steps.to(tl.float32) * (1.0 / WEIGHT_UNIT)
         top = higher
     return summed, top, total
 
@@ -74,19 +81,20 @@ def joined(summed, top, total, more, more_top, more_total):
     return summed, higher, total * shrink + more_total * more_shrink
 
 
-@triton.jit(do_not_specialize_on_alignment=["tokens"])
+@triton.jit(do_not_specialize=["tokens"])
 def attend(
     q_ptr, k_ptr, v_ptr, start_ptr, end_ptr, out_ptr, sums_ptr, tops_ptr, tokens,
     k_row, k_head, v_row, v_head, scale, softcap,
     H: tl.constexpr, HK: tl.constexpr, D: tl.constexpr, BD: tl.constexpr, ROWS: tl.constexpr, BT: tl.constexpr,
-    CHUNK: tl.constexpr, PARTS: tl.constexpr, CAPPED: tl.constexpr, IEEE: tl.constexpr,
+    CHUNK: tl.constexpr, SINGLE: tl.constexpr, CAPPED: tl.constexpr, IEEE: tl.constexpr,
 ):  # fmt: skip
     """One query token, the heads of one key head, one chunk of keys: program (token, key head, chunk).
 
-    q (rows · tokens, H, D); keys and values (rows, HK, capacity, D) with strides. With one chunk in all the result goes
-    to out (rows · tokens, H, D), else sums (…, H, PARTS, D) and tops (…, H, PARTS, 2) are joined by `join_chunks`.
+    q (rows · tokens, H, D); keys and values (rows, HK, capacity, D) with strides. SINGLE, with one chunk in all: the
+    result goes to out (rows · tokens, H, D); else sums (…, H, chunks, D) and tops (…, H, chunks, 2) are joined by
+    `join_chunks`.
     """
-    token, kv_head, part = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.program_id(2)
+    token, kv_head, part = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64), tl.program_id(2)
     R: tl.constexpr = H // HK
     start, end = tl.load(start_ptr + token), tl.load(end_ptr + token)
     first = (part * CHUNK).to(tl.int64)
@@ -97,37 +105,38 @@ def attend(
         at = (token * H + head)[:, None] * D + d[None, :]
         kept = (g < R)[:, None] & (d < D)[None, :]
         x = tl.load(q_ptr + at, mask=kept, other=0.0)
-        row = token // tokens
+        row = (tl.program_id(0) // tokens).to(tl.int64)
         begin = first + tl.maximum(start - first, 0) // BT * BT  # blocks before it are not seen
         summed, top, total = attend_chunk(
             x, k_ptr + row * k_row + kv_head * k_head, v_ptr + row * v_row + kv_head * v_head, begin, last,
             tl.zeros((ROWS,), tl.int64) + start, tl.zeros((ROWS,), tl.int64) + end, scale, softcap,
             D, BD, ROWS, BT, CAPPED, IEEE,
         )  # fmt: skip
-        if PARTS == 1:
+        if SINGLE:
             value = summed / total[:, None]
             tl.store(out_ptr + at, value.to(out_ptr.dtype.element_ty), mask=kept)
         else:
-            place = (token * H + head) * PARTS + part
+            place = (token * H + head) * tl.num_programs(2) + part
             tl.store(sums_ptr + place[:, None] * D + d[None, :], summed, mask=kept)
             tl.store(tops_ptr + place * 2, top, mask=g < R)
             tl.store(tops_ptr + place * 2 + 1, total, mask=g < R)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["parts"])
 def join_chunks(
-    start_ptr, end_ptr, out_ptr, sums_ptr, tops_ptr,
-    H: tl.constexpr, D: tl.constexpr, BD: tl.constexpr, CHUNK: tl.constexpr, PARTS: tl.constexpr,
+    start_ptr, end_ptr, out_ptr, sums_ptr, tops_ptr, parts,
+    H: tl.constexpr, D: tl.constexpr, BD: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
-    """Join the chunks of one query token and head: program (token, head)."""
+    """Join the chunks, `parts` at most, of one query token and head: program (token, head)."""
     token, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
     start, end = tl.load(start_ptr + token), tl.load(end_ptr + token)
     d = tl.arange(0, BD)
     top = tl.full((1,), -INF, tl.float32)
     total = tl.zeros((1,), tl.float32)
     summed = tl.zeros((1, BD), tl.float32)
-    for part in range(start // CHUNK, (end + CHUNK - 1) // CHUNK):
-        place = (token * H + head) * PARTS + part + tl.zeros((1,), tl.int64)
+    # Four at a time, so that their loads do not wait for one another.
+    for part in tl.range(start // CHUNK, (end + CHUNK - 1) // CHUNK, loop_unroll_factor=4):
+        place = (token * H + head) * parts + part + tl.zeros((1,), tl.int64)
         more = tl.load(sums_ptr + place[:, None] * D + d[None, :], mask=(d < D)[None, :], other=0.0)
         summed, top, total = joined(
             summed, top, total, more, tl.load(tops_ptr + place * 2), tl.load(tops_ptr + place * 2 + 1)
@@ -147,7 +156,7 @@ def attend_tile(
     tiles (n, 3) int64: first token, number of tokens, and where the text's keys begin. A tile has ROWS // RP tokens at
     most; RP is the number of query heads of a key head, rounded up to a power of two.
     """
-    tile, kv_head = tl.program_id(0), tl.program_id(1)
+    tile, kv_head = tl.program_id(0), tl.program_id(1).to(tl.int64)
     R: tl.constexpr = H // HK
     token0 = tl.load(tiles_ptr + tile * 3)
     count = tl.load(tiles_ptr + tile * 3 + 1)

@@ -19,7 +19,7 @@ from eddecode_kernels.triton_rows import product_at, rounded
 
 @triton.jit
 def route(
-    parts_ptr, bias_ptr, like_ptr, experts_ptr, weights_ptr, gates_ptr, part_stride,
+    parts_ptr, bias_ptr, like_ptr, experts_ptr, weights_ptr, gates_ptr,
     E: tl.constexpr, TOP_K: tl.constexpr, COLUMNS: tl.constexpr, SPLIT: tl.constexpr, BIAS: tl.constexpr,
     RENORMALIZED: tl.constexpr, ROUNDED: tl.constexpr, BLOCK: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
@@ -29,6 +29,7 @@ def route(
     are divided by their sum. ROUNDED: and rounded to the dtype of `like`. One column more is the shared expert's gate.
     """
     row = tl.program_id(0).to(tl.int64)
+    part_stride = tl.num_programs(0).to(tl.int64) * COLUMNS
     i = tl.arange(0, BLOCK)
     z = product_at(parts_ptr, part_stride, bias_ptr, row * COLUMNS + i, i, i < E, like_ptr, SPLIT, BIAS)
     z = tl.where(i < E, z, -float("inf"))
@@ -109,9 +110,9 @@ def group_pairs(
             tl.store(tile_pairs_ptr + t, tl.sum(tl.where(own, taken, 0), 1), mask=t < tiles)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["pairs"])
 def expert_linear(
-    x_ptr, w_ptr, order_ptr, tile_expert_ptr, tile_pairs_ptr, out_ptr, N, K, x_stride, out_part, K_PART,
+    x_ptr, w_ptr, order_ptr, tile_expert_ptr, tile_pairs_ptr, out_ptr, pairs, N, K, x_stride, K_PART,
     SHARED_BY: tl.constexpr, EVEN: tl.constexpr, IEEE: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
@@ -133,13 +134,13 @@ def expert_linear(
     x_ptrs = x_ptr + (pair // SHARED_BY)[:, None] * x_stride + k[None, :]
     w_ptrs = w_ptr + expert.to(tl.int64) * N * K + n[None, :].to(tl.int64) * K + k[:, None]
     total = multiplied(x_ptrs, w_ptrs, taken[:, None], n, N, K, first, K_PART, EVEN, IEEE, BM, BN, BK)
-    out_ptrs = out_ptr + part.to(tl.int64) * out_part + pair[:, None] * N + n[None, :]
+    out_ptrs = out_ptr + (part.to(tl.int64) * pairs + pair[:, None]) * N + n[None, :]
     tl.store(out_ptrs, total, mask=taken[:, None] & (n < N)[None, :])
 
 
 @triton.jit
 def mix_experts(
-    parts_ptr, weights_ptr, shared_ptr, shared_bias_ptr, gates_ptr, like_ptr, out_ptr, size, part_stride, shared_stride,
+    parts_ptr, weights_ptr, shared_ptr, shared_bias_ptr, gates_ptr, like_ptr, out_ptr, size,
     TOP_K: tl.constexpr, SPLIT: tl.constexpr, ROUNDED: tl.constexpr, SHARED_SPLIT: tl.constexpr,
     SHARED_BIAS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -152,6 +153,8 @@ def mix_experts(
     i = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = i < size
     total = tl.zeros([BLOCK], tl.float32)
+    shared_stride = tl.num_programs(0).to(tl.int64) * size
+    part_stride = shared_stride * TOP_K
     for slot in range(TOP_K):
         at = (row * TOP_K + slot) * size + i
         y = product_at(parts_ptr, part_stride, parts_ptr, at, i, inside, like_ptr, SPLIT, False)

@@ -27,7 +27,7 @@ INF = tl.constexpr(float("inf"))
 LAST = tl.constexpr(2**31 - 1)  # larger than any id
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["weight_ptr"])
 def add_term(
     z_ptr, z_stride, z_width, weight_ptr, contrast_ptr, width, vocabulary_ptr, tops_ptr, sums_ptr, parts,
     FIRST: tl.constexpr, MASKED: tl.constexpr, BLOCK: tl.constexpr,
@@ -172,15 +172,16 @@ def is_filtered(value_ptr, temperature, row, width, UNIT: tl.constexpr):
     return (temperature > 0) & (value < 1)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["first"])
 def sweep(
     c_ptr, width, tops_ptr, temperature_ptr, value_ptr, masses_ptr, least_ptr,
-    bounds_in_ptr, weights_in_ptr, bounds_ptr, weights_ptr, parts,
-    UNIT: tl.constexpr, FIRST: tl.constexpr, BLOCK: tl.constexpr, CUTS: tl.constexpr, PARTS: tl.constexpr,
+    bounds_in_ptr, weights_in_ptr, bounds_ptr, weights_ptr, parts, first,
+    UNIT: tl.constexpr, BLOCK: tl.constexpr, CUTS: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
     """One sweep of the search for a threshold: the weight of one block above CUTS candidates. Program (row, block).
 
     With UNIT every token weighs 1 and the target is k, else exp((c − top)·scale) and p times the mass that is kept.
+    The first sweep (1, else 0) begins with what the filters before it leave.
     """
     row, block = tl.program_id(0).to(tl.int64), tl.program_id(1)
     temperature = tl.load(temperature_ptr + row)
@@ -190,7 +191,7 @@ def sweep(
         target = tl.load(value_ptr + row).to(tl.float64)
         if not UNIT:
             target = target * row_sum(masses_ptr, row, parts, PARTS)
-        if FIRST:
+        if first == 1:
             least = tl.load(least_ptr + row)
             lower = order_key(least).to(tl.int64) - tl.where(least > -INF, 1, 0)
             upper = order_key(top).to(tl.int64)
@@ -251,7 +252,7 @@ def kept_mass(
     tl.store(masses_ptr + row * parts + block, tl.sum(e.to(tl.float64), 0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["logprobs_ptr"])
 def pick(
     c_ptr, width, tops_ptr, sums_ptr, nans_ptr, temperature_ptr, uniforms_ptr, least_ptr, masses_ptr, parts,
     tokens_ptr, logprobs_ptr, status_ptr, BLOCK: tl.constexpr, PARTS: tl.constexpr,
@@ -293,12 +294,12 @@ def pick(
         )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["term"], do_not_specialize_on_alignment=["weight_ptr", "logprobs_ptr"])
 def token_logprob(
-    z_ptr, z_stride, blocks, weight_ptr, tops_ptr, sums_ptr, parts, tokens_ptr, logprobs_ptr, status_ptr,
-    TERM: tl.constexpr, PARTS: tl.constexpr,
+    z_ptr, z_stride, blocks, weight_ptr, tops_ptr, sums_ptr, parts, tokens_ptr, logprobs_ptr, status_ptr, term,
+    PARTS: tl.constexpr,
 ):  # fmt: skip
-    """Log-probability of the sampled token under one model's own softmax."""
+    """Log-probability of the sampled token under the softmax of one model, the term of the contrast of that number."""
     row = tl.program_id(0).to(tl.int64)
     lanes = tl.arange(0, PARTS)
     tops = tl.load(tops_ptr + row * parts + lanes, mask=lanes < blocks, other=-INF)
@@ -308,7 +309,7 @@ def token_logprob(
     scaled = sums * tl.exp((tops - tl.where(finite, top, 0.0)).to(tl.float64))
     total = tl.sum(tl.where(sums == sums, tl.where(finite, scaled, 0.0), sums), 0)
     bad = (total != total) | ((top == INF) & (tl.load(weight_ptr + row) != 0))
-    tl.store(status_ptr + row, tl.where(bad, NON_FINITE_LOGITS + TERM, tl.load(status_ptr + row)))
+    tl.store(status_ptr + row, tl.where(bad, NON_FINITE_LOGITS + term, tl.load(status_ptr + row)))
     z = tl.load(z_ptr + row * z_stride + tl.load(tokens_ptr + row))
     normaliser = tl.where(finite, top.to(tl.float64) + tl.log(total), top.to(tl.float64))
     tl.store(logprobs_ptr + row, tl.where(z == -INF, -INF, z.to(tl.float64) - normaliser).to(tl.float32))

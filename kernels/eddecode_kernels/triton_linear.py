@@ -41,11 +41,9 @@ def multiplied(
     return total
 
 
-@triton.jit(
-    do_not_specialize=["M"]
-)  # else it is compiled for 1, for multiples of 16, and for other numbers of rows
+@triton.jit(do_not_specialize=["M"])  # one kernel for any number of rows
 def linear(
-    x_ptr, w_ptr, out_ptr, M, N, K, x_stride, out_part, K_PART,
+    x_ptr, w_ptr, out_ptr, M, N, K, x_stride, K_PART,
     EVEN: tl.constexpr, IEEE: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     """One tile of one part of x (M, K) · Wᵀ (N, K): out (SPLIT, M, N) float32; part p sums K_PART numbers.
@@ -61,39 +59,42 @@ def linear(
     w_ptrs = w_ptr + n[None, :].to(tl.int64) * K + k[:, None]
     row = m[:, None] < M
     total = multiplied(x_ptrs, w_ptrs, row, n, N, K, first, K_PART, EVEN, IEEE, BM, BN, BK)
-    out_ptrs = out_ptr + part.to(tl.int64) * out_part + m[:, None].to(tl.int64) * N + n[None, :]
+    out_ptrs = out_ptr + (part.to(tl.int64) * M + m[:, None]) * N + n[None, :]
     tl.store(out_ptrs, total, mask=row & (n < N)[None, :])
 
 
-@triton.jit(do_not_specialize=["M"], do_not_specialize_on_alignment=["tokens", "start", "step"])
+@triton.jit(do_not_specialize=["M", "tokens", "start", "step"])
 def add_low_rank(
-    t_ptr, b_ptr, out_ptr, M, N, tokens, start, step, t_part, t_row,
+    t_ptr, b_ptr, out_ptr, M, N, tokens, start, step,
     RANK: tl.constexpr, PARTS: tl.constexpr, BR: tl.constexpr, BN: tl.constexpr, IEEE: tl.constexpr,
 ):  # fmt: skip
     """Add t (M, r) · Bᵀ (N, r) to out (M, N) float32 in the rows start, start + step, …, each of `tokens` lines.
 
     t comes as PARTS parts in float32, whose sum is rounded to the dtype of B, as the factor's own product would be.
+    The rank is added up BR numbers at a time: as one tile, a large one would not fit.
     """
     n = tl.program_id(0) * BN + tl.arange(0, BN)
     m = tl.program_id(1) * 16 + tl.arange(0, 16)
-    r = tl.arange(0, BR)
     row = m // tokens
     changed = (m < M) & (row >= start) & ((row - start) % step == 0)
-    at = m[:, None].to(tl.int64) * t_row + r[None, :]
-    kept = changed[:, None] & (r < RANK)[None, :]
-    t = tl.zeros((16, BR), tl.float32)
-    for part in range(PARTS):
-        t += tl.load(t_ptr + part * t_part + at, mask=kept, other=0.0)
-    b = tl.load(
-        b_ptr + n[None, :].to(tl.int64) * RANK + r[:, None],
-        mask=(r < RANK)[:, None] & (n < N)[None, :],
-        other=0.0,
-    )
+    change = tl.zeros((16, BN), tl.float32)
+    for first in range(0, RANK, BR):
+        r = first + tl.arange(0, BR)
+        at = m[:, None].to(tl.int64) * RANK + r[None, :]
+        kept = changed[:, None] & (r < RANK)[None, :]
+        t = tl.zeros((16, BR), tl.float32)
+        for part in range(PARTS):
+            t += tl.load(t_ptr + tl.cast(part, tl.int64) * M * RANK + at, mask=kept, other=0.0)
+        b = tl.load(
+            b_ptr + n[None, :].to(tl.int64) * RANK + r[:, None],
+            mask=(r < RANK)[:, None] & (n < N)[None, :],
+            other=0.0,
+        )
+        if IEEE:
+            change = tl.dot(t.to(b_ptr.dtype.element_ty), b, change, input_precision="ieee")
+        else:
+            change = tl.dot(t.to(b_ptr.dtype.element_ty), b, change)
     out_ptrs = out_ptr + m[:, None].to(tl.int64) * N + n[None, :]
     inside = changed[:, None] & (n < N)[None, :]
     before = tl.load(out_ptrs, mask=inside, other=0.0)
-    if IEEE:
-        change = tl.dot(t.to(b_ptr.dtype.element_ty), b, input_precision="ieee")
-    else:
-        change = tl.dot(t.to(b_ptr.dtype.element_ty), b)
     tl.store(out_ptrs, before + change, mask=inside)

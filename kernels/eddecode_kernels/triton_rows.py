@@ -2,6 +2,9 @@
 
 Every kernel adds up the parts of the product before it, in order. A row is one program's, so its bits are the same in
 any batch. Numbers are rounded to the model's dtype where torch rounds them.
+
+No kernel is compiled for a number of rows: that would take time whenever another number comes, and another compilation
+need not give the same bits. So how far parts are apart follows from the number of programs.
 """
 
 # Triton compiles these functions: no annotations.
@@ -25,7 +28,7 @@ def product_at(
     """Numbers of a product: its parts, and the bias, added up and rounded."""
     x = tl.load(parts_ptr + at, mask=inside, other=0.0)
     for part in range(1, SPLIT):
-        x += tl.load(parts_ptr + part * part_stride + at, mask=inside, other=0.0)
+        x += tl.load(parts_ptr + tl.cast(part, tl.int64) * part_stride + at, mask=inside, other=0.0)
     if BIAS:
         x += tl.load(bias_ptr + column, mask=inside, other=0.0).to(tl.float32)
     return rounded(x, like_ptr)
@@ -44,7 +47,7 @@ def normed(x, rms, w, like_ptr, OFFSET: tl.constexpr, LATE: tl.constexpr):
 
 @triton.jit
 def add_and_norm(
-    hidden_ptr, parts_ptr, bias_ptr, after_ptr, weight_ptr, out_ptr, size, part_stride, epsilon, scale,
+    hidden_ptr, parts_ptr, bias_ptr, after_ptr, weight_ptr, out_ptr, size, epsilon, scale,
     SPLIT: tl.constexpr, BIAS: tl.constexpr, AFTER: tl.constexpr, SCALED: tl.constexpr, NORM: tl.constexpr,
     OFFSET: tl.constexpr, LATE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -54,6 +57,7 @@ def add_and_norm(
     inside = i < size
     x = tl.load(hidden_ptr + row * size + i, mask=inside, other=0.0).to(tl.float32)
     if SPLIT > 0:
+        part_stride = tl.num_programs(0).to(tl.int64) * size
         y = product_at(parts_ptr, part_stride, bias_ptr, row * size + i, i, inside, hidden_ptr, SPLIT, BIAS)
         if AFTER:
             rms = tl.rsqrt(tl.sum(y * y, 0) / size + epsilon)
@@ -70,10 +74,10 @@ def add_and_norm(
         tl.store(out_ptr + row * size + i, y.to(out_ptr.dtype.element_ty), mask=inside)
 
 
-@triton.jit(do_not_specialize_on_alignment=["tokens"])
+@triton.jit(do_not_specialize=["tokens"])
 def rotate_and_write(
     parts_ptr, bias_ptr, q_norm_ptr, k_norm_ptr, cos_ptr, sin_ptr, positions_ptr, q_ptr, k_ptr, v_ptr,
-    part_stride, tokens, k_row, k_head, v_row, v_head, epsilon,
+    tokens, k_row, k_head, v_row, v_head, epsilon,
     H: tl.constexpr, HK: tl.constexpr, D: tl.constexpr, ROTARY: tl.constexpr, SPLIT: tl.constexpr,
     BIAS: tl.constexpr, NORM: tl.constexpr, OFFSET: tl.constexpr, LATE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -83,17 +87,17 @@ def rotate_and_write(
     values go to the cache (rows, HK, capacity, D) at the token's position. NORM: 1 normalizes every head by itself, 2
     all heads of the queries, or of the keys, together. The first half of the ROTARY numbers is paired with the second.
     """
-    token, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    token, head = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
     WIDTH: tl.constexpr = (H + 2 * HK) * D
     HALF: tl.constexpr = ROTARY // 2
     i = tl.arange(0, BLOCK)
     inside = i < D
-    base = token * WIDTH
+    base, part_stride = token * WIDTH, tl.num_programs(0).to(tl.int64) * WIDTH
     x = product_at(
         parts_ptr, part_stride, bias_ptr, base + head * D + i, head * D + i, inside, q_ptr, SPLIT, BIAS
     )
     at = tl.load(positions_ptr + token)
-    row = token // tokens
+    row = (tl.program_id(0) // tokens).to(tl.int64)
     if head < H + HK:
         other = tl.where(i < HALF, i + HALF, tl.where(i < ROTARY, i - HALF, i))
         if NORM > 0 or ROTARY > 0:
@@ -101,19 +105,24 @@ def rotate_and_write(
                 parts_ptr, part_stride, bias_ptr, base + head * D + other, head * D + other, inside, q_ptr, SPLIT, BIAS
             )  # fmt: skip
         if NORM > 0:
-            is_key = (head >= H).to(tl.int32)
+            is_key = (head >= H).to(tl.int64)
             if NORM == 1:
                 square = tl.sum(x * x, 0) / D
                 column, partner = i, other
             else:
                 first, count = is_key * H, H + is_key * (HK - H)
-                square = tl.zeros([], tl.float32)
-                for each in range(first, first + count):
+                squares = tl.zeros(
+                    [8, BLOCK], tl.float32
+                )  # eight heads at a time, to wait for memory less often
+                for some in range(0, H if H > HK else HK, 8):
+                    each = some + tl.arange(0, 8)
+                    at_each = (first + each[:, None]) * D + i[None, :]
+                    there = (each < count)[:, None] & inside[None, :]
                     z = product_at(
-                        parts_ptr, part_stride, bias_ptr, base + each * D + i, each * D + i, inside, q_ptr, SPLIT, BIAS
-                    )  # fmt: skip
-                    square += tl.sum(z * z, 0)
-                square = square / (count * D)
+                        parts_ptr, part_stride, bias_ptr, base + at_each, at_each, there, q_ptr, SPLIT, BIAS
+                    )
+                    squares += z * z
+                square = tl.sum(tl.sum(squares, 0), 0) / (count * D)
                 column, partner = (head - first) * D + i, (head - first) * D + other
             rms = tl.rsqrt(square + epsilon)
             if head < H:
@@ -140,14 +149,14 @@ def rotate_and_write(
 
 @triton.jit
 def gate(
-    parts_ptr, bias_ptr, out_ptr, size, part_stride,
+    parts_ptr, bias_ptr, out_ptr, size,
     SPLIT: tl.constexpr, BIAS: tl.constexpr, GELU: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """out = activation(gate) · up of a product (SPLIT, rows, 2·size): program (row, block)."""
     row = tl.program_id(0).to(tl.int64)
     i = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = i < size
-    base = row * 2 * size
+    base, part_stride = row * 2 * size, tl.num_programs(0).to(tl.int64) * 2 * size
     g = product_at(parts_ptr, part_stride, bias_ptr, base + i, i, inside, out_ptr, SPLIT, BIAS)
     u = product_at(parts_ptr, part_stride, bias_ptr, base + size + i, size + i, inside, out_ptr, SPLIT, BIAS)
     if GELU:
@@ -163,13 +172,15 @@ def copy_blocks(table_ptr, BYTES: tl.constexpr, BLOCK: tl.constexpr):
     """Copy stretches of memory: program (entry, head, block).
 
     table (n, 6) int64: addresses from and to of the first head, how many numbers a head has, numbers between heads from
-    and to, and how many heads.
+    and to, and how many heads. A number has BYTES; with 16, addresses are multiples of them.
     """
     entry = table_ptr + tl.program_id(0) * 6
     head = tl.program_id(1).to(tl.int64)
     source = tl.load(entry) + head * tl.load(entry + 3) * BYTES
     target = tl.load(entry + 1) + head * tl.load(entry + 4) * BYTES
     count = tl.load(entry + 2)
+    if BYTES == 16:  # as four numbers: a compiler that knows so moves them at once
+        source, target, count = tl.multiple_of(source, 16), tl.multiple_of(target, 16), count * 4
     i = tl.program_id(2).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = (i < count) & (head < tl.load(entry + 5))
     if BYTES == 2:

@@ -46,25 +46,30 @@ def part_size(depth: int, split: int) -> int:
     return -(-depth // (split * DEEPEST)) * DEEPEST
 
 
-def use_small_tiles_only() -> None:
-    """From now on use the tile of a few rows for any number: where tiles do not agree to the bit."""
-    _only_small.append(True)
+def divides(columns: int, depth: int, split: int, tile_columns: int) -> bool:
+    """Whether weights (columns, depth) divide into tiles of so many columns, and parts of one size: no masks."""
+    return columns % tile_columns == 0 and part_size(depth, split) * split == depth
+
+
+def use_small_tiles_only(dtype: torch.dtype) -> None:
+    """From now on use the tile of a few rows for any number, in a dtype whose tiles do not agree to the bit."""
+    _only_small.add(dtype)
     tile_for.cache_clear()
 
 
-_only_small: list[bool] = []
+_only_small: set[torch.dtype] = set()
 
 
 @cache
 def tile_for(rows: int, columns: int, depth: int, split: int, dtype: torch.dtype, shared_bytes: int) -> Tile:
     """The tile for a number of rows (see `bucket_of`) and weights (columns, depth)."""
-    rows = 1 if _only_small else rows
+    rows = 1 if dtype in _only_small else rows
     if dtype == torch.float32:  # exact float32 products: for tests, and for models that are loaded so
         return Tile(16 if rows <= 16 else 64, 64, 32, split, 4, 2)
-    if rows <= 64:
+    if rows <= 64 or columns <= TILE_COLUMNS:
         deep = depth % (128 * split) == 0 and not (split == 1 and columns < 16_384)
         preferred = Tile(16 if rows <= 16 else 64, 64, 128 if deep else 64, split, 4, 5 if deep else 6)
-    elif rows <= 256:
+    elif rows <= 256 or not divides(columns, depth, split, 256):  # with masks a larger tile spills registers
         preferred = Tile(128, 128, 64, split, 8, 3)
     else:
         preferred = Tile(128, 256, 64, split, 8, 3)

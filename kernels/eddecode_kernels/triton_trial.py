@@ -2,6 +2,9 @@
 
 The tiles of a product differ with the number of rows. On the GPUs where it was measured (H200) the order of a sum is
 fixed by SPLIT alone, whichever instructions multiply the tiles; a GPU on which that is not so uses one kind of tile.
+
+Kernels take time to compile. So what is tried here is, as far as it can be, what a model needs anyway: products of
+shapes that divide by all tiles, and attention with the model's own heads.
 """
 
 from __future__ import annotations
@@ -20,12 +23,12 @@ from eddecode_kernels.launching import compile_ahead, launching
 _log = logging.getLogger(__name__)
 
 ROWS = (1, 16, 40, 100, 300)  # one per kind of tile, and one alone
-# Of sums of 768 products of size about 1: float32 sums are off by 1e-5, those of tensor cores, which cut off instead of
-# rounding, by up to 4e-4, and TF32 products by 1e-2.
+COLUMNS, DEPTH = 512, 1024
+# Of sums of 1,024 products of size about 1: float32 sums are off by 1e-5, those of tensor cores, which cut off instead
+# of rounding, by up to 4e-4, and TF32 products by 1e-2.
 TOLERANCE = 2e-3
 EXPERTS = 3
 EXPERT_ROWS = (1, 20, 70, 300, 1300)  # alone, and for each kind of tile
-HEADS, KV_HEADS, HEAD_SIZE = 4, 2, 64  # of the attention that is tried
 KEYS = 300  # more than a chunk
 
 
@@ -33,6 +36,18 @@ KEYS = 300  # more than a chunk
 def failure(device: torch.device, dtype: torch.dtype) -> str | None:
     """Why the kernels are not used on a device; None if they pass."""
     return _outcome(run_trial, "kernels", device, dtype)
+
+
+@cache
+def attention_failure(
+    device: torch.device, dtype: torch.dtype, heads: int, kv_heads: int, size: int, softcap: float
+) -> str | None:
+    """Why attention is not used on a device for heads of that number and size; None if it passes its trial."""
+
+    def trial(device: torch.device, dtype: torch.dtype) -> str | None:
+        return run_attention_trial(device, dtype, heads, kv_heads, size, softcap)
+
+    return _outcome(trial, "attention", device, dtype)
 
 
 @cache
@@ -65,42 +80,44 @@ def _outcome(
 def run_trial(device: torch.device, dtype: torch.dtype) -> str | None:
     """Why the kernels should not be used on a device; None if they pass. Whatever they raise is raised."""
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(max(ROWS), 768, generator=generator).to(device, dtype)
-    weight = torch.randn(320, 768, generator=generator).to(device, dtype)
-    compile_ahead(device, lambda: _launch_all(x, weight))
+    x = torch.randn(max(ROWS), DEPTH, generator=generator).to(device, dtype)
+    weight = torch.randn(COLUMNS, DEPTH, generator=generator).to(device, dtype)
+    compile_ahead(device, lambda: same_bits(x, weight))
     error = (kernels.product(x, weight).double().sum(0) - x.double() @ weight.double().T).abs().max()
     if not error <= TOLERANCE:
         return f"a product was off by {float(error):.2g}"
     if not same_bits(x, weight):
-        triton_tiles.use_small_tiles_only()
+        triton_tiles.use_small_tiles_only(dtype)
         _log.warning(
             "on %s in %s products differ between tiles: small tiles are used for every batch", device, dtype
         )
         if not same_bits(x, weight):
             return "a row of a product depends on its batch"
-    if not packed_as_alone(device, dtype):
-        kernels.use_small_attention_tiles()
-        _log.warning(
-            "on %s in %s attention in a packed pass differs from a decode step: small tiles are used",
-            device,
-            dtype,
-        )
-        if not packed_as_alone(device, dtype):
-            return "attention gives a prompt other bits than a decode step"
     return None
 
 
-def _launch_all(x: Tensor, weight: Tensor) -> None:
-    """Whatever the trial launches."""
-    for rows in ROWS:
-        kernels.product(x[-rows:], weight)
-    packed_as_alone(x.device, x.dtype)
+@torch.inference_mode()
+def run_attention_trial(
+    device: torch.device, dtype: torch.dtype, heads: int, kv_heads: int, size: int, softcap: float
+) -> str | None:
+    """Why attention should not be used; None if it may. Whatever it raises is raised."""
+    given = device, dtype, heads, kv_heads, size, softcap
+    compile_ahead(device, lambda: packed_as_alone(*given))
+    if packed_as_alone(*given):
+        return None
+    kernels.use_small_attention_tiles()
+    _log.warning(
+        "on %s in %s attention in a packed pass differs from a decode step: small tiles are used",
+        device,
+        dtype,
+    )
+    return None if packed_as_alone(*given) else "attention gives a prompt other bits than a decode step"
 
 
 def same_bits(x: Tensor, weight: Tensor) -> bool:
     """Whether the last row of a product is the same to the bit alone and in batches of every kind of tile."""
-    alone = kernels.product(x[-1:], weight)
-    return all(torch.equal(kernels.product(x[-rows:], weight)[:, -1:], alone) for rows in ROWS)
+    found = [kernels.product(x[-rows:], weight)[:, -1:] for rows in ROWS]  # all, for whoever compiles ahead
+    return all(torch.equal(each, kernels.product(x[-1:], weight)) for each in found)
 
 
 @torch.inference_mode()
@@ -134,25 +151,30 @@ def _launch_experts(x: Tensor, weight: Tensor, chosen: Tensor) -> None:
         experts_triton.expert_product(x[-rows:], weight, group, 2, shared_by=2)
 
 
-def packed_as_alone(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether attention gives the last tokens of a text the same bits in a packed pass and in decode steps."""
+def packed_as_alone(
+    device: torch.device, dtype: torch.dtype, heads: int, kv_heads: int, size: int, softcap: float
+) -> bool:
+    """Whether attention gives the tokens of a text the same bits in a packed pass and in decode steps.
+
+    Over all keys before a token and over a window of them, in one chunk and in two.
+    """
     generator = torch.Generator().manual_seed(1)
 
     def random(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator).to(device, dtype)
 
-    size = kernels.tile_tokens(HEADS, KV_HEADS)
-    query = random(KEYS, HEADS, HEAD_SIZE)
-    keys, values = (random(1, KV_HEADS, KEYS, HEAD_SIZE) for _ in range(2))
+    tokens = kernels.tile_tokens(heads, kv_heads, size)
+    query = random(KEYS, heads, size)
+    keys, values = (random(1, kv_heads, KEYS, size) for _ in range(2))
     end = torch.arange(1, KEYS + 1, device=device)[None]
-    start, out = torch.zeros_like(end), torch.empty_like(query)
-    tiles = torch.tensor([(at, min(size, KEYS - at), 0) for at in range(0, KEYS, size)]).to(device)
-    scale = HEAD_SIZE**-0.5
-    torch.ops.eddecode.attend_packed(query, keys, values, start, end, tiles, out, scale, 0.0)
-    alone = torch.empty_like(query[:1])
-    for token in (0, 40, KEYS - 1):
-        where = [each[:, token : token + 1].contiguous() for each in (start, end)]
-        torch.ops.eddecode.attend(query[token : token + 1], keys, values, *where, alone, KEYS, scale, 0.0)
-        if not torch.equal(alone[0], out[token]):
-            return False
-    return True
+    tiles = torch.tensor([(at, min(tokens, KEYS - at), 0) for at in range(0, KEYS, tokens)]).to(device)
+    scale = size**-0.5
+    few, same = kernels.CHUNK, []
+    for start in (torch.zeros_like(end), (end - 100).clamp(min=0)):
+        packed, alone, one = torch.empty_like(query), torch.empty_like(query), torch.empty_like(query[:few])
+        torch.ops.eddecode.attend_packed(query, keys, values, start, end, tiles, packed, scale, softcap)
+        torch.ops.eddecode.attend(query, keys, values, start, end, alone, KEYS, scale, softcap)
+        where = [each[:, :few].contiguous() for each in (start, end)]
+        torch.ops.eddecode.attend(query[:few], keys, values, *where, one, few, scale, softcap)
+        same.append(torch.equal(packed, alone) and torch.equal(one, alone[:few]))
+    return all(same)

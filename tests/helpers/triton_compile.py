@@ -1,155 +1,286 @@
-"""Compiles the Triton kernels for GPUs that are not there; run as a script, it prints a line per kernel and GPU."""
+"""Compiles the Triton kernels that models launch, for GPUs that are not there; run as a script, a line per kernel.
+
+Layers of the shapes of real models are run on tensors of the "meta" device, which have sizes and no values. What they
+launch is compiled, as it would be on the GPU, and not run: so arguments have the types, the alignment and the
+constants of a real step.
+"""
 
 from __future__ import annotations
 
+import re
+import subprocess
 import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
-from eddecode_kernels import triton_attention, triton_experts, triton_linear, triton_rows
+import torch
+import triton
+from torch import Tensor
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+from triton.runtime.jit import JITFunction, KernelInterface
 
-HEADS = {"H": 32, "HK": 8, "D": 128, "BD": 128}
-EXPERTS = {"E": 60, "BLOCK": 128, "BE": 64}
-TILES = {"BM": 64, "BN": 64, "BK": 128}
-# kernel → constants and options, as `layers_triton` launches them for a 7B-shaped model in bfloat16.
-CASES: list[tuple[Any, dict[str, Any], dict[str, int]]] = [
-    (triton_linear.linear, {**TILES, "EVEN": True, "IEEE": False}, {"num_warps": 4, "num_stages": 4}),
-    (
-        triton_linear.linear,
-        {**TILES, "BM": 16, "EVEN": False, "IEEE": False},
-        {"num_warps": 4, "num_stages": 5},
-    ),
-    (
-        triton_linear.linear,
-        {"BM": 128, "BN": 256, "BK": 64, "EVEN": True, "IEEE": False},
-        {"num_warps": 8, "num_stages": 3},
-    ),
-    (
-        triton_linear.add_low_rank,
-        {"RANK": 48, "PARTS": 2, "BR": 64, "BN": 64, "IEEE": False},
-        {"num_warps": 4},
-    ),
-    (
-        triton_attention.attend,
-        {**HEADS, "ROWS": 16, "BT": 64, "CHUNK": 256, "PARTS": 4, "CAPPED": True, "IEEE": False},
-        {"num_warps": 2, "num_stages": 2},
-    ),
-    (
-        triton_attention.join_chunks,
-        {"H": 32, "D": 128, "BD": 128, "CHUNK": 256, "PARTS": 4},
-        {"num_warps": 1},
-    ),
-    (
-        triton_attention.attend_tile,
-        {**HEADS, "RP": 4, "ROWS": 64, "BT": 64, "CHUNK": 256, "CAPPED": False, "IEEE": False},
-        {"num_warps": 8, "num_stages": 2},
-    ),
-    (
-        triton_rows.add_and_norm,
-        {
-            **{"SPLIT": 2, "BIAS": True, "AFTER": True, "SCALED": True},
-            **{"NORM": True, "OFFSET": True, "LATE": True, "BLOCK": 4096},
-        },
-        {"num_warps": 8},
-    ),
-    (
-        triton_rows.rotate_and_write,
-        {
-            **{"H": 32, "HK": 8, "D": 128, "ROTARY": 128, "SPLIT": 1, "BIAS": True},
-            **{"NORM": 1, "OFFSET": False, "LATE": False, "BLOCK": 128},
-        },
-        {"num_warps": 1},
-    ),
-    (triton_rows.gate, {"SPLIT": 1, "BIAS": False, "GELU": True, "BLOCK": 1024}, {"num_warps": 4}),
-    (
-        triton_experts.route,
-        {
-            **{"E": 60, "TOP_K": 4, "COLUMNS": 61, "SPLIT": 8, "BIAS": False, "RENORMALIZED": True},
-            **{"ROUNDED": True, "BLOCK": 64, "BK": 4},
-        },
-        {"num_warps": 1},
-    ),
-    (triton_experts.count_pairs, EXPERTS, {"num_warps": 4}),
-    (triton_experts.group_pairs, {**EXPERTS, "BM": 16, "ONE": False, "BT": 64}, {"num_warps": 4}),
-    (
-        triton_experts.expert_linear,
-        {**TILES, "BM": 16, "SHARED_BY": 4, "EVEN": True, "IEEE": False},
-        {"num_warps": 4, "num_stages": 5},
-    ),
-    (
-        triton_experts.expert_linear,
-        {"BM": 128, "BN": 256, "BK": 64, "SHARED_BY": 1, "EVEN": True, "IEEE": False},
-        {"num_warps": 8, "num_stages": 3},
-    ),
-    (
-        triton_experts.mix_experts,
-        {
-            **{"TOP_K": 4, "SPLIT": 1, "ROUNDED": True, "SHARED_SPLIT": 2, "SHARED_BIAS": False},
-            "BLOCK": 1024,
-        },
-        {"num_warps": 4},
-    ),
-    (triton_rows.copy_blocks, {"BYTES": 2, "BLOCK": 1024}, {"num_warps": 4}),
-    (triton_rows.philox_uniforms, {"BLOCK": 64}, {"num_warps": 2}),
-]
-SHARED_BYTES = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10}  # that one program may use
-LONG = ("start_ptr", "end_ptr", "positions_ptr", "tiles_ptr", "table_ptr", "keys_ptr")
-FLOAT32 = ("parts_ptr", "sums_ptr", "tops_ptr", "t_ptr", "weights_ptr", "gates_ptr", "shared_ptr")
-INT32 = ("experts_ptr", "counts_ptr", "order_ptr", "tile_expert_ptr", "tile_pairs_ptr")
-FLOAT32_OUT = (
-    *(triton_linear.linear, triton_linear.add_low_rank),
-    *(triton_experts.expert_linear, triton_experts.mix_experts),
+from eddecode_kernels import (
+    experts_triton,
+    joined_triton,
+    layers_triton,
+    norm_triton,
+    sample_triton,
+    triton_tiles,
 )
-OTHER_TYPES = ("constexpr", "fp32")
-FLOATS = ("epsilon", "scale", "softcap")
+from eddecode_kernels.decoder_layer import (
+    DecoderLayerWeights,
+    ExpertWeights,
+    ForwardContext,
+    KVPointers,
+    LinearWeights,
+)
+from eddecode_kernels.decoder_triton import TritonDecoderLayers
+from eddecode_kernels.types import EVERY_FILTER, Filters, SampleInputs, SamplingRows
+
+BF16 = torch.bfloat16
+SHARED_BYTES = {80: 163 << 10, 86: 99 << 10, 89: 99 << 10, 90: 227 << 10, 100: 227 << 10, 120: 99 << 10}
+TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
 
-def pointer_type(kernel: Any, name: str) -> str:
-    """The type of a pointer argument."""
-    if name in LONG:
-        return "*i64"
-    if name in INT32:
-        return "*i32"
-    if name in FLOAT32 or (name == "out_ptr" and kernel in FLOAT32_OUT):
-        return "*fp32"
-    return "*fp64" if kernel is triton_rows.philox_uniforms else "*bf16"
+@dataclass(frozen=True)
+class Shape:
+    """Sizes of a model's layers; `experts`: how many, of a token, and numbers of one."""
+
+    hidden: int
+    feed_forward: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocabulary: int = 32_000
+    bias: bool = False
+    head_norms: int = 0  # 1: of each head, 2: of all
+    gemma: bool = False
+    experts: tuple[int, int, int] | None = None
+    rank: int = 0
 
 
-def main(capabilities: list[int]) -> None:
-    """Compile everything for each compute capability."""
-    import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
+SHAPES = {
+    "llama-2-7b": Shape(4096, 11008, 32, 32, 128),
+    "llama-3-70b": Shape(8192, 28672, 64, 8, 128, 128_256),
+    "qwen2.5-0.5b": Shape(896, 4864, 14, 2, 64, 151_936, bias=True, rank=64),
+    "gemma-2-9b": Shape(3584, 14336, 16, 8, 256, 256_000, gemma=True),
+    "olmo-2-7b": Shape(4096, 11008, 32, 32, 128, 100_352, head_norms=2),
+    "qwen2-moe": Shape(2048, 5632, 16, 16, 128, 151_936, head_norms=1, experts=(60, 4, 1408)),
+}
 
-    for kernel, constants, options in CASES:
-        names = kernel.arg_names
-        assert set(constants) <= set(names), (kernel.__name__, set(constants) - set(names))
-        signature = {
-            name: "constexpr"
-            if name in constants
-            else pointer_type(kernel, name)
-            if name.endswith("_ptr")
-            else "fp32"
-            if name in FLOATS
-            else "i32"
-            for name in names
-        }
-        # As torch's tensors are: aligned, with strides that divide by 16. Only then are loads pipelined.
-        aligned = {
-            (i,): [["tt.divisibility", 16]] for i, n in enumerate(names) if signature[n] not in OTHER_TYPES
-        }
-        constexprs = {(names.index(n),): v for n, v in constants.items()}
-        source = ASTSource(kernel, signature, constexprs, aligned)
-        for capability in capabilities:
-            built = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
-            fits = len(built.asm["cubin"]) > 0 and built.metadata.shared <= SHARED_BYTES[capability]
-            print(
-                kernel.__name__,
-                capability,
-                built.metadata.shared,
-                "fits" if fits else "DOES NOT FIT",
-                flush=True,
-            )
+
+# What a launch becomes --------------------------------------------------------------------------------------------
+
+
+class AbsentDriver:
+    """A driver of a GPU that is not there, of which Triton's compiler only asks what to compile for."""
+
+    def __init__(self, capability: int) -> None:
+        self.capability = capability
+
+    def get_current_target(self) -> Any:
+        return GPUTarget("cuda", self.capability, 32)
+
+    def get_current_device(self) -> int:
+        return self.capability
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+
+@contextmanager
+def compiled_for(
+    capability: int, launched: Callable[[JITFunction, Any, dict[str, Any]], None]
+) -> Iterator[None]:
+    """Within the block kernels are given to `launched` (kernel, arguments, options) in the place of being launched."""
+
+    def launcher(kernel: Any, grid: Any) -> Callable[..., None]:
+        return lambda *arguments, **options: launched(kernel, arguments, {**options, "grid": grid})
+
+    def shared(_: torch.device) -> int:
+        return SHARED_BYTES[capability]
+
+    driver.set_active(AbsentDriver(capability))
+    with (
+        patch.object(KernelInterface, "__getitem__", launcher),
+        patch.object(layers_triton, "shared_memory", shared),
+        patch.object(experts_triton, "shared_memory", shared),
+    ):
+        triton_tiles.tile_for.cache_clear()
+        yield
+    triton_tiles.tile_for.cache_clear()
+
+
+# What is launched -------------------------------------------------------------------------------------------------
+
+
+def meta(*shape: int, dtype: torch.dtype = BF16) -> Tensor:
+    """A tensor without values."""
+    return torch.empty(*shape, dtype=dtype, device="meta")
+
+
+def longs(*shape: int) -> Tensor:
+    return meta(*shape, dtype=torch.int64)
+
+
+def weights_of(shape: Shape) -> DecoderLayerWeights:
+    """A layer without values."""
+    rank = shape.rank
+
+    def linear(rows: int, columns: int, bias: bool = False) -> LinearWeights:
+        low = (meta(rank, columns), meta(rows, rank)) if rank else (None, None)
+        return LinearWeights(meta(rows, columns), meta(rows) if bias else None, *low)
+
+    d, wide, narrow = shape.hidden, shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
+    linears = {
+        "query": linear(wide, d, shape.bias),
+        "key": linear(narrow, d, shape.bias),
+        "value": linear(narrow, d, shape.bias),
+        "output": linear(d, wide),
+    }
+    experts = None
+    f = shape.feed_forward
+    dense = {"gate": linear(f, d), "up": linear(f, d), "down": linear(d, f)} if f else {}
+    if shape.experts is not None:
+        count, top_k, size = shape.experts
+        experts = ExpertWeights(meta(count, 2 * size, d), meta(count, d, size), top_k, True, True)
+        linears["router"] = LinearWeights(meta(count, d))
+        dense |= {"shared_gate": LinearWeights(meta(1, d))} if dense else {}
+    sizes = {0: (0, 0), 1: (shape.head_dim, shape.head_dim), 2: (wide, narrow)}[shape.head_norms]
+    norms = [meta(size) if size else None for size in sizes]
+    after = meta(d) if shape.gemma else None
+    return DecoderLayerWeights(
+        linears | dense, meta(d), meta(d), *norms, 1e-6, shape.gemma, "gelu_tanh" if shape.gemma else "silu",
+        shape.heads, shape.kv_heads, shape.head_dim, shape.head_dim**-0.5, 50.0 if shape.gemma else 0.0,
+        after, after, 1.0, shape.gemma, True, experts,
+    )  # fmt: skip
+
+
+def run_layers(shape: Shape, layers: TritonDecoderLayers, rows: int, tokens: int, capacity: int) -> None:
+    """One pass over `tokens` of each row; capacity 0: they are the prompts of a packed pass."""
+    tiles = longs(-(-tokens // layers.tile_tokens), 3) if capacity == 0 else None
+    angles = [meta(rows, tokens, shape.head_dim) for _ in range(2)]
+    places = [longs(rows, tokens) for _ in range(3)]
+    lora = slice(0, None, 2) if shape.rank else None
+    context = ForwardContext(*angles, *places, lora, capacity or tokens, tiles)
+    buffers = [meta(rows, shape.kv_heads, capacity or tokens, shape.head_dim) for _ in range(2)]
+    caches = KVPointers([(buffers[0], buffers[1])] * len(layers))
+    layers(meta(rows, tokens, shape.hidden), [context] * len(layers), caches)
+
+
+def sample(shape: Shape, rows: int, filters: Filters = EVERY_FILTER) -> None:
+    """A token for each row, from two models' logits."""
+    floats = [meta(rows, dtype=torch.float32) for _ in range(4)]
+    parameters = SamplingRows(floats[0], longs(rows), *floats[1:])
+    uniforms = meta(rows, dtype=torch.float64)
+    torch.ops.eddecode.philox_uniforms(longs(rows, 2), longs(rows), uniforms)
+    logits = tuple(meta(rows, shape.vocabulary, dtype=torch.float32) for _ in range(2))
+    weights, vocabulary = meta(2, rows, dtype=torch.float32), meta(shape.vocabulary, dtype=torch.bool)
+    inputs = SampleInputs(logits, weights, parameters, uniforms, vocabulary, (), shape.vocabulary)
+    forbidden = sample_triton.ForbiddenIds(longs(rows, 32), longs(rows, 32), longs(rows))
+    sample_triton.launch(inputs, forbidden, filters)
+
+
+def layers_of(shape: Shape) -> TritonDecoderLayers:
+    """A layer of a shape."""
+    joined_triton._known_joins.clear()  # by address, and nothing here has one
+    return TritonDecoderLayers([weights_of(shape)])
+
+
+def run_model(shape: Shape, passes: tuple[tuple[int, int, int], ...]) -> None:
+    """Layers and head: for each (rows, tokens, capacity) a pass of `run_layers`, and the logits of one token a row."""
+    layers = layers_of(shape)
+    for rows, tokens, capacity in passes:
+        run_layers(shape, layers, rows, tokens, capacity)
+        norm_triton.float32_linear(meta(rows, shape.hidden), meta(shape.vocabulary, shape.hidden))
+
+
+# Reports ----------------------------------------------------------------------------------------------------------
+
+
+PASSES = ((1, 300, 0), (8, 1, 1024))  # rows, tokens, capacity: see `run_layers`
+MORE_PASSES = ((1, 100, 0), (1, 40, 0), (8, 1, 256))
+CASES = (
+    *((90, name) for name in ("llama-2-7b", "qwen2.5-0.5b", "gemma-2-9b", "olmo-2-7b", "qwen2-moe")),
+    *((80, "llama-3-70b"), (89, "gemma-2-9b"), (100, "llama-3-70b")),
+)
+BY_DEVICE = ("linear", "expert_linear", "attend", "attend_tile")  # of the others one GPU tells enough
+
+
+def stack_bytes(cubin: bytes) -> int:
+    """Bytes that each thread spills, or else keeps in memory."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        command = [TOOLS / "cuobjdump", "-res-usage", file.name]
+        found = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return sum(int(number) for number in re.findall(r"(?:STACK|LOCAL):(\d+)", found))
+
+
+def report(capability: int, name: str, seen: set[Any]) -> None:
+    """Compile what a model launches, and print a line for each kernel that was not seen before."""
+
+    def launched(kernel: JITFunction, arguments: Any, options: dict[str, Any]) -> None:
+        label = kernel.fn.__name__
+        if capability != 90 and label not in BY_DEVICE:
+            return
+        built = kernel.warmup(*arguments, **options)
+        key = capability, label, built.hash
+        if key in seen:
+            return
+        seen.add(key)
+        shared, spilled = built.metadata.shared, stack_bytes(built.asm["cubin"])
+        fits = "fits" if shared <= SHARED_BYTES[capability] else "DOES NOT FIT"
+        print(name, capability, label, f"{shared} shared", f"{spilled} spilled", fits, flush=True)
+
+    with compiled_for(capability, launched):
+        run_model(SHAPES[name], PASSES)
+        if name == "llama-2-7b":
+            run_model(SHAPES[name], MORE_PASSES)
+            sample(SHAPES[name], 8)
+            sample(SHAPES[name], 8, Filters(False, False, False))
+            for itemsize in (2, 16):
+                torch.ops.eddecode.copy_blocks(longs(4, 6), 32, 4096, itemsize)
+
+
+def kernels_of_a_pair() -> dict[str, int]:
+    """How many kernels a 7B-shaped pair compiles, by name, whatever the numbers of rows and positions."""
+    found: dict[str, set[str]] = {}
+    shape = SHAPES["llama-2-7b"]
+
+    def compiled(kernel: JITFunction, *arguments: Any, **_: Any) -> None:
+        found.setdefault(kernel.fn.__name__, set()).add(repr(arguments))
+
+    def launched(kernel: JITFunction, arguments: Any, options: dict[str, Any]) -> None:
+        kernel.warmup(*arguments, **options)
+
+    passes = (
+        *((1, tokens, 0) for tokens in (1, 7, 16, 40, 64, 100, 256, 300, 2048)),
+        *((rows, 1, capacity) for rows in (1, 3, 16, 64) for capacity in (128, 256, 512, 2048, 4096)),
+        *((rows, 4, 1024) for rows in (1, 8, 64)),
+    )
+    with compiled_for(90, launched), patch.object(JITFunction, "_do_compile", compiled):
+        run_model(shape, passes)
+        for rows in (1, 2, 16, 64):
+            sample(shape, rows)
+    return {name: len(keys) for name, keys in sorted(found.items())}
+
+
+def main(arguments: list[str]) -> None:
+    """`count`: print `kernels_of_a_pair`; else compile all cases."""
+    if arguments == ["count"]:
+        print(kernels_of_a_pair())
+        return
+    seen: set[Any] = set()
+    for capability, name in CASES:
+        report(capability, name, seen)
 
 
 if __name__ == "__main__":
-    main([int(argument) for argument in sys.argv[1:]] or [80, 90, 100])
+    main(sys.argv[1:])

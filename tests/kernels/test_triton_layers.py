@@ -13,9 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from eddecode.execution import copying
 from eddecode.execution.packing import PackedTexts
 from eddecode.sampling import rng
-from eddecode_kernels import experts_triton, triton_tiles
+from eddecode_kernels import experts_triton, triton_tiles, triton_trial
 from eddecode_kernels import layers_triton as kernels
 from helpers.interpreter import DEVICE, runs
 
@@ -52,15 +53,19 @@ def test_a_split_depends_on_the_weights_alone_and_tiles_fit_small_gpus() -> None
             tile = triton_tiles.tile_for(rows, 4096, 4096, 2, torch.bfloat16, shared)
             assert (tile.rows + tile.columns) * tile.depth * 2 * tile.stages <= shared
             assert triton_tiles.DEEPEST % tile.depth == 0
+    for columns, expected in ((60, 64), (896, 128), (4096, 256)):  # a large tile with masks spills registers
+        wide = triton_tiles.tile_for(257, columns, 4096, 2, torch.bfloat16, 227 << 10).columns
+        assert wide == expected
 
 
-def test_low_rank_terms_are_added_to_their_rows_only() -> None:
-    x, a, b, out = random(6, 40), random(3, 40, seed=1), random(70, 3, seed=2), random(6, 70, seed=3)
+@pytest.mark.parametrize("rank", [3, 70])  # 64 numbers are added up at a time
+def test_low_rank_terms_are_added_to_their_rows_only(rank: int) -> None:
+    x, a, b, out = random(6, 40), random(rank, 40, seed=1), random(70, rank, seed=2), random(6, 70, seed=3)
     before = out.clone()
     OPS.add_low_rank(kernels.product(x, a), b, out, 2, 1, 2)  # three rows of two tokens: the second one
     changed = torch.tensor([0, 0, 1, 1, 0, 0], device=DEVICE).bool()
     assert torch.equal(out[~changed], before[~changed])
-    close(out[changed], (before + (x @ a.T) @ b.T)[changed], 1e-4)
+    close(out[changed], (before.double() + (x.double() @ a.double().T) @ b.double().T)[changed], 1e-4)
 
 
 def rms_norm(x: Tensor, weight: Tensor, offset: bool) -> Tensor:
@@ -243,7 +248,7 @@ def test_packed_texts_attend_as_each_does_by_itself(window: int | None) -> None:
     begin = torch.zeros_like(positions) if window is None else (positions - window).clamp(min=0)
     out = torch.empty_like(query)
     for first, stop in ((0, 200), (200, packed.total)):
-        tiles = packed.tiles(first, stop, kernels.tile_tokens(2, 1)).to(DEVICE)
+        tiles = packed.tiles(first, stop, kernels.tile_tokens(2, 1, size)).to(DEVICE)
         start, end = ((each + origins)[None, first:stop].contiguous() for each in (begin, positions + 1))
         OPS.attend_packed(query[first:stop], keys, values, start, end, tiles, out[first:stop], 0.3, 0.0)
     for token in (0, 1, 199, 200, 255, 256, 269, 270, 272, 273, 305):
@@ -257,14 +262,40 @@ def test_packed_texts_attend_as_each_does_by_itself(window: int | None) -> None:
         assert torch.equal(alone[0], out[token]), token
 
 
-def test_stretches_of_memory_are_copied_in_one_launch() -> None:
+def test_the_trial_of_attention_takes_tiles_that_keep_their_bits_or_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With the heads of a model; large tiles that differ are given up, and if small ones differ, too, all of it is."""
+    monkeypatch.setattr(triton_trial, "KEYS", 20)
+    monkeypatch.setattr(kernels, "_small_attention", [])
+    given = torch.device(DEVICE), torch.float32, 6, 2, 12, 2.0
+    assert triton_trial.run_attention_trial(*given) is None
+    assert [kernels.tile_tokens(6, 2, size) for size in (12, 128, 256)] == [16, 16, 8]
+    pack = triton_trial.packed_as_alone
+    monkeypatch.setattr(
+        triton_trial, "packed_as_alone", lambda *how: bool(kernels._small_attention) and pack(*how)
+    )
+    assert triton_trial.run_attention_trial(*given) is None
+    assert kernels.tile_tokens(6, 2, 12) == 4
+    monkeypatch.setattr(triton_trial, "packed_as_alone", lambda *_: False)
+    assert triton_trial.run_attention_trial(*given) is not None
+
+
+@pytest.mark.parametrize(
+    "least", [7, 8]
+)  # the numbers of all but the first entry; of 8, four are moved at once
+def test_stretches_of_memory_are_copied_in_one_launch(least: int) -> None:
     source, target = random(2, 3, 2500), torch.zeros(4, 3, 2600, device=DEVICE)
-    entries = ((0, 3, 2500, 3), (1, 0, 7, 3), (1, 2, 100, 1))  # from, to, numbers of a head, heads
-    table = [
-        [source[a].data_ptr(), target[b].data_ptr(), n, source.stride(1), target.stride(1), heads]
-        for a, b, n, heads in entries
-    ]
-    OPS.copy_blocks(torch.tensor(table, device=DEVICE), 3, 2500, 4)
+    entries = ((0, 3, 2500, 3), (1, 0, least, 3), (1, 2, 100, 1))  # from, to, numbers of a head, heads
+    table = torch.tensor(
+        [
+            [source[a].data_ptr(), target[b].data_ptr(), n, source.stride(1), target.stride(1), heads]
+            for a, b, n, heads in entries
+        ]
+    )
+    given, itemsize = copying.widest(table, 4)
+    assert itemsize == (16 if least == 8 else 4)
+    OPS.copy_blocks(given.to(DEVICE), 3, int(given[:, 2].max()), itemsize)
     expected = torch.zeros_like(target)
     for a, b, n, heads in entries:
         expected[b, :heads, :n] = source[a, :heads, :n]

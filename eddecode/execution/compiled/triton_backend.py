@@ -26,7 +26,12 @@ class TritonBackend:
         return True
 
     def compile_layer(self, weights: DecoderLayerWeights) -> TritonDecoderLayers | None:
-        """See `CompiledBackend.compile_layer`; experts where their products pass a trial, too."""
+        """See `CompiledBackend.compile_layer`; where attention with these heads, and experts, pass a trial, too."""
+        output = weights.linears["output"].weight
+        heads = weights.num_heads, weights.num_kv_heads, weights.head_dim
+        attention = *heads, weights.attention_softcap
+        if triton_trial.attention_failure(output.device, output.dtype, *attention) is not None:
+            return None
         if weights.experts is not None:
             router = weights.linears["router"].weight
             if triton_trial.experts_failure(router.device, router.dtype) is not None:
