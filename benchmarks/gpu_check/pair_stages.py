@@ -85,7 +85,7 @@ def steps(context: Context, found: Figures) -> None:
         if loop is None:
             raise StageError("the pair's step is not captured")
         sequences = [_sequence(context, i, prompt) for i, prompt in enumerate(prompts)]
-        loop.begin(row_state(sequences, lengths, context.device))
+        loop.begin(row_state(sequences, lengths))
         repeats, rounds = (
             (1, 1) if context.dry else (15, 4)
         )  # 60 steps: they fit into the positions of one capture

@@ -73,7 +73,7 @@ class Pipeline:
         """Launch the first step of these sequences, of which the models have read `lengths` tokens."""
         self._sequences, self._launches = list(sequences), 0
         self._plan = self._wanted_plan()
-        state = row_state(sequences, lengths, self._loop.vocabulary.device)
+        state = row_state(sequences, lengths)
         state.allowed = self._allowed()
         self._loop.begin(state, self._plan)
         self._launch()
@@ -152,9 +152,9 @@ def forbidden_ids(sequence: SequenceState) -> list[tuple[int, int]]:
     return found
 
 
-def row_state(sequences: Sequence[SequenceState], lengths: list[list[int]], device: torch.device) -> RowState:
+def row_state(sequences: Sequence[SequenceState], lengths: list[list[int]]) -> RowState:
     """What the device must know of sequences to decode them."""
-    batch = SamplingBatch.next_tokens(sequences, device)
+    batch = SamplingBatch.next_tokens(sequences, torch.device("cpu"))
     forbidden = [forbidden_ids(sequence) for sequence in sequences]
     most = max(map(len, forbidden))
     room = bucket(most, FORBIDDEN) if most else 0

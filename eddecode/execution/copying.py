@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from eddecode.execution.patching import triton_runs
-from eddecode.execution.row_parts import RowPart, copy_table, places
+from eddecode.execution.row_parts import RowPart, copy_table, move_table, places
 from eddecode.utils.device import copy_to_device
 
 WIDE = 16  # bytes that a thread moves at once
@@ -58,6 +58,22 @@ def copy_into_slots(
             for buffer, state in zip(buffers, (each for pair in row for each in pair), strict=True)
         ]
     )
+
+
+def move_slot(buffers: Sequence[Tensor], source: int, target: int, length: int) -> None:
+    """Copy the first positions of a slot to another one: keys and values of each layer in turn, contiguous.
+
+    Not by views of each: making these takes longer than the copying, and the device waits meanwhile.
+    """
+    if not buffers:
+        return
+    first = buffers[0]
+    alike = all(b.dtype == first.dtype and b.device == first.device and b.is_contiguous() for b in buffers)
+    if alike and triton_runs(first.device, first.dtype):
+        _launch(torch.from_numpy(move_table(places(buffers), source, target, length)), first)
+        return
+    for buffer in buffers:
+        buffer[target, :, :length] = buffer[source, :, :length]
 
 
 def _launch(table: Tensor, like: Tensor) -> None:

@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from eddecode.execution.attention import KeyRangeMask
-from eddecode.execution.copying import copy_heads, copy_into_slots
+from eddecode.execution.copying import copy_into_slots, move_slot
 from eddecode.execution.row_parts import PackedRow
 from eddecode.utils.device import copy_to_device
 from eddecode.utils.memory import free_bytes, has_lazy_allocation, pack_copies, zeros_lazy
@@ -346,7 +346,7 @@ class BatchedKVCache(Cache):  # type: ignore[misc]
         last = len(self.lengths) - 1
         if slot != last:
             length = self.lengths[last]
-            copy_heads([(buffer[last, :, :length], buffer[slot, :, :length]) for buffer in self._buffers()])
+            move_slot(self._buffers(), last, slot, length)
             self.lengths[slot] = length
         self.lengths.pop()
 

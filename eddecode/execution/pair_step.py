@@ -27,7 +27,7 @@ from eddecode.sampling.device import DeviceRows, sample_on_device
 from eddecode.sampling.device_penalties import DevicePenalties
 from eddecode.sampling.dispatch import packed
 from eddecode.sampling.penalties import PenalizedText
-from eddecode.utils.device import to_device
+from eddecode.utils.device import copy_to_device, to_device
 from eddecode_kernels.types import Filters, RawSample
 
 
@@ -56,7 +56,7 @@ class RowState:
         texts: what the base model reads, the sampled tokens included; no model has read the last one yet.
         lengths: per model, how many tokens of each row it has read.
         limits: per model, the last position that each row may come to fill: of the last token that may be sampled.
-        device_rows: for all rows, parameters and random streams; see `DeviceRows`.
+        device_rows: for all rows, parameters and random streams, on the CPU still; see `DeviceRows`.
         filters: which some row uses.
         forbidden: forbidden ids that rows have room for; 0 if no row has any.
         penalized: what the next token of each row follows, if some rows have penalties; else empty.
@@ -200,12 +200,12 @@ class PairStep:
         """Put what the host knows of the rows on the device; the other rows only fill up."""
         count, batch = len(state.texts), self.rows.active.shape[0]
         models, device = self.rows.weights.shape[0], self.rows.active.device
-        vacant = DeviceRows.vacant(models, batch - count, device, self.forbidden)
+        vacant = DeviceRows.vacant(models, batch - count, torch.device("cpu"), self.forbidden)
         for target, rest, given in zip(
             self.rows.tensors(), vacant.tensors(), state.device_rows.tensors(), strict=True
         ):
             axis = 1 if target is self.rows.weights else 0
-            target.copy_(torch.cat([given.to(target), rest], dim=axis))
+            target.copy_(copy_to_device(torch.cat([given, rest], dim=axis), device))
         if self.penalties is not None:
             self.penalties.write(state.penalized)
         if self.mask is not None and state.allowed is not None:

@@ -100,3 +100,20 @@ def copy_table(parts: Sequence[RowPart], targets: Table, first_slot: int, itemsi
     table[..., 4] = targets[:, HEAD]
     table[..., 5] = targets[:, HEADS]
     return table.reshape(-1, 6)
+
+
+def move_table(buffers: Table, source: int, target: int, length: int) -> Table:
+    """(n, 6) for `eddecode_kernels.layers_triton.copy_blocks`: the first positions of a slot to another one.
+
+    Args:
+        buffers: their `places`.
+        source, target: slots.
+        length: positions.
+    """
+    table = np.empty((len(buffers), 6), dtype=np.int64)
+    table[:, 0] = buffers[:, ADDRESS] + source * buffers[:, SLOT]
+    table[:, 1] = buffers[:, ADDRESS] + target * buffers[:, SLOT]
+    table[:, 2] = length * buffers[:, POSITION]
+    table[:, 3] = table[:, 4] = buffers[:, HEAD]
+    table[:, 5] = buffers[:, HEADS]
+    return table

@@ -246,3 +246,34 @@ def test_parts_of_a_packed_row_enter_by_one_table(monkeypatch: pytest.MonkeyPatc
         for slot, length in enumerate(together.lengths):
             assert torch.equal(a.keys[slot, :, :length], b.keys[slot, :, :length])
             assert torch.equal(a.values[slot, :, :length], b.values[slot, :, :length])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_row_that_moves_is_copied_by_one_table(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(1)
+    rows = [
+        [
+            (torch.randn(2, length, 4, generator=generator).to(dtype), torch.randn(2, length, 6).to(dtype))
+            for _ in range(3)
+        ]
+        for length in (5, 8, 2, 7)
+    ]
+    cache, launches = BatchedKVCache(), []
+    cache.add_all(rows)
+    monkeypatch.setattr(copying, "triton_runs", lambda device, dtype: True)
+    monkeypatch.setattr(copying, "_launch", lambda *given: (launches.append(len(given[0])), copied(*given)))
+    cache.remove(1)
+    cache.remove(2)  # the last one: nothing moves
+    assert launches == [2 * 3]
+    assert cache.lengths == [5, 7]
+    for layer, of_each_row in zip(cache.layers, zip(*(rows[0], rows[3]), strict=True), strict=True):
+        for slot, (keys, values) in enumerate(of_each_row):
+            assert torch.equal(layer.keys[slot, :, : cache.lengths[slot]], keys)
+            assert torch.equal(layer.values[slot, :, : cache.lengths[slot]], values)
+
+
+def test_a_row_without_states_can_be_removed() -> None:
+    cache = BatchedKVCache()
+    cache.lengths = [3, 4]
+    cache.remove(0)
+    assert cache.lengths == [4]
