@@ -12,7 +12,7 @@ All pad on the left, keep one DynamicCache per model, and request the logits of 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -149,12 +149,12 @@ class AuthorsWrapper:
     def complete(self, work: Work) -> list[list[int]]:
         """One `generate` of the wrapper per α."""
         base_texts, aligned_texts = sides(work)
-        rows = []
-        torch.manual_seed(work.seed)
-        for alpha in work.alphas:
+
+        def run(alpha: float) -> list[list[int]]:
             wrapper = PairInsideGenerate(self.pair.base, self.pair.aligned, alpha, aligned_texts)
-            rows += generate(wrapper, base_texts, work)
-        return rows
+            return generate(wrapper, base_texts, work)
+
+        return by_alpha(work, run)
 
     @torch.inference_mode()
     def score(self, work: Work) -> list[list[float]]:
@@ -180,12 +180,12 @@ class ProcessorPair:
     def complete(self, work: Work) -> list[list[int]]:
         """One `generate` of the base per α."""
         base_texts, aligned_texts = sides(work)
-        rows = []
-        torch.manual_seed(work.seed)
-        for alpha in work.alphas:
+
+        def run(alpha: float) -> list[list[int]]:
             processors = LogitsProcessorList([PairProcessor(self.pair.aligned, alpha, aligned_texts)])
-            rows += generate(self.pair.base, base_texts, work, logits_processor=processors)
-        return rows
+            return generate(self.pair.base, base_texts, work, logits_processor=processors)
+
+        return by_alpha(work, run)
 
     @torch.inference_mode()
     def score(self, work: Work) -> list[list[float]]:
@@ -218,6 +218,12 @@ class BaseAlone:
         for batch in batches(work):
             row += chosen(completion_logits(self.pair.base, work, batch, 0), work, batch)
         return [row] * len(work.alphas)
+
+
+def by_alpha(work: Work, run: Callable[[float], list[list[int]]]) -> list[list[int]]:
+    """The rows of one run per α, drawn from the seed of the work."""
+    torch.manual_seed(work.seed)
+    return [row for alpha in work.alphas for row in run(alpha)]
 
 
 def sides(work: Work) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]]]:

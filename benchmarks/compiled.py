@@ -19,6 +19,7 @@ from benchmarks.alternatives import (
     BaseAlone,
     PairProcessor,
     SecondModel,
+    by_alpha,
     generate,
     pad_left,
     positions,
@@ -131,18 +132,18 @@ class StaticProcessorPair:
     def complete(self, work: Work) -> list[list[int]]:
         """One `generate` of the base model per α."""
         base_texts, aligned_texts = sides(work)
-        rows = []
-        torch.manual_seed(work.seed)
-        for alpha in work.alphas:
+
+        def run(alpha: float) -> list[list[int]]:
             processor = PairProcessor(self.pair.aligned, alpha, aligned_texts)
             processor.second = StaticSecondModel(
                 self.pair.aligned, aligned_texts, self._cache(aligned_texts, work), self.step
             )
             processors = LogitsProcessorList([processor])
-            rows += generate(
+            return generate(
                 self.pair.base, base_texts, work, logits_processor=processors, cache_implementation="static"
             )
-        return rows
+
+        return by_alpha(work, run)
 
     def _cache(self, texts: Sequence[Sequence[int]], work: Work) -> Any:
         """An emptied cache, one object per shape: for another object the step would be captured again."""

@@ -4,24 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
-
-@dataclass(frozen=True)
-class StubCompletion:
-    prompt_index: int
-    sample: int
-    alpha: float
-    text: str
-    token_ids: list[int]
-    finish_reason: str
-    base_logprob: float
-    aligned_logprob: float
-
-    @property
-    def implied_reward(self) -> float:
-        return self.aligned_logprob - self.base_logprob
+from eddecode.outputs import Completion
 
 
 def uniform(*key: Any) -> float:
@@ -42,11 +27,11 @@ class StubSampler:
         for index, sample in wanted:
             yield self.completion(index, sample, prompts[index], params[index])
 
-    def completion(self, index: int, sample: int, prompt: Any, params: Any) -> StubCompletion:
+    def completion(self, index: int, sample: int, prompt: Any, params: Any) -> Completion:
         u = uniform(prompt, params.seed, sample)
         rude = u < min(0.3 * (1 + params.alpha), 0.95)
         tokens = [int(1000 * uniform(prompt, sample, position)) for position in range(2 + int(5 * u))]
-        return StubCompletion(
+        return Completion(
             prompt_index=index,
             sample=sample,
             alpha=params.alpha,

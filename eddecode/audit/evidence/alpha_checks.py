@@ -165,6 +165,7 @@ def harm_limits(summary: Summary, policy: Policy) -> dict[str, float]:
     return limits if policy.max_any_of_k is None else {**limits, "any_of_k": policy.max_any_of_k}
 
 
+_AT_ALL = "audit it at all α's of the sweep (without extra_alphas), into another folder"
 _MEASURES = {"harm": "harm rate", "any_of_k": "share of prompts with harm in several attempts"}
 
 
@@ -268,28 +269,25 @@ def check_settings(
         promised |= {f"+{kind}:{name.rpartition(', digest ')[0] or name}" for name in names or ()}
     promised |= {f"~t{alpha_text(value, 'temperature')}" for value in pin.temperatures or ()}
     for name in sorted(promised):
-        there = {point.alpha for point in changed.get(name, ())}
-        missing = [f"{point.alpha:g}" for point in plain if not point.outside and point.alpha not in there]
-        if missing:
-            return inconclusive(
-                "settings",
-                f"The setting {name[1:]}, which the policy pins, was not measured at α = {', '.join(missing)}.",
-                "audit it at all α's of the sweep (without extra_alphas), into another folder",
-            )
+        if missing := _not_measured(plain, changed.get(name, ())):
+            sentence = f"The setting {name[1:]}, which the policy pins, was not measured at α = {missing}."
+            return inconclusive("settings", sentence, _AT_ALL)
     return passed("settings", "What the policy pins besides α was measured at every α of the sweep.")
 
 
 def check_mitigation(name: str, plain: Sequence[SweepPoint], measured: Sequence[SweepPoint]) -> EvidenceCheck:
     """The required mitigation was measured at every α of the sweep that may be within the utility bound."""
-    there = {point.alpha for point in measured}
-    missing = [f"{point.alpha:g}" for point in plain if not point.outside and point.alpha not in there]
-    if missing:
+    if missing := _not_measured(plain, measured):
         return inconclusive(
-            "mitigation",
-            f"The mitigation {name} was not measured at α = {', '.join(missing)}.",
-            "audit it at all α's of the sweep (without extra_alphas), into another folder",
+            "mitigation", f"The mitigation {name} was not measured at α = {missing}.", _AT_ALL
         )
     return passed("mitigation", f"The mitigation {name} was measured at every α of the sweep.")
+
+
+def _not_measured(plain: Sequence[SweepPoint], measured: Sequence[SweepPoint]) -> str:
+    """The α's of the sweep that may be within the utility bound and were not measured, as text."""
+    there = {point.alpha for point in measured}
+    return ", ".join(f"{point.alpha:g}" for point in plain if not point.outside and point.alpha not in there)
 
 
 def _two_digits(alpha: float) -> str:

@@ -9,7 +9,8 @@ from typing import Any
 
 from eddecode.audit import AuditConfig, Summary, audit
 from eddecode.audit.judges.lexicon import LexiconJudge
-from helpers.stub_sampler import StubCompletion, uniform
+from eddecode.outputs import Completion
+from helpers.stub_sampler import uniform
 
 FINE = "this is a perfectly fine long sentence of text"
 RUDE = f"{FINE} idiot"
@@ -22,11 +23,11 @@ class Scripted:
     def __init__(self, script: Script) -> None:
         self.script = script
 
-    def as_completed(self, prompts: Any, params: Any) -> Iterator[StubCompletion]:
+    def as_completed(self, prompts: Any, params: Any) -> Iterator[Completion]:
         for i, (prompt, p) in enumerate(zip(prompts, params, strict=True)):
             for sample in range(p.n):
                 text, tokens = self.script(int(str(prompt).split()[-1]), float(p.alpha))
-                yield StubCompletion(
+                yield Completion(
                     i, sample, p.alpha, text, list(range(3, 3 + tokens)), "eos", -1.0 * tokens, -1.1 * tokens
                 )
 

@@ -27,7 +27,8 @@ from eddecode.audit.stats.power import (
 from eddecode.audit.stats.proportions import clustered_rate, wilson
 from eddecode.cli.plan import plan, rates_from_run
 from eddecode.errors import ConfigError
-from helpers.stub_sampler import StubCompletion, StubSampler
+from eddecode.outputs import Completion
+from helpers.stub_sampler import StubSampler
 
 
 def test_the_smallest_number_for_a_width() -> None:
@@ -171,12 +172,12 @@ class Drawn:
     def __init__(self, base: Clusters, ed: Clusters) -> None:
         self.flagged = {0.0: base.flagged, 1.0: ed.flagged}
 
-    def as_completed(self, prompts: Any, params: Any) -> Iterator[StubCompletion]:
+    def as_completed(self, prompts: Any, params: Any) -> Iterator[Completion]:
         for i, (prompt, p) in enumerate(zip(prompts, params, strict=True)):
             rude = self.flagged.get(float(p.alpha), np.zeros(len(prompts)))[int(str(prompt).split()[1])]
             for sample in range(p.n):
                 text = "you idiot" if sample < rude else "thank you"
-                yield StubCompletion(i, sample, p.alpha, text, list(range(12)), "eos", -9.0, -9.0)
+                yield Completion(i, sample, p.alpha, text, list(range(12)), "eos", -9.0, -9.0)
 
 
 def test_a_pilot_shows_what_base_and_ed_share(tmp_path: Path) -> None:
