@@ -43,6 +43,7 @@ def _measure(context: Context, found: Figures, pair: BenchPair, sampler: Sampler
     found["rows"], found["positions of each"] = rows, length
     prompts = list(texts_of(1 if context.dry else rows, length, context.shape.vocabulary))
     sampler.generate(prompts[:1], params_of(2, 0.0))  # compiles what it needs
+    sampler.runner.trim()
     context.release()
     arrived: dict[int, float] = {}  # tokens of each row → when the last row had so many
     counts = [0] * len(prompts)

@@ -27,7 +27,7 @@ def tests(context: Context, found: Figures) -> None:
         found.put({"tests passed": 0, "tests failed": 0})
         return
     if find_spec("pytest") is None:
-        raise StageError("pytest is not installed; pip install pytest hypothesis")
+        raise StageError("pytest is not installed; pip install pytest")
     output = context.out / "tests.txt"
     command = [sys.executable, "-m", "pytest", "-v", "-rfE", "-p", "no:cacheprovider", *FILES]
     command += ["-n", str(WORKERS)] if find_spec("xdist") else []
