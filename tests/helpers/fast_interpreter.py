@@ -33,6 +33,7 @@ def speed_up() -> None:
     interpreter._get_np_dtype = _OncePerType(interpreter._get_np_dtype)
     _make_types_once()
     _pass_over_equal_types()
+    _count_by_arrays_of_one()
 
 
 def _make_types_once() -> None:
@@ -81,3 +82,16 @@ def _pass_over_equal_types() -> None:
         return broadcast(self, a, b)
 
     TritonSemantic.cast, TritonSemantic.broadcast_impl_value = cast_if_needed, broadcast_if_needed
+
+
+def _count_by_arrays_of_one() -> None:
+    """Triton before 3.7 makes a number of an array of one number, which numpy refuses from 2.4 on."""
+    from triton.runtime import interpreter
+
+    patch = interpreter._patch_lang_tensor
+
+    def patched(tensor: Any, scope: Any) -> None:
+        patch(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.squeeze()))
+
+    interpreter._patch_lang_tensor = patched
