@@ -201,6 +201,9 @@ class Engine:
         """Launch a step, then read the one before it; once a sequence has finished, read all that was launched."""
         running = self.scheduler.running
         if pipeline.idle:
+            # To the end of these rows: after memory ran out their buffers are as short as they can be, and growing step
+            # by step, to powers of two, takes more.
+            self.runner.reserve(len(running), self.scheduler.max_positions(running))
             try:
                 pipeline.start(running, self.scheduler.cached_lengths())
             except CaptureError as error:

@@ -15,7 +15,7 @@ from eddecode.execution.cuda_graph import GraphModelRunner
 from eddecode.execution.factory import runner_for, separate_pair_runner
 from eddecode.execution.lora_runner import LoraPairRunner
 from eddecode.execution.pair_loop import PairLoop
-from eddecode.execution.runner import CachedModelRunner
+from eddecode.execution.runner import CachedModelRunner, PairRunner
 from eddecode.models.pair import ModelPair
 from eddecode.sampler import Sampler
 from eddecode.sampling.access import Access
@@ -115,6 +115,21 @@ def test_out_of_memory_shrinks_the_batch_and_changes_no_token(monkeypatch: pytes
             if self.logits.shape[0] > 2:
                 raise torch.OutOfMemoryError("CUDA out of memory")
 
+    reserved, reserve, begin = [], PairRunner.reserve, PairLoop.begin
+
+    def spied(self: PairRunner, slots: int, positions: Any = ()) -> None:
+        reserved.append((slots, list(positions)))
+        reserve(self, slots, positions)
+
+    def begun(self: PairLoop, state: Any, *plan: Any) -> None:
+        """Buffers that were cut short have room for all that these rows may come to be."""
+        slots, positions = reserved[-1]
+        assert slots == len(state.texts)
+        assert positions == [1 + max(limits) for limits in state.limits]
+        begin(self, state, *plan)
+
+    monkeypatch.setattr(PairRunner, "reserve", spied)
+    monkeypatch.setattr(PairLoop, "begin", begun)
     for model_runner in made.runner.model_runners:
         model_runner.capture = Short  # type: ignore[attr-defined]
     found = decoding.tokens(made.generate(prompts, params))
