@@ -20,6 +20,7 @@ FILES = (
     "tests/kernels/test_triton.py",
     "tests/kernels/test_triton_layers.py",
     "tests/execution/compiled/test_triton_backend.py",
+    "tests/execution/compiled/test_triton_on_a_simulated_gpu.py",
     "tests/benchmarks/test_gpu_check.py::test_a_dry_run_does_every_stage",
 )
 INTERPRETED = bool((kernels() or {}).get("interpreted"))

@@ -83,7 +83,10 @@ class DeviceTensor(torch.Tensor):
 def index_of(key: Any) -> Any:
     """An index whose lists are tensors: torch makes these past all dispatch."""
     parts = key if isinstance(key, tuple) else (key,)
-    made = tuple(torch.tensor(part) if isinstance(part, list) else part for part in parts)
+    made = tuple(
+        torch.tensor(part, dtype=None if part else torch.int64) if isinstance(part, list) else part
+        for part in parts
+    )
     return made if isinstance(key, tuple) else made[0]
 
 
