@@ -18,6 +18,9 @@ from eddecode_kernels.triton_tiles import bucket_of, divides, part_size, shared_
 
 CHUNK = 256  # keys of a chunk: part of the result's bits
 BLOCK = 64  # keys that are read at a time; divides CHUNK
+FLOAT32_BLOCK = (
+    16  # the same of large heads in float32: tensor cores do not multiply it, and registers hold a tile
+)
 TILE_ROWS = 64  # query rows of one program in a packed pass
 WIDE_TILE_ROWS = 32  # the same of heads of more than 128 numbers: more would not fit into registers
 SMALL_TILE_ROWS = 16  # the same where large tiles do not give the bits of a decode step
@@ -243,8 +246,8 @@ def attend(
     launch_kernel(module.attend, (count, kv_heads, parts),
         query, keys, values, start, end, out, sums, tops, start.shape[1],
         keys.stride(0), keys.stride(1), values.stride(0), values.stride(1), scale, softcap,
-        H=heads, HK=kv_heads, D=size, BD=wide, ROWS=rows, BT=BLOCK, CHUNK=CHUNK, SINGLE=parts == 1,
-        CAPPED=softcap != 0.0, IEEE=query.dtype == torch.float32,
+        H=heads, HK=kv_heads, D=size, BD=wide, ROWS=rows, BT=_keys_at_once(wide, query.dtype), CHUNK=CHUNK,
+        SINGLE=parts == 1, CAPPED=softcap != 0.0, IEEE=query.dtype == torch.float32,
         num_warps=_decode_warps(wide, rows), num_stages=1 if query.dtype == torch.float32 else 2,
         enable_fp_fusion=False,
     )  # fmt: skip
@@ -285,7 +288,7 @@ def attend_packed(
     warps = _decode_warps(wide, rows) if _small_attention else 4 if wide <= 64 else 8
     launch_kernel(kernels()["attention"].attend_tile, (tiles.shape[0], kv_heads),
         query, keys, values, start, end, tiles, out, keys.stride(1), values.stride(1), scale, softcap,
-        H=heads, HK=kv_heads, D=size, BD=wide, RP=group, ROWS=rows, BT=BLOCK, CHUNK=CHUNK,
+        H=heads, HK=kv_heads, D=size, BD=wide, RP=group, ROWS=rows, BT=_keys_at_once(wide, query.dtype), CHUNK=CHUNK,
         CAPPED=softcap != 0.0, IEEE=query.dtype == torch.float32,
         num_warps=warps, num_stages=2 if wide <= 128 and query.dtype != torch.float32 else 1,
         enable_fp_fusion=False,
@@ -304,6 +307,10 @@ def use_small_attention_tiles() -> None:
 
 
 _small_attention: list[bool] = []
+
+
+def _keys_at_once(wide: int, dtype: torch.dtype) -> int:
+    return FLOAT32_BLOCK if dtype == torch.float32 and wide >= 64 else BLOCK
 
 
 def _decode_warps(wide: int, rows: int) -> int:

@@ -43,7 +43,6 @@ from eddecode_kernels.decoder_layer import (
 from eddecode_kernels.decoder_triton import TritonDecoderLayers
 from eddecode_kernels.types import EVERY_FILTER, Filters, SampleInputs, SamplingRows
 
-BF16 = torch.bfloat16
 SHARED_BYTES = {80: 163 << 10, 86: 99 << 10, 89: 99 << 10, 90: 227 << 10, 100: 227 << 10, 120: 99 << 10}
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
@@ -63,6 +62,7 @@ class Shape:
     gemma: bool = False
     experts: tuple[int, int, int] | None = None
     rank: int = 0
+    dtype: torch.dtype = torch.bfloat16
 
 
 SHAPES = {
@@ -70,6 +70,7 @@ SHAPES = {
     "llama-3-70b": Shape(8192, 28672, 64, 8, 128, 128_256),
     "qwen2.5-0.5b": Shape(896, 4864, 14, 2, 64, 151_936, bias=True, rank=64),
     "gemma-2-9b": Shape(3584, 14336, 16, 8, 256, 256_000, gemma=True),
+    "llama in float32": Shape(4096, 11008, 32, 32, 128, dtype=torch.float32),
     "olmo-2-7b": Shape(4096, 11008, 32, 32, 128, 100_352, head_norms=2),
     "qwen2-moe": Shape(2048, 5632, 16, 16, 128, 151_936, head_norms=1, experts=(60, 4, 1408)),
 }
@@ -120,7 +121,7 @@ def compiled_for(
 # What is launched -------------------------------------------------------------------------------------------------
 
 
-def meta(*shape: int, dtype: torch.dtype = BF16) -> Tensor:
+def meta(*shape: int, dtype: torch.dtype) -> Tensor:
     """A tensor without values."""
     return torch.empty(*shape, dtype=dtype, device="meta")
 
@@ -133,9 +134,12 @@ def weights_of(shape: Shape) -> DecoderLayerWeights:
     """A layer without values."""
     rank = shape.rank
 
+    def own(*sizes: int) -> Tensor:
+        return meta(*sizes, dtype=shape.dtype)
+
     def linear(rows: int, columns: int, bias: bool = False) -> LinearWeights:
-        low = (meta(rank, columns), meta(rows, rank)) if rank else (None, None)
-        return LinearWeights(meta(rows, columns), meta(rows) if bias else None, *low)
+        low = (own(rank, columns), own(rows, rank)) if rank else (None, None)
+        return LinearWeights(own(rows, columns), own(rows) if bias else None, *low)
 
     d, wide, narrow = shape.hidden, shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
     linears = {
@@ -149,14 +153,14 @@ def weights_of(shape: Shape) -> DecoderLayerWeights:
     dense = {"gate": linear(f, d), "up": linear(f, d), "down": linear(d, f)} if f else {}
     if shape.experts is not None:
         count, top_k, size = shape.experts
-        experts = ExpertWeights(meta(count, 2 * size, d), meta(count, d, size), top_k, True, True)
-        linears["router"] = LinearWeights(meta(count, d))
-        dense |= {"shared_gate": LinearWeights(meta(1, d))} if dense else {}
+        experts = ExpertWeights(own(count, 2 * size, d), own(count, d, size), top_k, True, True)
+        linears["router"] = LinearWeights(own(count, d))
+        dense |= {"shared_gate": LinearWeights(own(1, d))} if dense else {}
     sizes = {0: (0, 0), 1: (shape.head_dim, shape.head_dim), 2: (wide, narrow)}[shape.head_norms]
-    norms = [meta(size) if size else None for size in sizes]
-    after = meta(d) if shape.gemma else None
+    norms = [own(size) if size else None for size in sizes]
+    after = own(d) if shape.gemma else None
     return DecoderLayerWeights(
-        linears | dense, meta(d), meta(d), *norms, 1e-6, shape.gemma, "gelu_tanh" if shape.gemma else "silu",
+        linears | dense, own(d), own(d), *norms, 1e-6, shape.gemma, "gelu_tanh" if shape.gemma else "silu",
         shape.heads, shape.kv_heads, shape.head_dim, shape.head_dim**-0.5, 50.0 if shape.gemma else 0.0,
         after, after, 1.0, shape.gemma, True, experts,
     )  # fmt: skip
@@ -165,13 +169,14 @@ def weights_of(shape: Shape) -> DecoderLayerWeights:
 def run_layers(shape: Shape, layers: TritonDecoderLayers, rows: int, tokens: int, capacity: int) -> None:
     """One pass over `tokens` of each row; capacity 0: they are the prompts of a packed pass."""
     tiles = longs(-(-tokens // layers.tile_tokens), 3) if capacity == 0 else None
-    angles = [meta(rows, tokens, shape.head_dim) for _ in range(2)]
+    angles = [meta(rows, tokens, shape.head_dim, dtype=shape.dtype) for _ in range(2)]
     places = [longs(rows, tokens) for _ in range(3)]
     lora = slice(0, None, 2) if shape.rank else None
     context = ForwardContext(*angles, *places, lora, capacity or tokens, tiles)
-    buffers = [meta(rows, shape.kv_heads, capacity or tokens, shape.head_dim) for _ in range(2)]
+    sizes = rows, shape.kv_heads, capacity or tokens, shape.head_dim
+    buffers = [meta(*sizes, dtype=shape.dtype) for _ in range(2)]
     caches = KVPointers([(buffers[0], buffers[1])] * len(layers))
-    layers(meta(rows, tokens, shape.hidden), [context] * len(layers), caches)
+    layers(meta(rows, tokens, shape.hidden, dtype=shape.dtype), [context] * len(layers), caches)
 
 
 def sample(shape: Shape, rows: int, filters: Filters = EVERY_FILTER) -> None:
@@ -198,7 +203,8 @@ def run_model(shape: Shape, passes: tuple[tuple[int, int, int], ...]) -> None:
     layers = layers_of(shape)
     for rows, tokens, capacity in passes:
         run_layers(shape, layers, rows, tokens, capacity)
-        norm_triton.float32_linear(meta(rows, shape.hidden), meta(shape.vocabulary, shape.hidden))
+        states, head = ((n, shape.hidden) for n in (rows, shape.vocabulary))
+        norm_triton.float32_linear(meta(*states, dtype=shape.dtype), meta(*head, dtype=shape.dtype))
 
 
 # Reports ----------------------------------------------------------------------------------------------------------
@@ -208,7 +214,7 @@ PASSES = ((1, 300, 0), (8, 1, 1024))  # rows, tokens, capacity: see `run_layers`
 MORE_PASSES = ((1, 100, 0), (1, 40, 0), (8, 1, 256))
 CASES = (
     *((90, name) for name in ("llama-2-7b", "qwen2.5-0.5b", "gemma-2-9b", "olmo-2-7b", "qwen2-moe")),
-    *((80, "llama-3-70b"), (89, "gemma-2-9b"), (100, "llama-3-70b")),
+    *((80, "llama-3-70b"), (89, "gemma-2-9b"), (89, "llama in float32"), (100, "llama-3-70b")),
 )
 BY_DEVICE = ("linear", "expert_linear", "attend", "attend_tile")  # of the others one GPU tells enough
 
@@ -237,7 +243,15 @@ def report(capability: int, name: str, seen: set[Any]) -> None:
         seen.add(key)
         shared, spilled = built.metadata.shared, stack_bytes(built.asm["cubin"])
         fits = "fits" if shared <= SHARED_BYTES[capability] else "DOES NOT FIT"
-        print(name, capability, label, f"{shared} shared", f"{spilled} spilled", fits, flush=True)
+        print(
+            name.replace(" ", "-"),
+            capability,
+            label,
+            f"{shared} shared",
+            f"{spilled} spilled",
+            fits,
+            flush=True,
+        )
 
     with compiled_for(capability, launched):
         run_model(SHAPES[name], PASSES)
