@@ -138,7 +138,7 @@ class Engine:
             self.runner.reserve(len(together), positions)
             self._fill_slots(group, results)
         self._next_batch = None
-        if not scheduler.waiting:  # the last prefill is over, and its memory is not needed again
+        if not scheduler.waiting and self.runner.device.type == "cpu":  # of the last prefill, which is over
             trim_heap()
 
     def _entering_together(self, admitted: Sequence[SequenceState]) -> Iterator[list[SequenceState]]:

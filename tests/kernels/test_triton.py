@@ -15,7 +15,8 @@ pytest.importorskip(
 
 from eddecode.errors import EngineError
 from eddecode.sampling.dispatch import contrast_and_sample
-from eddecode_kernels.types import SampledTokens, SamplingRows
+from eddecode_kernels import sample_triton
+from eddecode_kernels.types import RawSample, SampledTokens, SampleInputs, SamplingRows
 from helpers import kernel_oracle
 from helpers.interpreter import DEVICE, runs
 from helpers.kernel_oracle import BAD, TOLERANCE, Case, assert_draws, probabilities, random_case
@@ -81,6 +82,26 @@ def test_a_row_that_cannot_be_sampled_is_named(case: Case, message: str) -> None
     good = Case([np.zeros(3)], [1.0])
     with pytest.raises(EngineError, match=message):
         run([good, case, good], np.zeros(3))
+
+
+@runs
+def test_a_launch_writes_where_a_captured_step_reads() -> None:
+    logits = tuple(
+        torch.randn(2, 40, generator=torch.Generator().manual_seed(i)).to(DEVICE) for i in range(2)
+    )
+    ones = torch.ones(2, device=DEVICE)
+    rows = SamplingRows(ones, ones.long() * 0, ones, ones * 0, ones * 0)
+    u = torch.tensor([0.3, 0.8], dtype=torch.float64, device=DEVICE)
+    inputs = SampleInputs(logits, torch.stack([ones * 1.5, ones * -0.5]), rows, u, None, (), 40)
+    given = RawSample(
+        torch.full((2,), -1, device=DEVICE),
+        torch.full((3, 2), torch.nan, device=DEVICE),
+        torch.full((2,), -1, dtype=torch.int32, device=DEVICE),
+    )
+    expected = sample_triton.launch(inputs)
+    assert sample_triton.launch(inputs, raw=given) is given
+    for name, tensor in vars(expected).items():
+        assert torch.equal(getattr(given, name), tensor)
 
 
 @pytest.mark.gpu
