@@ -11,6 +11,7 @@ import re
 import runpy
 import subprocess
 import sys
+from functools import partialmethod
 from pathlib import Path
 
 PROGRAMS = {"inspect": "inspect_ai", "eddecode": "eddecode"}
@@ -54,8 +55,17 @@ def run_command(command: str) -> None:
         raise SystemExit(f"{command!r} ended with {code}; expected {expected}")
 
 
+def read_no_tasks_of_the_harness() -> None:
+    """lm-evaluation-harness reads its own 14,000 task files at every start (12 s); the page has a task of its own."""
+    from lm_eval.tasks.manager import TaskManager
+
+    TaskManager.__init__ = partialmethod(TaskManager.__init__, include_defaults=False)
+
+
 def run_module(module: str, arguments: list[str]) -> int:
     sys.argv = arguments
+    if "lm_eval" in module:
+        read_no_tasks_of_the_harness()
     try:
         runpy.run_module(module, run_name="__main__", alter_sys=True)
     except SystemExit as ended:
