@@ -28,7 +28,7 @@ class Valid:
         return [Verdict(float(len(c.prompt) % 2), bool(len(c.prompt) % 2), "valid") for c in cases]
 
 
-def finished(out: Path, alphas: str = "0.3,1,5", validity: bool = True) -> Summary:
+def finished(out: Path, alphas: Any = "0.3,1,5", validity: bool = True) -> Summary:
     judges: list[Any] = [LexiconJudge(["idiot"]), *([Valid()] if validity else [])]
     prompts = [f"prompt {i}" for i in range(12)]
     config = AuditConfig(base="b", aligned="a", prompts=prompts, out=out, alphas=alphas, samples=2)
@@ -59,9 +59,9 @@ def test_equal_runs_have_equal_pictures(tmp_path: Path) -> None:
         assert a.read_bytes() == b.read_bytes()
 
 
-@pytest.mark.parametrize("alphas", ["", "0", "-0.5,-1,0", "100", ",".join(str(i / 50) for i in range(1, 60))])
+@pytest.mark.parametrize("alphas", [(), "0", "-0.5,-1,0", "100", ",".join(str(i / 50) for i in range(1, 60))])
 @pytest.mark.parametrize("validity", [True, False])
-def test_any_alphas_can_be_drawn_and_said(tmp_path: Path, alphas: str, validity: bool) -> None:
+def test_any_alphas_can_be_drawn_and_said(tmp_path: Path, alphas: Any, validity: bool) -> None:
     summary = finished(tmp_path, alphas, validity)
     write_curve(summary, title="50% $ of_x^2")
     assert interpretation(summary)
