@@ -159,6 +159,7 @@ class Context:
         """Median milliseconds of a call on the device, as a replayed graph, of some rounds of replays."""
         return self.replay_ms(self.graphed(run))
 
+    @torch.inference_mode()
     def replay_ms(self, replay: Callable[[], Any]) -> float:
         """As `device_ms`, of what is captured already."""
         if self.device.type != "cuda":

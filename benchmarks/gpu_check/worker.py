@@ -66,7 +66,7 @@ def main(arguments: Sequence[str]) -> int:
         (options.folder / f"{stage}.begun").touch()
         result = run_stage(stage, context, options.folder / f"{stage}.part")
         _write(options.folder / f"{stage}.json", result)
-        if not result["ok"] and not _works(context):
+        if not result["ok"] and not works(context):
             return AGAIN
     return 0
 
@@ -90,7 +90,7 @@ def run_stage(stage: str, context: Context, partial: Path) -> dict[str, Any]:
     return result | {"seconds": time.perf_counter() - start}
 
 
-def _works(context: Context) -> bool:
+def works(context: Context) -> bool:
     """Whether the device does what it is told, after a stage that failed: an illegal access, say, ends its context."""
     gc.collect()
     if context.device.type != "cuda":

@@ -15,13 +15,14 @@ import pytest
 import torch
 
 from benchmarks.gpu_check import plan, run, tests_stage, worker
-from benchmarks.gpu_check.context import Context, Figures, StageError
+from benchmarks.gpu_check.context import REPEATS, ROUNDS, Context, Figures, StageError
 from benchmarks.gpu_check.goals import GOALS, MET, MISSED, NO_FIGURE, judged
 from benchmarks.gpu_check.lane import AGAIN, Lane
 from benchmarks.gpu_check.table import WIDTH, table
 from eddecode_kernels import triton_trial
 from helpers.interpreter import INTERPRETED
 from helpers.paths import ROOT
+from helpers.simulated import simulated_cuda
 
 
 class InProcess:
@@ -277,6 +278,24 @@ def test_every_stage_has_a_function_and_a_module_that_cannot_be_imported_costs_i
     context = Context(torch.device("cpu"), torch.float32, True, "7B", tmp_path)
     assert not worker.run_stage("lora", context, tmp_path / "a.part")["ok"]
     assert worker.run_stage("environment", context, tmp_path / "b.part")["ok"]
+
+
+def test_time_is_measured_and_a_fault_is_noticed_on_a_simulated_gpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with simulated_cuda():
+        context = Context(torch.device("cuda", 0), torch.float32, False, "7B", tmp_path)
+        numbers = torch.zeros(4, device=context.device)
+        assert context.device_ms(lambda: numbers.add_(1)) > 0
+        runs = 2 + 1 + REPEATS * ROUNDS  # before the capture, which runs nothing; once, and to measure
+        assert numbers.tolist() == [runs] * 4
+        assert context.seconds(lambda: numbers.add_(1)) > 0
+        context.release()
+        assert worker.run_stage("environment", context, tmp_path / "a.part")["found"]["capability"] == "9.0"
+        assert worker.works(context)
+        fault = RuntimeError("CUDA error: an illegal memory access was encountered")
+        monkeypatch.setattr(torch.cuda, "empty_cache", lambda: (_ for _ in ()).throw(fault))
+        assert not worker.works(context)
 
 
 @pytest.mark.parametrize(
