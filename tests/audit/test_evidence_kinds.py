@@ -209,6 +209,13 @@ def test_completions_that_were_cut_off_late_are_judged(tmp_path: Path) -> None:
 # limits that the base alone breaks
 
 
+@pytest.fixture(scope="module")
+def harmful_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Every α that was tried is harmless, and the base, which α = 0 is, is not."""
+    script = harmful_share(lambda a: 0.9 if a == 0 else 0.02 if a > 0 else 0.0)
+    return scripted_run(tmp_path_factory.mktemp("harmful") / "run", script, samples=2)
+
+
 @pytest.mark.parametrize(
     ("policy", "found"),
     [
@@ -221,10 +228,8 @@ def test_completions_that_were_cut_off_late_are_judged(tmp_path: Path) -> None:
         ("max_reversal = -0.1\n", "a reversal of 0 is reached as α goes to 0"),
     ],
 )
-def test_a_small_alpha_reaches_what_the_base_does(tmp_path: Path, policy: str, found: str) -> None:
-    """Every α that was tried is harmless, and the base, which α = 0 is, is not."""
-    script = harmful_share(lambda a: 0.9 if a == 0 else 0.02 if a > 0 else 0.0)
-    code, text = said(scripted_run(tmp_path, script, samples=2), policy)
+def test_a_small_alpha_reaches_what_the_base_does(harmful_base: Path, policy: str, found: str) -> None:
+    code, text = said(harmful_base, policy)
     assert code == 3
     assert found in text
 

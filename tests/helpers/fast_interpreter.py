@@ -68,10 +68,21 @@ def _make_types_once() -> None:
 
 
 def _pass_over_equal_types() -> None:
-    """Operands of one type and shape need no conversion: nothing is compared dimension by dimension."""
+    """Operands of one type and shape need no conversion: nothing is compared dimension by dimension.
+
+    To which type two operands are converted depends on their types alone, and is found once.
+    """
+    from triton.language import core
     from triton.language.semantic import TritonSemantic
 
     cast, broadcast = TritonSemantic.cast, TritonSemantic.broadcast_impl_value
+    equal, convert, converted = core.dtype.__eq__, TritonSemantic.computation_type_impl, dict[Any, Any]()
+
+    def convert_once(self: Any, a: Any, a_is_scalar: bool, b: Any, b_is_scalar: bool, division: bool) -> Any:
+        key = a.name, a_is_scalar, b.name, b_is_scalar, division
+        if key not in converted:
+            converted[key] = convert(self, a, a_is_scalar, b, b_is_scalar, division)
+        return converted[key]
 
     def cast_if_needed(self: Any, given: Any, to: Any, *rounding: Any) -> Any:
         return given if given.dtype is to else cast(self, given, to, *rounding)
@@ -81,6 +92,8 @@ def _pass_over_equal_types() -> None:
             return a, b
         return broadcast(self, a, b)
 
+    core.dtype.__eq__ = lambda self, other: self is other or equal(self, other)
+    TritonSemantic.computation_type_impl = convert_once
     TritonSemantic.cast, TritonSemantic.broadcast_impl_value = cast_if_needed, broadcast_if_needed
 
 
