@@ -90,10 +90,11 @@ def group_pairs(
         total = tl.sum(one, 0)
     else:
         total = tl.zeros([BE], tl.int32)
-        for other in range(blocks):
-            count = tl.load(counts_ptr + other * BE + lanes)
-            before += tl.where(other < block, count, 0)
-            total += count
+        for some in range(0, blocks, 16):  # at a time, to wait for memory less often
+            other = some + tl.arange(0, 16)[:, None]
+            count = tl.load(counts_ptr + other * BE + lanes[None, :], mask=other < blocks, other=0)
+            before += tl.sum(tl.where(other < block, count, 0), 0)
+            total += tl.sum(count, 0)
     ends = tl.cumsum((total + BM - 1) // BM, 0)  # in tiles
     starts = ends - (total + BM - 1) // BM
     place = starts * BM + before

@@ -179,16 +179,19 @@ def copy_blocks(table_ptr, BYTES: tl.constexpr, BLOCK: tl.constexpr):
     source = tl.load(entry) + head * tl.load(entry + 3) * BYTES
     target = tl.load(entry + 1) + head * tl.load(entry + 4) * BYTES
     count = tl.load(entry + 2)
-    if BYTES == 16:  # as four numbers: a compiler that knows so moves them at once
-        source, target, count = tl.multiple_of(source, 16), tl.multiple_of(target, 16), count * 4
+    if BYTES == 16:
+        count = count * 4  # of four bytes each
     i = tl.program_id(2).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = (i < count) & (head < tl.load(entry + 5))
     if BYTES == 2:
         values = tl.load(source.to(tl.pointer_type(tl.int16)) + i, mask=inside)
         tl.store(target.to(tl.pointer_type(tl.int16)) + i, values, mask=inside)
-    else:
+    elif BYTES == 4:
         values = tl.load(source.to(tl.pointer_type(tl.int32)) + i, mask=inside)
         tl.store(target.to(tl.pointer_type(tl.int32)) + i, values, mask=inside)
+    else:  # a compiler that knows that addresses divide by 16 moves so much at once
+        values = tl.load(tl.multiple_of(source.to(tl.pointer_type(tl.int32)), 16) + i, mask=inside)
+        tl.store(tl.multiple_of(target.to(tl.pointer_type(tl.int32)), 16) + i, values, mask=inside)
 
 
 @triton.jit(do_not_specialize=["count"])

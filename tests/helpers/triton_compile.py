@@ -286,10 +286,25 @@ def kernels_of_a_pair() -> dict[str, int]:
     return {name: len(keys) for name, keys in sorted(found.items())}
 
 
+def widths_of_copies() -> dict[int, list[int]]:
+    """Bytes that a thread loads and stores at once, by the size of the numbers that are copied."""
+    found: dict[int, list[int]] = {}
+
+    def launched(kernel: JITFunction, arguments: Any, options: dict[str, Any]) -> None:
+        code = kernel.warmup(*arguments, **options).asm["ptx"]
+        moved = re.findall(r"(?:ld|st)\.global(?:\.v(\d))?\.b(16|32) ", code)
+        found[options["BYTES"]] = sorted({int(count or 1) * int(bits) // 8 for count, bits in moved})
+
+    with compiled_for(90, launched):
+        for itemsize in (2, 4, 16):
+            torch.ops.eddecode.copy_blocks(longs(4, 6), 32, 4096, itemsize)
+    return found
+
+
 def main(arguments: list[str]) -> None:
-    """`count`: print `kernels_of_a_pair`; else compile all cases."""
-    if arguments == ["count"]:
-        print(kernels_of_a_pair())
+    """`count`: print `kernels_of_a_pair`; `copies`: `widths_of_copies`; else compile all cases."""
+    if arguments:
+        print({"count": kernels_of_a_pair, "copies": widths_of_copies}[arguments[0]]())
         return
     seen: set[Any] = set()
     for capability, name in CASES:

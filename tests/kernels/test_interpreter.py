@@ -83,3 +83,8 @@ def test_a_pair_compiles_few_kernels_whatever_its_rows_and_positions() -> None:
         **{"philox_uniforms": 1, "forbid": 1, "plausible_peak": 1, "contrast_part": 1, "pick": 1},
         **{"add_term": 2, "sweep": 2, "kept_mass": 2, "token_logprob": 1},
     }
+
+
+@compiles
+def test_a_thread_copies_sixteen_bytes_at_once() -> None:
+    assert ast.literal_eval(compiled("copies")[0]) == {2: [2], 4: [4], 16: [16]}

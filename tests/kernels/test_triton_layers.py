@@ -126,9 +126,9 @@ def test_a_router_without_numbers_still_names_experts() -> None:
 
 @pytest.mark.parametrize("numbers", [8192, 64])
 def test_pairs_are_put_together_by_expert(numbers: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In one block and in several; an expert without pairs has no tile, and no tile has pairs of two experts."""
+    """In one block and in 18; an expert without pairs has no tile, and no tile has pairs of two experts."""
     monkeypatch.setattr(experts_triton, "GROUP_NUMBERS", numbers)
-    chosen = torch.randint(0, 3, (30, 2), generator=torch.Generator().manual_seed(0), dtype=torch.int32)
+    chosen = torch.randint(0, 3, (140, 2), generator=torch.Generator().manual_seed(0), dtype=torch.int32)
     chosen[chosen == 1] = 4
     group = experts_triton.grouped(chosen.to(DEVICE), random(5, 8, 8))
     taken = [group.order[16 * t : 16 * t + n].tolist() for t, n in enumerate(group.tile_pairs.tolist())]
