@@ -131,7 +131,8 @@ def test_pairs_are_put_together_by_expert(numbers: int, monkeypatch: pytest.Monk
     chosen = torch.randint(0, 3, (140, 2), generator=torch.Generator().manual_seed(0), dtype=torch.int32)
     chosen[chosen == 1] = 4
     group = experts_triton.grouped(chosen.to(DEVICE), random(5, 8, 8))
-    taken = [group.order[16 * t : 16 * t + n].tolist() for t, n in enumerate(group.tile_pairs.tolist())]
+    tiles = group.order.view(len(group.tile_pairs), -1)
+    taken = [tile[:n].tolist() for tile, n in zip(tiles, group.tile_pairs.tolist(), strict=True)]
     found: dict[int, list[int]] = {}
     for expert, pairs in zip(group.tile_expert.tolist(), taken, strict=True):
         assert (expert < 0) == (not pairs)
