@@ -53,7 +53,7 @@ def environment(context: Context, found: Figures) -> None:
     found["free memory, GB"] = torch.cuda.mem_get_info(context.device)[0] / 1e9
     found["shared memory, bytes"] = getattr(properties, "shared_memory_per_block_optin", None)
     found["cuda"], found["gpus"] = torch.version.cuda, torch.cuda.device_count()
-    found["driver"] = _driver()
+    found["driver, compute mode"] = _driver()
 
 
 def _commit() -> str:
@@ -67,7 +67,7 @@ def _commit() -> str:
 
 
 def _driver() -> str:
-    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    command = ["nvidia-smi", "--query-gpu=driver_version,compute_mode", "--format=csv,noheader"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=10)
     except (OSError, subprocess.TimeoutExpired):

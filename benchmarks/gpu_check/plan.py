@@ -69,7 +69,7 @@ PHASES: tuple[tuple[tuple[str, ...], ...], ...] = (
     ),
 )
 TOTAL = 465  # seconds for everything
-START_UP = 60  # seconds more for the first stage of a process: imports
+START_UP = 120  # seconds more for the first stage of a process: imports
 DRY_FACTOR = 20  # times all of these in a dry run: Triton's interpreter on a busy machine
 
 
