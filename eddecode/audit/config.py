@@ -21,7 +21,7 @@ from eddecode.audit.conditions import NO_PENALTIES, Condition, build_conditions,
 from eddecode.audit.data.transforms import Transform, read_transforms
 from eddecode.audit.mitigations import access_of, parse_mitigations
 from eddecode.errors import ConfigError
-from eddecode.utils.validation import Integer, raises
+from eddecode.utils.validation import Integer, raises, require_unique
 
 if TYPE_CHECKING:
     from eddecode.sampling.params import SamplingParams
@@ -82,6 +82,18 @@ def _check_judges(value: tuple[Any, ...]) -> tuple[Any, ...]:
     return value
 
 
+def _check_location(value: str | Path) -> str | Path:
+    """No blank text, which would be the current folder: most often a shell variable that is not set."""
+    if isinstance(value, str) and not value.strip():
+        raise ValueError("expected a file, a folder or a name; give one, or leave it out")
+    return value
+
+
+def _check_ensemble(value: tuple[str | Path, ...]) -> tuple[str | Path, ...]:
+    require_unique(map(str, map(_check_location, value)), "model of the ensemble")
+    return value
+
+
 def _check_systems(value: Mapping[str, str]) -> Mapping[str, str]:
     for name, text in value.items():
         checked_label(name, "a system prompt")
@@ -125,7 +137,9 @@ def _temperatures(value: Any) -> tuple[str, ...]:
     return parse_alphas(value, "temperature")
 
 
-Location = Annotated[str | Path, _instance(str, Path, expected="text or a path")]
+Location = Annotated[
+    str | Path, _instance(str, Path, expected="text or a path"), AfterValidator(_check_location)
+]
 Number = Annotated[float, PlainValidator(_check_number)]
 OptionalPrompts = Annotated[
     PromptSource | None,
@@ -271,7 +285,9 @@ class AuditConfig:
     weak_aligned: Location | None = None
     extra_alphas: Alphas | None = None
     finetuned: Annotated[Location | None, AfterValidator(_check_whole_model)] = None
-    ensemble: Annotated[Sequence[str | Path], _parsed(_as_tuple, "a list of checkpoints")] = ()
+    ensemble: Annotated[
+        Sequence[str | Path], _parsed(_as_tuple, "a list of checkpoints"), AfterValidator(_check_ensemble)
+    ] = ()
     keep_text: StrictBool = True
     min_tokens: Annotated[Integer, Field(ge=0)] = 0
     utility_loss: Annotated[Number, AfterValidator(_check_share)] = 0.1

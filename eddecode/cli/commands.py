@@ -188,7 +188,7 @@ def generate(
             base=base,
             aligned=aligned,
             prompts=prompts,
-            out="",
+            out=Path(),
             alphas=alpha,
             temperature=temperature,
             top_p=top_p,

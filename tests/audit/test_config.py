@@ -48,3 +48,18 @@ def test_an_adapter_is_not_run_alone(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text("{}")
     with pytest.raises(ConfigError, match="is an adapter, and an audit cannot tell"):
         config(finetuned=tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name", ["base", "aligned", "out", "finetuned", "weak_base", "policy", "canaries", "ensemble"]
+)
+def test_a_blank_location_is_not_the_current_folder(tmp_path: Path, name: str) -> None:
+    for blank in ("", " "):
+        given: Any = (blank,) if name == "ensemble" else blank
+        with pytest.raises(ConfigError, match=rf"^{name} is .*; expected a file, a folder or a name"):
+            AuditConfig(**{"base": "b", "aligned": "a", "prompts": ["p"], "out": tmp_path, name: given})
+
+
+def test_a_model_is_in_an_ensemble_once(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="model of the ensemble x is given twice"):
+        AuditConfig(base="b", aligned="a", prompts=["p"], out=tmp_path, ensemble=("x", Path("x")))

@@ -287,6 +287,8 @@ AUDIT = ["audit", "--base", "b", "--aligned", "a", "--prompts", "p", "--out", "o
         ([*AUDIT, "--temperatures", ""], "error: the list of temperatures is empty"),
         ([*AUDIT, "--mitigations", ","], "error: the list of mitigations is ',', which has an empty entry"),
         (["pair", "/no/base", "/no/aligned"], "error: "),
+        (["pair", "", "/no/aligned"], "error: the base checkpoint is ''; expected a folder or a hub id"),
+        ([*AUDIT, "--finetuned", ""], "error: finetuned is ''; expected a file, a folder or a name"),
         (["audit", "--base", "x"], "Missing option"),
     ],
 )
