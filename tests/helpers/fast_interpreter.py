@@ -61,6 +61,14 @@ def _make_types_once() -> None:
         self.shape = type.shape_of_tensors if block else scalar_shape
         self.numel = type.numel_of_tensors if block else one
 
+    unwrap = core._unwrap_if_constexpr
+    plain = {int, float, bool, str, type(None), core.tensor, core.dtype, core.block_type, core.pointer_type}
+
+    def unwrapped(value: Any) -> Any:
+        kind = type(value)
+        return value.value if kind is core.constexpr else value if kind in plain else unwrap(value)
+
+    core._unwrap_if_constexpr = unwrapped
     core.pointer_type.__hash__ = lambda self: hash(self.name)  # it has an equality, which took its hash away
     core.block_type.__new__ = new
     core.block_type.__init__ = lambda self, *_: None  # called after `new`, also for a type that was there
