@@ -137,6 +137,7 @@ class Engine:
             results = self._prefilled(group)
             self.runner.reserve(len(together), positions)
             self._fill_slots(group, results)
+            del results  # before the next group is read
         self._next_batch = None
         if not scheduler.waiting and self.runner.device.type == "cpu":  # of the last prefill, which is over
             trim_heap()

@@ -34,7 +34,7 @@ StepBody = Callable[[], Tensor]
 
 
 class GraphReplay(Protocol):
-    """A captured step. Called, it repeats the step on the same addresses and returns the same tensor, refilled."""
+    """A captured step. Called, it repeats the step on the same addresses and returns a copy of its result."""
 
     @property
     def nbytes(self) -> int:
@@ -94,12 +94,14 @@ class GraphMemory:
         stream: that they are captured on; memory that was freed on one stream is not used on another.
         graphs: those that live.
         last_stream: that one of them ran on last.
+        in_use: held while a graph is launched and its result copied: other threads may launch others.
     """
 
     pool: Any
     stream: Any
     graphs: WeakSet[CudaGraph] = field(default_factory=WeakSet)
     last_stream: Any = None
+    in_use: threading.Lock = field(default_factory=threading.Lock)
 
 
 _memory: dict[torch.device, GraphMemory] = {}
@@ -110,8 +112,8 @@ class CudaGraph:
     """A step captured by CUDA.
 
     Args:
-        step: reads and writes tensors that stay where they are; what it returns stays where it is too, until the graph
-            is used again. Other graphs do not write there before they run: take a copy first.
+        step: reads and writes tensors that stay where they are. What it returns stays where it is too, and is copied at
+            once: other graphs, also those of other samplers, write there when they run.
 
     Raises:
         UnsupportedLayersError: the step cannot be captured.
@@ -134,13 +136,14 @@ class CudaGraph:
                 self._memory.graphs.add(self)
 
     def __call__(self) -> Tensor:
-        """Repeat the step on the current stream; does not wait for it."""
+        """Repeat the step on the current stream; does not wait for it. Returns a copy of the result."""
         here, memory = torch.cuda.current_stream(self._device), self._memory
-        if memory.last_stream is not None and memory.last_stream != here:
-            here.wait_stream(memory.last_stream)  # another graph may still be using the memory
-        memory.last_stream = here
-        self.graph.replay()
-        return self.logits
+        with memory.in_use:
+            if memory.last_stream is not None and memory.last_stream != here:
+                here.wait_stream(memory.last_stream)  # another graph may still be using the memory
+            memory.last_stream = here
+            self.graph.replay()
+            return self.logits.clone()
 
 
 def _warm_up(step: StepBody, device: torch.device) -> None:

@@ -34,7 +34,7 @@ from eddecode.execution.interfaces import PrefillResult
 from eddecode.execution.kv_cache import LENGTH_STEP, BatchedKVCache, WritePositions
 from eddecode.execution.runner import CachedModelRunner
 from eddecode.utils.device import to_device
-from eddecode.utils.memory import free_bytes, is_out_of_memory
+from eddecode.utils.memory import free_bytes, is_out_of_memory, register_idle
 
 MIN_CAPACITY = 128  # keys that a step reads at least
 MIN_BUFFER_POSITIONS = 256  # positions that buffers have at least: growing throws the captured graphs away
@@ -131,6 +131,11 @@ class GraphBuffers:
         captured = [*self.steps.values(), *self.pair_steps.values()]
         return self.cache.nbytes() + sum(int(step.replay.nbytes) for step in captured)
 
+    def forget_steps(self) -> None:
+        """Drop what was captured over them."""
+        self.steps.clear()
+        self.pair_steps.clear()  # which the other model's buffers may keep, and with them these
+
     @torch.inference_mode()
     def cleared(self) -> GraphBuffers:
         """The same buffers filled with zeros: what no row has written is masked, but a NaN would survive the mask."""
@@ -139,6 +144,19 @@ class GraphBuffers:
             layer.keys.zero_()
             layer.values.zero_()
         return self
+
+
+class IdleBuffers(list[GraphBuffers]):
+    """Buffers that the next runner of a model begins with; dropped where memory is short, whoever needs it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        register_idle(self)
+
+    def release(self) -> None:
+        """Drop them, and the steps that were captured over them."""
+        while self:
+            self.pop().forget_steps()
 
 
 @dataclass(eq=False)
@@ -172,17 +190,18 @@ class GraphModelRunner(CachedModelRunner):
         capture: GraphCapture = CudaGraph,
         *,
         layers: CompiledModules | None = None,
-        free_buffers: list[GraphBuffers] | None = None,
+        free_buffers: IdleBuffers | None = None,
         record: CaptureRecord | None = None,
     ) -> None:
         super().__init__(model, layers=layers)
         self.record = record or CaptureRecord()
         self.dense_mask = not self.layers.all_layers
         self.capture = capture
-        self.free_buffers = [] if free_buffers is None else free_buffers
+        self.free_buffers = IdleBuffers() if free_buffers is None else free_buffers
         self.buffers = self.free_buffers.pop().cleared() if self.free_buffers else GraphBuffers()
         self.cache = self.buffers.cache
-        most = int(MAX_KEPT_FRACTION * free_bytes(self.device))
+        # What it begins with was free for it, and so was about as much for the other model.
+        most = int(MAX_KEPT_FRACTION * (free_bytes(self.device) + 2 * self.buffers.nbytes))
         weakref.finalize(self, _recycle, self.buffers, self.free_buffers, most).atexit = False
 
     @property
@@ -235,16 +254,15 @@ class GraphModelRunner(CachedModelRunner):
             step = self._step_or_none(tokens[:, 0], lengths)
         if step is None:
             return super().forward(tokens, slots)
-        logits = step.replay()[: len(lengths)].clone()  # the next step overwrites them
+        logits = step.replay()[: len(lengths)]
         self.cache.advance([1] * len(lengths))
         return logits
 
     @torch.inference_mode()
     def trim(self) -> None:
         """See `ModelRunner.trim`; steps are captured again when they are needed."""
-        self.buffers.steps.clear()
-        self.buffers.pair_steps.clear()
-        self.free_buffers.clear()
+        self.buffers.forget_steps()
+        self.free_buffers.release()
         super().trim()
 
     def make_room(self, rows: int, positions: int) -> None:
@@ -255,8 +273,7 @@ class GraphModelRunner(CachedModelRunner):
             self.cache.reserve(bucket(rows), wanted)
         keys = self.cache.layers[0].keys if self.cache.layers else None
         if keys is not self.buffers.keys:
-            self.buffers.steps.clear()
-            self.buffers.pair_steps.clear()
+            self.buffers.forget_steps()
             self.buffers.keys = keys
 
     def _step_or_none(self, tokens: Tensor, lengths: Sequence[int]) -> CapturedStep | None:
@@ -320,12 +337,11 @@ class GraphModelRunner(CachedModelRunner):
             return self._forward(cache, tokens, everywhere)
 
 
-def _recycle(buffers: GraphBuffers, free_buffers: list[GraphBuffers], most: int) -> None:
+def _recycle(buffers: GraphBuffers, free_buffers: IdleBuffers, most: int) -> None:
     """Keep the largest buffers of runners that are no longer used, of those that take at most `most` bytes."""
     everything = [*free_buffers, buffers]
     fitting = [each for each in everything if each.nbytes <= most]
     free_buffers[:] = sorted(fitting, key=lambda each: each.nbytes)[-1:]
     for each in everything:
         if each not in free_buffers:
-            each.steps.clear()
-            each.pair_steps.clear()  # which the other model's buffers may keep, and with them these
+            each.forget_steps()

@@ -25,6 +25,7 @@ from eddecode.models.rotary import use_long_rope
 from eddecode.models.sizes import format_bytes, weights_bytes
 from eddecode.models.tokenizer_files import read_tokenizer
 from eddecode.models.weight_sharing import share_identical
+from eddecode.utils.memory import release_idle
 
 _log = logging.getLogger(__name__)
 
@@ -123,6 +124,8 @@ def _placed(
             length = memory.length or _default_length(checkpoints)
             check_fits(checkpoints, adapter_bases, chosen, memory.slots, length)
 
+    if any(config.device.type == "cuda" for config in configs):
+        release_idle()  # buffers of samplers that decode nothing now
     spread = on_own_gpus(configs, adapter_bases)
     if spread is not None:
         try:

@@ -10,7 +10,8 @@ import mmap
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
-from typing import TypeVar
+from typing import Protocol, TypeVar
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
@@ -130,8 +131,31 @@ def pack_copies(parts: Sequence[Tensor]) -> list[Tensor]:
     return copies
 
 
+class Idle(Protocol):
+    """Holds memory that nobody uses and that makes something later faster."""
+
+    def release(self) -> None:
+        """Let go of it."""
+        ...
+
+
+_idle: WeakValueDictionary[int, Idle] = WeakValueDictionary()
+
+
+def register_idle(holder: Idle) -> None:
+    """Have memory released, as long as its holder lives, whenever somebody's memory is short."""
+    _idle[id(holder)] = holder
+
+
+def release_idle() -> None:
+    """Release what was registered."""
+    for holder in list(_idle.values()):
+        holder.release()
+
+
 def release_memory() -> None:
-    """Give unused memory back to the system and the devices."""
+    """Give unused and idle memory back to the system and the devices."""
+    release_idle()
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

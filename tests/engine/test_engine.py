@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -177,8 +178,17 @@ def test_rows_that_enter_together_take_memory_twice_for_a_few_prompts_only(
         entered.append(len(parts))
         assert len(parts) <= 2 or sum(map(len, texts)) <= 20
         real(self, parts)
+        states.extend(weakref.ref(prefix) for of_each_model in parts for prefix in of_each_model)
 
+    real_prefill = PairRunner.prefill
+
+    def prefilled(self: PairRunner, model: int, group: Any) -> Any:
+        assert all(state() is None for state in states)  # of the groups before: they are in their slots
+        return real_prefill(self, model, group)
+
+    states: list[weakref.ref[Any]] = []
     monkeypatch.setattr(PairRunner, "add_all", counted)
+    monkeypatch.setattr(PairRunner, "prefill", prefilled)
     made.step()
     assert len(made.scheduler.running) == 10  # in the first step
     assert entered == [6, 4]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gc
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
@@ -204,6 +206,30 @@ def test_a_graph_waits_for_one_of_the_same_memory_on_another_stream(cuda: Any) -
         first()
     assert cuda.log == [(there.name, "waits for", here.name)]
     assert cuda.replays == 3
+
+
+def test_a_result_is_a_copy_also_where_two_threads_launch_graphs(
+    cuda: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two samplers, each in a thread of its own: the graph of one writes where the result of the other lies."""
+    shared, numbers = torch.zeros(1), iter((1.0, 2.0))
+    graphs = {}
+    for number in numbers:
+        made = CudaGraph(lambda: shared)
+        graphs[number] = made
+
+        def replay(number: float = number) -> None:
+            shared.fill_(number)
+            time.sleep(0.002)  # another thread runs
+
+        monkeypatch.setattr(made.graph, "replay", replay, raising=False)
+
+    def run(number: float) -> list[float]:
+        found = [graphs[number]() for _ in range(10)]
+        return [float(each) for each in found]
+
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(run, graphs)) == [[1.0] * 10, [2.0] * 10]
 
 
 @pytest.mark.parametrize("fails", [False, True])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import weakref
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ import torch
 from eddecode.execution import cuda_graph as module
 from eddecode.execution.cuda_graph import GraphModelRunner, bucket
 from eddecode.execution.runner import CachedModelRunner
+from eddecode.utils.memory import release_memory
 from helpers import decoding, tiny
 from helpers.graphs import EVERY, Driver, close
 from helpers.tape import Tape
@@ -202,6 +204,51 @@ def test_large_buffers_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     del first
     gc.collect()
     assert idle == []
+
+
+def test_buffers_that_were_kept_once_are_kept_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a call begins with is not free any more, and was for it: every second call would capture anew."""
+    made = GraphModelRunner(tiny.tiny_model("llama"), Tape)
+    Driver(made.model, (3,), made).go()
+    size = made.buffers.nbytes
+    del made
+    gc.collect()
+    living: list[weakref.ref[GraphModelRunner]] = []
+    total = 4 * size + 100
+
+    def free(
+        device: torch.device,
+    ) -> int:  # this model and another one, as large, hold buffers of an earlier call
+        return total - 2 * size * (len(living) > 0)
+
+    monkeypatch.setattr(module, "free_bytes", free)
+    runner = GraphModelRunner(tiny.tiny_model("llama"), Tape)
+    idle = runner.free_buffers
+    for _ in range(3):
+        Driver(runner.model, (3,), runner).go()
+        before, again = runner.buffers, (runner.model, runner.capture)
+        living.append(weakref.ref(runner))
+        del runner
+        gc.collect()
+        assert list(idle) == [before]
+        runner = GraphModelRunner(*again, free_buffers=idle)
+        assert runner.buffers is before
+
+
+def test_idle_buffers_are_dropped_where_anybody_is_short_of_memory() -> None:
+    """Such as a scorer, or a sampler of another pair."""
+    first = GraphModelRunner(tiny.tiny_model("llama"), Tape)
+    second = first.clone_empty()
+    Driver(first.model, (3,), first).go()
+    Driver(first.model, (3,), second).go()
+    buffers = first.buffers
+    del first
+    gc.collect()
+    assert list(second.free_buffers) == [buffers]
+    release_memory()
+    assert second.free_buffers == []
+    assert not buffers.steps
+    assert second.buffers.steps  # in use
 
 
 def test_trimming_drops_free_buffers() -> None:

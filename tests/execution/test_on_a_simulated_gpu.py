@@ -17,6 +17,7 @@ from eddecode.execution.pair_loop import PairLoop
 from eddecode.models.pair import ModelPair
 from eddecode.sampler import Sampler
 from eddecode.sampling.access import Access
+from eddecode.utils.memory import register_idle
 from helpers import decoding, tiny
 from helpers.graphs import adapted
 from helpers.simulated import Simulation, simulated_cuda
@@ -116,9 +117,19 @@ def test_an_adapter_and_its_base() -> None:
 
 @pytest.mark.usefixtures("cuda")
 def test_files_are_loaded_to_the_gpus_that_are_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Buffers:
+        """Of a sampler that decodes nothing now."""
+
+        dropped = False
+
+        def release(self) -> None:
+            self.dropped = True
+
     monkeypatch.setenv("HF_DEACTIVATE_ASYNC_LOAD", "1")  # the simulation sees one thread
-    folders = tiny.save_pair(tmp_path)
+    folders, idle = tiny.save_pair(tmp_path), Buffers()
+    register_idle(idle)
     pair = ModelPair.load(*folders)
+    assert idle.dropped
     assert [str(next(model.parameters()).device) for model in pair.models] == ["cuda:0", "cuda:1"]
     on_the_cpu = Sampler(ModelPair.load(*folders, device="cpu"))
     assert decoding.tokens(Sampler(pair).generate("hello", GREEDY)) == decoding.tokens(
