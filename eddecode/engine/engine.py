@@ -83,6 +83,7 @@ class Engine:
         self._next_batch: SamplingBatch | None = (
             None  # of the running sequences, if they are as in the last step
         )
+        self._in_a_step = False
         planner = None if speculator is None else speculator.planner
         loop = None
         if speculator is None or planner is not None:
@@ -105,7 +106,22 @@ class Engine:
         return bool(self.scheduler.waiting or self.scheduler.running)
 
     def step(self) -> list[SequenceState]:
-        """Decode one token for every sequence that has a slot, or several with a draft; return those that finished."""
+        """Decode one token for every sequence that has a slot, or several with a draft; return those that finished.
+
+        Raises:
+            EngineError: logits are not finite, memory is short for one sequence, or a step before did not end.
+        """
+        if self._in_a_step:
+            raise EngineError(
+                "a step of this batch was interrupted, by Ctrl-C or an error, and its next tokens could be wrong; "
+                "decode its requests anew"
+            )
+        self._in_a_step = True
+        self._step()
+        self._in_a_step = False
+        return self.scheduler.take_finished()
+
+    def _step(self) -> None:
         try:
             admitted = self._admissible()
             if admitted:
@@ -124,7 +140,6 @@ class Engine:
                 raise
             self._preempt(error)
         self._retire()
-        return self.scheduler.take_finished()
 
     # The parts of a step, in order
 

@@ -66,7 +66,7 @@ class OpenBatch:
         """Decode one token of every request that has a slot; the requests that finished, with their completions.
 
         Raises:
-            EngineError: the batch cannot go on, and is of no more use.
+            EngineError: the batch cannot go on, and is of no more use; also after a step that was interrupted.
         """
         scheduler, ended = self._engine.scheduler, self._engine.step()
         self.last_size = len(scheduler.running) + len(ended)

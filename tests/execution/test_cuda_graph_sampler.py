@@ -14,7 +14,7 @@ from eddecode.execution.capture import CudaGraph
 from eddecode.execution.cuda_graph import GraphModelRunner
 from eddecode.execution.factory import runner_for, separate_pair_runner
 from eddecode.execution.lora_runner import LoraPairRunner
-from eddecode.execution.pair_loop import PairLoop
+from eddecode.execution.pair_loop import Flight, PairLoop
 from eddecode.execution.runner import CachedModelRunner, PairRunner
 from eddecode.models.pair import ModelPair
 from eddecode.sampler import Sampler
@@ -176,6 +176,22 @@ def test_a_call_may_use_as_much_memory_as_the_one_before(monkeypatch: pytest.Mon
     assert kept() > 0
     assert made._budget(kept=True) == total // 4
     assert made._budget() == (total - kept()) // 4  # for scoring, which has buffers of its own
+
+
+def test_a_batch_does_not_go_on_after_a_step_that_was_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was in flight is lost: the tokens after it would be taken for the lost ones."""
+    batch = captured_sampler(decoding.pair("llama")).open_batch()
+    batch.add(0, decoding.mixed_prompts(1)[0], decoding.GREEDY.replace(max_new_tokens=9))
+    batch.step()
+    monkeypatch.setattr(Flight, "wait", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        batch.step()
+    with pytest.raises(EngineError, match="a step of this batch was interrupted, by Ctrl-C or an error"):
+        batch.step()
+
+
+def interrupted(flight: Flight) -> Any:
+    raise KeyboardInterrupt
 
 
 def test_graphs_need_a_gpu() -> None:
