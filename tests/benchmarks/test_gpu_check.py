@@ -19,6 +19,7 @@ from benchmarks.gpu_check.context import REPEATS, ROUNDS, Context, Figures, Stag
 from benchmarks.gpu_check.goals import GOALS, MET, MISSED, NO_FIGURE, judged
 from benchmarks.gpu_check.lane import AGAIN, Lane
 from benchmarks.gpu_check.table import WIDTH, table
+from eddecode.execution import self_check
 from eddecode_kernels import triton_trial
 from helpers.interpreter import INTERPRETED
 from helpers.paths import ROOT
@@ -56,6 +57,7 @@ def test_a_dry_run_does_every_stage(
     monkeypatch.setattr(run, "_start", InProcess)
     monkeypatch.setattr("os.killpg", lambda *_: None)
     monkeypatch.setattr(triton_trial, "ROWS", (1, 20))  # the interpreter takes seconds for hundreds of rows
+    monkeypatch.setattr(self_check, "PREFIXES", (1, 5, 2))  # of each model's own trial: the same
     status = run.main(["--dry", "--out", str(tmp_path)])
     data = json.loads((tmp_path / "gpu_check.json").read_text())
     results = data["stages"]
