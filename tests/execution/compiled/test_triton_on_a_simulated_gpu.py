@@ -15,6 +15,7 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, MixtralConfig
 
 from eddecode import ModelPair, Sampler
+from eddecode.engine.speculative import planner
 from eddecode.execution import self_check
 from eddecode.execution.pair_loop import PairLoop
 from eddecode_kernels import triton_trial
@@ -42,9 +43,10 @@ GREEDY = decoding.GREEDY.replace(alpha=0.8, max_new_tokens=4)
 @pytest.fixture(autouse=True)
 def _on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The trials of a device are tested elsewhere and take long; what fails is a warning, hence an error."""
-    for name in ("failure", "experts_failure"):
+    for name in ("failure", "attention_failure", "experts_failure"):
         monkeypatch.setattr(triton_trial, name, lambda *_: None)
     monkeypatch.setattr(self_check, "PREFIXES", (1, 5, 2))
+    monkeypatch.setattr(planner, "LENGTHS", (1,))
     with simulated_cuda(), warnings.catch_warnings():
         warnings.simplefilter("error")
         warnings.filterwarnings("ignore", category=RuntimeWarning)  # of the interpreter's numpy
