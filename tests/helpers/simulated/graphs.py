@@ -73,11 +73,9 @@ class SimulatedGraph:
         assert self.capture is not None
         self.capture.finish()
         self.cuda.graphs.add(self)
-        for _, _, _, results in self.capture.operations:
-            for each in results:
-                if isinstance(each, DeviceTensor) and each.block in self.capture.born:
-                    each.block.uses = Uses()
-                    spoil(each.inner)
+        for block in self.capture.born:
+            block.uses = Uses()
+        self.spoil()
 
     def replay(self) -> None:
         """Run what was recorded, as one launch on its device's current stream."""
@@ -97,7 +95,7 @@ class SimulatedGraph:
                     own.copy_(new)
 
     def spoil(self) -> None:
-        """Its memory is used by another graph now."""
+        """What is in its memory is nonsense: it did not run yet, or another graph did."""
         assert self.capture is not None
         for _, _, _, results in self.capture.operations:
             for each in results:

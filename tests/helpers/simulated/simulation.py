@@ -22,7 +22,7 @@ from helpers.simulated.streams import (
 from helpers.simulated.tensors import DeviceTensor, inner, leaves, mapped
 
 CPU = torch.device("cpu")
-COPIES = ("aten::copy_", "aten::_to_copy", "aten::_copy_from")
+COPIES = ("aten::copy_", "aten::_to_copy")
 TAKES_HOST_INDICES = ("aten::index", "aten::index_put_", "aten::index_put", "aten::_index_put_impl_")
 WAITS = (
     "aten::_local_scalar_dense",
@@ -298,15 +298,10 @@ class Simulation:
         if any(each.device.index != self.current for each in ours):
             raise SimulatedCudaError("a kernel was launched while another device is current")
         stream = self.current_stream()
-        unlike = [each for each in ours if each.block in {t.block for t in ours}]
-        self._launch(stream, "a Triton kernel", [], unlike)
-
-        def again(*values: Any, **named: Any) -> None:
-            run(*values, **named)
-
+        self._launch(stream, "a Triton kernel", [], ours)
         if stream.capture is not None:
-            stream.capture.operations.append((again, args, kwargs, []))
-        return again(*inner(args), **inner(kwargs))
+            stream.capture.operations.append((run, args, kwargs, []))
+        return run(*inner(args), **inner(kwargs))
 
 
 def _bits(values: Tensor) -> Tensor:
