@@ -82,7 +82,9 @@ def launch(
         device = inputs.logits[0].device
         kind = (
             *(device, inputs.width, filters, None if forbidden is None else forbidden.ids.shape[1]),
-            *((z.shape, z.dtype, z.stride(0)) for z in inputs.logits),
+            *(
+                (z.shape[1], z.dtype, z.stride(0)) for z in inputs.logits
+            ),  # not the rows: all have the same kernels
         )
         if kind not in _compiled:
             _compiled.add(kind)

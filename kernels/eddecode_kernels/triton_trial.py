@@ -117,7 +117,8 @@ def run_attention_trial(
 def same_bits(x: Tensor, weight: Tensor) -> bool:
     """Whether the last row of a product is the same to the bit alone and in batches of every kind of tile."""
     found = [kernels.product(x[-rows:], weight)[:, -1:] for rows in ROWS]  # all, for whoever compiles ahead
-    return all(torch.equal(each, kernels.product(x[-1:], weight)) for each in found)
+    alone = kernels.product(x[-1:], weight)
+    return all(torch.equal(each, alone) for each in found)
 
 
 @torch.inference_mode()
