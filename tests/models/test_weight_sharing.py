@@ -2,38 +2,20 @@
 
 from __future__ import annotations
 
-import ctypes
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from eddecode import ModelPair
 from eddecode.models.weight_sharing import share_identical
-from eddecode.utils.memory import trim_heap
 from helpers import tiny
-from helpers.process import resident
+from helpers.process import can_read_pages, resident_in
 
 # Held once -------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def blocks_of_their_own() -> Iterator[None]:
-    """Let malloc map every block from 128 KiB on by itself, so that what is freed shows at once.
-
-    It does so with a real model's tensors, and with these small ones unless earlier tests taught it otherwise.
-    """
-    set_option, threshold = getattr(ctypes.CDLL(None), "mallopt", None), -3  # M_MMAP_THRESHOLD of glibc
-    if set_option is None:
-        pytest.skip("this C library has no mallopt")
-    set_option(threshold, 1 << 17)
-    yield
-    set_option(threshold, 1 << 25)
-
-
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads resident memory from Linux's /proc")
-@pytest.mark.usefixtures("blocks_of_their_own")
 @pytest.mark.parametrize("dtype", ["auto", "bfloat16"], ids=["mapped from the file", "converted"])
 def test_memory_of_identical_tensors_is_freed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str
@@ -51,19 +33,24 @@ def test_memory_of_identical_tensors_is_freed(
     ids = torch.arange(8)[None]
     with torch.no_grad():
         before = [model(ids).logits for model in pair.models]  # touches every page
-    trim_heap()  # what earlier tests have freed is not counted
-    apart = resident()
-    freed = share_identical(pair.models)
-    trim_heap()
     own = ("lm_head.weight",) if dtype != "auto" else ()
-    assert freed == sum(p.nbytes for name, p in pair.aligned.named_parameters() if name not in own)
-    assert apart - resident() > 0.8 * freed > 20e6
+    twins = [p for name, p in pair.aligned.named_parameters() if name not in own]
+    storages = [StorageWeakRef(p.untyped_storage()) for p in twins]
+    places = [(p.data_ptr(), p.nbytes) for p in twins]
+    size = sum(p.nbytes for p in twins)
+    assert not any(storage.expired() for storage in storages)
+    if dtype == "auto" and can_read_pages():
+        assert resident_in(places) > 0.99 * size
+    assert share_identical(pair.models) == size > 20e6
+    assert all(storage.expired() for storage in storages)
+    if dtype == "auto" and can_read_pages():
+        assert resident_in(places) < 0.1 * size  # none; malloc may keep what was converted for later
     with torch.no_grad():
         assert all(torch.equal(model(ids).logits, z) for model, z in zip(pair.models, before, strict=True))
     described = pair.describe()
-    assert described["memory"]["shared_bytes"] == freed
+    assert described["memory"]["shared_bytes"] == size
     apart_bytes = sum(described[side]["weights_bytes"] for side in pair.names)
-    assert described["memory"]["weights_bytes"] == apart_bytes - freed
+    assert described["memory"]["weights_bytes"] == apart_bytes - size
 
 
 def test_load_shares_identical_tensors_and_notes_it(tmp_path: Path) -> None:
