@@ -16,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu_check.plan import DRY_FACTOR, STAGES, START_UP
+from benchmarks.gpu_check.plan import STAGES, START_UP
 
 AGAIN = 75  # a worker's exit code: its device no longer works, and another worker is to do the rest
 LAST_LINES = 15  # of a worker's output, where it ended by itself
@@ -47,11 +47,6 @@ class Lane:
         self._given: list[str] = []  # the stages that the worker was started with
         self._running = ""  # the stage that it said to begin
         self._next()
-
-    @classmethod
-    def of(cls, stages: Sequence[str], folder: Path, start: Start, dry: bool) -> Lane:
-        """With limits for a GPU, or for a dry run."""
-        return cls(stages, folder, start, DRY_FACTOR if dry else 1)
 
     @property
     def left(self) -> list[str]:

@@ -95,12 +95,13 @@ class Check:
 
     def run(self) -> None:
         """Run all phases."""
-        total = TOTAL * (DRY_FACTOR if self.options.dry else 1)
+        slower = DRY_FACTOR if self.options.dry else 1
+        total = TOTAL * slower
         for number, phase in enumerate(PHASES):
             asked = [[stage for stage in lane if stage in self.options.stages] for lane in phase]
             places = [self.files / f"{number}-{i}" for i in range(len(asked))]
             self._lanes = [
-                Lane.of(stages, place, partial(_start, self), self.options.dry)
+                Lane(stages, place, partial(_start, self), slower)
                 for stages, place in zip(asked, places, strict=True)
                 if stages
             ]
