@@ -35,7 +35,7 @@ def choices(
     """
 
     def parse(value: str) -> list[str]:
-        names = [name.strip() for name in split_list(value, "name")]
+        names = split_list(value, "name")
         require_unique(names, "name")
         if unknown := [name for name in names if name not in known and not also(name)]:
             raise ConfigError(f"{', '.join(unknown)}; expected some of {', '.join(known)}")

@@ -15,7 +15,7 @@ from hashlib import blake2b
 
 from eddecode.audit.conditions import Condition, alpha_text
 from eddecode.errors import ConfigError
-from eddecode.utils.validation import require_unique, split_list
+from eddecode.utils.validation import require_entries, require_unique
 
 EXAMPLES = (
     *(
@@ -147,9 +147,11 @@ def attack_names(names: str | Sequence[str]) -> tuple[str, ...]:
 
 
 def _listed(names: str | Sequence[str]) -> list[str]:
-    return (
-        split_list(names, "attack", _SEPARATOR) if isinstance(names, str) else [str(name) for name in names]
-    )
+    if not isinstance(names, str):
+        return [str(name) for name in names]
+    entries = re.split(_SEPARATOR, names)  # blanks at the end of a given text are tokens
+    require_entries(entries, names, "attack")
+    return entries
 
 
 def own_temperature(condition: Condition) -> float | None:

@@ -67,7 +67,7 @@ def parse_alphas(values: str | float | Sequence[str | float], what: str = "alpha
             twice.
     """
     if isinstance(values, str):
-        values = [value for part in split_list(values, what) for value in part.split()]
+        values = split_list(values, what, blanks=True)
     elif isinstance(values, int | float):
         values = [values]
     texts = tuple(alpha_text(value, what) for value in values)

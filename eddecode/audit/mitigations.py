@@ -30,7 +30,7 @@ def parse_mitigations(names: str | Sequence[str]) -> tuple[str, ...]:
         ConfigError: text without a name, or with an empty entry; an unknown name, or one that is given twice.
     """
     if isinstance(names, str):
-        names = [name for part in split_list(names, "mitigation") for name in part.split()]
+        names = split_list(names, "mitigation", blanks=True)
     found = tuple(canonical(name) for name in names)
     require_unique(found, "mitigation")
     return found

@@ -76,7 +76,7 @@ def utility(
             "apply_chat_template": apply_chat_template,
             "on_alpha": _announce,
         }
-        names = [] if tasks is None else [name.strip() for name in split_list(tasks, "task")]
+        names = [] if tasks is None else split_list(tasks, "task")
         require_unique(names, "task")
         if run is not None:
             figures = _of_run(run, (base, aligned, alphas), names, settings)

@@ -51,22 +51,35 @@ def did_you_mean(name: str, names: Sequence[str]) -> str:
     return f"did you mean {near[0]}?" if near else f"expected one of {', '.join(names)}"
 
 
-def split_list(text: str, what: str, separator: str = ",") -> list[str]:
-    """The entries of a list that is written as text, as they stand there.
+def split_list(text: str, what: str, *, blanks: bool = False) -> list[str]:
+    """The entries of a list that is written as text, without the blanks around them.
 
-    Nothing where entries should be is most often a shell variable that is not set, so that it is an error.
+    >>> split_list("0, 0.3 1", "alpha", blanks=True)
+    ['0', '0.3', '1']
 
     Args:
-        text: the list.
+        text: the list, separated by commas.
         what: an entry, in messages.
-        separator: a regular expression.
+        blanks: entries hold no blanks, which separate them too.
 
     Raises:
         ConfigError: there is no entry, or one is blank.
     """
-    entries = re.split(separator, text)
+    entries = re.split(r"\s*,\s*|\s+" if blanks else r"\s*,\s*", text.strip())
+    require_entries(entries, text, what)
+    return entries
+
+
+def require_entries(entries: Sequence[str], text: str, what: str) -> None:
+    """Check that a list that is written as text has entries and none of them is blank.
+
+    Nothing where entries should be is most often a shell variable that is not set, so that it is an error.
+
+    Raises:
+        ConfigError: there is no entry, or one is blank.
+    """
     if all(entry.strip() for entry in entries):
-        return entries
+        return
     found = "empty" if not text.strip() else f"{text!r:.60}, which has an empty entry"
     raise ConfigError(f"the list of {what}s is {found}; expected one {what} or more, or leave the option out")
 

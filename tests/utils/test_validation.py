@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from itertools import product
 from typing import Annotated, Any
 
 import numpy as np
@@ -110,16 +111,18 @@ def test_a_hint_names_the_nearest_or_all() -> None:
 
 
 def test_a_list_that_is_written_as_text_has_no_empty_entry() -> None:
-    assert split_list("a, b c", "name") == ["a", " b c"]
+    assert split_list(" a, b c\n, d ", "name") == ["a", "b c", "d"]
+    assert split_list(" a, b  c\n, d ", "name", blanks=True) == ["a", "b", "c", "d"]
     with pytest.raises(
         ConfigError, match=r"^the list of names is empty; expected one name or more, or leave the"
     ):
         split_list(" ", "name")
-    for text in (",", "a,", ",a", "a,,b", "a, ,b"):
-        with pytest.raises(
-            ConfigError, match=r"^the list of names is '.*', which has an empty entry; expected one"
-        ):
-            split_list(text, "name")
+    with pytest.raises(ConfigError, match=r"^the list of names is empty; expected one name or more"):
+        split_list("", "name", blanks=True)
+    gap = r"^the list of names is '.*', which has an empty entry; expected one"
+    for text, blanks in product((",", " , ", "a,", ",a", "a,,b", "a, ,b"), (False, True)):
+        with pytest.raises(ConfigError, match=gap):
+            split_list(text, "name", blanks=blanks)
     require_unique(["a", "b"], "name")
     with pytest.raises(ConfigError, match=r"^name a is given twice; expected each once$"):
         require_unique(["a", "b", "a"], "name")

@@ -66,7 +66,7 @@ def judges(specs: str | Sequence[str] = "lexicon") -> Scorer:
         ConfigError: text without a specification, or with an empty entry.
         JudgeError: there is none, one is not that of a judge, or two judges have one name.
     """
-    listed = [part.strip() for part in split_list(specs, "judge")] if isinstance(specs, str) else list(specs)
+    listed = split_list(specs, "judge") if isinstance(specs, str) else list(specs)
     if not listed:
         raise JudgeError("the list of judges is empty; expected one judge or more, such as lexicon")
     made = [BatchedJudge(make_judge(spec)) for spec in _joined_options(listed)]

@@ -101,7 +101,7 @@ def _check_model() -> None:
 
 def _alphas(given: str | float | Sequence[str | float]) -> tuple[str, ...]:
     if isinstance(given, str):
-        given = [alpha for part in split_list(given, "alpha") for alpha in part.split()]
+        given = split_list(given, "alpha", blanks=True)
     listed = [given] if isinstance(given, int | float) else given
     if not listed:
         raise ConfigError("the list of alphas is empty; expected one alpha or more, or leave the option out")
