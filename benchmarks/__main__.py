@@ -36,6 +36,7 @@ BENCHMARKS = {
     "families": "every model family: a cached batch against passes without a cache; docs/families.md",
     "findings": "trains and measures all findings, and writes docs/findings.md",
 }
+PACKAGES = ("audit", "findings", "reliability")  # those that are not one module
 
 
 def main(arguments: list[str]) -> int:
@@ -52,7 +53,7 @@ def main(arguments: list[str]) -> int:
         return 2
     if name == "gpu":
         name, options = "compare", [*GPU.split(), *options]
-    module = f"benchmarks.{name}.__main__" if name in ("audit", "findings") else f"benchmarks.{name}"
+    module = f"benchmarks.{name}.__main__" if name in PACKAGES else f"benchmarks.{name}"
     return import_module(module).main(options) or 0
 
 

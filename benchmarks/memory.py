@@ -25,6 +25,8 @@ from typing import Any
 
 import torch
 
+from benchmarks.process import status_bytes
+
 TIMEOUT = 900
 GOAL = 1.1  # of weights and used cache
 
@@ -132,21 +134,14 @@ def start_counting(device: str) -> int:
         return int(torch.cuda.memory_allocated(device))
     trim_heap()  # so that what is needed later shows
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # 5: reset the peak (man 5 proc)
-    return _status("VmRSS")
+    return status_bytes("VmRSS")
 
 
 def peak_bytes(device: str) -> int:
     """The most bytes in use since `start_counting`: resident on the CPU, allocated on a GPU."""
     if torch.device(device).type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
-    return _status("VmHWM")
-
-
-def _status(field: str) -> int:
-    for line in Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines():
-        if line.startswith(field + ":"):
-            return int(line.split()[1]) * 1024
-    raise OSError(f"/proc/self/status has no {field}: peak memory is measured on Linux only")
+    return status_bytes("VmHWM")
 
 
 def table(size: str = "130M") -> None:

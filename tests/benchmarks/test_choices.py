@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from benchmarks import against, attack_memory, compare, growth, reliability, scale
+from benchmarks import against, attack_memory, compare, growth, scale
+from benchmarks.reliability import __main__ as reliability
 
 
 @pytest.mark.parametrize(

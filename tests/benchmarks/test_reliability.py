@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import reliability
+from benchmarks.reliability import __main__ as reliability
 from eddecode.audit import run as audit_run
 from eddecode.audit.store import store, verified
 

@@ -16,12 +16,6 @@ import torch
 from eddecode.cli import app
 
 
-def resident(field: str = "VmRSS") -> int:
-    """Bytes in memory now, or at the peak ("VmHWM")."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(field))
-
-
 def can_read_pages() -> bool:
     """Whether this system tells `resident_in` which pages are in memory: Linux does."""
     return os.access("/proc/self/pagemap", os.R_OK)

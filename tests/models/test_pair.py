@@ -11,11 +11,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from benchmarks.process import status_bytes
 from eddecode import ModelPair
 from eddecode.errors import PairError
 from helpers import tiny
 from helpers.pairs import logits, noted, rewrite, save_adapter
-from helpers.process import resident
 
 # Loading ---------------------------------------------------------------------------------------------------------
 
@@ -82,11 +82,11 @@ def test_loading_holds_no_tensor_twice(tmp_path: Path) -> None:
     weights = 2 * sum(p.nbytes for p in model.parameters())
     del model
 
-    before = resident("VmRSS")
+    before = status_bytes("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew from here
     pair = ModelPair.load(folder, shutil.copytree(folder, tmp_path / "copy"))
     assert all(bool(torch.isfinite(logits(m)).all()) for m in pair.models)  # every page is touched
-    assert resident("VmHWM") - before < 1.4 * weights
+    assert status_bytes("VmHWM") - before < 1.4 * weights
 
 
 # From the hub ----------------------------------------------------------------------------------------------------

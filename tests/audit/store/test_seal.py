@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.reliability import content
+from benchmarks.reliability.damage import flipped
+from benchmarks.reliability.runs import content
 from eddecode.audit.export.formats import export_jsonl
 from eddecode.audit.store.seal import seal
 from eddecode.audit.store.store import Store
@@ -27,12 +28,9 @@ def test_flipped_bits_are_found_or_change_nothing(tmp_path: Path) -> None:
     for number in range(FLIPS):
         folder = tmp_path / f"flipped-{number}"
         folder.mkdir()
-        changed = bytearray(whole)
-        at = rng.randrange(8 * len(whole))
-        changed[at // 8] ^= 1 << at % 8
-        (folder / "run.sqlite").write_bytes(changed)
+        (folder / "run.sqlite").write_bytes(flipped(whole, rng))
         try:
-            assert content(folder) == wanted, at
+            assert content(folder) == wanted, number
         except StoreError:
             found += 1
         shutil.rmtree(folder)
