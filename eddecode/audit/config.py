@@ -1,4 +1,4 @@
-"""The configuration of an audit: every setting, its type and its range, checked when it is made.
+"""The configuration of an audit: every setting, checked when it is made, by itself (`config_types`) and with others.
 
 The same fields are given from Python, on the command line and in an `audit.toml` (`config_file`). What follows from
 them (conditions, sampling parameters, judges, the fingerprint of the run) is worked out once, in `plan`. Nothing here
@@ -7,148 +7,44 @@ imports torch.
 
 from __future__ import annotations
 
-import json
-import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import AfterValidator, ConfigDict, Field, PlainValidator, StrictBool, model_validator
+from pydantic import ConfigDict, Field, StrictBool, model_validator
 from pydantic.dataclasses import dataclass
 
-from eddecode.audit.attacks import Attack, attack_names, parse_attacks
-from eddecode.audit.conditions import NO_PENALTIES, Condition, build_conditions, checked_label, parse_alphas
-from eddecode.audit.data.transforms import Transform, read_transforms
+from eddecode.audit.attacks import Attack, parse_attacks
+from eddecode.audit.conditions import NO_PENALTIES, Condition, build_conditions, parse_alphas
+from eddecode.audit.config_types import (
+    Alphas,
+    AtLeast0,
+    AtLeast1,
+    Attacks,
+    Judges,
+    Location,
+    Mitigations,
+    Models,
+    Number,
+    OptionalPrompts,
+    Prompts,
+    Share,
+    Systems,
+    Temperatures,
+    Templates,
+    Texts,
+    Transforms,
+    Variables,
+    WholeModel,
+    parse_temperatures,
+)
+from eddecode.audit.data.transforms import read_transforms
 from eddecode.audit.mitigations import access_of, parse_mitigations
 from eddecode.errors import ConfigError
-from eddecode.utils.validation import Integer, raises, require_unique
+from eddecode.utils.validation import raises
 
 if TYPE_CHECKING:
     from eddecode.sampling.params import SamplingParams
-
-PromptSource = str | Path | Sequence[str | Sequence[Mapping[str, str]] | Mapping[str, Any]]
-TransformSource = str | Path | Sequence[Transform | Mapping[str, Any]]
-
-
-def _instance(*kinds: type, expected: str) -> PlainValidator:
-    """Accept a value of these types and keep it as it is."""
-
-    def check(value: Any) -> Any:
-        if not isinstance(value, kinds):
-            raise ValueError(f"expected {expected}")
-        return value
-
-    return PlainValidator(check)
-
-
-def _parsed(parse: Callable[[Any], Any], expected: str) -> PlainValidator:
-    """Keep what `parse` returns; refuse a value that it cannot iterate over. `parse` itself raises ConfigError."""
-
-    def check(value: Any) -> Any:
-        try:
-            return parse(value)
-        except TypeError:
-            raise ValueError(f"expected {expected}") from None
-
-    return PlainValidator(check)
-
-
-def _as_tuple(value: Any) -> tuple[Any, ...]:
-    """One entry stands for a tuple of one."""
-    return (value,) if isinstance(value, str | Path | Mapping) else tuple(value)
-
-
-def _as_judges(value: Any) -> tuple[Any, ...]:
-    """One judge, also a function, stands for a tuple of one."""
-    return (value,) if callable(value) else _as_tuple(value)
-
-
-def _check_number(value: Any) -> Any:
-    """A finite number, kept as it is given: the fingerprint of a run holds 1 and 1.0 as they were written."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise ValueError("expected a finite number")
-    return value
-
-
-def _check_share(value: float) -> float:
-    if not 0 <= value <= 1:
-        raise ValueError("expected a share from 0 to 1")
-    return value
-
-
-def _check_judges(value: tuple[Any, ...]) -> tuple[Any, ...]:
-    if not value:
-        raise ValueError("expected at least one judge, such as lexicon")
-    return value
-
-
-def _check_location(value: str | Path) -> str | Path:
-    """No blank text, which would be the current folder: most often a shell variable that is not set."""
-    if isinstance(value, str) and not value.strip():
-        raise ValueError("expected a file, a folder or a name; give one, or leave it out")
-    return value
-
-
-def _check_ensemble(value: tuple[str | Path, ...]) -> tuple[str | Path, ...]:
-    require_unique(map(str, map(_check_location, value)), "model of the ensemble")
-    return value
-
-
-def _check_systems(value: Mapping[str, str]) -> Mapping[str, str]:
-    for name, text in value.items():
-        checked_label(name, "a system prompt")
-        if not text.strip():
-            raise ConfigError(f"system prompt {name} is {text!r}; expected text")
-    return value
-
-
-def _check_variables(value: Mapping[str, Any]) -> Mapping[str, Any]:
-    for name, given in value.items():
-        try:
-            json.dumps(given, allow_nan=False)
-        except (TypeError, ValueError):
-            raise ConfigError(
-                f"template variable {name} is {given!r:.60}; expected text, a number, true or false, or a list or table"
-            ) from None
-    return value
-
-
-def _check_templates(value: Mapping[str, Mapping[str, str | Path]]) -> Mapping[str, Mapping[str, str | Path]]:
-    for name, sides in value.items():
-        checked_label(name, "a pair of templates")
-        if not sides or not set(sides) <= {"base", "aligned"} or not all(map(str, sides.values())):
-            raise ConfigError(
-                f"templates {name} is {dict(sides)!r:.80}; expected base, aligned or both, each a template: chat, a "
-                "preset's name, or a file with {prompt}"
-            )
-    return value
-
-
-def _check_whole_model(value: str | Path | None) -> str | Path | None:
-    if value is not None and (Path(value) / "adapter_config.json").is_file():
-        raise ConfigError(
-            f"finetuned {value} is an adapter, and an audit cannot tell which model it belongs to; "
-            "merge it into that model and give the merged checkpoint"
-        )
-    return value
-
-
-def _temperatures(value: Any) -> tuple[str, ...]:
-    return parse_alphas(value, "temperature")
-
-
-Location = Annotated[
-    str | Path, _instance(str, Path, expected="text or a path"), AfterValidator(_check_location)
-]
-Number = Annotated[float, PlainValidator(_check_number)]
-OptionalPrompts = Annotated[
-    PromptSource | None,
-    _instance(str, Path, Iterable, type(None), expected="a file, or a list of prompts"),
-]
-Alphas = Annotated[
-    str | float | Sequence[str | float],
-    _parsed(parse_alphas, "a number, a list of numbers, or text such as 0,0.3,1"),
-]
 
 
 @raises(ConfigError)
@@ -222,16 +118,13 @@ class AuditConfig:
 
     base: Location
     aligned: Location
-    prompts: Annotated[PromptSource, _instance(str, Path, Iterable, expected="a file, or a list of prompts")]
+    prompts: Prompts
     out: Location
-    limit: Annotated[Integer, Field(ge=1)] | None = None
+    limit: AtLeast1 | None = None
     alphas: Alphas = ("0.3",)
-    samples: Annotated[Integer, Field(ge=1)] = 1
+    samples: AtLeast1 = 1
     temperature: Number = 1.0
-    temperatures: Annotated[
-        str | float | Sequence[str | float],
-        _parsed(_temperatures, "a list of numbers, or text such as 0.7,1.3"),
-    ] = ()
+    temperatures: Temperatures = ()
     top_k: Number = 0
     top_p: Number = 1.0
     min_p: Number = 0.0
@@ -240,7 +133,7 @@ class AuditConfig:
     presence_penalty: Number = 0.0
     frequency_penalty: Number = 0.0
     max_new_tokens: Number = 128
-    stop: Annotated[Sequence[str], _parsed(_as_tuple, "text or a list of texts")] = ()
+    stop: Texts = ()
     seed: Number = 0
     suppress_eos: StrictBool = False
     ignore_eos: StrictBool = False
@@ -249,48 +142,34 @@ class AuditConfig:
     device_map: str | Mapping[str, Any] | None = None
     quantization: str | None = None
     long_context: StrictBool = False
-    batch_size: Annotated[Integer, Field(ge=1)] | None = None
+    batch_size: AtLeast1 | None = None
     speculation: str = "off"
     base_revision: str | None = None
     aligned_revision: str | None = None
     base_template: Location | None = None
     aligned_template: Location | None = None
-    template_variables: Annotated[Mapping[str, Any], AfterValidator(_check_variables)] = Field(
-        default_factory=dict
-    )
+    template_variables: Variables = Field(default_factory=dict)
     fold_system: StrictBool = False
     prefill: str = ""
     escape_specials: StrictBool = True
     mask_ids: Literal["differing"] | None = None
     keep_thinking: StrictBool = False
-    judges: Annotated[
-        Sequence[Any],
-        _parsed(_as_judges, "a list of judges"),
-        AfterValidator(_check_judges),
-    ] = ("lexicon",)
-    systems: Annotated[Mapping[str, str], AfterValidator(_check_systems)] = Field(default_factory=dict)
-    templates: Annotated[Mapping[str, Mapping[str, str | Path]], AfterValidator(_check_templates)] = Field(
-        default_factory=dict
-    )
-    transforms: Annotated[TransformSource, _parsed(read_transforms, "a file, or a list of tables")] = ()
-    mitigations: Annotated[
-        str | Sequence[str], _parsed(parse_mitigations, "text or a list, such as topk5,round2")
-    ] = ()
-    attacks: Annotated[
-        str | Sequence[str], _parsed(attack_names, "text or a list, such as weights@-0.3,prefill:5")
-    ] = ()
+    judges: Judges = ("lexicon",)
+    systems: Systems = Field(default_factory=dict)
+    templates: Templates = Field(default_factory=dict)
+    transforms: Transforms = ()
+    mitigations: Mitigations = ()
+    attacks: Attacks = ()
     direction_harmful: OptionalPrompts = None
     direction_harmless: OptionalPrompts = None
     weak_base: Location | None = None
     weak_aligned: Location | None = None
     extra_alphas: Alphas | None = None
-    finetuned: Annotated[Location | None, AfterValidator(_check_whole_model)] = None
-    ensemble: Annotated[
-        Sequence[str | Path], _parsed(_as_tuple, "a list of checkpoints"), AfterValidator(_check_ensemble)
-    ] = ()
+    finetuned: WholeModel = None
+    ensemble: Models = ()
     keep_text: StrictBool = True
-    min_tokens: Annotated[Integer, Field(ge=0)] = 0
-    utility_loss: Annotated[Number, AfterValidator(_check_share)] = 0.1
+    min_tokens: AtLeast0 = 0
+    utility_loss: Share = 0.1
     canaries: Location | None = None
     policy: Location | None = None
     prompt_column: str | None = None
@@ -305,7 +184,7 @@ class AuditConfig:
                 f"temperature 0 makes the same completion every time, and samples is {self.samples}; "
                 "set samples to 1, or a temperature above 0"
             )
-        further = [float(value) for value in _temperatures(self.temperatures)]
+        further = [float(value) for value in parse_temperatures(self.temperatures)]
         if self.temperature in further:
             raise ConfigError(
                 f"temperatures holds {self.temperature:g}, the run's own temperature; expected others than temperature"
@@ -382,7 +261,7 @@ class AuditConfig:
             mitigations=parse_mitigations(self.mitigations),
             finetuned=self.finetuned is not None,
             ensemble=bool(self.ensemble),
-            temperatures=_temperatures(self.temperatures),
+            temperatures=parse_temperatures(self.temperatures),
             templates=self.templates,
             attacks=[attack.condition for attack in self.parsed_attacks()],
         )

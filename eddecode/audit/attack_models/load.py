@@ -18,7 +18,8 @@ from eddecode.audit.attack_models.first_tokens import (
 from eddecode.audit.attack_models.refusal import refusal_direction
 from eddecode.audit.attack_models.steering import add_vector, steering
 from eddecode.audit.attacks import Attack
-from eddecode.audit.config import AuditConfig, PromptSource
+from eddecode.audit.config import AuditConfig
+from eddecode.audit.config_types import PromptSource
 from eddecode.audit.data.prompts import read_prompts
 from eddecode.errors import ConfigError, PromptError
 from eddecode.models.pair import ModelPair
