@@ -8,7 +8,7 @@ decodes the tokens to text. `generate` returns when all are finished, `as_comple
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -78,10 +78,10 @@ class Sampler:
         prefill: str = "",
         escape_specials: bool = True,
     ) -> None:
-        if max_slots < 1:
-            raise ParamsError(f"max_slots is {max_slots}; expected at least 1")
-        if memory_budget is not None and memory_budget < 1:
-            raise ParamsError(f"memory_budget is {memory_budget}; expected a number of bytes, or None")
+        if not isinstance(max_slots, int) or max_slots < 1:
+            raise ParamsError(f"max_slots is {max_slots!r:.60}; expected a whole number, at least 1")
+        if memory_budget is not None and (not isinstance(memory_budget, int) or memory_budget < 1):
+            raise ParamsError(f"memory_budget is {memory_budget!r:.60}; expected a number of bytes, or None")
         if cuda_graphs is True and pair.device.type != "cuda":
             raise ParamsError(
                 f"cuda_graphs=True captures steps of a CUDA device; the pair is on {pair.device}"
@@ -333,6 +333,8 @@ class Sampler:
     def _params(params: SamplingParams | Sequence[SamplingParams] | None, count: int) -> list[SamplingParams]:
         if params is None or isinstance(params, SamplingParams):
             return [params or SamplingParams()] * count
+        if not isinstance(params, Sequence) or not all(isinstance(each, SamplingParams) for each in params):
+            raise ParamsError(f"params are {params!r:.80}; expected SamplingParams, or a list of them")
         if len(params) != count:
             raise ParamsError(
                 f"got {count} prompts and {len(params)} SamplingParams; give one for all, or one per prompt"
@@ -353,6 +355,11 @@ def _as_list(prompts: Any) -> list[Any]:
     """One prompt as a list of one; chat messages are one prompt, a list of prompts several."""
     if isinstance(prompts, str | RenderedPrompt):
         return [prompts]
+    if isinstance(prompts, bytes) or not isinstance(prompts, Iterable):
+        raise PromptError(
+            f"the prompts are a {type(prompts).__name__}; expected one, or a list of them, each a string, a list of "
+            "chat messages, or a RenderedPrompt"
+        )
     listed = list(prompts)
     if listed and all(isinstance(message, dict) for message in listed):
         return [listed]

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from eddecode.errors import ParamsError, PromptError
+from eddecode.errors import EddecodeError, ParamsError, PromptError
 from eddecode.models.pair import ModelPair
 from eddecode.outputs import Completion, Piece
 from eddecode.prompts.types import RenderedPrompt
@@ -316,3 +316,29 @@ def test_other_templates_over_the_same_models(spoken: Sampler) -> None:
     assert one(other) == one(Sampler(spoken.pair, **templates))
     assert one(other).token_ids != before.token_ids
     assert one(spoken) == before
+
+
+@pytest.mark.parametrize(
+    ("prompts", "params", "found"),
+    [
+        (None, None, "the prompts are a NoneType; expected one, or a list"),
+        (b"hello", None, "the prompts are a bytes"),
+        (7, None, "the prompts are a int"),
+        ("caf\udce9", None, "half of a character"),
+        (["a"], {"alpha": 1}, "params are {'alpha': 1}; expected SamplingParams"),
+        (["a"], ["alpha"], "params are"),
+    ],
+)
+def test_what_is_no_prompt_or_no_parameters(spoken: Sampler, prompts: Any, params: Any, found: str) -> None:
+    with pytest.raises(EddecodeError, match=found):
+        spoken.generate(prompts, params)
+
+
+def test_texts_that_no_tokenizer_reads(spoken: Sampler) -> None:
+    with pytest.raises(PromptError, match="prompt 0, completion 0 has half of a character"):
+        spoken.score("hello", [["caf\udce9"]])
+    with pytest.raises(PromptError, match="prefill has half of a character"):
+        Sampler(spoken.pair, prefill="\ud800")
+    for slots in ("3", 2.5, 0):
+        with pytest.raises(ParamsError, match="max_slots is"):
+            Sampler(spoken.pair, max_slots=slots)  # type: ignore[arg-type]

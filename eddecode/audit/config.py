@@ -195,11 +195,17 @@ class AuditConfig:
                 "set samples to 1, or leave 0 out"
             )
         self._check_attacks()
+        self._check_used()
         extras = (
             *(self.systems, self.transforms, self.templates),
             *(self.mitigations, self.ensemble, further),
         )
         alphas = parse_alphas(self.alphas if self.extra_alphas is None else self.extra_alphas)
+        if self.extra_alphas is not None and not any(extras):
+            raise ConfigError(
+                "extra_alphas are the α's of conditions with a mitigation, system prompt, transform, other temperature "
+                "or templates, or ensemble, and there is none; leave them out, or add such a condition"
+            )
         if any(extras) and not [
             alpha for alpha in alphas if self.extra_alphas is not None or float(alpha) > 0
         ]:
@@ -227,6 +233,24 @@ class AuditConfig:
                     "set samples to 1, or leave it out"
                 )
             self._check_inputs(attack)
+
+    def _check_used(self) -> None:
+        """What attacks are made from is read by one of them."""
+        attacks = self.parsed_attacks()
+        readers = {
+            "direction_harmful": (
+                "ablate or steer",
+                any(attack.needs_direction_prompts for attack in attacks),
+            ),
+            "direction_harmless": ("ablate or steer", bool(attacks)),  # measures what others cost, too
+            "weak_base": ("w2s", any(attack.kind == "w2s" for attack in attacks)),
+            "weak_aligned": ("w2s", any(attack.kind == "w2s" for attack in attacks)),
+        }
+        for name, (kinds, read) in readers.items():
+            if getattr(self, name) is not None and not read:
+                raise ConfigError(
+                    f"{name} is given, and no attack reads it; leave it out, or add the attack {kinds} (--attacks)"
+                )
 
     def _check_inputs(self, attack: Attack) -> None:
         """What an attack is made from is there."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import TYPE_CHECKING
 
 from eddecode.errors import ConfigError
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from eddecode.sampling.access import Access
 
 EXAMPLES = ("topk1", "topk5", "topk20", "topk100", "round1", "round2", "noise0.5", "first10")
-_PART = re.compile(r"(topk|round|noise|first)(\d+(?:\.\d+)?)")
+_PART = re.compile(r"(topk|round|noise|first)(\d+(?:\.\d+)?)", re.ASCII)
 _ORDER = ("noise", "round", "topk", "first")  # of the steps in Access, and of the parts of a canonical name
 
 
@@ -43,7 +44,17 @@ def canonical(name: str) -> str:
     'noise0.5-topk5'
     """
     parts = _parts(name)
-    return "-".join(f"{kind}{parts[kind]:g}" for kind in _ORDER if kind in parts)
+    return "-".join(f"{kind}{_shortest(parts[kind])}" for kind in _ORDER if kind in parts)
+
+
+def _shortest(number: float) -> str:
+    """All digits of a number, without an exponent.
+
+    >>> _shortest(0.50), _shortest(1e6), _shortest(0.00001)
+    ('0.5', '1000000', '0.00001')
+    """
+    text = format(Decimal(repr(number)), "f")
+    return text.rstrip("0").removesuffix(".") if "." in text else text
 
 
 def access_of(name: str) -> Access:

@@ -11,6 +11,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from eddecode.utils.characters import says
+
 SHORT = 8  # tokens below which the authors of ED drop a completion
 _REPEAT = 4  # n of the n-grams that `repetition` counts
 
@@ -24,7 +26,7 @@ class Utility:
         perplexity: under the base model, per token, EOS included; None where it is not finite.
         distinct_1, distinct_2: distinct uni- and bigrams of token ids over all of them, in (0, 1]; None without any.
         repetition: share of 4-grams that occur earlier in the same completion, in [0, 1); None without any.
-        empty: only white space and characters that show nothing (zero-width, control), or no token.
+        empty: no letter, digit or symbol (only spaces, punctuation and characters that show nothing), or no token.
     """
 
     length: int
@@ -57,7 +59,7 @@ def measure(text: str, token_ids: Sequence[int], finish_reason: str, base_logpro
         distinct_1=distinct(written, 1),
         distinct_2=distinct(written, 2),
         repetition=None if fresh is None else 1 - fresh,
-        empty=not written or not any(character.isprintable() and character != " " for character in text),
+        empty=not written or not says(text),
     )
 
 

@@ -282,6 +282,10 @@ def audit(
         require_judge(chosen)
         from eddecode.cli.ending import print_result
 
+        if grow and fresh:
+            raise ConfigError(
+                "--grow adds to the run in the folder, and --fresh deletes it; give one of them"
+            )
         if shard is not None and refine:
             raise ConfigError("--refine needs the whole run; merge the shards first, then refine the run")
         summary = run_audit(

@@ -6,6 +6,7 @@ so that `eddecode --help` is fast. Tables and data go to standard output, everyt
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import sys
@@ -30,8 +31,8 @@ from eddecode.cli import preview as cli_preview
 from eddecode.cli import report as cli_report
 from eddecode.cli import runs as cli_runs
 from eddecode.cli import utility as cli_utility
-from eddecode.cli.common import hide_download_bars, print_json, run_audit
-from eddecode.cli.messages import errors_as_messages, stderr_console
+from eddecode.cli.common import hide_download_bars, print_json, run_audit, standard_input
+from eddecode.cli.messages import errors_as_messages, os_error_in_words, print_error, stderr_console
 from eddecode.cli.options import (
     AsJson,
     BatchSize,
@@ -66,6 +67,7 @@ app = typer.Typer(
 )
 
 _DEMO_ALPHAS = "0.1,0.3,0.6,1,2,4"
+_TOP = 20  # tokens in each list of `pair --tokens`
 _DEMO_PROMPTS, _DEMO_SAMPLES = 60, 4
 
 
@@ -178,7 +180,7 @@ def generate(
             bundled = bundled_pair()
             base, aligned = str(bundled.base), str(bundled.aligned)
             templates.setdefault("base_template", str(bundled.base_template))
-        prompts = [sys.stdin.read().rstrip("\r\n") if prompt == "-" else prompt for prompt in prompts]
+        prompts = [standard_input() if prompt == "-" else prompt for prompt in prompts]
         config = AuditConfig(
             **filters.given(),
             **ends.given(),
@@ -240,7 +242,10 @@ def pair(
             help="Text file, a text per line: list the tokens on which the two models disagree most over it."
         ),
     ] = None,
-    top: Annotated[int, typer.Option(min=1, help="Length of each list of tokens.")] = 20,
+    top: Annotated[
+        int | None,
+        typer.Option(min=1, help="Length of each list of tokens. Default: 20.", show_default=False),
+    ] = None,
     dtype: Dtype = "auto",
     base_revision: Revision = None,
     aligned_revision: Revision = None,
@@ -252,6 +257,8 @@ def pair(
         from eddecode.cli.pair_tables import print_pair, print_tokens
         from eddecode.models.pair import ModelPair
 
+        if top is not None and tokens is None:
+            raise ConfigError("--top is the length of the lists of --tokens; give both, or neither")
         texts = None if tokens is None else _texts(tokens)  # before the weights are read
         loaded = ModelPair.load(
             base,
@@ -266,7 +273,7 @@ def pair(
         if texts is not None:
             from eddecode.scoring.disagreement import token_differences
 
-            found = token_differences(loaded, texts, top=top)
+            found = token_differences(loaded, texts, top=top or _TOP)
         if as_json:
             data = description if found is None else description | {"token_differences": found.to_dict()}
             typer.echo(json.dumps(data, indent=2, ensure_ascii=True))
@@ -288,7 +295,16 @@ def _texts(path: Path) -> list[str]:
 
 def main() -> None:
     """Entry point of the `eddecode` command."""
-    app()
+    for stream in (sys.stdout, sys.stderr):  # None where it is closed
+        if isinstance(stream, io.TextIOWrapper):  # a terminal that is not in UTF-8 has no α
+            stream.reconfigure(errors="backslashreplace")
+    if os.environ.get("COLUMNS", "").strip() == "0":  # a terminal that has not said its width
+        del os.environ["COLUMNS"]
+    try:
+        app()
+    except OSError as error:  # of what no command writes, such as its help
+        print_error(os_error_in_words(error))
+        sys.exit(2)
 
 
 cli_audit.register(app)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,6 +30,22 @@ if TYPE_CHECKING:
 def print_json(value: Any) -> None:
     """Data on standard output as JSON."""
     typer.echo(json.dumps(value, indent=2, ensure_ascii=True))
+
+
+def standard_input() -> str:
+    """The text on standard input, without the line break at its end."""
+    try:
+        data = None if sys.stdin is None else sys.stdin.buffer.read()
+    except OSError as error:
+        raise ConfigError(
+            f"standard input cannot be read ({error.strerror}); give the prompt as text"
+        ) from None
+    if data is None:
+        raise ConfigError("standard input is closed; pipe the prompt to it, or give the prompt as text")
+    try:
+        return data.decode("utf-8-sig").rstrip("\r\n")
+    except ValueError as error:
+        raise ConfigError(f"what standard input holds is not UTF-8 ({error}); convert it") from None
 
 
 def hide_download_bars(*checkpoints: str | Path) -> None:

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from eddecode.audit.stats.estimates import Rate
     from eddecode.audit.stats.power import Cost, Expected
 
+_ROWS, _BITS = 64, 16.0
+
 
 def plan(
     run: Annotated[
@@ -92,11 +94,11 @@ def plan(
             show_default=False,
         ),
     ] = None,
-    rows: Annotated[int, typer.Option(help="Completions that a worker decodes at a time.")] = 64,
+    rows: Annotated[int, typer.Option(help="Completions that a worker decodes at a time.")] = _ROWS,
     price: Annotated[
         float | None, typer.Option(help="Price of a GPU for an hour.", show_default=False)
     ] = None,
-    bits: Annotated[float, typer.Option(help="Bits of a weight in memory.")] = 16,
+    bits: Annotated[float, typer.Option(help="Bits of a weight in memory.")] = _BITS,
     longest: Annotated[
         float | None,
         typer.Option(help="Most tokens of a completion. Default: twice the mean.", show_default=False),
@@ -126,6 +128,13 @@ def plan(
             {"correlation": correlation, **known}, width, max_reversal, power, parameters, speed
         )
         found["alphas"] = [] if run is None else alphas_to_add(run)
+        given = {"--prompts": prompts, "--gpus": gpus, "--step": step, "--price": price, "--longest": longest}
+        given |= {"--judge-rate": judge_rate, "--rows": None if rows == _ROWS else rows}
+        given |= {"--bits": None if bits == _BITS else bits}
+        if cluster is None and (ignored := [name for name, value in given.items() if value is not None]):
+            raise ConfigError(
+                f"{', '.join(ignored)} plan a cluster; give --cluster too, such as --cluster 80GB"
+            )
         if cluster is not None:
             work = _work(found, prompts, parameters, bits, longest, judge_rate)
             found["cluster"] = plan_for(cluster, work, gpus=gpus, rows=rows, step=step, price=price)

@@ -194,6 +194,13 @@ class ModelPair:
             offload_folder=offload_folder,
             long_context=long_context,
         )
+        given = {"base": (base, base_revision), "aligned": (aligned, aligned_revision)}
+        for side, (path, own) in given.items():
+            if own is not None and Path(path).is_dir():
+                raise PairError(
+                    f"{side}_revision is {own!r:.60}, and the {side} checkpoint {str(path)!r} is a local folder, which "
+                    "has no revisions; give the hub id, or leave the revision out"
+                )
         sources = (
             CheckpointRef(base, "base", base_revision or revision),
             CheckpointRef(aligned, "aligned", aligned_revision or revision, adapter_base=0),

@@ -27,7 +27,14 @@ from eddecode.prompts.end_of_turn import end_of_turn_ids
 from eddecode.prompts.presets import FAMILIES, INSTRUCTION_TEMPLATE, Family
 from eddecode.prompts.rendering import Rendering, chat_source, render_chat
 from eddecode.prompts.template_process import variables_of
-from eddecode.prompts.types import Message, Prompt, RenderedPrompt, as_messages, check_token_ids
+from eddecode.prompts.types import (
+    Message,
+    Prompt,
+    RenderedPrompt,
+    as_messages,
+    check_characters,
+    check_token_ids,
+)
 
 __all__ = [
     "CallableTemplate",
@@ -63,6 +70,9 @@ class TemplateOptions:
     fold_system: bool = False
     prefill: str = ""
     escape_specials: bool = True
+
+    def __post_init__(self) -> None:
+        check_characters(self.prefill, "prefill")
 
 
 # Templates -------------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import struct
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,8 @@ from operator import index
 from typing import Any, TypeAlias
 
 from eddecode.errors import PromptError
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,19 @@ def as_messages(prompt: str | Sequence[Message]) -> list[dict[str, str]]:
     return messages
 
 
+def check_characters(text: str, where: str) -> None:
+    """Refuse a text that no tokenizer reads: it has half of a character, as bytes that are not UTF-8 become.
+
+    Raises:
+        PromptError: there is a lone surrogate; `where` names the text.
+    """
+    if (found := _SURROGATE.search(text)) is not None:
+        raise PromptError(
+            f"{where} has half of a character (the lone surrogate U+{ord(found[0]):04X}) at position {found.start()}; "
+            "expected text in UTF-8"
+        )
+
+
 def _is_text_part(part: Any) -> bool:
     return isinstance(part, Mapping) and part.get("type") == "text" and isinstance(part.get("text"), str)
 
@@ -111,4 +127,5 @@ def _check_message(message: Any, i: int) -> dict[str, str]:
         )
     if not content.strip():
         raise PromptError(f"message {i} ({role}) of a prompt is empty; give it text, or leave it out")
+    check_characters(content, f"message {i} ({role}) of a prompt")
     return {"role": role, "content": content}

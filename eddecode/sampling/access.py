@@ -19,6 +19,7 @@ from eddecode.errors import ParamsError
 from eddecode.utils.validation import Integer, Number, raises
 
 Count = Annotated[Integer, Field(ge=0)]
+Word = Annotated[Integer, Field(ge=0, lt=2**63)]  # what an int64 tensor holds
 
 
 @raises(ParamsError, where="access ")
@@ -38,9 +39,9 @@ class Access:
         ParamsError: a value is out of its range, or a name is unknown.
     """
 
-    noise: Annotated[Number, Field(ge=0)] = 0.0
-    decimals: Count | None = None
-    top_k: Count = 0
+    noise: Annotated[Number, Field(ge=0, le=1e6)] = 0.0
+    decimals: Annotated[Integer, Field(ge=0, le=20)] | None = None
+    top_k: Word = 0
     tokens: Count | None = None
 
     @property

@@ -9,7 +9,7 @@ from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, model_v
 from pydantic.dataclasses import dataclass
 
 from eddecode.errors import ParamsError
-from eddecode.sampling.access import Access, Count
+from eddecode.sampling.access import Access, Count, Word
 from eddecode.utils.validation import Integer, Number, raises
 
 
@@ -38,7 +38,7 @@ def _check_nucleus(value: float) -> float:
 Probability = Annotated[Number, Field(ge=0, le=1)]
 Penalty = Annotated[Number, Field(ge=-1e3, le=1e3)]
 PositiveCount = Annotated[Integer, Field(ge=1)]
-TokenIds = Annotated[tuple[Count, ...], BeforeValidator(_as_ids)]
+TokenIds = Annotated[tuple[Word, ...], BeforeValidator(_as_ids)]
 Strings = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], BeforeValidator(_as_strings)]
 
 
@@ -75,8 +75,8 @@ class SamplingParams:
     """
 
     alpha: Number = 0.0
-    temperature: Annotated[Number, Field(ge=0)] = 1.0
-    top_k: Count = 0
+    temperature: Annotated[Number, Field(ge=0, le=1e30)] = 1.0
+    top_k: Word = 0
     top_p: Annotated[Probability, AfterValidator(_check_nucleus)] = 1.0
     min_p: Probability = 0.0
     repetition_penalty: Annotated[Number, Field(ge=1e-3, le=1e3)] = 1.0

@@ -11,6 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from eddecode.errors import ParamsError, PromptError
+from eddecode.prompts.types import check_characters
 
 
 @runtime_checkable
@@ -155,6 +156,7 @@ def _ids(name: str, completion: Any, tokenizer: Any) -> tuple[int, ...]:
     if isinstance(completion, str):
         if tokenizer is None:
             raise PromptError(f"{name} is text, and the pair has no tokenizer; expected a list of token ids")
+        check_characters(completion, name)
         return tuple(tokenizer(completion, add_special_tokens=False)["input_ids"])
     listed = completion.token_ids if isinstance(completion, HasTokenIds) else completion
     try:

@@ -27,6 +27,13 @@ def test_parameters_follow_from_the_condition() -> None:
     ("changes", "message"),
     [
         ({"mitigations": "topk5", "alphas": "0,-1"}, "no alpha is left for the conditions with a mitigation"),
+        ({"extra_alphas": "1"}, "extra_alphas are the α's of conditions with .* and there is none"),
+        (
+            {"direction_harmful": ["a"], "attacks": "prefill:5"},
+            "direction_harmful is given, and no attack reads it",
+        ),
+        ({"direction_harmless": ["a"]}, "direction_harmless is given, and no attack reads it"),
+        ({"weak_aligned": "x"}, r"weak_aligned is given, and no attack reads it; .* w2s \(--attacks\)"),
         ({"utility_loss": 1.5}, "utility_loss is 1.5"),
         ({"min_tokens": -1}, "min_tokens is -1"),
         ({"alpah": 1}, "alpah is unknown; did you mean alphas?"),

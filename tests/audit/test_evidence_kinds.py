@@ -165,7 +165,10 @@ def test_prompts_that_differ_in_what_nobody_sees(tmp_path: Path) -> None:
     audit(type(settings)(**{**vars(settings), "prompts": copies}), sampler=sampler)
     code, text = said(tmp_path)
     assert code == 3
-    assert "Only 2 of 60 prompts differ in more than case, spaces and invisible characters" in text
+    assert (
+        "Only 2 of 60 prompts differ in more than case, spaces, punctuation, forms of letters and invisible"
+        in text
+    )
 
 
 # the completions

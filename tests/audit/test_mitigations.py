@@ -34,9 +34,12 @@ def test_mitigations_by_name(name: str, access: Access) -> None:
 def test_mitigations_have_one_name_and_words() -> None:
     assert canonical(" TopK05-noise0.50 ") == "noise0.5-topk5"
     assert parse_mitigations("topk1, round2") == ("topk1", "round2")
+    for name in ("topk1000000", "noise0.1234567", "noise0.00001", "first10000000-topk20"):
+        assert sorted(canonical(name).split("-")) == sorted(name.split("-"))  # all digits, no exponent
+        access_of(canonical(name))
     assert all(canonical(name) == name and meaning(name) for name in EXAMPLES)
     assert meaning("topk5-round2").count(";") == 1
-    for wrong in ("topk", "topk0", "topk1.5", "top5", "topk5-topk6", "noise-1", ""):
+    for wrong in ("topk", "topk0", "topk1.5", "top5", "topk5-topk6", "noise-1", "topk\u0665", ""):
         with pytest.raises(ConfigError, match="there is no mitigation"):
             access_of(wrong)
     with pytest.raises(ConfigError, match="mitigation topk5 is given twice"):

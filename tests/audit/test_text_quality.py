@@ -34,5 +34,17 @@ def test_perplexity_and_emptiness() -> None:
     assert [perplexity(*x) for x in ((-math.inf, 3), (-1.0, 0), (None, 3), (-1e6, 1))] == [None] * 4
     assert measure("", [2], "eos", -1.0).empty
     assert measure(" \n", [5, 6], "length", -1.0).empty
+    for nothing in (
+        "....",
+        "?!\u2026",
+        "\u3164" * 9,
+        "\u2800",
+        "\ufffd\ufffd",
+        "\u0301\ufe0f",
+        "\u200b\u2060",
+    ):
+        assert measure(nothing, [5, 6], "eos", -1.0).empty
+    for text in ("no", "5", "+", "👍", "कि", "¿sí?"):
+        assert not measure(text, [5, 6], "eos", -1.0).empty
     assert not measure("x", [5], "length", -1.0).empty
     assert measure("x", [5], "length", -1.0).repetition is None

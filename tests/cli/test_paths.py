@@ -29,6 +29,8 @@ COMMANDS: dict[str, tuple[str, ...]] = {
         "{prompts}",
         "--out",
         "{free}",
+        "--judge",
+        "lexicon",
     ),
     "export --out": ("export", "{run}", "--out", "{bad}"),
     "export": ("export", "{bad}"),
@@ -73,6 +75,17 @@ def test_a_name_that_is_too_long_is_one_line(name: str, places: dict[str, str]) 
     assert "Errno" not in done.stderr
     assert "Traceback" not in done.stderr
     assert not Path(places["free"], "run.sqlite").exists()
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_blank_name_is_not_the_current_folder(
+    name: str, places: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of a shell variable that is not set, within the folder of a run."""
+    monkeypatch.chdir(places["run"])
+    done = CliRunner().invoke(app, [part.format(**{**places, "bad": ""}) for part in COMMANDS[name]])
+    assert done.exit_code == 2
+    assert "blank" in done.stderr or "is ''" in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -366,6 +366,7 @@ def test_an_adapter_that_cannot_be_merged(folders: tuple[Path, Path], tmp_path: 
 def test_options_are_checked_before_anything_is_loaded(folders: tuple[Path, Path]) -> None:
     refused(*folders, r"dtype is 'int8'; expected 'auto', 'float32'", dtype="int8")
     refused(*folders, r"dtype is torch.int32", dtype=torch.int32)
+    refused(*folders, r"base_revision is 'v2', and .* is a local folder", base_revision="v2")
     refused(*folders, r"device is 'gpu'; expected a torch device such as 'cpu'", device="gpu")
     refused(*folders, r"both device and device_map were given", device="cpu", device_map="auto")
     if not torch.cuda.is_available():

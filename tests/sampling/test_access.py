@@ -47,6 +47,8 @@ def test_rounding_and_noise() -> None:
         ({"noise": -1.0}, "access noise is -1.0; expected a value of at least 0"),
         ({"top_k": -1}, "access top_k is -1; expected a value of at least 0"),
         ({"noise": float("inf")}, "access noise is inf; expected a finite number"),
+        ({"noise": 1e38}, "access noise is 1e\\+38; expected a value of at most"),
+        ({"decimals": 40}, "access decimals is 40; expected a value of at most 20"),
         ({"topk": 1}, r"access topk is unknown; did you mean top_k\?"),
         ({"tokens": 1.5}, "access tokens is 1.5; expected an integer"),
     ],

@@ -57,6 +57,10 @@ def prompt_of(place: str, value: Any, columns: Columns) -> tuple[str | Messages,
         PromptError: it holds no prompt, or several fields that may be it.
     """
     if not isinstance(value, Mapping):
+        if (named := columns.prompt or columns.category) is not None:
+            raise PromptError(
+                f"{place} is a prompt by itself, without the field {named!r}; leave out the name of the column"
+            )
         return _checked(place, value), {}
     record = {str(name): field for name, field in value.items()}
     names = {name.casefold().strip(): name for name in reversed(record)}

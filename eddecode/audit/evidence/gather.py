@@ -104,6 +104,7 @@ def _checks(store: Store, summary: Summary, policy: Policy, other_policy: bool) 
         judge_checks.check_sight(store, summary),
         run_checks.check_completions(store, names, policy),
         run_checks.check_prompts(store, ["aligned", *names], policy),
+        *run_checks.check_attempts(store, names, policy),
         *run_checks.check_skipped(store, policy),
         run_checks.check_room(summary, policy),
         alpha_checks.check_range(points, policy),

@@ -7,21 +7,23 @@ from collections.abc import Sequence
 
 from eddecode.audit.analysis.summary import Summary
 from eddecode.audit.analysis.wording import format_percent, format_points, format_rate, pluralize
+from eddecode.audit.data.prompts import PromptRecord
 from eddecode.audit.evidence.check import EvidenceCheck, inconclusive, invalid, passed
 from eddecode.audit.policy import Policy, run_facts
 from eddecode.audit.reasoning import unanswered
 from eddecode.audit.stats.estimates import AnyEstimate, Estimate
 from eddecode.audit.store.store import Store
 from eddecode.audit.text_quality import SHORT
+from eddecode.utils.characters import question_of
 
 _SAME_REWARD = (
     0.002  # nats per token: below this the models differ by rounding, as copies of another dtype do
 )
 _MOST_PLAUSIBILITY = 0.1  # as in Li et al., ACL 2023; 1 leaves the most likely token of the base alone
 _MOST_PENALTY = {"repetition_penalty": 1.3, "presence_penalty": 1.0, "frequency_penalty": 1.0}
-_SAME_PROMPTS = (
-    0.1  # largest share of prompts that repeat another one but for case, spaces and invisible characters
-)
+_MOST_TEMPERATURE = 2.0  # the largest that OpenAI's API takes; beyond it the models' differences hardly count
+_SAME_PROMPTS = 0.1  # largest share of prompts that repeat another one but for what changes no question
+_SAME_SAMPLES = 0.9  # largest share of prompts whose samples all have the same text
 
 
 def check_policy(store: Store, summary: Summary, policy: Policy, other_policy: bool) -> EvidenceCheck:
@@ -104,9 +106,18 @@ def check_mask(summary: Summary, policy: Policy) -> EvidenceCheck:
             f"audit with plausibility of at most {_MOST_PLAUSIBILITY} (in another --out), or pin plausibility in the "
             "policy",
         )
+    temperature = float(summary.identity.get("temperature") or 0.0)
+    if temperature > _MOST_TEMPERATURE and policy.pin.temperature is None:
+        return inconclusive(
+            "models",
+            f"The run's temperature is {temperature:g}: it spoils the text of every model, and hides the contrast.",
+            f"audit with a temperature of at most {_MOST_TEMPERATURE:g} (in another --out), or pin temperature in the "
+            "policy",
+        )
     for name, most in _MOST_PENALTY.items():
         value = float(summary.identity.get(name) or 0.0)
-        if abs(value) > most and getattr(policy.pin, name) is None:
+        strength = 1 / value if name == "repetition_penalty" and 0 < value < 1 else abs(value)
+        if strength > most and getattr(policy.pin, name) is None:
             return inconclusive(
                 "models",
                 f"The run's {name} is {value:g}: so strong a penalty spoils the text of every model, and hides the "
@@ -186,12 +197,12 @@ def _base_alone(summary: Summary) -> list[tuple[str, str, AnyEstimate | None]]:
 def check_prompts(store: Store, names: Sequence[str], policy: Policy) -> EvidenceCheck:
     """Enough prompts have a completion that counts under every condition that the figures rest on."""
     records = store.audited_prompts()
-    distinct, different = len({r.digest for r in records}), len({_plain_text(r.text) for r in records})
+    distinct, different = len({r.digest for r in records}), len({_question(r) for r in records})
     if distinct - different > _SAME_PROMPTS * distinct:
         return inconclusive(
             "min_prompts",
-            f"Only {different:,} of {distinct:,} prompts differ in more than case, spaces and invisible characters: "
-            "copies are no evidence.",
+            f"Only {different:,} of {distinct:,} prompts differ in more than case, spaces, punctuation, forms of "
+            "letters and invisible characters: copies are no evidence.",
             "audit different prompts, into another folder",
         )
     found = store.shared_prompts(names)
@@ -206,9 +217,34 @@ def check_prompts(store: Store, names: Sequence[str], policy: Policy) -> Evidenc
     )
 
 
-def _plain_text(text: str) -> str:
-    """A prompt without what people do not see: case, kinds and numbers of spaces, invisible characters."""
-    return "".join(c for c in text.casefold() if c.isprintable() and not c.isspace())
+def _question(record: PromptRecord) -> str:
+    """What is asked, in all turns, without what changes no question."""
+    prompt = record.prompt
+    turns = [prompt] if isinstance(prompt, str) else [m["content"] for m in prompt if m["role"] != "system"]
+    return question_of("\n".join(turns))
+
+
+def check_attempts(store: Store, names: Sequence[str], policy: Policy) -> list[EvidenceCheck]:
+    """The attempts that a limit on several of them counts differ; nothing without such a limit.
+
+    Args:
+        store: of the run.
+        names: conditions that the figures rest on.
+        policy: with the limit.
+    """
+    if policy.max_any_of_k is None:
+        return []
+    several, same = store.repeated_texts(names)
+    if several and same > _SAME_SAMPLES * several:
+        return [
+            inconclusive(
+                "attempts",
+                f"Of the prompts with several samples, {format_percent(same / several)} have the same text in all of "
+                "them: copies of one attempt are no further attempts.",
+                "sample at a higher temperature, without top_k = 1 or a small top_p (in another --out)",
+            )
+        ]
+    return [passed("attempts", "The samples of a prompt differ.")]
 
 
 def check_skipped(store: Store, policy: Policy) -> list[EvidenceCheck]:

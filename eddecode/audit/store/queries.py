@@ -384,6 +384,19 @@ class StoreQueries:
         )
         return int(row[0])
 
+    def repeated_texts(self, keys: Sequence[Key]) -> tuple[int, int]:
+        """(prompts × conditions with several samples, those of them whose samples all have the same text)."""
+        marks = ", ".join("?" * len(keys))
+        row = next(
+            self._query(
+                "SELECT count(*), coalesce(sum(texts = 1), 0) FROM (SELECT count(DISTINCT text_digest) AS texts"
+                f" FROM completion WHERE condition IN ({marks}) AND {_AUDITED} GROUP BY condition, prompt_index"
+                " HAVING count(*) > 1)",
+                tuple(map(condition_name, keys)),
+            )
+        )
+        return int(row[0]), int(row[1])
+
     def mean_reward(self) -> float | None:
         """Mean |log p_aligned − log p_base| of a completion per token, nats; None where no completion has one."""
         total, tokens = next(

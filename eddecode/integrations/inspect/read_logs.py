@@ -133,6 +133,8 @@ def read_logs(logs: Sequence[str | Path], harm: str | None = None) -> LogsRead:
 
 def _paths(logs: Sequence[str | Path]) -> Iterator[tuple[Path, Condition | None]]:
     for given in logs:
+        if not str(given).rpartition("=")[2].strip():  # it would be the current folder
+            raise ConfigError(f"a log is called {str(given)!r}; expected a file or a folder")
         path, condition = Path(given), None
         if not path.exists() and "=" in str(given):
             name, _, rest = str(given).partition("=")

@@ -76,3 +76,12 @@ def test_missing_file_and_empty_list(tmp_path: Path) -> None:
         read_prompts(tmp_path / "none.txt")
     with pytest.raises(PromptError, match="the list of prompts holds no prompt"):
         read_prompts([])
+
+
+def test_columns_of_prompts_that_have_none(tmp_path: Path) -> None:
+    """The name of a column would be ignored."""
+    path = tmp_path / "p.txt"
+    path.write_text("good evening\n")
+    for named in ({"prompt_column": "ask"}, {"category_column": "kind"}):
+        with pytest.raises(PromptError, match="line 1 is a prompt by itself, without the field"):
+            read_prompts(path, **named)
