@@ -159,7 +159,8 @@ def test_prompts_that_cannot_be_used_are_refused(pair_folders: tuple[Path, Path]
     long = _config(tmp_path, pair_folders, direction_harmless=[*HARMLESS, "word " * 400])
     with pytest.raises(PromptError, match="prompt 7 of the prompts for directions"):
         load_sampler(long, "ablate:0")
-    deep = _config(tmp_path, pair_folders, attacks="ablate:2")
+    alone = {"weak_base": None, "weak_aligned": None}
+    deep = _config(tmp_path, pair_folders, attacks="ablate:2", **alone)
     with pytest.raises(ConfigError, match="layers 0 to 1"):
         load_sampler(deep, "ablate:2")
     assert torch.is_inference_mode_enabled() is False
