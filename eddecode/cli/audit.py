@@ -7,11 +7,11 @@ from typing import Annotated, Any
 
 import typer
 
+from eddecode.cli.audit_options import ConditionOptions, EvidenceOptions, PromptOptions, RunOptions
 from eddecode.cli.common import follows_another_process, print_json, print_notes, run_audit
 from eddecode.cli.messages import errors_as_messages
 from eddecode.cli.options import (
     AsJson,
-    Canaries,
     EndOptions,
     FilterOptions,
     KeepThinking,
@@ -20,8 +20,6 @@ from eddecode.cli.options import (
     RenderingOptions,
     Revision,
     given_only,
-    parse_systems,
-    parse_templates,
 )
 from eddecode.cli.program import add_command
 from eddecode.errors import ConfigError
@@ -44,31 +42,7 @@ def audit(
     aligned: Annotated[
         str | None, typer.Option(help="Aligned checkpoint: a local folder or a hub id.", show_default=False)
     ] = None,
-    prompts: Annotated[
-        Path | None,
-        typer.Option(
-            help="Prompts: .jsonl, .json, .csv, .parquet, plain text with one per line, a folder of save_to_disk, or "
-            "hf:ORG/NAME#SPLIT (eddecode docs prompt-sets).",
-            show_default=False,
-        ),
-    ] = None,
-    prompt_column: Annotated[
-        str | None, typer.Option(help="Field with the prompt. Default: found by name.", show_default=False)
-    ] = None,
-    category_column: Annotated[
-        str | None, typer.Option(help="Field with the category. Default: found by name.", show_default=False)
-    ] = None,
-    benign_prompts: Annotated[
-        Path | None,
-        typer.Option(
-            help="Harmless prompts, in any of these forms: refusals are counted on them, beside the harm rates.",
-            show_default=False,
-        ),
-    ] = None,
-    skip_too_long: Annotated[
-        bool,
-        typer.Option("--skip-too-long", help="Leave out prompts that a model cannot read, and name them."),
-    ] = False,
+    asked: PromptOptions,
     out: Annotated[
         Path | None,
         typer.Option(help="Folder of the run; the same command continues it.", show_default=False),
@@ -80,10 +54,6 @@ def audit(
             show_default=False,
         ),
     ] = None,
-    limit: Annotated[
-        int | None,
-        typer.Option(help="Ask only so many of the prompts, from the first; a run can grow by the others."),
-    ] = None,
     alphas: Annotated[
         str | None,
         typer.Option(help=f"Strengths α of the contrast, separated by commas. Default: {_ALPHAS}."),
@@ -93,17 +63,6 @@ def audit(
     ] = None,
     temperature: Annotated[
         float | None, typer.Option(help="Sampling temperature; 0 is greedy. Default: 1.")
-    ] = None,
-    temperatures: Annotated[
-        str | None, typer.Option(help="Further temperatures to measure, separated by commas: 0.7,1.3.")
-    ] = None,
-    further_base_template: Annotated[
-        list[str] | None,
-        typer.Option(help="A further base template to measure, NAME=TEMPLATE; may be repeated."),
-    ] = None,
-    further_aligned_template: Annotated[
-        list[str] | None,
-        typer.Option(help="A further aligned template to measure, NAME=TEMPLATE; may be repeated."),
     ] = None,
     top_p: Annotated[
         float | None,
@@ -135,107 +94,9 @@ def audit(
             show_default=False,
         ),
     ] = None,
-    mitigations: Annotated[
-        str | None,
-        typer.Option(
-            help="Limits on the logits to measure, separated by commas: topk5, round2, noise0.5, first10 …"
-        ),
-    ] = None,
-    system: Annotated[
-        list[str] | None,
-        typer.Option(help="A system prompt to measure, NAME=TEXT or NAME=@FILE; may be repeated."),
-    ] = None,
-    transforms: Annotated[
-        Path | None,
-        typer.Option(
-            help="Transforms of the prompts to measure: .jsonl or .csv with name, prefix, suffix, document."
-        ),
-    ] = None,
-    attacks: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Attacks beside ED, separated by commas: weights@-0.3, lowrank@8, prefill:5, prefill=TEXT, "
-            "handover:5, decoding, ablate, steer@1, w2s@1, amplify@0.5; may be repeated (eddecode docs attacks)."
-        ),
-    ] = None,
-    direction_harmful: Annotated[
-        Path | None,
-        typer.Option(
-            help="Prompts that the aligned model refuses, for ablate and steer: half to fit, half to choose the layer."
-        ),
-    ] = None,
-    direction_harmless: Annotated[
-        Path | None,
-        typer.Option(
-            help="Prompts that it answers, for ablate, and for KL to the aligned model of changed models."
-        ),
-    ] = None,
-    weak_base: Annotated[
-        str | None, typer.Option(help="Base of a smaller pair of the same vocabulary, for w2s.")
-    ] = None,
-    weak_aligned: Annotated[str | None, typer.Option(help="Aligned model of that pair.")] = None,
-    extra_alphas: Annotated[
-        str | None,
-        typer.Option(
-            help="α's for mitigations, systems, transforms and the ensemble. Default: those above 0."
-        ),
-    ] = None,
-    finetuned: Annotated[
-        str | None, typer.Option(help="A model trained to be harmful, decoded alone as a reference.")
-    ] = None,
-    ensemble: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Another aligned model of the same base, for a contrast with all of them; may be repeated."
-        ),
-    ] = None,
-    no_text: Annotated[
-        bool, typer.Option("--no-text", help="Keep digests and verdicts of completions, but no text.")
-    ] = False,
-    min_tokens: Annotated[
-        int | None,
-        typer.Option(help="Exclude completions with fewer tokens from harm rates. Default: 0."),
-    ] = None,
-    utility_loss: Annotated[
-        float | None,
-        typer.Option(help="Largest loss of utility at the headline α, as a fraction. Default: 0.1."),
-    ] = None,
-    canaries: Canaries = None,
-    grow: Annotated[
-        bool,
-        typer.Option(
-            "--grow",
-            help="Add to the run what this command has more: α's, conditions, prompts, samples, judges.",
-        ),
-    ] = False,
-    fresh: Annotated[
-        bool, typer.Option("--fresh", help="Delete the run in the folder first, and start over.")
-    ] = False,
-    refine: Annotated[
-        bool,
-        typer.Option("--refine", help="Add α's where the sweep is too coarse to see the most harm."),
-    ] = False,
-    policy: Annotated[
-        Path | None,
-        typer.Option(
-            help="Policy (TOML) by which the gate will judge the run; it then refuses another.",
-            show_default=False,
-        ),
-    ] = None,
-    shard: Annotated[
-        str | None,
-        typer.Option(
-            help="Decode only this part of the prompts: 3/16 is the third of 16. eddecode merge joins the parts.",
-            show_default=False,
-        ),
-    ] = None,
-    workers: Annotated[
-        str | None,
-        typer.Option(
-            help="Decode in several processes by Ray: local:4, or a cluster's address and a count: ray://head:10001,8.",
-            show_default=False,
-        ),
-    ] = None,
+    conditions: ConditionOptions,
+    evidence: EvidenceOptions,
+    run: RunOptions,
     as_json: AsJson = False,
 ) -> None:
     """Measure how far a pair can be reversed: harm rates of base, aligned, and their contrast at each α.
@@ -245,35 +106,14 @@ def audit(
     if follows_another_process():
         return
     given: dict[str, Any] = {
-        **{
-            "base": base,
-            "aligned": aligned,
-            "prompts": prompts,
-            "out": out,
-            "alphas": alphas,
-            "limit": limit,
-        },
-        **{"prompt_column": prompt_column, "category_column": category_column},
-        **{"benign_prompts": benign_prompts, "skip_too_long": skip_too_long or None},
+        **{"base": base, "aligned": aligned, "out": out, "alphas": alphas, "judges": judge},
         **{"samples": samples, "temperature": temperature, "top_p": top_p, "max_new_tokens": max_new_tokens},
-        **{"seed": seed, "dtype": dtype, "judges": judge},
-        **{"mask_ids": mask_ids, "keep_thinking": keep_thinking or None},
+        **{"seed": seed, "dtype": dtype, "mask_ids": mask_ids, "keep_thinking": keep_thinking or None},
         **{"base_revision": base_revision, "aligned_revision": aligned_revision},
-        **{"mitigations": mitigations, "transforms": transforms, "extra_alphas": extra_alphas},
-        **{"attacks": ",".join(attacks) if attacks else None},
-        **{"direction_harmful": direction_harmful, "direction_harmless": direction_harmless},
-        **{"weak_base": weak_base, "weak_aligned": weak_aligned},
-        **{"finetuned": finetuned, "ensemble": ensemble, "min_tokens": min_tokens},
-        **{"canaries": canaries, "policy": policy, "temperatures": temperatures},
-        **{"utility_loss": utility_loss, "keep_text": False if no_text else None},
     }
     with errors_as_messages(out):
-        for group in (filters, ends, placement, rendering):
+        for group in (asked, filters, ends, placement, rendering, conditions, evidence):
             given |= group.given()
-        if system:
-            given["systems"] = parse_systems(system)
-        if further_base_template or further_aligned_template:
-            given["templates"] = parse_templates(further_base_template or (), further_aligned_template or ())
         chosen = merge_options(config, given_only(given))
         folder = Path(chosen["out"])
     with errors_as_messages(folder):
@@ -282,16 +122,14 @@ def audit(
         require_judge(chosen)
         from eddecode.cli.ending import print_result
 
-        if grow and fresh:
+        if run.grow and run.fresh:
             raise ConfigError(
                 "--grow adds to the run in the folder, and --fresh deletes it; give one of them"
             )
-        if shard is not None and refine:
+        if run.shard is not None and run.refine:
             raise ConfigError("--refine needs the whole run; merge the shards first, then refine the run")
-        summary = run_audit(
-            AuditConfig(**chosen), grow=grow, fresh=fresh, refined=refine, shard=shard, workers=workers
-        )
-        if shard is not None and not as_json:
+        summary = run_audit(AuditConfig(**chosen), **vars(run))
+        if run.shard is not None and not as_json:
             return print_notes(summary)
         print_json(summary.to_dict()) if as_json else print_result(summary)
 

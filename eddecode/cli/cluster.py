@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict, dataclass, fields
+from typing import TYPE_CHECKING, Annotated, Any
 
+import typer
 from rich.console import Console
 from rich.text import Text
 
@@ -21,52 +22,85 @@ if TYPE_CHECKING:
 DOUBLINGS = 7  # of the GPUs of one pair, in a table without --gpus
 
 
-def plan_for(
-    kind: str,
-    work: Mapping[str, Any],
-    *,
-    gpus: int | None = None,
-    rows: int = 64,
-    step: str | None = None,
-    price: float | None = None,
-) -> dict[str, Any]:
+@dataclass(frozen=True)
+class ClusterOptions:
+    """What a cluster decodes and on what, beside the kind of its GPUs."""
+
+    prompts: Annotated[
+        int | None,
+        typer.Option(help="Prompts on the cluster. Default: those for a verdict.", show_default=False),
+    ] = None
+    gpus: Annotated[
+        int | None, typer.Option(help="GPUs of the cluster. Default: a table.", show_default=False)
+    ] = None
+    step: Annotated[
+        str | None,
+        typer.Option(
+            help="Measured step times of your pair, ROWS:MILLISECONDS: 64:112 or 8:70,64:112.",
+            show_default=False,
+        ),
+    ] = None
+    rows: Annotated[int, typer.Option(help="Completions that a worker decodes at a time.")] = 64
+    price: Annotated[float | None, typer.Option(help="Price of a GPU for an hour.", show_default=False)] = (
+        None
+    )
+    bits: Annotated[float, typer.Option(help="Bits of a weight in memory.")] = 16
+    longest: Annotated[
+        float | None,
+        typer.Option(help="Most tokens of a completion. Default: twice the mean.", show_default=False),
+    ] = None
+    judge_rate: Annotated[
+        float | None,
+        typer.Option(help="Completions per second that each worker's judge takes. Default: not counted."),
+    ] = None
+
+    def given(self) -> list[str]:
+        """Names of the options whose value is not the default."""
+        return [
+            f"--{field.name.replace('_', '-')}"
+            for field in fields(self)
+            if getattr(self, field.name) != field.default
+        ]
+
+
+def plan_for(kind: str, work: Mapping[str, Any], on: ClusterOptions) -> dict[str, Any]:
     """GPUs, hours and cost as data: `pair`, and for each source of step times `plans` by the number of GPUs.
 
     Args:
         kind: of GPU: a name of `stats.cluster.GPUS`, or its memory such as 80GB.
         work: the fields of `stats.cluster.Work`.
-        gpus: how many there are; None: a table over several numbers.
-        rows: completions at a time of one worker.
-        step: measured times of the pair, as of `parse_steps`; needed where the kind has none.
-        price: of a GPU for an hour.
+        on: GPUs (None: a table over several numbers), completions at a time of one worker, measured times of the pair
+            (as of `parse_steps`; needed where the kind has none), price of a GPU for an hour.
 
     Raises:
         ConfigError: an unknown kind, no step times, a number out of its range, or too few GPUs.
     """
     from eddecode.audit.stats.cluster import Work, gpus_per_pair, parse_steps, plan_cluster
 
-    require_positive({"--rows": rows, "--gpus": gpus, "--price": price, "--judge-rate": work.get("judged")})
+    require_positive(
+        {"--rows": on.rows, "--gpus": on.gpus, "--price": on.price, "--judge-rate": on.judge_rate}
+    )
     gpu, asked = _gpu(kind), Work(**work)
-    sources: tuple[Steps, ...] = gpu.steps if step is None else (parse_steps(step),)
+    sources: tuple[Steps, ...] = gpu.steps if on.step is None else (parse_steps(on.step),)
     if not sources:
         raise ConfigError(
             f"no step times were measured on a GPU of {kind}; give those of your pair: --step ROWS:MILLISECONDS, as a "
             "short audit of it shows (docs/scale.md)"
         )
     per_pair = gpus_per_pair(asked.weights, gpu.memory)
-    counts = [gpus] if gpus is not None else [per_pair * 2**i for i in range(DOUBLINGS)]
+    counts = [on.gpus] if on.gpus is not None else [per_pair * 2**i for i in range(DOUBLINGS)]
     return {
         "kind": kind,
-        "rows": rows,
-        "price": price,
+        "rows": on.rows,
+        "price": on.price,
         "completions": asked.completions,
         "weights": asked.weights,
         "per_pair": per_pair,
         "sources": [
             {
                 "source": steps.source,
-                "step_ms": 1e3 * steps.seconds(rows, asked.weights) / per_pair,
-                "plans": [asdict(plan_cluster(asked, steps, n, per_pair, rows, price)) for n in counts],
+                "step_ms": 1e3 * steps.seconds(on.rows, asked.weights) / per_pair,
+                "plans": [asdict(plan_cluster(asked, steps, n, per_pair, on.rows, on.price)) for n in counts],
             }
             for steps in sources
         ],

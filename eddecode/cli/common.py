@@ -60,12 +60,12 @@ def run_audit(
     *,
     grow: bool = False,
     fresh: bool = False,
-    refined: bool = False,
+    refine: bool = False,
     shard: str | None = None,
     workers: str | None = None,
 ) -> Summary:
     """Run an audit with its progress and its notices on standard error, and a line if it continues an earlier run."""
-    from eddecode.audit.refine import refine
+    from eddecode.audit.refine import refine as refined_audit
     from eddecode.audit.run import audit
 
     hide_download_bars(config.base, config.aligned)
@@ -74,8 +74,8 @@ def run_audit(
         if workers is not None:
             options["sampler"] = _ray_samplers(workers)
         with _over_processes(options):
-            if refined:
-                return refine(config, fresh=fresh, **options)
+            if refine:
+                return refined_audit(config, fresh=fresh, **options)
             return audit(config, grow=grow, fresh=fresh, shard=shard, **options)
 
 

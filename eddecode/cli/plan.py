@@ -17,8 +17,9 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from eddecode.cli.cluster import plan_for, print_cluster, require_positive
+from eddecode.cli.cluster import ClusterOptions, plan_for, print_cluster, require_positive
 from eddecode.cli.messages import errors_as_messages
+from eddecode.cli.options import given_only
 from eddecode.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -26,14 +27,13 @@ if TYPE_CHECKING:
     from eddecode.audit.stats.estimates import Rate
     from eddecode.audit.stats.power import Cost, Expected
 
-_ROWS, _BITS = 64, 16.0
-
 
 def plan(
     run: Annotated[
         Path | None,
         typer.Argument(help="A finished run to take the rates from, such as a pilot.", show_default=False),
     ] = None,
+    *,
     base_rate: Annotated[
         float | None, typer.Option(help="Expected harm rate of the base model. Default: the run's, else 0.3.")
     ] = None,
@@ -80,93 +80,46 @@ def plan(
             show_default=False,
         ),
     ] = None,
-    prompts: Annotated[
-        int | None,
-        typer.Option(help="Prompts on the cluster. Default: those for a verdict.", show_default=False),
-    ] = None,
-    gpus: Annotated[
-        int | None, typer.Option(help="GPUs of the cluster. Default: a table.", show_default=False)
-    ] = None,
-    step: Annotated[
-        str | None,
-        typer.Option(
-            help="Measured step times of your pair, ROWS:MILLISECONDS: 64:112 or 8:70,64:112.",
-            show_default=False,
-        ),
-    ] = None,
-    rows: Annotated[int, typer.Option(help="Completions that a worker decodes at a time.")] = _ROWS,
-    price: Annotated[
-        float | None, typer.Option(help="Price of a GPU for an hour.", show_default=False)
-    ] = None,
-    bits: Annotated[float, typer.Option(help="Bits of a weight in memory.")] = _BITS,
-    longest: Annotated[
-        float | None,
-        typer.Option(help="Most tokens of a completion. Default: twice the mean.", show_default=False),
-    ] = None,
-    judge_rate: Annotated[
-        float | None,
-        typer.Option(help="Completions per second that each worker's judge takes. Default: not counted."),
-    ] = None,
+    on: ClusterOptions,
     as_json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
 ) -> None:
     """Compute how many prompts an audit needs, for the width of its intervals and for a verdict; and the cost."""
     with errors_as_messages():
         known = {} if run is None else rates_from_run(run)
-        known |= {
-            name: value
-            for name, value in (
-                ("base", base_rate),
-                ("ed", ed_rate),
-                ("samples", samples),
-                ("conditions", conditions),
-                ("alphas", alphas),
-                ("tokens", tokens),
-            )
-            if value is not None
-        }
+        given = {"base": base_rate, "ed": ed_rate, "samples": samples, "conditions": conditions}
+        known |= given_only({**given, "alphas": alphas, "tokens": tokens})
         found = make_plan(
             {"correlation": correlation, **known}, width, max_reversal, power, parameters, speed
         )
         found["alphas"] = [] if run is None else alphas_to_add(run)
-        given = {"--prompts": prompts, "--gpus": gpus, "--step": step, "--price": price, "--longest": longest}
-        given |= {"--judge-rate": judge_rate, "--rows": None if rows == _ROWS else rows}
-        given |= {"--bits": None if bits == _BITS else bits}
-        if cluster is None and (ignored := [name for name, value in given.items() if value is not None]):
+        if cluster is None and (ignored := on.given()):
             raise ConfigError(
                 f"{', '.join(ignored)} plan a cluster; give --cluster too, such as --cluster 80GB"
             )
         if cluster is not None:
-            work = _work(found, prompts, parameters, bits, longest, judge_rate)
-            found["cluster"] = plan_for(cluster, work, gpus=gpus, rows=rows, step=step, price=price)
+            found["cluster"] = plan_for(cluster, _work(found, parameters, on), on)
         typer.echo(json.dumps(found, indent=2)) if as_json else _print_plan(found)
         if cluster is not None and not as_json:
             print_cluster(found["cluster"])
 
 
-def _work(
-    found: Mapping[str, Any],
-    prompts: int | None,
-    parameters: float | None,
-    bits: float,
-    longest: float | None,
-    judge_rate: float | None,
-) -> dict[str, Any]:
+def _work(found: Mapping[str, Any], parameters: float | None, on: ClusterOptions) -> dict[str, Any]:
     """What a cluster is to decode: the plan's audit, on the prompts that were asked for."""
     if parameters is None:
         raise ConfigError(
             "--cluster needs the size of the pair: --parameters, of both models together, in billions"
         )
-    count = found["decision"]["prompts"] if prompts is None else prompts
-    require_positive({"--prompts": count, "--bits": bits, "--longest": longest})
+    count = found["decision"]["prompts"] if on.prompts is None else on.prompts
+    require_positive({"--prompts": count, "--bits": on.bits, "--longest": on.longest})
     return {
         "prompts": count,
         "samples": found["expected"]["samples"],
         "conditions": found["conditions"],
         "tokens": found["tokens"],
-        "longest": 2 * found["tokens"] if longest is None else longest,
+        "longest": 2 * found["tokens"] if on.longest is None else on.longest,
         "parameters": 1e9 * parameters,
-        "weight_bytes": bits / 8,
-        "judged": judge_rate,
+        "weight_bytes": on.bits / 8,
+        "judged": on.judge_rate,
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Annotated, Any
 
 import pytest
@@ -10,6 +11,7 @@ import typer
 from typer.testing import CliRunner
 
 from eddecode.audit.config import AuditConfig
+from eddecode.cli.audit_options import ConditionOptions, EvidenceOptions, PromptOptions
 from eddecode.cli.option_groups import with_option_groups
 from eddecode.cli.options import EndOptions, FilterOptions, PlacementOptions, RenderingOptions
 from eddecode.errors import ConfigError
@@ -36,7 +38,13 @@ def test_a_group_is_an_option_for_each_field() -> None:
     assert plain is print
 
 
-@pytest.mark.parametrize("group", [FilterOptions, EndOptions, PlacementOptions, RenderingOptions])
+@pytest.mark.parametrize(
+    "group",
+    [
+        *(FilterOptions, EndOptions, PlacementOptions, RenderingOptions),
+        *(PromptOptions, ConditionOptions, EvidenceOptions),
+    ],
+)
 def test_nothing_given_is_nothing(group: Any) -> None:
     assert group().given() == {}
 
@@ -47,13 +55,22 @@ def test_what_is_given_are_fields_of_an_audit() -> None:
         EndOptions(True, True, True, ["x"]),
         PlacementOptions("cpu", '{"base": "cpu"}', "8bit", 4, "off"),
         RenderingOptions("{prompt}", "chat", ["deep=false", "level=low"], True, "", False),
+        PromptOptions(Path("p.csv"), "", "kind", Path("benign.csv"), True, 0),
+        EvidenceOptions(True, 0, 0.0, Path("c.jsonl"), Path("policy.toml")),
+        ConditionOptions(
+            *("0.7", ["a=chat"], ["a={prompt}"], "topk5", ["calm=be calm"], Path("t.csv")),
+            *(["prefill:5", "ablate"], Path("h.txt"), Path("ok.txt"), "w", "v", "1", "f", ["e"]),
+        ),
     )
     given = {name: value for group in groups for name, value in group.given().items()}
     assert set(given) <= {field.name for field in fields(AuditConfig)}
-    assert len(given) == sum(len(fields(group)) for group in groups)  # also those that are 0 or empty
+    two = 1  # the options for both sides of a template are one field
+    assert len(given) == sum(len(fields(group)) for group in groups) - two  # also those that are 0 or empty
     assert given["device_map"] == {"base": "cpu"}
     assert given["template_variables"] == {"deep": False, "level": "low"}
-    assert given["escape_specials"] is False
+    assert (given["escape_specials"], given["keep_text"]) == (False, False)
+    assert (given["attacks"], given["systems"]) == ("prefill:5,ablate", {"calm": "be calm"})
+    assert given["templates"] == {"a": {"base": "chat", "aligned": "{prompt}"}}
     with pytest.raises(ConfigError, match="expected auto, or an object"):
         PlacementOptions(device_map="{base").given()
     with pytest.raises(ConfigError, match="expected NAME=VALUE"):
