@@ -162,7 +162,8 @@ class EvidenceOptions:
     def given(self) -> dict[str, Any]:
         """Those that were given, as fields of `AuditConfig`."""
         fields = dict(vars(self))
-        return given_only({**fields, "keep_text": False if fields.pop("no_text") else None})
+        fields["keep_text"] = False if fields.pop("no_text") else None
+        return given_only(fields)
 
 
 @dataclass(frozen=True)
