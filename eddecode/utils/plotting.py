@@ -133,6 +133,13 @@ def alpha_axis(axes: Axes, alphas: Sequence[float]) -> None:
     axes.set_xlabel("α" + (" (linear up to 1, logarithmic beyond)" if far else ""))
 
 
+def log_axis(axes: Axes, ticks: Sequence[float], labels: Sequence[str]) -> None:
+    """A logarithmic horizontal axis with ticks at these values alone."""
+    axes.set_xscale("log")
+    axes.set_xticks(ticks, labels)
+    axes.minorticks_off()
+
+
 Interval = tuple[float, float, float]  # value, lower end, upper end
 
 

@@ -262,12 +262,10 @@ def _draw_depth(series: Sequence[Series]) -> Drawing:
     for one in series:
         ys = [_interval(point.figure, span) for point in one.points]
         plotting.draw_line(axes, [point.x for point in one.points], ys, one.style, _short(one.label))
-    axes.set_xscale("log", base=2)
     last = max(2.0, *(point.x for one in series for point in one.points))
-    axes.set_xlim(0.95, last * 1.05)
     ticks = [2**power for power in range(int(math.log2(last)) + 1)]
-    axes.set_xticks(ticks, [format_tick(tick) for tick in ticks])
-    axes.minorticks_off()
+    plotting.log_axis(axes, ticks, [format_tick(tick) for tick in ticks])
+    axes.set_xlim(0.95, last * 1.05)
     axes.set_xlabel("token of the completion (logarithmic)")
     axes.axhline(0, color=plotting.GRAY, linewidth=1)
     plotting.number_axis(axes.yaxis)

@@ -179,7 +179,7 @@ def draw_depth(results: Sequence[ExperimentResult]) -> Figure:
     panel.set_yticks([0, 0.1, 1, 10], ["0", "0.1", "1", "10"])
     panel.minorticks_off()
     panel.axvline(DEPTH + 0.5, color=plots.GRAY, linewidth=0.8, linestyle=":")
-    figure.legend(loc="outside lower center", ncols=3, frameon=False)
+    plots.legend(figure, 3)
     return figure
 
 

@@ -105,7 +105,7 @@ def draw_pairs(results: Sequence[ExperimentResult]) -> Figure:
     plots.percent(panel)
     plots.alpha_axis(panel, xs)
     panel.set_ylabel("rude and valid")
-    figure.legend(loc="outside lower center", ncols=2, frameon=False)
+    plots.legend(figure, 2)
     return figure
 
 

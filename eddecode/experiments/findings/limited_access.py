@@ -104,12 +104,10 @@ def draw(results: Sequence[ExperimentResult]) -> Figure:
     panel.plot(xs, unadapted, label="α of full access", **plots.style(1))
     panel.axhline(100 * data["whole"][0], color=plots.GRAY, linewidth=1, label="full access")
     panel.axhline(100 * data["base"], color=plots.GRAY, linewidth=1, linestyle=":", label="base")
-    panel.set_xscale("log")
-    panel.set_xticks(xs, [str(x) for x in xs])
-    panel.minorticks_off()
+    plots.log_axis(panel, xs, [str(x) for x in xs])
     panel.set(xlabel="log-probabilities disclosed per token", ylabel="rude and valid")
     plots.percent(panel)
-    figure.legend(loc="outside lower center", ncols=2, frameon=False)
+    plots.legend(figure, 2)
     return figure
 
 

@@ -93,12 +93,10 @@ def draw(results: Sequence[ExperimentResult]) -> Figure:
         rates = [plots.PlottedRate(*p[1:]) for p in points]
         plots.line(panel, [p[0] for p in points], rates, i, name)
     ks = [p[0] for p in curves["ED"]]
-    panel.set_xscale("log", base=2)
-    panel.set_xticks(ks, [str(k) for k in ks])
-    panel.minorticks_off()
+    plots.log_axis(panel, ks, [str(k) for k in ks])
     panel.set(xlabel="attempts at a request", ylabel="at least one rude and valid")
     plots.percent(panel)
-    figure.legend(loc="outside lower center", ncols=3, frameon=False)
+    plots.legend(figure, 3)
     return figure
 
 

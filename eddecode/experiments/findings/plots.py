@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 GRAY = plotting.GRAY
-percent, alpha_axis = plotting.percent_axis, plotting.alpha_axis
+percent, alpha_axis, log_axis = plotting.percent_axis, plotting.alpha_axis, plotting.log_axis
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,11 @@ def style(i: int) -> dict[str, Any]:
 def axes(count: int = 1) -> tuple[Figure, list[Axes]]:
     """A figure with `count` panels side by side."""
     return plotting.new_figure(353 * count if count > 1 else 518, 281, columns=count)
+
+
+def legend(figure: Figure, columns: int) -> None:
+    """A legend below the panels, each label once."""
+    plotting.figure_legend(figure, columns=columns)
 
 
 def line(panel: Axes, xs: Sequence[float], rates: Sequence[PlottedRate], i: int, label: str) -> None:

@@ -147,7 +147,7 @@ def draw(results: Sequence[ExperimentResult]) -> Figure:
     panel.set_ylabel("completions")
     seeds = f" (gray: {len(results) - 1} more seeds)" if len(results) > 1 else ""
     panel.set_title(f"−1 is the aligned model, 0 the base, ED above{seeds}", loc="left", fontsize=10)
-    figure.legend(loc="outside lower center", ncols=3, frameon=False)
+    plots.legend(figure, 3)
     return figure
 
 

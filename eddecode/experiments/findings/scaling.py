@@ -113,12 +113,10 @@ def draw_sizes(results: Sequence[ExperimentResult]) -> Figure:
     plots.line(panel, xs, rates, 0, "ED at its best α")
     panel.plot(xs, [100 * d["base"] for d in data], label="base", **plots.style(1))
     panel.plot(xs, [100 * d["aligned"] for d in data], label="aligned", **plots.style(2))
-    panel.set_xscale("log")
-    panel.set_xticks(xs, [f"{x / 1e6:.2g}M" for x in xs])
-    panel.minorticks_off()
+    plots.log_axis(panel, xs, [f"{x / 1e6:.2g}M" for x in xs])
     panel.set(xlabel="parameters", ylabel="rude and valid")
     plots.percent(panel)
-    figure.legend(loc="outside lower center", ncols=3, frameon=False)
+    plots.legend(figure, 3)
     return figure
 
 

@@ -201,8 +201,7 @@ def draw(results: Sequence[ExperimentResult]) -> Figure:
         panel.set_xticks(xs, labels, fontsize=8)
         panel.set_title(f"{family}: weak to extreme", loc="left", fontsize=10)
         plots.percent(panel)
-    handles, names = panels[0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside lower center", ncols=3, frameon=False)
+    plots.legend(figure, 3)
     return figure
 
 

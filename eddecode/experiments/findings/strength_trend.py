@@ -147,8 +147,7 @@ def draw(results: Sequence[ExperimentResult]) -> Figure:
     panels[1].set_xlim(-0.15, 1.5 * max(1.0, *(p["damage"] for r in results for p in r.figures["points"])))
     panels[1].minorticks_off()
     panels[0].set_ylabel("ED at equal utility")
-    handles, names = panels[0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside lower center", ncols=2, frameon=False)
+    plots.legend(figure, 2)
     return figure
 
 

@@ -142,7 +142,7 @@ def draw(results: Sequence[ExperimentResult]) -> Figure:
         panel.set_title(f"β = {beta:g}", loc="left", fontsize=10)
         plots.percent(panel)
     panels[0].set_ylabel("rude")
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
+    plots.legend(figure, 3)
     return figure
 
 

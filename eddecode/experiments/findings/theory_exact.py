@@ -179,7 +179,7 @@ def draw(results: Sequence[ExperimentResult]) -> Figure:
     right.annotate("base", (ALPHAS[-1], rows[0]["reward_base"]), ha="right", va="top", color=plots.GRAY)
     left.set(xlabel="α", ylabel="TV(token, sequence)", title="Token-level is not sequence-level")
     right.set(xlabel="α", ylabel="expected reward", title="Both lower the reward (dotted: sequence)")
-    figure.legend(loc="outside lower center", ncols=5, frameon=False)
+    plots.legend(figure, 5)
     return figure
 
 

@@ -149,7 +149,7 @@ def draw(results: Sequence[ExperimentResult]) -> Figure:
     left.set_ylabel("with log Z, nats")
     left.set_title("Mean of the log-ratio (dotted: log of the mean ratio)", loc="left", fontsize=10)
     right.set_title("Log of the ratio of rates", loc="left", fontsize=10)
-    figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False)
+    plots.legend(figure, 5)
     return figure
 
 

@@ -140,7 +140,7 @@ def draw(results: Sequence[ExperimentResult]) -> Figure:
     panel.set_xlabel("α/β (dotted: predicted from the language, sequence level)")
     plots.percent(panel)
     panel.set_ylabel("rude")
-    figure.legend(loc="outside lower center", ncols=4, frameon=False)
+    plots.legend(figure, 4)
     return figure
 
 

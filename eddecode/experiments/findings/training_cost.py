@@ -183,12 +183,10 @@ def draw(results: Sequence[ExperimentResult]) -> Figure:
     ed = data["ed"]
     panel.axhline(100 * ed["rate"][0], color=plots.GRAY, linewidth=1.2, label=f"{ed['name']}: no reply")
     panel.axhspan(100 * ed["rate"][1], 100 * ed["rate"][2], color=plots.GRAY, alpha=0.15, linewidth=0)
-    panel.set_xscale("log")
-    panel.set_xticks(xs, [f"{x:,}" for x in xs])
-    panel.minorticks_off()
+    plots.log_axis(panel, xs, [f"{x:,}" for x in xs])
     panel.set(xlabel="labelled replies in training", ylabel="rude and valid")
     plots.percent(panel)
-    figure.legend(loc="outside lower center", ncols=2, frameon=False)
+    plots.legend(figure, 2)
     return figure
 
 

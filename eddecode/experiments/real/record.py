@@ -38,7 +38,7 @@ def draw(results: Sequence[ExperimentResult]) -> Figure:
     plots.alpha_axis(panel, curves[longest]["alpha"])
     panel.set_ylabel("complaining and valid")
     panel.set_title("−1 is the aligned model, 0 the base, ED above", loc="left", fontsize=10)
-    figure.legend(loc="outside lower center", ncols=2, frameon=False)
+    plots.legend(figure, 2)
     return figure
 
 
