@@ -1,11 +1,8 @@
 """Do the intervals cover, and how often is a PASS false? `python -m eddecode.audit.stats.coverage [--audits N]`.
 
-Simulated audits whose truth is known. Prompts differ in how often their completions are flagged: a prompt's own rate is
-drawn from a beta distribution with mean p and intra-prompt correlation ρ (the beta-binomial model). Conditions share a
-prompt's quantile, and half of the random numbers, as common random numbers do. Utility is drawn independently of harm.
-
-Every case goes through the functions that the audit itself uses. Nominal: 95% intervals, 2.5% false PASS. Figures are
-given with the Monte-Carlo error of their number of audits (two standard errors).
+Every case is of simulated audits whose truth is known (`simulation`), and goes through the functions that the audit
+itself uses. Nominal: 95% intervals, 2.5% false PASS. Figures are given with the Monte-Carlo error of their number of
+audits (two standard errors).
 """
 
 from __future__ import annotations
@@ -14,71 +11,21 @@ import argparse
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
 
 import numpy as np
-from scipy import stats as distributions
 
-from eddecode.audit.stats.admissible import BestAdmissible, best_admissible
 from eddecode.audit.stats.agreement import corrected_difference, corrected_rate, judge_quality
 from eddecode.audit.stats.attempts import any_of_k_clusters
-from eddecode.audit.stats.clusters import Clusters, Floats
+from eddecode.audit.stats.clusters import Clusters
 from eddecode.audit.stats.estimates import Estimate, Rate
 from eddecode.audit.stats.paired import abbott_index, difference, rate_estimate, ratio, remaining_fraction
 from eddecode.audit.stats.power import Expected, prompts_for_decision
 from eddecode.audit.stats.proportions import clustered_rate
 from eddecode.audit.stats.selection import select
+from eddecode.audit.stats.simulation import Sweep, World, decisions
 
 AUDITS = 500
-BOUND = 0.1  # of the loss of utility
-_GRID = 1000  # quantiles of a beta distribution
-
-
-@dataclass(frozen=True)
-class World:
-    """Conditions on the same prompts, with known true rates.
-
-    Attributes:
-        rates: true rates of the conditions.
-        prompts: how many.
-        samples: completions per prompt and condition; a sequence gives each prompt its own number.
-        correlation: ρ, of the completions of one prompt.
-    """
-
-    rates: Sequence[float]
-    prompts: int
-    samples: int | Sequence[int] = 1
-    correlation: float = 0.3
-
-    def audits(self, count: int, seed: int) -> Iterator[list[Clusters]]:
-        """Simulated audits, one list of conditions each."""
-        rng = np.random.default_rng(seed)
-        quantiles = [self._quantiles(rate) for rate in self.rates]
-        totals = np.broadcast_to(np.asarray(self.samples), (self.prompts,)).astype(np.int64)
-        live = np.arange(totals.max()) < totals[:, None]  # (prompts, samples)
-        for _ in range(count):
-            place = rng.integers(0, _GRID, self.prompts)
-            common = rng.random(live.shape)
-            alike = rng.random(live.shape) < 0.5
-            conditions = []
-            for own in quantiles:
-                uniforms = np.where(alike, common, rng.random(live.shape))
-                flagged = ((uniforms < own[place][:, None]) & live).sum(1)
-                conditions.append(Clusters(flagged.astype(np.float64), totals.astype(np.float64)))
-            yield conditions
-
-    def any_of(self, k: int) -> float:
-        """True chance of a flagged completion among k of a prompt, under the first condition."""
-        return float((1 - (1 - self._quantiles(self.rates[0])) ** k).mean())
-
-    def _quantiles(self, rate: float) -> Floats:
-        if rate in (0, 1) or not self.correlation:
-            return np.full(_GRID, float(rate))
-        size = 1 / self.correlation - 1
-        grid = (np.arange(_GRID) + 0.5) / _GRID
-        found: Floats = distributions.beta.ppf(grid, rate * size, (1 - rate) * size)
-        centred: Floats = found * rate / found.mean()  # the mean of the grid is a little off
-        return centred
 
 
 @dataclass(frozen=True)
@@ -121,63 +68,6 @@ def covers(
         return [float(holds(one, truth) and one.low != one.high) for one in found]
 
     return run
-
-
-@dataclass(frozen=True)
-class Sweep:
-    """A sweep over α with known reversals and losses of utility.
-
-    Attributes:
-        base: harm rate of the base. ed: of each α. losses: of utility, of each α.
-        prompts, samples: as in `World`. utility: share of the base's completions that are intact.
-    """
-
-    base: float
-    ed: Sequence[float]
-    losses: Sequence[float]
-    prompts: int
-    samples: int = 1
-    utility: float = 0.97
-
-    @property
-    def truth(self) -> float:
-        """The highest reversal among the α's whose loss is at most the bound."""
-        kept = [ed for ed, loss in zip(self.ed, self.losses, strict=True) if loss <= BOUND + 1e-12]
-        return max(kept) - self.base
-
-    def simulate(self, audits: int, seed: int) -> list[BestAdmissible]:
-        """What the gate is decided by, per audit."""
-        harm = World((self.base, *self.ed), self.prompts, self.samples)
-        kept = [self.utility * (1 - loss) for loss in self.losses]
-        intact = World((self.utility, *kept), self.prompts, self.samples)
-        return [
-            best_admissible([(ed, b) for ed in eds], (1.0, -1.0), us, u, BOUND)
-            for (b, *eds), (u, *us) in zip(
-                harm.audits(audits, seed), intact.audits(audits, seed + 1), strict=True
-            )
-        ]
-
-    def covers(self, audits: int, seed: int) -> list[float]:
-        """Whether the bounds hold the truth."""
-        return [
-            float((d.low is None or d.low <= self.truth) and (d.high is None or self.truth <= d.high))
-            for d in decisions(self, audits, seed)
-        ]
-
-    def passes(self, audits: int, seed: int, limit: float | None = None) -> list[float]:
-        """Whether a gate passes whose limit is the truth itself, or the one given: it must not."""
-        least = self.truth if limit is None else limit
-        return [float(d.high is not None and d.high <= least) for d in decisions(self, audits, seed)]
-
-    def fails(self, audits: int, seed: int) -> list[float]:
-        """Whether a gate whose limit is the truth itself fails."""
-        return [float(d.low is not None and d.low > self.truth) for d in decisions(self, audits, seed)]
-
-
-@lru_cache(maxsize=1)
-def decisions(sweep: Sweep, audits: int, seed: int) -> list[BestAdmissible]:
-    """`Sweep.simulate`, once for coverage, false PASS and false FAIL, which are of the same audits."""
-    return sweep.simulate(audits, seed)
 
 
 SWEEPS = {
@@ -265,43 +155,43 @@ def promised_power(
 
 def cases() -> list[SimulatedCase]:
     """All rows, in the order of the table."""
-    rows = []
+    return [*_rates(), *_attempts(), *_comparisons(), *_verdicts(), *_choices(), *_plans()]
+
+
+def _coverage(name: str, run: Callable[[int, int], list[float]]) -> SimulatedCase:
+    return SimulatedCase(name, "coverage", run, 0.93)
+
+
+def _rates() -> Iterator[SimulatedCase]:
+    """Rates of one condition."""
     for rate, prompts, samples in (
-        (0.3, 50, 1),
-        (0.02, 60, 4),
-        (0.3, 60, 4),
-        (0.3, 3, 8),
-        (0.3, 5, 8),
-        (0.3, 10, 8),
+        *((0.3, 50, 1), (0.02, 60, 4), (0.3, 60, 4)),
+        *((0.3, 3, 8), (0.3, 5, 8), (0.3, 10, 8)),
     ):
         run = covers(World((rate,), prompts, samples), rate, _rate)
-        rows.append(SimulatedCase(f"rate {rate:g}, {prompts} × {samples}", "coverage", run, 0.93))
+        yield _coverage(f"rate {rate:g}, {prompts} × {samples}", run)
     for prompts, rate in ((50, 0.3), (50, 0.1), (100, 0.3), (200, 0.3)):
         run = covers(World((rate,), prompts, UNEQUAL[prompts]), rate, _rate)
-        rows.append(
-            SimulatedCase(
-                f"rate {rate:g}, {prompts} prompts: a tenth × 40, the rest × 1", "coverage", run, 0.93
-            )
-        )
+        yield _coverage(f"rate {rate:g}, {prompts} prompts: a tenth × 40, the rest × 1", run)
+
+
+def _attempts() -> Iterator[SimulatedCase]:
+    """Shares of prompts with a flagged completion among several."""
     for rate, prompts, samples, k in (
-        (0.1, 50, 4, 4),
-        (0.85, 50, 4, 4),
-        (0.85, 50, 4, 2),
-        (0.95, 35, 4, 4),
-        (0.95, 50, 4, 4),
-        (0.005, 50, 4, 2),
-        (0.005, 200, 4, 4),
+        *((0.1, 50, 4, 4), (0.85, 50, 4, 4), (0.85, 50, 4, 2)),
+        *((0.95, 35, 4, 4), (0.95, 50, 4, 4), (0.005, 50, 4, 2), (0.005, 200, 4, 4)),
     ):
         world = World((rate,), prompts, samples)
         truth = world.any_of(k)
         run = covers(world, truth, partial(_any_of, k=k, samples=samples))
-        name = f"any of {k}, true share {truth:.3f}, {prompts} × {samples}"
-        rows.append(SimulatedCase(name, "coverage", run, 0.93))
+        yield _coverage(f"any of {k}, true share {truth:.3f}, {prompts} × {samples}", run)
+
+
+def _comparisons() -> Iterator[SimulatedCase]:
+    """Conditions against each other, on the same prompts."""
     for base, ed, prompts, samples in (
-        (0.02, 0.07, 50, 1),
-        (0.3, 0.6, 60, 1),
-        (0.3, 0.6, 60, 4),
-        (0.6, 0.95, 60, 4),
+        *((0.02, 0.07, 50, 1), (0.3, 0.6, 60, 1)),
+        *((0.3, 0.6, 60, 4), (0.6, 0.95, 60, 4)),
     ):
         world = World((base, ed), prompts, samples)
         for name, figure, truth in (
@@ -310,54 +200,41 @@ def cases() -> list[SimulatedCase]:
             ("reversal index", abbott_index, (ed - base) / (1 - base)),
         ):
             run = covers(world, truth, lambda c, figure=figure: figure(c[1], c[0]))  # type: ignore[misc]
-            rows.append(
-                SimulatedCase(
-                    f"{name}, base {base:g}, ED {ed:g}, {prompts} × {samples}", "coverage", run, 0.93
-                )
-            )
+            yield _coverage(f"{name}, base {base:g}, ED {ed:g}, {prompts} × {samples}", run)
     for prompts, samples in ((50, 1), (50, 4), (200, 1)):
         world = World((0.0, 0.3, 0.01), prompts, samples)
         run = covers(world, 0.01 / 0.3, lambda c: remaining_fraction(c[2], c[1], c[0]))
-        rows.append(
-            SimulatedCase(
-                f"left, base 0, ED 0.3, mitigated 0.01, {prompts} × {samples}", "coverage", run, 0.93
-            )
-        )
-    rows.append(
-        SimulatedCase(
-            "corrected reversal, sensitivity 0.95 on base, 0.70 on ED", "coverage", corrected_reversal, 0.93
-        )
-    )
+        yield _coverage(f"left, base 0, ED 0.3, mitigated 0.01, {prompts} × {samples}", run)
+    yield _coverage("corrected reversal, sensitivity 0.95 on base, 0.70 on ED", corrected_reversal)
+
+
+def _verdicts() -> Iterator[SimulatedCase]:
+    """What the gate is decided by."""
     for name, sweep in SWEEPS.items():
-        rows.append(SimulatedCase(name, "coverage", sweep.covers, 0.93))
-        rows.append(SimulatedCase(name, "false PASS", sweep.passes, 0.0, 0.04))
-        rows.append(SimulatedCase(name, "false FAIL", sweep.fails, 0.0, 0.04))
-    rows.append(
-        SimulatedCase(
-            "reversals 1% and, at a loss of 10.7%, 60%; limit 5%, 200 × 1",
-            "PASS",
-            partial(JUST_OUTSIDE.passes, limit=0.05),
-            0.0,
-            0.04,
-        )
-    )
+        yield _coverage(name, sweep.covers)
+        yield SimulatedCase(name, "false PASS", sweep.passes, 0.0, 0.04)
+        yield SimulatedCase(name, "false FAIL", sweep.fails, 0.0, 0.04)
+    name = "reversals 1% and, at a loss of 10.7%, 60%; limit 5%, 200 × 1"
+    yield SimulatedCase(name, "PASS", partial(JUST_OUTSIDE.passes, limit=0.05), 0.0, 0.04)
+
+
+def _choices() -> Iterator[SimulatedCase]:
+    """The rate of the α that was chosen for its rate."""
     for name, rates in (("flat", (0.3,) * 6), ("close", (0.4, 0.48, 0.5, 0.49, 0.45, 0.3))):
-        rows.append(
-            SimulatedCase(
-                f"cross-fitted rate, {name}, 60 × 4", "bias", selection_bias(rates, 60), -0.01, 0.01
-            )
-        )
+        run = selection_bias(rates, 60)
+        yield SimulatedCase(f"cross-fitted rate, {name}, 60 × 4", "bias", run, -0.01, 0.01)
+
+
+def _plans() -> Iterator[SimulatedCase]:
+    """Verdicts that a plan promised."""
     for base, ed, samples, limit, others in (
-        (0.3, 0.32, 1, 0.1, 0),
-        (0.3, 0.5, 4, 0.1, 0),
-        (0.3, 0.5, 4, 0.1, 4),
-        (0.05, 0.06, 4, 0.05, 0),
+        *((0.3, 0.32, 1, 0.1, 0), (0.3, 0.5, 4, 0.1, 0)),
+        *((0.3, 0.5, 4, 0.1, 4), (0.05, 0.06, 4, 0.05, 0)),
     ):
         run = promised_power(base, ed, samples, limit, others)
         several = f", {1 + others} α's" if others else ""
         name = f"a verdict promised with 80%, base {base:g}, ED {ed:g}, limit {limit:g}, × {samples}{several}"
-        rows.append(SimulatedCase(name, "power", run, 0.75, 0.85))
-    return rows
+        yield SimulatedCase(name, "power", run, 0.75, 0.85)
 
 
 def main() -> None:

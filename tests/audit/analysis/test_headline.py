@@ -14,9 +14,9 @@ from eddecode.audit.analysis.comparisons import mitigation_rows, paired_rows, tr
 from eddecode.audit.analysis.headline import ConditionMetrics, attacks, build_headline, select_alpha
 from eddecode.audit.conditions import ALIGNED, BASE, Condition
 from eddecode.audit.stats.clusters import Clusters
-from eddecode.audit.stats.coverage import World
 from eddecode.audit.stats.paired import rate_estimate, relative_decrease
 from eddecode.audit.stats.selection import select
+from eddecode.audit.stats.simulation import World
 
 
 def constant(rate: float, prompts: int = 40) -> Clusters:

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from eddecode.audit import AuditConfig, audit
 from eddecode.audit.judges.lexicon import LexiconJudge
 from eddecode.audit.stats.clusters import Clusters
-from eddecode.audit.stats.coverage import World, promised_power
+from eddecode.audit.stats.coverage import promised_power
 from eddecode.audit.stats.power import (
     Expected,
     decision_power,
@@ -25,6 +25,7 @@ from eddecode.audit.stats.power import (
     prompts_for_width,
 )
 from eddecode.audit.stats.proportions import clustered_rate, wilson
+from eddecode.audit.stats.simulation import World
 from eddecode.cli.plan import plan, rates_from_run
 from eddecode.errors import ConfigError
 from eddecode.outputs import Completion
