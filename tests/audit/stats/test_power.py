@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import typer
 from typer.testing import CliRunner
 
 from eddecode.audit import AuditConfig, audit
@@ -26,7 +25,8 @@ from eddecode.audit.stats.power import (
 )
 from eddecode.audit.stats.proportions import clustered_rate, wilson
 from eddecode.audit.stats.simulation import World
-from eddecode.cli.plan import plan, rates_from_run
+from eddecode.cli import app
+from eddecode.cli.plan import rates_from_run
 from eddecode.errors import ConfigError
 from eddecode.outputs import Completion
 from helpers.stub_sampler import StubSampler
@@ -111,9 +111,7 @@ def test_what_no_plan_can_be_made_of(call: object, message: str) -> None:
 
 
 def invoke(*options: str) -> tuple[int, str]:
-    app = typer.Typer()
-    app.command()(plan)
-    result = CliRunner().invoke(app, list(options), env={"COLUMNS": "80"})
+    result = CliRunner().invoke(app, ["plan", *options], env={"COLUMNS": "80"})
     return result.exit_code, result.output
 
 
