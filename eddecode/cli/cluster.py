@@ -44,7 +44,7 @@ class ClusterOptions:
     price: Annotated[float | None, typer.Option(help="Price of a GPU for an hour.", show_default=False)] = (
         None
     )
-    bits: Annotated[float, typer.Option(help="Bits of a weight in memory.")] = 16
+    bits: Annotated[float, typer.Option(help="Bits of a weight in memory.")] = 16.0
     longest: Annotated[
         float | None,
         typer.Option(help="Most tokens of a completion. Default: twice the mean.", show_default=False),
