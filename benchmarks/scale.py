@@ -7,6 +7,7 @@ measured; on a machine that does other work too the processor time says more.
 
     python -m benchmarks scale                                       # 10⁶ completions: about 25 minutes, 6 GB of disk
     python -m benchmarks scale --prompts 400 --samples 5             # 20,000 of them
+    python -m benchmarks scale --only merge                          # the shards and their merge alone
     python -m benchmarks scale --goals                               # exit code 1 where a goal is missed
 
 Goals, for a million completions: the writer stores 5,000 completions/s, and `summary`, `report`, `gate`, `export` to
@@ -31,6 +32,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.choices import choices
+from benchmarks.process import status_bytes
 from eddecode.audit import AuditConfig, audit
 from eddecode.audit.analysis.summarize import summarize
 from eddecode.audit.judges.lexicon import LexiconJudge
@@ -159,9 +161,8 @@ def stage(arguments: list[str], result: Path) -> int:
             code = 0
         except SystemExit as exit_:
             code = int(exit_.code or 0)
-    lines = Path("/proc/self/status").read_text().splitlines()
     found["processor"] = time.process_time()
-    found["peak"] = float(next(line.split()[1] for line in lines if line.startswith("VmHWM"))) / 1024
+    found["peak"] = status_bytes("VmHWM") / 2**20
     result.write_text(json.dumps(found))
     return code
 
@@ -203,7 +204,7 @@ def timed_stage(name: str, *arguments: str, codes: tuple[int, ...] = (0,)) -> Ro
 def measure(root: Path, size: Size, shards: int, only: set[str]) -> Iterator[Row]:
     """All stages, one after the other."""
     run, numbers = root / "run", [str(n) for n in (size.prompts, size.samples, size.tokens)]
-    if not (run / "summary.json").is_file():
+    if only - {"merge"} and not (run / "summary.json").is_file():  # a merge has its own runs
         yield timed_stage("audit", "make", str(run), *numbers)
     commands: dict[str, tuple[str, ...]] = {
         "summary": ("summary", str(run)),
