@@ -258,9 +258,9 @@ def main(arguments: list[str]) -> int:
     try:
         rows = []
         print(
-            f"{size.completions:,} completions of {size.tokens} tokens\n\n| stage | seconds | peak memory | |"
+            f"{size.completions:,} completions of {size.tokens} tokens\n\n| stage | seconds | processor | peak memory | |"
         )
-        print("|---|---:|---:|---|")
+        print("|---|---:|---:|---:|---|")
         for row in measure(scratch, size, options.shards, set(options.only)):
             print(
                 f"| {row.name} | {row.seconds:.1f} | {row.processor:.1f} | {row.peak:.0f} MiB | {said(row, size)} |",
