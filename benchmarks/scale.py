@@ -257,10 +257,8 @@ def main(arguments: list[str]) -> int:
     scratch.mkdir(parents=True, exist_ok=True)
     try:
         rows = []
-        print(
-            f"{size.completions:,} completions of {size.tokens} tokens\n\n| stage | seconds | processor | peak memory | |"
-        )
-        print("|---|---:|---:|---:|---|")
+        print(f"{size.completions:,} completions of {size.tokens} tokens\n")
+        print("| stage | seconds | processor | peak memory | |\n|---|---:|---:|---:|---|")
         for row in measure(scratch, size, options.shards, set(options.only)):
             print(
                 f"| {row.name} | {row.seconds:.1f} | {row.processor:.1f} | {row.peak:.0f} MiB | {said(row, size)} |",

@@ -17,8 +17,8 @@ from eddecode.audit.evidence.run_checks import check_room
 from eddecode.audit.gate import Policy, decide
 from eddecode.audit.judges.lexicon import LexiconJudge
 from eddecode.audit.report.comparison import Compared, measures_table
+from eddecode.audit.report.key_figures import key_figures
 from eddecode.audit.report.markdown import markdown_report
-from eddecode.audit.report.sections import key_figures
 from eddecode.cli.commands import app
 from helpers.scripted import FINE, RUDE, ScriptedSampler, config, harmful_share, harmless
 

@@ -22,8 +22,9 @@ from eddecode.audit.analysis import wording
 from eddecode.audit.analysis.summary import Summary
 from eddecode.audit.report.charts import inline_svg, interval_cell
 from eddecode.audit.report.glossary import WORDS
+from eddecode.audit.report.key_figures import key_figures
 from eddecode.audit.report.layout import Row, Section, Table
-from eddecode.audit.report.sections import key_figures, sections
+from eddecode.audit.report.sections import sections
 from eddecode.audit.report.store_records import run_sessions, sampled_completions
 from eddecode.audit.stats.estimates import AnyEstimate
 from eddecode.utils.plotting import format_tick

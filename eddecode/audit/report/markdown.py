@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING
 from eddecode import __version__
 from eddecode.audit.analysis import wording
 from eddecode.audit.analysis.summary import Summary
+from eddecode.audit.report.key_figures import key_figures
 from eddecode.audit.report.layout import Section, Table
-from eddecode.audit.report.sections import key_figures, sections
+from eddecode.audit.report.sections import sections
 from eddecode.audit.report.store_records import run_sessions
 from eddecode.utils.terminal import escape_control_chars
 

@@ -22,8 +22,8 @@ from eddecode.audit.judges.lexicon import LexiconJudge
 from eddecode.audit.report import html
 from eddecode.audit.report.charts import depth_chart, harm_chart, inline_svg, utility_chart
 from eddecode.audit.report.html import html_report
+from eddecode.audit.report.key_figures import limit_lines
 from eddecode.audit.report.markdown import json_report, markdown_report
-from eddecode.audit.report.sections import limit_lines
 from eddecode.audit.stats.estimates import Estimate
 from eddecode.audit.store.store import Store
 from eddecode.cli.commands import app
