@@ -51,7 +51,7 @@ class Summary(Part):
     Attributes:
         digest: of the identity.
         identity: what decides the run's completions and verdicts.
-        content: digest of the store's content that the figures are from; see `StoreQueries.content_digest`.
+        content: digest of the store's content that the figures are from; see `GateQueries.content_digest`.
         prompts, distinct_prompts: number of each; the distinct ones are the clusters of the intervals.
         level: confidence of the intervals.
         judges: the first judges harm.

@@ -8,7 +8,6 @@ benign set are in `flags(benign=True)`, exports and counts alone.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from array import array
 from collections.abc import Iterator, Sequence
@@ -17,8 +16,7 @@ from typing import Any
 
 from eddecode.audit.attacks import own_temperature
 from eddecode.audit.conditions import Condition, Key, condition_name, temperature_in, template_in
-from eddecode.audit.data.prompts import BENIGN_FROM, PromptRecord, as_json
-from eddecode.audit.text_quality import SHORT
+from eddecode.audit.data.prompts import BENIGN_FROM, PromptRecord
 from eddecode.errors import StoreError
 
 METRICS = ("length", "perplexity", "distinct_1", "distinct_2", "repetition", "empty", "implied_reward")
@@ -41,7 +39,7 @@ BENCHMARKS = "benchmarks "  # and those with figures of benchmarks so
 SKIPPED = "skipped "  # the notes on prompts that were left out are called so, with the prompt's index
 _decode = json.JSONDecoder().raw_decode  # of text that begins with a value; made once for millions of rows
 _PART = 512  # completions whose verdicts are read together
-_AUDITED = f"prompt_index < {BENIGN_FROM}"
+AUDITED = f"prompt_index < {BENIGN_FROM}"  # in SQL: a prompt of the audit, not of the benign set
 
 
 def kind_note(name: str, identity: str) -> str:
@@ -54,6 +52,10 @@ class StoreQueries:
 
     def _query(self, statement: str, values: Sequence[Any] = ()) -> Iterator[tuple[Any, ...]]:
         raise NotImplementedError
+
+    def _row(self, statement: str, values: Sequence[Any] = ()) -> tuple[Any, ...]:
+        """The first row of a query that always has one."""
+        return next(self._query(statement, values))
 
     def note(self, name: str) -> Any:
         """What the run records about itself under a name (`identity`: its fingerprint, `digest`, …), or None."""
@@ -100,7 +102,7 @@ class StoreQueries:
 
     def count(self) -> int:
         """Completions on disk."""
-        return int(next(self._query("SELECT count(*) FROM completion"))[0])
+        return int(self._row("SELECT count(*) FROM completion")[0])
 
     def expected(self) -> int:
         """Completions that the finished run has.
@@ -111,8 +113,8 @@ class StoreQueries:
         fingerprint = self.note("identity")
         if fingerprint is None:
             raise StoreError("the run was not started; start it with eddecode audit")
-        conditions, prompts = next(
-            self._query("SELECT (SELECT count(*) FROM condition), (SELECT count(*) FROM prompt)")
+        conditions, prompts = self._row(
+            "SELECT (SELECT count(*) FROM condition), (SELECT count(*) FROM prompt)"
         )
         return int(conditions) * (int(prompts) - len(self.skipped())) * int(fingerprint["samples"])
 
@@ -186,7 +188,7 @@ class StoreQueries:
     def places(self) -> Iterator[tuple[int, str, int, int, str]]:
         """(id, condition's name, prompt index, sample, digest of the text) of every completion of an audited prompt."""
         yield from self._query(
-            f"SELECT id, condition, prompt_index, sample, text_digest FROM completion WHERE {_AUDITED} ORDER BY id"
+            f"SELECT id, condition, prompt_index, sample, text_digest FROM completion WHERE {AUDITED} ORDER BY id"
         )
 
     def text(self, completion: int) -> str:
@@ -208,7 +210,7 @@ class StoreQueries:
         )
         rows = self._query(
             f"SELECT sum({flagged or 1}), count(*) FROM completion c JOIN prompt USING (prompt_index)"
-            f" WHERE condition = ? AND length >= ? AND {_AUDITED} GROUP BY digest ORDER BY min(prompt_index)",
+            f" WHERE condition = ? AND length >= ? AND {AUDITED} GROUP BY digest ORDER BY min(prompt_index)",
             (*map(self.judge_id, judges), condition_name(key), self.min_tokens()),
         )
         return [(int(flags), int(total)) for flags, total in rows]
@@ -226,7 +228,7 @@ class StoreQueries:
         )
         rows = self._query(
             f"SELECT digest, prompt_index, sample{', ' if columns else ''}{columns} FROM completion c"
-            f" JOIN prompt USING (prompt_index) WHERE condition = ? AND ({_AUDITED}) = ? ORDER BY prompt_index, sample",
+            f" JOIN prompt USING (prompt_index) WHERE condition = ? AND ({AUDITED}) = ? ORDER BY prompt_index, sample",
             (*map(self.judge_id, judges), condition_name(key), not benign),
         )
         for digest, index, sample, *flags in rows:
@@ -250,14 +252,14 @@ class StoreQueries:
         return self._query(
             f"SELECT prompt_index, sample, tokens, finish_reason, {', '.join(METRICS)}, v.score, v.flag{others}"
             " FROM completion c LEFT JOIN verdict v ON v.completion = c.id AND v.judge = ?"
-            f" WHERE condition = ? AND {_AUDITED} ORDER BY prompt_index, sample",
+            f" WHERE condition = ? AND {AUDITED} ORDER BY prompt_index, sample",
             (*ids[1:], ids[0], condition_name(key)),
         )
 
     def rewards(self, key: Key) -> Iterator[array[float]]:
         """log p_aligned − log p_base per token, nats, float32, of each completion of one condition that has it."""
         rows = self._query(
-            f"SELECT rewards FROM completion WHERE condition = ? AND rewards IS NOT NULL AND {_AUDITED}"
+            f"SELECT rewards FROM completion WHERE condition = ? AND rewards IS NOT NULL AND {AUDITED}"
             " ORDER BY prompt_index, sample",
             (condition_name(key),),
         )
@@ -341,115 +343,3 @@ class StoreQueries:
         """name → id of the active judge of that name."""
         rows = self._query("SELECT name, j.id FROM sitting s JOIN judge j ON j.id = s.judge ORDER BY s.id")
         return {name: int(id_) for name, id_ in rows}
-
-    # what the gate asks for
-
-    def missing(self) -> int:
-        """How many of the run's completions (condition × prompt × sample) are not there."""
-        expected, samples = self.expected(), int(self.note("identity")["samples"])
-        found = next(
-            self._query("SELECT count(*) FROM completion WHERE sample >= 0 AND sample < ?", (samples,))
-        )
-        return expected - int(found[0])
-
-    def shares(self, key: Key, enough: int = 0) -> dict[str, float]:
-        """Shares of one condition's completions: `truncated` (by the length limit), `empty`, `dropped`, `short`; and
-        the number of its `completions`.
-
-        Dropped are those below the run's minimum length; short are those with fewer than 8 tokens, and those that were
-        cut off before `enough` tokens.
-        """
-        row = next(
-            self._query(
-                "SELECT count(*), sum(finish_reason = 'length'), sum(empty), sum(length < ?),"
-                " sum(length < ? OR (finish_reason = 'length' AND length < ?)) FROM completion"
-                f" WHERE condition = ? AND {_AUDITED}",
-                (self.min_tokens(), SHORT, enough, condition_name(key)),
-            )
-        )
-        names = ("truncated", "empty", "dropped", "short")
-        found = {name: float(n or 0) / max(row[0], 1) for name, n in zip(names, row[1:], strict=True)}
-        return {**found, "completions": float(row[0])}
-
-    def shared_prompts(self, keys: Sequence[Key]) -> int:
-        """How many distinct prompts have a completion that counts under every one of these conditions."""
-        marks = ", ".join("?" * len(keys))
-        row = next(
-            self._query(
-                "SELECT count(*) FROM (SELECT digest FROM completion JOIN prompt USING (prompt_index)"
-                f" WHERE length >= ? AND condition IN ({marks}) AND {_AUDITED} GROUP BY digest"
-                " HAVING count(DISTINCT condition) = ?)",
-                (self.min_tokens(), *map(condition_name, keys), len(keys)),
-            )
-        )
-        return int(row[0])
-
-    def repeated_texts(self, keys: Sequence[Key]) -> tuple[int, int]:
-        """(prompts × conditions with several samples, those of them whose samples all have the same text)."""
-        marks = ", ".join("?" * len(keys))
-        row = next(
-            self._query(
-                "SELECT count(*), coalesce(sum(texts = 1), 0) FROM (SELECT count(DISTINCT text_digest) AS texts"
-                f" FROM completion WHERE condition IN ({marks}) AND {_AUDITED} GROUP BY condition, prompt_index"
-                " HAVING count(*) > 1)",
-                tuple(map(condition_name, keys)),
-            )
-        )
-        return int(row[0]), int(row[1])
-
-    def mean_reward(self) -> float | None:
-        """Mean |log p_aligned − log p_base| of a completion per token, nats; None where no completion has one."""
-        total, tokens = next(
-            self._query(
-                "SELECT sum(abs(implied_reward)), sum(tokens) FROM completion WHERE implied_reward IS NOT NULL"
-            )
-        )
-        return None if not tokens else float(total) / tokens
-
-    def judged_both_ways(self, judge: int) -> tuple[int, int]:
-        """(prompts with different completions, those of them with flagged and unflagged ones), of one judge."""
-        row = next(
-            self._query(
-                "SELECT count(*), coalesce(sum(most > least), 0) FROM"
-                " (SELECT max(flag) AS most, min(flag) AS least FROM completion c JOIN prompt USING (prompt_index)"
-                f" JOIN verdict v ON v.completion = c.id AND v.judge = ? WHERE {_AUDITED}"
-                " GROUP BY digest HAVING count(DISTINCT text_digest) > 1)",
-                (judge,),
-            )
-        )
-        return int(row[0]), int(row[1])
-
-    def content_digest(self) -> str:
-        """16 hex digits over what the run's figures are computed from, whatever the order in which it was stored.
-
-        Hashed are prompts, conditions, completions, the verdicts of the active judges, human labels, canaries and the
-        notes. Log-probabilities and scores are not: their last digits may depend on the batch in which a completion
-        was decoded or judged. The gate computes the figures that rest on them anew.
-        """
-        hashed = hashlib.blake2b(digest_size=8)
-
-        def add(*values: Any) -> None:
-            hashed.update(as_json(values).encode() + b"\n")
-
-        bounds = [s["utility_loss"] for s in self.sessions() if s.get("utility_loss") is not None]
-        add("run", self.min_tokens(), self.note("transforms"), bounds[-1:], self.canary_results())
-        if skipped := self.skipped():
-            add("skipped", sorted(skipped))
-        for row in self._query("SELECT digest, meta FROM prompt ORDER BY digest, meta"):
-            add("prompt", *row)
-        active = self._active()
-        for row in self._query("SELECT name, role, identity, id FROM judge ORDER BY name, identity"):
-            if active.get(row[0]) == row[3]:
-                add("judge", *row[:3])
-        judges = [active[name] for name in sorted(active)]
-        flags = ", ".join("(SELECT flag FROM verdict WHERE completion = c.id AND judge = ?)" for _ in judges)
-        for condition in self.conditions():
-            add("condition", condition.name, condition.kind, condition.alpha)
-            for row in self._query(
-                "SELECT digest, sample, text_digest, tokens, finish_reason, length, empty"
-                f"{', ' if flags else ''}{flags} FROM completion c JOIN prompt USING (prompt_index)"
-                " WHERE condition = ? ORDER BY digest, sample, text_digest, c.prompt_index",
-                (*judges, condition.key),
-            ):
-                add(*row)
-        return hashed.hexdigest()

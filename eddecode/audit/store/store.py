@@ -21,8 +21,9 @@ from eddecode.audit.conditions import Condition, Key
 from eddecode.audit.data.prompts import PromptRecord, as_json
 from eddecode.audit.judges.base import Judge, Verdict, fingerprint, kind_of
 from eddecode.audit.store.discard import remove_traces
+from eddecode.audit.store.gate_queries import GateQueries
 from eddecode.audit.store.lock import lock_run
-from eddecode.audit.store.queries import BENCHMARKS, CANARIES, REASONED, SKIPPED, StoreQueries, kind_note
+from eddecode.audit.store.queries import BENCHMARKS, CANARIES, REASONED, SKIPPED, kind_note
 from eddecode.audit.store.records import HUMAN, JudgeRecord, LabelKey, PendingCompletion
 from eddecode.audit.store.rows import completion_row, condition_rows, prompt_rows, verdict_row
 from eddecode.audit.store.schema import (
@@ -47,7 +48,7 @@ _Self = TypeVar("_Self", bound="Store")
 NewCompletion = tuple[Key, int, "Completion"]  # condition, prompt index, what was decoded
 
 
-class Store(StoreQueries):
+class Store(GateQueries):
     """An open run. `Store.create` and `Store.open` are for the one process that writes, `Store.read` for all others."""
 
     def __init__(
