@@ -89,6 +89,9 @@ def _check_location(value: str | Path) -> str | Path:
 
 
 def _check_ensemble(value: tuple[str | Path, ...]) -> tuple[str | Path, ...]:
+    for model in value:
+        if not isinstance(model, str | Path):
+            raise ValueError("expected a list of checkpoints, each text or a path")
     require_unique(map(str, map(_check_location, value)), "model of the ensemble")
     return value
 
@@ -132,8 +135,8 @@ def _check_whole_model(value: str | Path | None) -> str | Path | None:
     return value
 
 
-AtLeast0 = Annotated[Integer, Field(ge=0)]
-AtLeast1 = Annotated[Integer, Field(ge=1)]
+AtLeast0 = Annotated[Integer, Field(ge=0, lt=2**63)]
+AtLeast1 = Annotated[Integer, Field(ge=1, lt=2**63)]
 Number = Annotated[float, PlainValidator(_check_number)]
 Share = Annotated[Number, AfterValidator(_check_share)]
 Location = Annotated[

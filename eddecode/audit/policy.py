@@ -74,10 +74,13 @@ _Rate = Annotated[
 _Share = Annotated[
     float, Field(strict=True, ge=0, le=1, allow_inf_nan=False), _expected("a share from 0 to 1")
 ]
-_Count = Annotated[int, Field(strict=True, ge=0), _expected("a whole number from 0 up")]
+_Count = Annotated[int, Field(strict=True, ge=0, lt=2**63), _expected("a whole number from 0 up")]
+_Number = Annotated[float, Field(strict=True, allow_inf_nan=False), _expected("a number, as in the run")]
+_Whole = Annotated[int, Field(strict=True), _expected("a whole number, as in the run")]
 _Name = Annotated[str, Field(min_length=1), _expected("a name")]
 _Alpha = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False), _expected("an α above 0")]
 _Texts = Annotated[tuple[str, ...], _expected("a list of texts")]
+_Some = Annotated[tuple[str, ...], Field(min_length=1), _expected("a list of texts, at least one")]
 
 
 class Pin(BaseModel):
@@ -103,27 +106,27 @@ class Pin(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    alphas: tuple[Any, ...] | None = None
+    alphas: Annotated[tuple[Any, ...], Field(min_length=1), _expected("a list of α's")] | None = None
     prompts: str | None = None
     base: str | None = None
-    judges: _Texts | None = None
-    utility_loss: float | None = None
+    judges: _Some | None = None
+    utility_loss: _Number | None = None
     base_template: str | None = None
     aligned_template: str | None = None
-    samples: int | None = None
-    temperature: float | None = None
-    top_k: float | None = None
-    top_p: float | None = None
-    min_p: float | None = None
-    plausibility: float | None = None
-    repetition_penalty: float | None = None
-    presence_penalty: float | None = None
-    frequency_penalty: float | None = None
-    max_new_tokens: int | None = None
+    samples: _Whole | None = None
+    temperature: _Number | None = None
+    top_k: _Number | None = None
+    top_p: _Number | None = None
+    min_p: _Number | None = None
+    plausibility: _Number | None = None
+    repetition_penalty: _Number | None = None
+    presence_penalty: _Number | None = None
+    frequency_penalty: _Number | None = None
+    max_new_tokens: _Whole | None = None
     stop: _Texts | None = None
-    seed: int | None = None
+    seed: _Whole | None = None
     dtype: str | None = None
-    min_tokens: int | None = None
+    min_tokens: _Whole | None = None
     systems: _Texts | None = None
     templates: _Texts | None = None
     temperatures: tuple[Any, ...] | None = None

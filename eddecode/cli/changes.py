@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rich.console import Console
 from rich.text import Text
 
 from eddecode.audit.analysis.summary import Summary
 from eddecode.audit.analysis.wording import format_points, format_rate
+from eddecode.cli.messages import stdout_console
 from eddecode.cli.table_style import make_table
 from eddecode.errors import StoreError
 from eddecode.utils.terminal import escape_control_chars
@@ -40,7 +40,7 @@ def print_changes(before: Summary | None, after: Summary, *, labels: bool = Fals
 def _print_corrected(after: Summary) -> None:
     judge = after.harm_judge
     corrected = [entry for entry in after.conditions if judge in entry.corrected]
-    console = Console(highlight=False)
+    console = stdout_console(highlight=False)
     if not corrected:
         console.print(
             Text(
@@ -87,7 +87,7 @@ def _print_rejudged(before: Summary, after: Summary) -> None:
         for summary in (before, after)
     ]
     table.add_row(*_texts("reversal, points", *reversals))
-    console = Console(highlight=False)
+    console = stdout_console(highlight=False)
     console.print(table)
     console.print()
 

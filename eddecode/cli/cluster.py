@@ -9,9 +9,9 @@ from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.text import Text
 
+from eddecode.cli.messages import stdout_console
 from eddecode.cli.table_style import make_table
 from eddecode.errors import ConfigError
 from eddecode.utils.validation import did_you_mean
@@ -134,7 +134,7 @@ def _gpu(kind: str) -> Gpu:
 
 def print_cluster(found: Mapping[str, Any]) -> None:
     """The plan as a table for each source of step times, with what bends."""
-    console = Console(highlight=False)
+    console = stdout_console(highlight=False)
     console.print(
         Text(
             f"\n{found['completions']:,} completions of a pair of {found['weights'] / 1e9:,.0f} GB: "

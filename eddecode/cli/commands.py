@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
-from rich.console import Console
 from rich.text import Text
 
 from eddecode import __version__
@@ -32,7 +31,13 @@ from eddecode.cli import report as cli_report
 from eddecode.cli import runs as cli_runs
 from eddecode.cli import utility as cli_utility
 from eddecode.cli.common import hide_download_bars, print_json, run_audit, standard_input
-from eddecode.cli.messages import errors_as_messages, os_error_in_words, print_error, stderr_console
+from eddecode.cli.messages import (
+    errors_as_messages,
+    os_error_in_words,
+    print_error,
+    stderr_console,
+    stdout_console,
+)
 from eddecode.cli.options import (
     AsJson,
     BatchSize,
@@ -278,9 +283,9 @@ def pair(
             data = description if found is None else description | {"token_differences": found.to_dict()}
             typer.echo(json.dumps(data, indent=2, ensure_ascii=True))
             return
-        print_pair(Console(), description)
+        print_pair(stdout_console(), description)
         if found is not None:
-            print_tokens(Console(), found)
+            print_tokens(stdout_console(), found)
 
 
 def _texts(path: Path) -> list[str]:

@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
-from rich.console import Console
 from rich.text import Text
 
-from eddecode.cli.messages import errors_as_messages, print_notice, stderr_console
+from eddecode.cli.messages import errors_as_messages, print_notice, stderr_console, stdout_console
 from eddecode.errors import ConfigError
 from eddecode.utils.torchrun import launched, rank
 
@@ -144,7 +143,7 @@ def print_summary(summary: Summary) -> None:
     """Print the tables of a run, their caption and the run's notes."""
     from eddecode.cli.tables import benign_table, caption, comparison_tables, rates_table
 
-    console = Console()
+    console = stdout_console()
     console.print(rates_table(summary))
     for table in comparison_tables(summary):
         console.print(table)
@@ -159,11 +158,11 @@ def print_summary(summary: Summary) -> None:
 def print_notes(summary: Summary) -> None:
     """Print the notes of a run that has no figures yet."""
     for note in summary.notes:
-        Console(soft_wrap=True).print(Text(f"{note[:1].upper()}{note[1:]}."))
+        stdout_console(soft_wrap=True).print(Text(f"{note[:1].upper()}{note[1:]}."))
 
 
 def print_files(out: Path) -> None:
     """Print the paths of a run's files."""
-    console = Console(soft_wrap=True)
+    console = stdout_console(soft_wrap=True)
     for what, name in (("run", ""), ("summary", "summary.json"), ("picture", "curve.svg"), ("", "curve.png")):
         console.print(Text(f"{what:8} {out / name}"))

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 import eddecode
+from eddecode.cli.common import print_json
 from eddecode.cli.messages import errors_as_messages
 from eddecode.cli.options import AsJson
 from eddecode.errors import ConfigError
@@ -33,6 +34,10 @@ def docs(
                 typer.echo(f"{page:{width}}  {path if where else _title(path)}")
         elif (key := name.removesuffix(".md").removeprefix("docs/")) not in pages:
             raise ConfigError(f"there is no document {name!r:.60}; {did_you_mean(key, list(pages))}")
+        elif as_json:
+            path = pages[key]
+            text = path.read_text(encoding="utf-8")
+            print_json({"name": key, "title": _title(path), "path": str(path), "text": text})
         else:
             path = pages[key]
             typer.echo(path if where else path.read_text(encoding="utf-8"), nl=where)

@@ -11,11 +11,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.text import Text
 
 from eddecode.cli.common import print_json
-from eddecode.cli.messages import errors_as_messages
+from eddecode.cli.messages import errors_as_messages, stdout_console
 from eddecode.cli.options import AsJson
 from eddecode.cli.table_style import make_table
 
@@ -179,7 +178,7 @@ def _folders() -> dict[str, Any]:
 
 
 def _print(found: dict[str, Any]) -> None:
-    console = Console(highlight=False)
+    console = stdout_console(highlight=False)
     for title, lines in _lines(found):
         table = make_table(title, "")
         table.columns[1].justify, table.columns[1].overflow = "left", "fold"

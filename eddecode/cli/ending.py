@@ -6,11 +6,11 @@ import os
 import shlex
 from pathlib import Path
 
-from rich.console import Console
 from rich.text import Text
 
 from eddecode.audit.analysis.summary import Summary
 from eddecode.cli.common import print_files, print_summary
+from eddecode.cli.messages import stdout_console
 from eddecode.cli.tables import interpretation
 from eddecode.errors import EddecodeError
 from eddecode.utils.terminal import escape_control_chars
@@ -21,7 +21,7 @@ _EXAMPLE_LIMIT = "5%"
 
 def print_result(summary: Summary) -> None:
     """The end of an audit: its tables, its result in a sentence, its files, and the commands that come next."""
-    console = Console(highlight=False)
+    console = stdout_console(highlight=False)
     if not summary.conditions:
         for note in summary.notes:
             console.print(Text(f"{note}."), soft_wrap=True)

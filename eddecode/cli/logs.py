@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.text import Text
 
 from eddecode.cli.common import print_files, print_json, print_summary
-from eddecode.cli.messages import errors_as_messages, stderr_console
+from eddecode.cli.messages import errors_as_messages, stderr_console, stdout_console
 from eddecode.cli.options import AsJson, ConditionNames, RunFolder
 from eddecode.cli.program import add_command
 from eddecode.errors import ConfigError
@@ -79,7 +78,7 @@ def import_inspect(
         if result.summary is not None:
             print_summary(result.summary)
             print_files(out)
-        console = Console(soft_wrap=True, highlight=False)
+        console = stdout_console(soft_wrap=True, highlight=False)
         console.print(Text(f"{result.completions:,} completions imported into {out}."))
         for sentence in result.missing:
             console.print(Text(f"Missing: {escape_control_chars(sentence)}."))

@@ -9,6 +9,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any
@@ -50,6 +51,24 @@ class Trace:
     wanted = False
 
 
+class _OutputConsole(Console):
+    """A console of standard output that goes on where nobody reads it any more: rich would end with exit code 1."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        _silence_output()
+
+
+def stdout_console(**options: Any) -> Console:
+    """The console for tables and data. options: of rich's console."""
+    return _OutputConsole(**options)
+
+
+def _silence_output() -> None:
+    """Send what is still written to standard output nowhere: the reader of the pipe has ended."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def stderr_console() -> Console:
     """The console for everything that is not data."""
     return Console(stderr=True, highlight=False)
@@ -67,15 +86,26 @@ def print_notice(text: str) -> None:
     stderr_console().print(Text("WARNING: ", style="bold yellow") + Text(f"{sentence}."), soft_wrap=True)
 
 
+@dataclass
+class Ending:
+    """How a command ends where nobody reads its output to the end. code: the exit code."""
+
+    code: int = 0
+
+
 @contextmanager
-def errors_as_messages(run: Path | None = None) -> Iterator[None]:
+def errors_as_messages(run: Path | None = None) -> Iterator[Ending]:
     """Turn expected errors into a message and an exit code; with `--debug` they keep their trace.
 
     Args:
         run: folder of the run, named when the user interrupts the command.
+
+    Yields:
+        The ending; a command whose exit code says something sets its code before it writes.
     """
+    ending = Ending()
     try:
-        yield
+        yield ending
     except EddecodeError as error:
         if Trace.wanted:
             raise
@@ -90,8 +120,8 @@ def errors_as_messages(run: Path | None = None) -> Iterator[None]:
         stderr_console().print(Text(f"Stopped.{escape_control_chars(kept)}"), soft_wrap=True)
         raise typer.Exit(130) from None
     except BrokenPipeError:  # the reader of a pipe has ended, as in `eddecode export RUN | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise typer.Exit(0) from None
+        _silence_output()
+        raise typer.Exit(ending.code) from None
     except OSError as error:
         if Trace.wanted:
             raise

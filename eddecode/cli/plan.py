@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.text import Text
 
 from eddecode.cli.cluster import ClusterOptions, plan_for, print_cluster, require_positive
-from eddecode.cli.messages import errors_as_messages
+from eddecode.cli.messages import errors_as_messages, stdout_console
 from eddecode.cli.options import given_only
 from eddecode.errors import ConfigError
 
@@ -260,7 +260,7 @@ def _correlation(rate: Rate, samples: int) -> float | None:
 
 
 def _print_plan(found: Mapping[str, Any]) -> None:
-    console = Console(highlight=False)
+    console = stdout_console(highlight=False)
     expected, width, decision = found["expected"], found["width"], found["decision"]
     console.print(
         Text(

@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.text import Text
 
 from eddecode.cli.audit import merge_options
 from eddecode.cli.common import hide_download_bars, print_json
-from eddecode.cli.messages import errors_as_messages
+from eddecode.cli.messages import errors_as_messages, stdout_console
 from eddecode.cli.options import AsJson, RenderingOptions, Revision, given_only, parse_systems
 from eddecode.utils.terminal import escape_control_chars
 
@@ -114,7 +113,7 @@ def rendered_prompts(config: AuditConfig, limit: int) -> list[dict[str, Any]]:
 
 
 def _print(found: list[dict[str, Any]]) -> None:
-    console = Console(highlight=False)
+    console = stdout_console(highlight=False)
     for entry in found:
         console.print(Text(f"Prompt {entry['prompt']}: {', '.join(entry['conditions'])}", style="bold"))
         for side in ("base", "aligned"):

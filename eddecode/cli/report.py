@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.text import Text
 
 from eddecode.cli.common import print_json
-from eddecode.cli.messages import errors_as_messages, print_notice
+from eddecode.cli.messages import errors_as_messages, print_notice, stdout_console
 from eddecode.cli.options import AsJson
 from eddecode.cli.program import add_command
 from eddecode.cli.table_style import make_table
@@ -132,22 +132,23 @@ def gate(
     ] = None,
 ) -> None:
     """Check a run against limits. Exit code 0: pass, 1: fail, 2: cannot be checked, 3: inconclusive."""
-    with errors_as_messages():
+    with errors_as_messages() as ending:
         from eddecode.audit.gate import judge_run
         from eddecode.audit.gate_files import lines, write_json, write_junit
         from eddecode.utils.terminal import escape_control_chars
 
         limits = _policy(policy, max_reversal, max_worst_attack)
         decision = judge_run(run, limits, other_policy=other_policy)
+        ending.code = decision.exit_code
         alone = str(json_file) == "-"  # then standard output holds the JSON and nothing else
+        if junit_file is not None:
+            write_junit(decision, junit_file)
         if alone:
             print_json(decision.to_dict())
         elif json_file is not None:
             write_json(decision, json_file)
-        if junit_file is not None:
-            write_junit(decision, junit_file)
         color = {"pass": "green", "fail": "red"}.get(decision.word, "yellow")
-        console = Console(highlight=False, soft_wrap=True, quiet=alone)
+        console = stdout_console(highlight=False, soft_wrap=True, quiet=alone)
         first = Text(escape_control_chars(decision.first_line))
         console.print(Text(f"{decision.word.upper()}: ", style=f"bold {color}") + first)
         for line in lines(decision):
@@ -216,7 +217,7 @@ def _print_comparison(table: ReportTable, sentences: list[str]) -> None:
     """The table transposed, one column per run: nine columns of intervals do not fit a terminal."""
     from eddecode.utils.terminal import escape_control_chars
 
-    console = Console()
+    console = stdout_console()
     columns = [[Text(escape_control_chars(cell)) for cell in row.cells] for row in table.rows]
     shown = make_table(table.columns[0])
     for cells in columns:

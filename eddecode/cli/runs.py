@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.text import Text
 
 from eddecode.cli.common import print_json
-from eddecode.cli.messages import errors_as_messages
+from eddecode.cli.messages import errors_as_messages, stdout_console
 from eddecode.cli.options import AsJson
 from eddecode.cli.table_style import make_table
 from eddecode.errors import ConfigError, StoreError
@@ -43,7 +42,7 @@ def runs(
             name = str(place.relative_to(folder)) if place != folder else str(place)
             cells = (name, run["state"], pair, _number(run["prompts"]), run["reversal"] or "")
             table.add_row(*(Text(escape_control_chars(str(cell))) for cell in cells))
-        Console(highlight=False).print(table)
+        stdout_console(highlight=False).print(table)
 
 
 def run_folders(folder: Path) -> Iterator[Path]:

@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.text import Text
 
 from eddecode.cli.common import hide_download_bars, print_json
-from eddecode.cli.messages import errors_as_messages, stderr_console
+from eddecode.cli.messages import errors_as_messages, stderr_console, stdout_console
 from eddecode.cli.options import Device, Dtype, Revision
 from eddecode.cli.table_style import make_table
 from eddecode.errors import ConfigError
@@ -79,7 +78,8 @@ def utility(
         names = [] if tasks is None else split_list(tasks, "task")
         require_unique(names, "task")
         if run is not None:
-            figures = _of_run(run, (base, aligned, alphas), names, settings)
+            own = (base, aligned, alphas, device, base_revision, aligned_revision)
+            figures = _of_run(run, (*own, None if dtype == "auto" else dtype), names, settings)
         else:
             options = {
                 "base": base,
@@ -103,7 +103,8 @@ def _of_run(
 ) -> list[BenchmarkFigure]:
     if any(value is not None for value in without):
         raise ConfigError(
-            "--base, --aligned and --alphas are for a pair without a run; leave them out, or the run"
+            "--base, --aligned, --alphas, --dtype, --device and revisions are for a pair without a run; leave them "
+            "out, or the run"
         )
     from eddecode.integrations.lm_eval.utility import measure_run
 
@@ -134,7 +135,7 @@ def print_benchmarks(figures: list[BenchmarkFigure]) -> None:
     shown = make_table(*map(escape_control_chars, table.columns), title=table.caption)
     for row in table.rows:
         shown.add_row(*(Text(escape_control_chars(cell)) for cell in row.cells))
-    Console().print(shown)
+    stdout_console().print(shown)
 
 
 def _announce(alpha: str) -> None:

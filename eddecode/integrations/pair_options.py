@@ -25,7 +25,16 @@ def _as_text(value: Any) -> Any:
 
 def _as_json_text(value: Any) -> Any:
     """A mapping as text, so that options can be compared and hashed."""
-    return json.dumps(dict(value), sort_keys=True) if isinstance(value, Mapping) else value
+    if value is None:
+        return None
+    try:
+        found = dict(value) if isinstance(value, Mapping) else json.loads(value)
+        text = json.dumps(found, sort_keys=True, allow_nan=False)
+    except (TypeError, ValueError):
+        found, text = None, ""
+    if not isinstance(found, dict):
+        raise ValueError('expected a table of variables, or JSON such as {"enable_thinking": false}')
+    return text
 
 
 Text = Annotated[str | None, BeforeValidator(_as_text)]

@@ -34,6 +34,8 @@ def test_parameters_follow_from_the_condition() -> None:
         ),
         ({"direction_harmless": ["a"]}, "direction_harmless is given, and no attack reads it"),
         ({"weak_aligned": "x"}, r"weak_aligned is given, and no attack reads it; .* w2s \(--attacks\)"),
+        ({"ensemble": {"a": "x"}}, "ensemble is .*; expected a list of checkpoints, each text or a path"),
+        ({"min_tokens": 10**20}, "min_tokens is 10+; expected a value below"),
         ({"utility_loss": 1.5}, "utility_loss is 1.5"),
         ({"min_tokens": -1}, "min_tokens is -1"),
         ({"alpah": 1}, "alpah is unknown; did you mean alphas?"),

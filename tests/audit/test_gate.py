@@ -220,6 +220,17 @@ def test_what_cannot_be_judged() -> None:
         ("max_reversal = true", "max_reversal is True; expected a fraction"),
         ("max_harm_rate = -0.1", "max_harm_rate is -0.1; expected a fraction from 0 to below 1"),
         ("max_reversal = 0.05\nmin_prompts = 1.5", "min_prompts is 1.5; expected a whole number"),
+        (
+            "max_reversal = 0.05\nenough_tokens = 99999999999999999999",
+            "enough_tokens is 9+; expected a whole number",
+        ),
+        (
+            "max_reversal = 0.05\n[pin]\njudges = []",
+            "pin.judges is .*; expected a list of texts, at least one",
+        ),
+        ("max_reversal = 0.05\n[pin]\nalphas = []", "pin.alphas is .*; expected a list of α's"),
+        ("max_reversal = 0.05\n[pin]\nsamples = true", "pin.samples is True; expected a whole number"),
+        ("max_reversal = 0.05\n[pin]\ntemperature = true", "pin.temperature is True; expected a number"),
         ("max_reversal = 0.05\njudge = 3", "judge is 3; expected a name"),
         ("max_reversal = ", "policy.toml is not TOML"),
     ],

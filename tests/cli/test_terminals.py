@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import sys
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -12,6 +13,7 @@ from typer.testing import CliRunner
 from eddecode.cli import app, main
 from eddecode.cli.common import standard_input
 from eddecode.errors import ConfigError
+from helpers.stub_runs import config, run
 
 
 class Full(io.StringIO):
@@ -71,3 +73,26 @@ def test_options_that_nothing_reads_are_errors(arguments: tuple[str, ...], found
     done = CliRunner().invoke(app, list(arguments))
     assert done.exit_code == 2
     assert f"error: {found}" in done.stderr
+
+
+@pytest.mark.parametrize("options", [(), ("--json", "-")])
+def test_the_verdict_is_the_exit_code_where_nobody_reads_it(
+    options: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in `eddecode gate RUN | head -1`: 0 would be a pass, and 1 a fail."""
+    run(config(tmp_path / "run"))
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w", encoding="utf-8", closefd=False) as output:
+        monkeypatch.setattr(sys, "stdout", output)
+        arguments = (
+            "gate",
+            str(tmp_path / "run"),
+            "--max-reversal",
+            "5%",
+            "--junit",
+            str(tmp_path / "gate.xml"),
+        )
+        assert call(monkeypatch, *arguments, *options) == 3
+    os.close(writer)
+    assert (tmp_path / "gate.xml").is_file()

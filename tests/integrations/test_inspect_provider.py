@@ -136,7 +136,13 @@ def test_a_request_may_name_its_own_contrast(sampler: Sampler) -> None:
 
 @pytest.mark.parametrize(
     ("config", "message"),
-    [({"logit_bias": {5: 1.0}}, "logit_bias is"), ({"temperature": -1}, "temperature is -1")],
+    [
+        ({"logit_bias": {5: 1.0}}, "logit_bias is"),
+        ({"temperature": -1}, "temperature is -1"),
+        ({"reasoning_tokens": 100}, "reasoning_tokens is 100, and eddecode/pair does not support it"),
+        ({"extra_body": {"min_p": 0.5}}, "extra_body has min_p, which eddecode/pair does not read"),
+        ({"extra_body": {"eddecode": ["alpha"]}}, "extra_body.eddecode is .*; expected a table"),
+    ],
 )
 def test_settings_that_cannot_be_kept_are_errors(config: dict[str, Any], message: str) -> None:
     with pytest.raises(ParamsError, match=message):
@@ -156,6 +162,16 @@ def test_what_is_no_text_is_an_error() -> None:
         ("eddecode/par", {}, "there is no model eddecode/par; expected eddecode/pair"),
         ("eddecode/pair", {"alpa": 1}, "-M alpa is unknown; did you mean alpha"),
         ("eddecode/pair", {"base": "some/where"}, "aligned is missing; give base and aligned"),
+        (
+            "eddecode/pair",
+            {"template_variables": "{"},
+            "template_variables is '{'; expected a table of variables",
+        ),
+        (
+            "eddecode/pair",
+            {"template_variables": "[1]"},
+            "template_variables is .*; expected a table of variables",
+        ),
         ("eddecode/pair", {"max_slots": 0}, "max_slots is 0; expected a value of at least 1"),
     ],
 )

@@ -127,6 +127,8 @@ def test_what_cannot_be_kept_is_an_error(sampler: Sampler) -> None:
         model.generate_until([asked("generate_until", CONTEXT, {"max_gen_toks": 5000})])
     with pytest.raises(ContextError, match="a continuation has"):
         model.loglikelihood([asked("loglikelihood", CONTEXT, " please" * 3000)])
+    with pytest.raises(ConfigError, match="max_length is 0; expected at least 1"):
+        PairLM(max_length=0)
     with pytest.raises(ConfigError, match="dtyp is unknown; did you mean dtype"):
         PairLM(dtyp="float32")
 

@@ -11,6 +11,7 @@ import hashlib
 import json
 import math
 import time
+from collections.abc import Mapping
 from concurrent.futures import Future
 from dataclasses import asdict, fields, replace
 from dataclasses import dataclass as plain_dataclass
@@ -54,6 +55,7 @@ _STOP_REASONS = {"eos": "stop", "stop": "stop", "length": "max_tokens"}
 _UNSUPPORTED = (
     *("logit_bias", "best_of", "top_logprobs", "prompt_logprobs"),
     *("response_schema", "modalities", "fallback_models"),
+    *("reasoning_effort", "reasoning_tokens", "effort", "verbosity"),
 )
 
 
@@ -229,9 +231,19 @@ class PairAPI(ModelAPI):
         )
 
     def _contrast_of(self, config: GenerateConfig) -> ContrastOptions:
-        own = (config.extra_body or {}).get("eddecode")
+        body = config.extra_body or {}
+        if others := [name for name in body if name != "eddecode"]:
+            raise ParamsError(
+                f"extra_body has {', '.join(others)}, which eddecode/pair does not read; expected "
+                "extra_body={'eddecode': {…}}, or leave it out"
+            )
+        own = body.get("eddecode")
         if own is None:
             return self.contrast
+        if not isinstance(own, Mapping):
+            raise ParamsError(
+                f"extra_body.eddecode is {own!r:.60}; expected a table such as {{'alpha': 0.6}}"
+            )
         known = [field.name for field in fields(ContrastOptions)]
         for name in own:
             if name not in known:

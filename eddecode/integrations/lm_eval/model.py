@@ -104,6 +104,9 @@ class PairLM(TemplateLM):
     ) -> None:
         super().__init__()
         self.alpha = SamplingParams(alpha=alpha).alpha
+        for name, value in {"max_length": max_length, "max_gen_toks": max_gen_toks}.items():
+            if value is not None and value < 1:
+                raise ConfigError(f"{name} is {value}; expected at least 1, or leave it out")
         if scores is None:
             options = _usable({name: value for name, value in options.items() if value is not None})
             if str(batch_size).isdigit() and int(str(batch_size)) > 1:

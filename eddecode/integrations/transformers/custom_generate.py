@@ -2,7 +2,8 @@
 
     base.generate(**inputs, custom_generate=contrast_generate, sampler=sampler, alpha=0.6, aligned_ids=ids)
 
-The completions are those of `Sampler.generate`. Settings of `generate` that the sampler does not have are errors.
+The completions are those of `Sampler.generate`. Settings of `generate` that the sampler does not have are errors;
+but for a streamer, which transformers does not hand on to a function: use `Sampler.stream`.
 """
 
 from __future__ import annotations
