@@ -137,18 +137,23 @@ class Encoder:
             add_generation_prompt=True,
             tokenize=False,
         )
-        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        return token_ids(self.tokenizer, text, begin=False)
 
     def _exchange(self, prompt: list[int], reply: str) -> Example:
         return prompt + reply_ids(self.tokenizer, reply), len(prompt)
 
     def _plain(self, text: str) -> list[int]:
-        return list(self.tokenizer(text)["input_ids"])
+        return token_ids(self.tokenizer, text, begin=True)
+
+
+def token_ids(tokenizer: PreTrainedTokenizerFast, text: str, *, begin: bool) -> list[int]:
+    """Ids of a text, with or without a begin token; by the tokenizer itself, a third of the time of calling it."""
+    return list(tokenizer.backend_tokenizer.encode(text, add_special_tokens=begin).ids)
 
 
 def reply_ids(tokenizer: PreTrainedTokenizerFast, reply: str) -> list[int]:
     """Ids of a reply with the end token, without a begin token."""
-    return [*tokenizer(reply, add_special_tokens=False)["input_ids"], int(tokenizer.eos_token_id)]
+    return [*token_ids(tokenizer, reply, begin=False), int(tokenizer.eos_token_id)]
 
 
 def batches(examples: Iterator[Example], size: int, seed: int, pool: int = 32) -> Iterator[list[Example]]:

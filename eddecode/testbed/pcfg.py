@@ -39,7 +39,10 @@ class _Symbol:
 
 def join(tokens: Sequence[str]) -> str:
     """Write tokens as text: one space between words, none before a punctuation mark."""
-    return "".join(t if t in _PUNCTUATION else f" {t}" for t in tokens).lstrip(" ")
+    text = " ".join(tokens)
+    for mark in _PUNCTUATION:
+        text = text.replace(f" {mark}", mark)
+    return text
 
 
 def split(text: str) -> tuple[str, ...] | None:
@@ -84,6 +87,10 @@ class Grammar:
             for name, alternatives in self.rules.items()
         }
         self._check()
+        self._drawable = {
+            name: tuple(alternative for alternative in alternatives if alternative[0] > 0)
+            for name, alternatives in self._table.items()
+        }
 
     def _check(self) -> None:
         for name, alternatives in self._table.items():
@@ -123,22 +130,26 @@ class Grammar:
 
     def sample(self, name: str, rng: random.Random) -> str:
         """Draw a text from the symbol's distribution."""
-        return join(self._draw(name, rng))
+        tokens: list[str] = []
+        self._draw(name, rng, tokens)
+        return join(tokens)
 
-    def _draw(self, name: str, rng: random.Random) -> list[str]:
+    def _draw(self, name: str, rng: random.Random, tokens: list[str]) -> None:
+        """Append the tokens of a derivation."""
         # Only `rng.random()` is used: the one method whose sequence Python promises to keep.
         remaining = rng.random()
-        alternatives = [(weight, symbols) for weight, symbols in self._table[name] if weight > 0]
-        chosen = alternatives[-1][1]
+        alternatives = self._drawable[name]
+        chosen = alternatives[-1][1]  # where rounding leaves a rest
         for weight, symbols in alternatives:
             remaining -= weight
             if remaining < 0:
                 chosen = symbols
                 break
-        tokens: list[str] = []
         for symbol in chosen:
-            tokens.extend(self._draw(symbol.text, rng) if symbol.is_name else (symbol.text,))
-        return tokens
+            if symbol.is_name:
+                self._draw(symbol.text, rng, tokens)
+            else:
+                tokens.append(symbol.text)
 
     def probability(self, name: str, text: str) -> float:
         """Exact probability that the symbol derives this text, summed over all derivations (0 if it cannot)."""
@@ -163,6 +174,8 @@ class Grammar:
                 ends = {start: weight}
                 for symbol in symbols:
                     ends = self._advance(symbol, ends, tokens, memo)
+                    if not ends:
+                        break
                 for end, p in ends.items():
                     total[end] = total.get(end, 0.0) + p
             memo[key] = total
