@@ -58,6 +58,7 @@ from eddecode.cli.options import (
 )
 from eddecode.cli.program import EXIT_CODES, add_command
 from eddecode.errors import ConfigError
+from eddecode.utils.collection import collect_rarely
 
 if TYPE_CHECKING:
     from eddecode.audit.config import AuditConfig
@@ -300,6 +301,7 @@ def _texts(path: Path) -> list[str]:
 
 def main() -> None:
     """Entry point of the `eddecode` command."""
+    collect_rarely()
     for stream in (sys.stdout, sys.stderr):  # None where it is closed
         if isinstance(stream, io.TextIOWrapper):  # a terminal that is not in UTF-8 has no α
             stream.reconfigure(errors="backslashreplace")

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from eddecode.audit.config import AuditConfig
 from eddecode.audit.samplers import load_sampler
 from eddecode.errors import ConfigError, EddecodeError, PromptRelatedError
+from eddecode.utils.collection import collect_rarely
 from eddecode.utils.threads import allowed_threads, set_by_user
 
 if TYPE_CHECKING:
@@ -128,6 +129,7 @@ class _Worker:
     """What an actor does. Errors are returned and not raised, since Ray would wrap them in one of its own."""
 
     def __init__(self, config: AuditConfig, model: str, threads: int | None) -> None:
+        collect_rarely()
         import torch
 
         if threads is not None:
