@@ -10,7 +10,7 @@ import subprocess
 import sys
 from functools import partial
 from pathlib import Path
-from typing import Any, TextIO, cast
+from typing import Any, TextIO
 
 import pytest
 from rich.cells import cell_len
@@ -21,7 +21,7 @@ from eddecode.audit.export.formats import export_jsonl
 from eddecode.audit.report.curve import write_curve
 from eddecode.cli import app
 from eddecode.models.sizes import format_bytes
-from helpers.process import forked, run_command
+from helpers.process import forked, run_command, run_program
 
 COMMANDS = (
     *("audit", "judge", "demo", "generate", "pair", "export"),
@@ -58,21 +58,27 @@ def audit_options(pair_folders: tuple[Path, Path], words: Path, out: Path, promp
     return ["audit", *(str(part) for name, value in chosen.items() for part in (f"--{name}", value))]
 
 
-def heavy_packages_of(*arguments: str) -> tuple[set[str], str]:
-    """Which of the packages that cost seconds a command loads, and what it prints."""
+def heavy_packages_of(*commands: tuple[str, ...]) -> list[tuple[set[str], str]]:
+    """Which of the packages that cost seconds each command loads, and what it prints.
+
+    All in one new process, where each command runs in a copy of what `eddecode` loads before it reads its arguments.
+    """
     program = (
-        "import sys; from eddecode.cli import app\n"
-        f"try: app({list(arguments)})\n"
-        "except SystemExit: pass\n"
-        "print('LOADED', *({'torch', 'numpy', 'transformers', 'matplotlib', 'scipy'} & set(sys.modules)))"
+        "import os, sys; from eddecode.cli import app\n"
+        f"for arguments in {commands!r}:\n"
+        "  if os.fork(): os.wait(); continue\n"
+        "  try: app(arguments)\n"
+        "  except SystemExit: pass\n"
+        "  heavy = {'torch', 'numpy', 'transformers', 'matplotlib', 'scipy'} & sys.modules.keys()\n"
+        "  print('LOADED', *heavy, flush=True); os._exit(0)"
     )
     said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
-    printed, _, loaded = said.rpartition("LOADED")
-    return set(loaded.split()), printed
+    found = re.findall(r"(.*?)LOADED(.*?)\n", said, flags=re.DOTALL)
+    return [(set(loaded.split()), printed) for printed, loaded in found]
 
 
 def test_help_is_fast_and_complete() -> None:
-    loaded, said = heavy_packages_of("--help")
+    ((loaded, said),) = heavy_packages_of(("--help",))
     assert loaded == set()
     for command in COMMANDS:
         assert command in said
@@ -84,14 +90,14 @@ def test_a_finished_run_is_read_without_models(
 ) -> None:
     run = str(tmp_path / "run")
     assert invoke(*audit_options(pair_folders, words, tmp_path / "run")).exit_code == 0
-    for arguments in (
-        ("report", run),
-        ("gate", run, "--max-reversal", "5%"),
-        ("export", run),
-        ("compare", run, run),
-    ):
-        more = {"report": {"matplotlib"}, "gate": {"scipy"}}  # the gate computes the figures anew
-        assert heavy_packages_of(*arguments)[0] <= {"numpy", *more.get(arguments[0], ())}, arguments
+    may_load = {
+        ("report", run): {"numpy", "matplotlib"},
+        ("gate", run, "--max-reversal", "5%"): {"numpy", "scipy"},  # it computes the figures anew
+        ("export", run): {"numpy"},
+        ("compare", run, run): {"numpy"},
+    }
+    for (arguments, allowed), (loaded, _) in zip(may_load.items(), heavy_packages_of(*may_load), strict=True):
+        assert loaded <= allowed, arguments
 
 
 def test_version() -> None:
@@ -207,32 +213,26 @@ def say_until(tenth: int, stderr: TextIO) -> str:
     return "".join(lines)
 
 
-def interrupted(command: list[str]) -> tuple[int, str]:
+def interrupted(*options: str) -> tuple[int, str]:
     """Start a program, interrupt it as Ctrl-C does once a tenth is on disk; exit status and what it said."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    # A shell starts background jobs with SIGINT ignored, and a child inherits that.
-    heeded = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
-    with subprocess.Popen(
-        command,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment,
-        preexec_fn=heeded,  # noqa: PLW1509
-    ) as process:
-        stderr = cast(TextIO, process.stderr)
+    child, stderr = forked(partial(run_program, *options))
+    with stderr:
         said = say_until(1, stderr)
-        process.send_signal(signal.SIGINT)
+        os.kill(child, signal.SIGINT)
         said += stderr.read()
-    return process.returncode, said
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), said
 
 
 @pytest.mark.slow
-def test_stopped_twice_and_rerun(pair_folders: tuple[Path, Path], words: Path, tmp_path: Path) -> None:
+def test_stopped_twice_and_rerun(
+    pair_folders: tuple[Path, Path], words: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Stopped by Ctrl-C, then killed, then left to finish: the same command ends in the table of an undisturbed run."""
+    monkeypatch.setattr("eddecode.audit.decode._COMMIT_ROWS", 8)  # many groups, as in a longer run
     stopped, alone = tmp_path / "stopped", tmp_path / "alone"
-    options = audit_options(pair_folders, words, stopped, prompts=80)
-    options[options.index("--max-new-tokens") + 1] = "40"
-    status, said = interrupted([sys.executable, "-m", "eddecode.cli", *options])
+    options = audit_options(pair_folders, words, stopped, prompts=40)
+    options[options.index("--max-new-tokens") + 1] = "20"
+    status, said = interrupted(*options)
     assert status == 130, said
     assert f"Stopped. The completions so far are in {stopped}; the same command continues from there." in said
     assert "Traceback" not in said

@@ -1,4 +1,4 @@
-"""Runs the code blocks of a document, in order, in one process: `python documented_commands.py DOCUMENT`.
+"""Runs the code blocks of a document, in order, in one process.
 
 Every start of Inspect or of torch takes seconds. So the commands of Python programs (`inspect`, `eddecode`, `python
 -m …`) run in this process, after bash has expanded their arguments; all others run in bash. It prints one line per
@@ -7,11 +7,12 @@ command, and ends at the first one whose exit code is not the one that the docum
 
 from __future__ import annotations
 
+import importlib.metadata
 import re
 import runpy
 import subprocess
 import sys
-from functools import partialmethod
+from functools import cache, partialmethod
 from pathlib import Path
 
 PROGRAMS = {"inspect": "inspect_ai", "eddecode": "eddecode"}
@@ -56,15 +57,20 @@ def run_command(command: str) -> None:
 
 
 def read_no_tasks_of_the_harness() -> None:
-    """lm-evaluation-harness reads its own 14,000 task files at every start (12 s); the page has a task of its own."""
+    """lm-evaluation-harness reads its own 14,000 task files at every start (12 s); the page has a task of its own.
+
+    Nor does it list all installed packages (0.5 s), which it would do for every evaluation.
+    """
+    from lm_eval import evaluator
     from lm_eval.tasks.manager import TaskManager
 
     TaskManager.__init__ = partialmethod(TaskManager.__init__, include_defaults=False)
+    evaluator.add_env_info = lambda _: None
 
 
 def run_module(module: str, arguments: list[str]) -> int:
     sys.argv = arguments
-    if "lm_eval" in module:
+    if "lm_eval" in module or "utility" in arguments:
         read_no_tasks_of_the_harness()
     try:
         runpy.run_module(module, run_name="__main__", alter_sys=True)
@@ -74,6 +80,8 @@ def run_module(module: str, arguments: list[str]) -> int:
 
 
 def main(document: str) -> None:
+    # Inspect asks for it (0.5 s) at every task.
+    importlib.metadata.packages_distributions = cache(importlib.metadata.packages_distributions)
     for language, block in BLOCK.findall(Path(document).read_text("utf-8")):
         if language == "python":
             exec(compile(block, document, "exec"), {"__name__": "__main__"})
@@ -81,7 +89,3 @@ def main(document: str) -> None:
         else:
             for command in commands(block):
                 run_command(command)
-
-
-if __name__ == "__main__":
-    main(sys.argv[1])

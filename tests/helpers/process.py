@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import mmap
 import os
+import runpy
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TextIO
@@ -78,3 +80,20 @@ def run_command(*arguments: str) -> None:
     status = app(list(arguments), standalone_mode=False)
     if status:
         raise SystemExit(status)
+
+
+def run_program(*arguments: str) -> None:
+    """`python -m eddecode ARGUMENTS`, for a copy of this process: all that a program of its own does but its imports.
+
+    Ctrl-C is heeded, the exit status is the program's, and what it has left running is waited for.
+
+    Raises:
+        SystemExit: as by the program.
+    """
+    signal.alarm(570)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts background jobs without
+    sys.argv = ["eddecode", *arguments]
+    try:
+        runpy.run_module("eddecode", run_name="__main__", alter_sys=True)
+    finally:
+        threading._shutdown()  # type: ignore[attr-defined]  # the first step of the interpreter's own end

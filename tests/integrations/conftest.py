@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-import subprocess
+import os
+import signal
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
 from filelock import FileLock
 
+from helpers import documented_commands
 from helpers.entry_points import environment_with_entry_points
 from helpers.paths import ROOT
+from helpers.process import forked
 
 PAGE = ROOT / "docs" / "integrations.md"
+ANEW = ("inspect_ai", "lm_eval", "eddecode.integrations", "eddecode.cli")
 
 
 @dataclass(frozen=True)
@@ -36,16 +41,28 @@ def documented(tmp_path_factory: pytest.TempPathFactory) -> Documented:
     with FileLock(str(shared / "documented.lock")):
         if not log.exists():
             folder.mkdir()
-            script = ROOT / "tests" / "helpers" / "documented_commands.py"
-            done = subprocess.run(
-                [sys.executable, str(script), str(PAGE)],
-                env=environment_with_entry_points(shared / "entry"),
-                cwd=folder,
-                capture_output=True,
-                text=True,
-                timeout=570,
-                check=False,
-            )
-            assert done.returncode == 0, done.stdout + done.stderr
-            log.write_text(done.stdout)
+            output = shared / "documented.running"
+            child, stderr = forked(partial(run_page, folder, output, shared / "entry"))
+            with stderr:
+                said = stderr.read()
+            status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+            assert status == 0, output.read_text() + said
+            output.rename(log)
     return Documented(folder, log.read_text())
+
+
+def run_page(folder: Path, output: Path, entry_points: Path) -> None:
+    """Run the page's blocks in a copy of the test process, where torch and transformers are imported already.
+
+    Inspect and the harness are imported anew, so that they find eddecode by its entry points and nothing else.
+    """
+    signal.alarm(570)
+    os.dup2(os.open(output, os.O_WRONLY | os.O_CREAT), 1)
+    sys.stdout = os.fdopen(1, "w", buffering=1)
+    os.chdir(folder)
+    os.environ.update(environment_with_entry_points(entry_points))
+    sys.path[:0] = [str(entry_points)]
+    for name in [name for name in sys.modules if name.startswith(ANEW)]:
+        del sys.modules[name]
+    documented_commands.main(str(PAGE))
+    sys.stdout.flush()

@@ -12,6 +12,7 @@ pytest.importorskip("lm_eval")
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 
 import lm_eval
+from lm_eval import evaluator
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
@@ -33,6 +34,12 @@ from helpers.lm_eval_tasks import TASKS, write_tasks
 
 TOLERANCE = 1e-4
 CONTEXT = "Customer: Good evening. My carpet has not arrived.\nAgent:\n"
+
+
+@pytest.fixture(autouse=True)
+def _no_list_of_packages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The harness would ask pip for all packages (0.5 s) at every evaluation, for a part of its results unused here."""
+    monkeypatch.setattr(evaluator, "add_env_info", lambda _: None)
 
 
 @pytest.fixture(scope="module")

@@ -67,8 +67,10 @@ def test_threads_are_the_users_or_an_equal_share(monkeypatch: pytest.MonkeyPatch
 
 @pytest.fixture
 def ray_at_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
-    """Ray on this machine, whose workers import this checkout."""
+    """Ray on this machine, whose workers import this checkout, without programs of Ray's that no worker needs (2 s)."""
     ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'eddecode[ray]'")
+    for name in ("start_log_monitor", "start_monitor", "start_api_server"):
+        monkeypatch.setattr(f"ray._private.node.Node.{name}", lambda *_, **__: None, raising=False)
     yield ray
     ray.shutdown()
 

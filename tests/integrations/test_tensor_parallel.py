@@ -61,7 +61,7 @@ def launch(processes: int, *options: str) -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_decode_the_tokens_of_one(tmp_path: Path) -> None:
+def test_two_processes_decode_the_tokens_of_one(tmp_path: Path, no_pictures: None) -> None:
     """With heads of 301 and 304 rows, a second template, and attacks in two steps, on the weights and on the states."""
     base, aligned = tiny.save_pair(tmp_path, vocab=301)
     tiny.tiny_model("llama", 304, seed=3).save_pretrained(
@@ -71,7 +71,7 @@ def test_two_processes_decode_the_tokens_of_one(tmp_path: Path) -> None:
     for name in ("harmful", "harmless"):
         (tmp_path / f"{name}.txt").write_text("\n".join(f"{name} {number}" for number in range(4)))
     options = {
-        **{"alphas": "0.5,1", "samples": 2, "max_new_tokens": 12},
+        **{"alphas": "0.5,1", "samples": 2, "max_new_tokens": 6},
         **{"attacks": "prefill:3,weights@-0.3,ablate,steer@1"},
         **{f"direction_{name}": str(tmp_path / f"{name}.txt") for name in ("harmful", "harmless")},
     }

@@ -7,6 +7,7 @@ every token. The result is recorded in docs/reliability.md (`python tests/models
 
 from __future__ import annotations
 
+import copy
 import json
 import signal
 import sys
@@ -28,6 +29,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from eddecode import ModelPair, Sampler, SamplingParams
 from eddecode.errors import EddecodeError
+from eddecode.models import load_group
+from eddecode.models.checkpoint import Checkpoint, open_checkpoint
 from eddecode.prompts.types import RenderedPrompt
 from helpers import tiny
 from helpers.mutants import Mutant, mutants
@@ -190,18 +193,41 @@ def read_adapter(base: Path, adapter: Path) -> Any:
         return peft.PeftModel.from_pretrained(read_model(base), str(adapter)).eval()
 
 
+@contextmanager
+def base_loaded_once(base: Path) -> Iterator[None]:
+    """The base of all mutants is loaded once, and each has a copy; what differs is the aligned side."""
+    load_model, read_tokenizer = load_group.load_model, load_group.read_tokenizer
+    loaded: list[Any] = []
+
+    def model_of(checkpoint: Checkpoint, config: Any) -> Any:
+        if checkpoint.path != base:
+            return load_model(checkpoint, config)
+        if not loaded:
+            loaded.append(load_model(checkpoint, config))
+        return copy.deepcopy(loaded[0])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(load_group, "load_model", model_of)
+        tokenizer = read_tokenizer(open_checkpoint(base, "base"))
+        patch.setattr(
+            load_group, "read_tokenizer", lambda own: tokenizer if own.path == base else read_tokenizer(own)
+        )
+        yield
+
+
 def run_corpus(seed: int, folder: Path) -> tuple[Counter[str], list[str]]:
     """(how many mutants have each outcome, what was wrong)."""
     sound = sound_checkpoints(folder)
     counts: Counter[str] = Counter()
     wrong = []
-    for i, mutant in enumerate(mutants(seed)):
-        found = outcome(mutant, sound, folder / str(i))
-        if found == "error" and mutant.name.partition(": ")[2] in MUST_LOAD:
-            found = "refused, and it is sound"
-        if found not in ("error", "right"):
-            wrong.append(f"{mutant.name}: {found}")
-        counts[found if found in ("error", "right") else "wrong"] += 1
+    with base_loaded_once(sound["base"]):
+        for i, mutant in enumerate(mutants(seed)):
+            found = outcome(mutant, sound, folder / str(i))
+            if found == "error" and mutant.name.partition(": ")[2] in MUST_LOAD:
+                found = "refused, and it is sound"
+            if found not in ("error", "right"):
+                wrong.append(f"{mutant.name}: {found}")
+            counts[found if found in ("error", "right") else "wrong"] += 1
     return counts, wrong
 
 

@@ -69,7 +69,7 @@ def test_bundled_card_states_the_counts_that_were_measured() -> None:
 
 @pytest.mark.slow
 def test_bundled_pair_shows_what_the_demo_must_show() -> None:
-    requests = corpus.held_out_requests()[:150]
+    requests = corpus.held_out_requests()[:100]
     scores = score_pair(sampler_for(bundled_pair()), (-1.0, 0.0, 0.6, 5.0), requests, seed=1)
     assert not [check.claim for check in pair_checks(scores) if not check.holds]
     base = next(s for s in scores if s.alpha == 0)
@@ -105,9 +105,9 @@ def test_longest_reply_fits_the_limit_of_new_tokens() -> None:
 def rebuilt(tmp_path_factory: pytest.TempPathFactory) -> tuple[BundledPair, list[PairScore]]:
     recipe = PairRecipe(
         seed=11,
-        shape=ModelShape(hidden=64, layers=2, feed_forward=170),
-        pretraining=FitConfig(steps=400, lr=8e-3),
-        alignment=FitConfig(steps=80, lr=1e-3, warmup=0.0, decay=1.0),
+        shape=ModelShape(hidden=64, layers=1, feed_forward=128),
+        pretraining=FitConfig(steps=400, lr=1e-2, batch=8),
+        alignment=FitConfig(steps=60, lr=1e-3, batch=8, warmup=0.0, decay=1.0),
         alphas=(-1.0, 0.0, 0.6, 5.0),
         requests=80,
     )
