@@ -17,6 +17,7 @@ from eddecode_kernels.layers_triton import kernels
 from helpers.paths import ROOT
 
 FILES = (
+    "tests/kernels/test_interpreter_plans.py",
     "tests/kernels/test_triton.py",
     "tests/kernels/test_triton_layers.py",
     "tests/execution/compiled/test_triton_backend.py",
