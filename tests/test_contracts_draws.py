@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -70,16 +71,17 @@ def test_whole_sequences_follow_the_product_of_their_tokens() -> None:
     """All 5³ continuations of a model with five ids, each with its exact probability under the contrast."""
     small = pair("gpt2", 5)
     alpha, length, p = 0.8, 3, prompt(3, 4, 2, 5)
+
+    @cache
+    def after(begun: tuple[int, ...]) -> reference.Floats:
+        logits = [
+            reference.next_logits(m, [*ids, *begun]) for m, ids in zip(small.models, p.ids, strict=True)
+        ]
+        return reference.softmax(reference.contrasted(logits, (1 + alpha, -alpha)))
+
     exact = np.zeros((5,) * length)
     for sequence in np.ndindex(*exact.shape):
-        probability = 1.0
-        for t, token in enumerate(sequence):
-            logits = [
-                reference.next_logits(m, [*ids, *sequence[:t]])
-                for m, ids in zip(small.models, p.ids, strict=True)
-            ]
-            probability *= reference.softmax(reference.contrasted(logits, (1 + alpha, -alpha)))[token]
-        exact[sequence] = probability
+        exact[sequence] = np.prod([after(sequence[:t])[token] for t, token in enumerate(sequence)])
     assert exact.sum() == pytest.approx(1.0, abs=1e-9)
     done = Sampler(small, max_slots=512).generate(
         p, SamplingParams(alpha=alpha, max_new_tokens=length, n=3000, seed=5, ignore_eos=True)

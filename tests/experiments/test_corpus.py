@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 from collections import Counter
@@ -17,6 +18,7 @@ from eddecode.experiments.tokenizer import CHAT_TEMPLATE, VOCABULARY, train_toke
 from eddecode.experiments.training import Encoder, accept_polite, accept_tilted
 from eddecode.lab import bundled_pair
 from eddecode.testbed import language, rules
+from helpers.toy import toy_tokenizer
 
 
 def test_held_out_requests_are_distinct_balanced_and_never_trained_on() -> None:
@@ -89,7 +91,7 @@ def test_tokenizer_is_deterministic_and_round_trips(tmp_path: Path) -> None:
 
 
 def test_both_prompts_begin_once_end_alike_and_leave_the_reply_its_ids() -> None:
-    tokenizer = with_chat_template(train_tokenizer())
+    tokenizer = with_chat_template(copy.deepcopy(toy_tokenizer()))
     encode, request = Encoder(tokenizer), corpus.held_out_requests()[0]
     reply = "Noted. Read the label. Goodbye."
     exchange = corpus.Exchange(request, reply)

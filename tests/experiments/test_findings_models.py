@@ -51,10 +51,10 @@ from eddecode.experiments.recipes import (
     TrainingRecipe,
     distillation_loss,
 )
-from eddecode.experiments.tokenizer import train_tokenizer
 from eddecode.experiments.training import FitConfig, ModelShape, new_model
 from eddecode.sampling.access import Access
 from eddecode.testbed import language
+from helpers.toy import toy_tokenizer
 
 TINY = ModelShape(hidden=32, layers=1, heads=2, feed_forward=48)
 FEW = FitConfig(steps=3, lr=1e-3, batch=4, warmup=0.0, decay=1.0)
@@ -110,7 +110,7 @@ def test_label_noise_puts_the_optimum_where_the_formula_says() -> None:
 
 
 def test_reply_logprobs_equal_one_unpadded_pass_per_text() -> None:
-    model = new_model(train_tokenizer(), TINY, seed=0).eval()
+    model = new_model(toy_tokenizer(), TINY, seed=0).eval()
     batch = [([5, 9, 30, 12, 2], 2), ([5, 7, 2], 1)]
     with torch.no_grad():
         found = reply_logprobs(model, batch)
@@ -121,7 +121,7 @@ def test_reply_logprobs_equal_one_unpadded_pass_per_text() -> None:
 
 
 def test_dpo_widens_the_margin_and_leaves_its_reference_alone() -> None:
-    tokenizer = train_tokenizer()
+    tokenizer = toy_tokenizer()
     start = new_model(tokenizer, TINY, seed=0)
     before = {name: tensor.clone() for name, tensor in start.state_dict().items()}
     losses: list[float] = []
@@ -226,7 +226,7 @@ def test_a_model_is_trained_once_and_a_killed_run_goes_on(
 
 
 def test_distillation_is_zero_at_the_teacher_itself() -> None:
-    tokenizer = train_tokenizer()
+    tokenizer = toy_tokenizer()
     a, b = (new_model(tokenizer, TINY, seed=seed).eval() for seed in (0, 1))
     batch = [([5, 9, 30, 12, 2], 2), ([5, 7, 2], 1)]
     with torch.no_grad():
@@ -292,7 +292,7 @@ def test_pairs_in_one_contrast_are_averaged(tmp_path: Path) -> None:
     assert np.array_equal(twice.tokens, alone.tokens)  # a pair with itself is that pair
     assert twice.reward == pytest.approx(alone.reward, abs=1e-3)
     models = [harness.model_cache.model(recipe) for recipe in (base, one, other, two)]
-    group = PairEnsemble.from_models([(models[0], models[1]), (models[2], models[3])], train_tokenizer())
+    group = PairEnsemble.from_models([(models[0], models[1]), (models[2], models[3])], toy_tokenizer())
     assert group.logit_weights(1.0) == (1.0, -0.5, 1.0, -0.5)
     assert group.sides == ("base", "aligned") * 2
     assert len(harness.condition(ContrastTarget(base, (one, two), further_bases=(other,)), 0.3).rude) == 6

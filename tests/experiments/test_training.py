@@ -10,7 +10,6 @@ import torch
 
 from eddecode.errors import EddecodeError
 from eddecode.experiments import corpus
-from eddecode.experiments.tokenizer import train_tokenizer
 from eddecode.experiments.training import (
     IGNORED,
     Encoder,
@@ -27,6 +26,7 @@ from eddecode.experiments.training import (
     pretrain,
 )
 from eddecode.testbed import language
+from helpers.toy import toy_tokenizer
 
 SMALL = ModelShape(hidden=32, layers=1, heads=2, feed_forward=48)
 FEW = FitConfig(steps=4, lr=1e-3, batch=4)
@@ -38,7 +38,7 @@ def same(a: torch.nn.Module, b: torch.nn.Module) -> bool:
 
 
 def test_same_seed_same_weights_whatever_the_global_random_state() -> None:
-    tokenizer = train_tokenizer()
+    tokenizer = toy_tokenizer()
     torch.manual_seed(1)
     before = torch.get_rng_state()
     first = pretrain(tokenizer, SMALL, FEW, seed=5)
@@ -53,7 +53,7 @@ def test_same_seed_same_weights_whatever_the_global_random_state() -> None:
 
 
 def test_fine_tuning_leaves_its_start_alone_and_snapshots_are_shorter_runs() -> None:
-    tokenizer = train_tokenizer()
+    tokenizer = toy_tokenizer()
     base = new_model(tokenizer, SMALL, seed=0)
     kept, snapshots = copy.deepcopy(base), {}
     config = FitConfig(steps=4, lr=1e-3, batch=4, warmup=0.0, decay=1.0)
@@ -67,7 +67,7 @@ def test_fine_tuning_leaves_its_start_alone_and_snapshots_are_shorter_runs() -> 
 
 
 def test_loss_falls_and_counts_only_what_is_not_given() -> None:
-    tokenizer = train_tokenizer()
+    tokenizer = toy_tokenizer()
     losses: list[float] = []
     pretrain(tokenizer, SMALL, FitConfig(steps=60, lr=5e-3, batch=8), progress=lambda *r: losses.append(r[2]))
     assert len(losses) == 60
@@ -110,7 +110,7 @@ def test_learning_rate_warms_up_then_falls_to_its_share() -> None:
 
 
 def test_a_diverging_run_says_so() -> None:
-    tokenizer = train_tokenizer()
+    tokenizer = toy_tokenizer()
     model = new_model(tokenizer, SMALL, seed=0)
     with torch.no_grad():
         model.model.norm.weight.fill_(float("inf"))
@@ -119,7 +119,7 @@ def test_a_diverging_run_says_so() -> None:
 
 
 def test_initial_loss_is_that_of_a_uniform_guess() -> None:
-    tokenizer = train_tokenizer()
+    tokenizer = toy_tokenizer()
     model, encode = new_model(tokenizer, SMALL, seed=0).eval(), Encoder(tokenizer)
     request = language.parse_request("Hello. Where is my kettle?")
     ids, labels = collate(

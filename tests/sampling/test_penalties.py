@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from functools import cache
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from transformers import RepetitionPenaltyLogitsProcessor
 from eddecode import Access, ModelPair, Sampler, SamplingParams
 from eddecode.engine import sequence as sequence_module
 from eddecode.errors import ParamsError
+from eddecode.outputs import Completion
 from eddecode.sampling.device_penalties import DevicePenalties
 from eddecode.sampling.penalties import PenalizedText, penalty_term
 from helpers import decoding, tiny
@@ -99,17 +101,22 @@ def mixed() -> tuple[list[Any], list[SamplingParams]]:
     return [decoding.prompt(i, 3 + i, 4 + 3 * i, 24) for i in range(len(kinds))], params
 
 
+@cache
+def alone() -> list[Completion]:
+    """One request after the other."""
+    sampler = Sampler(decoding.pair(vocab=24))
+    return [row for p, q in zip(*mixed(), strict=True) for row in sampler.generate(p, q)]
+
+
 @pytest.mark.parametrize(
     "options", [{"max_slots": 3}, {"speculation": "base"}, {"speculation": "ngram"}], ids=str
 )
 def test_a_completion_depends_on_its_request_alone(options: dict[str, Any]) -> None:
     """Whatever the batch mates and the drafts; a request without penalties has the tokens that it had alone."""
-    pair = decoding.pair(vocab=24)
-    prompts, params = mixed()
-    alone = [row for p, q in zip(prompts, params, strict=True) for row in Sampler(pair).generate(p, q)]
-    together = Sampler(pair, **options).generate(prompts, params)
-    assert decoding.tokens(together) == decoding.tokens(alone)
-    assert [c.text for c in together] == [c.text for c in alone]
+    expected = alone()
+    together = Sampler(decoding.pair(vocab=24), **options).generate(*mixed())
+    assert decoding.tokens(together) == decoding.tokens(expected)
+    assert [c.text for c in together] == [c.text for c in expected]
 
 
 @pytest.mark.usefixtures("on_a_tape")

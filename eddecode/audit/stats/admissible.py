@@ -94,8 +94,9 @@ def best_admissible(
         if not len(conditions[0].total):
             candidates.append(Candidate(state, loss, None, *limits))
             continue
-        value, _, high = Combination(conditions, upper).estimate(coefficients)
-        _, low, _ = Combination(conditions, lower).estimate(coefficients)
+        combined = Combination(conditions, upper)
+        value, _, high = combined.estimate(coefficients)
+        _, low, _ = combined.at(lower).estimate(coefficients)
         candidates.append(Candidate(state, loss, value, max(low, limits[0]), min(high, limits[1])))
     return best_of(candidates)
 
@@ -130,8 +131,9 @@ def best_over_references(
             if not len(pair[0].total):
                 low = -1.0
                 continue
-            difference, _, most = Combination(pair, upper).estimate((1.0, -1.0))
-            _, least, _ = Combination(pair, lower).estimate((1.0, -1.0))
+            combined = Combination(pair, upper)
+            difference, _, most = combined.estimate((1.0, -1.0))
+            _, least, _ = combined.at(lower).estimate((1.0, -1.0))
             value, low, high = min(value, difference), min(low, max(least, -1.0)), min(high, most)
         candidates.append(Candidate(state, loss, value, low, high))
     return best_of(candidates)
@@ -171,7 +173,8 @@ def loss_state(
     if not base.rate > 0:  # also NaN, without a common prompt
         return "open", None
     coefficients = (1.0, bound - 1.0)
-    _, low, _ = Combination((intact, base), level).estimate(coefficients)
-    _, _, high = Combination((intact, base), 1 - 2 * excluding).estimate(coefficients)
+    combined = Combination((intact, base), level)
+    _, low, _ = combined.estimate(coefficients)
+    _, _, high = combined.at(1 - 2 * excluding).estimate(coefficients)
     state: State = "inside" if low >= 0 else "outside" if high < 0 else "open"
     return state, 1 - intact.rate / base.rate

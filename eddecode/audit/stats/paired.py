@@ -56,7 +56,7 @@ def ratio(a: Clusters, b: Clusters, level: float = LEVEL) -> Estimate:
     if not prompts:
         return undefined(METHOD, level)
     combined = Combination(conditions, level)
-    above, below = combined.values.tolist()
+    above, below = combined.values
 
     def interval(value: float) -> tuple[float, float]:
         return combined.estimate((1.0, -value))[1:]

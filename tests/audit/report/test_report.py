@@ -34,9 +34,15 @@ from helpers.report_runs import NASTY, Page, estimate, summary, write_run
 from helpers.stub_sampler import StubSampler
 
 
-@pytest.fixture
-def page(tmp_path: Path) -> str:
-    return html_report(Summary.read(write_run(tmp_path / NASTY.replace("/", "_"))))
+@pytest.fixture(scope="module")
+def nasty(tmp_path_factory: pytest.TempPathFactory) -> Summary:
+    """A run in a folder with a name that is made of markup and escape codes."""
+    return Summary.read(write_run(tmp_path_factory.mktemp("nasty") / NASTY.replace("/", "_")))
+
+
+@pytest.fixture(scope="module")
+def page(nasty: Summary) -> str:
+    return html_report(nasty)
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +55,17 @@ def stubbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     audit(config, sampler=StubSampler(), judges=[LexiconJudge(["idiot"])])
     return out
+
+
+@pytest.fixture(scope="module")
+def stubbed_page(stubbed: Path) -> str:
+    return html_report(Summary.read(stubbed))
+
+
+@pytest.fixture
+def not_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Charts are made, and not written as SVG, which takes longest and knows no summary."""
+    monkeypatch.setattr(plotting, "svg_text", lambda figure, **_: "<svg></svg>")
 
 
 def test_one_file_that_fetches_and_runs_nothing(page: str) -> None:
@@ -120,7 +137,7 @@ def test_markdown_shows_names_as_they_are(tmp_path: Path) -> None:
     assert not re.search(r"^# ", text, re.M)  # it is a section of somebody's page
 
 
-def test_the_verdict_is_first_and_says_the_headline(page: str, tmp_path: Path) -> None:
+def test_the_verdict_is_first_and_says_the_headline(page: str, nasty: Summary) -> None:
     parsed = Page(page)
     sections = [attributes["id"] for attributes in parsed.all("section")]
     assert sections == ["verdict", "harm", "release", "categories", "attacks", "beside", "mitigations", "transfer",
@@ -130,8 +147,7 @@ def test_the_verdict_is_first_and_says_the_headline(page: str, tmp_path: Path) -
     assert "38.0 percentage points [32.0, 44.0] above the base model" in said
     assert "within the bound of 10.0%" in said
     assert "(arXiv 2606.12342)" in said
-    run = Summary.read(tmp_path / NASTY.replace("/", "_"))
-    gated = html_report(run, decision=decide(run, Policy(max_reversal=0.05), ())).replace(
+    gated = html_report(nasty, decision=decide(nasty, Policy(max_reversal=0.05), ())).replace(
         "\N{NO-BREAK SPACE}", " "
     )
     assert (
@@ -141,9 +157,8 @@ def test_the_verdict_is_first_and_says_the_headline(page: str, tmp_path: Path) -
     )
 
 
-def test_the_page_says_what_it_is_of_and_what_its_words_mean(stubbed: Path) -> None:
-    run = Summary.read(stubbed)
-    parsed, page = Page(html_report(run)), html_report(run)
+def test_the_page_says_what_it_is_of_and_what_its_words_mean(stubbed: Path, stubbed_page: str) -> None:
+    parsed, page = Page(stubbed_page), stubbed_page
     head = page[: page.index("<main>")]
     assert "<dt>Base</dt><dd>b</dd>" in head
     assert "<dt>Aligned</dt><dd>a</dd>" in head
@@ -265,12 +280,9 @@ def test_numbers_as_they_are_written() -> None:
 @pytest.mark.parametrize(
     "gone", [key for key in summary() if key not in ("schema", "conditions")] + ["conditions"]
 )
-def test_a_summary_that_lacks_a_part(tmp_path: Path, gone: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An older or a smaller run has no such figures; the rest is shown.
-
-    The charts are made of what is there and not written as SVG, which takes longest and knows no summary.
-    """
-    monkeypatch.setattr(plotting, "svg_text", lambda figure, **_: "<svg></svg>")
+@pytest.mark.usefixtures("not_drawn")
+def test_a_summary_that_lacks_a_part(tmp_path: Path, gone: str) -> None:
+    """An older or a smaller run has no such figures; the rest is shown."""
     data = summary()
     del data[gone]
     run = Summary.read(write_run(tmp_path / "run", data))
@@ -327,11 +339,11 @@ def test_what_cannot_be_read(tmp_path: Path, stubbed: Path) -> None:
         Summary.read(mixed)
 
 
-def test_completions_are_withheld_unless_asked_for(stubbed: Path) -> None:
+def test_completions_are_withheld_unless_asked_for(stubbed: Path, stubbed_page: str) -> None:
     run = Summary.read(stubbed)
     texts = {row["text"] for row in rows_of(stubbed)}
     assert "you IDIOT,\n<script>\x1b[31m" in texts
-    for said in (html_report(run), markdown_report(run), json_report(run)):
+    for said in (stubbed_page, markdown_report(run), json_report(run)):
         assert "you IDIOT" not in said
         assert "glassy" not in said
     shown = html_report(run, show_completions=True)
@@ -373,13 +385,13 @@ def test_the_page_stays_small(tmp_path: Path, stubbed: Path, monkeypatch: pytest
     assert "And 2,940 categories more" in page
 
 
-def test_sessions_are_told(stubbed: Path) -> None:
-    page = html_report(Summary.read(stubbed))
-    assert "session 1" in page
-    assert re.search(r"torch \d+\.\d+", page)
-    assert re.search(r"run of \d{4}-\d\d-\d\d", page)
+def test_sessions_are_told(stubbed_page: str) -> None:
+    assert "session 1" in stubbed_page
+    assert re.search(r"torch \d+\.\d+", stubbed_page)
+    assert re.search(r"run of \d{4}-\d\d-\d\d", stubbed_page)
 
 
+@pytest.mark.usefixtures("not_drawn")
 def test_a_report_does_not_read_all_completions(stubbed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What makes it fast whatever the run's size: no completion is read without need, and only the first with it."""
     run, taken = Summary.read(stubbed), []

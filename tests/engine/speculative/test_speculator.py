@@ -24,7 +24,13 @@ from eddecode.prompts.types import RenderedPrompt
 from helpers import decoding, reference, tiny
 
 FEW = 24  # ids, so that texts repeat themselves
-WAYS = [("base", 2), ("base", 5), ("ngram", 2), ("ngram", 4), ("twin", 2), ("twin", 6), ("stranger", 3)]
+LONG = [("base", 5), ("ngram", 4), ("twin", 6), ("stranger", 3)]
+SHORT = [("base", 2), ("ngram", 2), ("twin", 2)]
+# Long drafts are what an architecture's cache has to take back; the drafters' own short ones need one architecture.
+WAYS = [
+    *(("llama", *way) for way in (*SHORT, *LONG)),
+    *((arch, *way) for arch in ("gemma2", "gpt2", "mistral") for way in LONG),
+]
 
 
 class Turns(AdaptiveSpeculator):
@@ -85,8 +91,7 @@ def check_the_same(expected: list[Completion], speculative: Sampler) -> None:
     assert [c.implied_reward for c in found] == pytest.approx([c.implied_reward for c in expected], abs=1e-3)
 
 
-@pytest.mark.parametrize(("drafter", "length"), WAYS)
-@pytest.mark.parametrize("arch", ["llama", "gemma2", "gpt2", "mistral"])
+@pytest.mark.parametrize(("arch", "drafter", "length"), WAYS)
 def test_the_same_tokens_as_one_at_a_time(arch: str, drafter: str, length: int) -> None:
     pair = decoding.pair(arch, FEW)
     sampler, counts = drafting(Sampler(pair, max_slots=5), drafter, length)
@@ -226,7 +231,7 @@ def test_a_row_with_little_left_does_not_hold_back_the_others() -> None:
 )
 def test_the_distribution_is_the_exact_one(params: SamplingParams) -> None:
     """All completions of three tokens over seven ids, enumerated by the naive decoder; chi-square at 1e-4."""
-    vocab, length, count = 7, 3, 2000
+    vocab, length, count = 7, 3, 1000
     base, aligned = tiny.tiny_pair_models("llama", vocab)
     prompt = RenderedPrompt([1, 2], [3])
     sampler, counts = drafting(Sampler(ModelPair.from_models(base, aligned), max_slots=250), "base", 3)
