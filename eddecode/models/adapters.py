@@ -158,6 +158,11 @@ def _compare_with_file(wrapped: Any, adapter: Checkpoint) -> None:
             )
         for name in file.keys():  # noqa: SIM118
             stored, found = file.get_tensor(name), held[name].detach().cpu()
+            if stored.is_floating_point() != found.is_floating_point():
+                raise PairError(
+                    f"{where}: the tensor {name} holds {stored.dtype} in the file, and peft has {found.dtype} there; "
+                    "the file was relabelled or is quantized in an unknown form. Fetch the adapter again"
+                )
             if stored.shape != found.shape or not torch.equal(stored.to(found.dtype), found):
                 raise PairError(
                     f"{where}: the tensor {name} is {list(stored.shape)} in the file and {list(found.shape)}, or of "
@@ -259,7 +264,10 @@ def _check_merged(
             f"{limit:.3g} and the adapter moves them by {moved:.3g}. Merge it yourself in float32, check it, and give "
             "the merged checkpoint"
         )
-    if dtype in LOW_PRECISION and 0 < moved <= 2 * error:
+    if moved == 0:
+        what = "the adapter changes nothing: the aligned model is the base"
+        return [Diagnostic("warning", "aligned", what, "Check that it is the trained one")]
+    if dtype in LOW_PRECISION and moved <= 2 * error:
         return [
             Diagnostic(
                 "warning",

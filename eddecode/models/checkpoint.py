@@ -161,7 +161,7 @@ def _read_json(path: Path, side: str, source: str | Path) -> dict[str, Any]:
             raise OSError("no regular file")
         if path.exists() and path.stat().st_size > _MAX_JSON:
             raise OSError(f"{path.stat().st_size} bytes")
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_unique)
     except FileNotFoundError as error:
         raise PairError(
             f"the {side} checkpoint {str(source)!r} has no {path.name}; expected a folder as save_pretrained writes "
@@ -174,6 +174,15 @@ def _read_json(path: Path, side: str, source: str | Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise PairError(f"{path} holds a {type(content).__name__}; expected a JSON object")
     return content
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of a JSON file, in which no name has two values: readers differ in which one counts."""
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if found.setdefault(name, value) != value:
+            raise ValueError(f"{name!r:.60} is there twice, as {found[name]!r:.60} and as {value!r:.60}")
+    return found
 
 
 def _weight_files(path: Path, side: str, is_adapter: bool) -> tuple[Path, ...]:

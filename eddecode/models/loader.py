@@ -254,7 +254,10 @@ def _rounding_notes(
 
 
 def freeze(model: Any) -> Any:
-    """Eval mode, no gradients."""
+    """Eval mode, no gradients, and outputs by name without what nobody reads, whatever config.json says of them."""
+    for config in (model.config, model.config.get_text_config()):
+        config.return_dict = True
+        config.output_attentions = config.output_hidden_states = False
     return model.eval().requires_grad_(False)
 
 

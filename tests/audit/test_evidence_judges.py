@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from eddecode.audit import audit, rejudge
+from eddecode.audit.data.canaries import read_canaries
 from eddecode.audit.judges.base import KINDS, Case
 from eddecode.audit.judges.lexicon import LexiconJudge
 from eddecode.audit.judges.python_function import FunctionJudge
@@ -112,10 +113,22 @@ def test_a_judge_that_never_or_always_flags_is_no_judge(tmp_path: Path, judge: A
 
 
 def canaries(path: Path, harmful: int = 10, harmless: int = 10) -> Path:
-    rows = [{"prompt": "p", "completion": RUDE, "harmful": True}] * harmful
-    rows += [{"prompt": "p", "completion": FINE, "harmful": False}] * harmless
+    texts = [(RUDE, True)] * harmful + [(FINE, False)] * harmless
+    rows = [{"prompt": f"p {i}", "completion": text, "harmful": flag} for i, (text, flag) in enumerate(texts)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
+
+
+def test_copies_of_a_canary_count_once(tmp_path: Path) -> None:
+    path = tmp_path / "known.jsonl"
+    line = '{"prompt": "p", "completion": "you idiot", "harmful": true}\n'
+    path.write_text(line * 5)
+    assert len(read_canaries(path)) == 1
+    path.write_text(line + line.replace("true", "false"))
+    with pytest.raises(
+        ConfigError, match="line 2 has a completion that an earlier line has with harmful = True"
+    ):
+        read_canaries(path)
 
 
 def test_canaries_show_that_a_judge_sees(tmp_path: Path) -> None:

@@ -145,3 +145,16 @@ def test_without_memory_for_the_comparison_it_is_said(
     monkeypatch.setattr("eddecode.models.adapters.float32_logits", full)
     notes = [str(note) for note in ModelPair.load(base, adapter).notes]
     assert any("was not compared with peft's own unmerged pass" in note for note in notes)
+
+
+def test_adapters_that_are_none(tmp_path: Path) -> None:
+    """Integers in the place of weights, and weights that change nothing."""
+    base, adapter, _ = save_adapter(tmp_path, "plain", tied=False)
+    file = adapter / "adapter_model.safetensors"
+    weights = load_file(file)
+    zeros = {name: 0 * tensor if "lora_B" in name else tensor for name, tensor in weights.items()}
+    save_file(zeros, file, metadata={"format": "pt"})
+    notes = [str(note) for note in ModelPair.load(base, adapter).notes]
+    assert any("the adapter changes nothing: the aligned model is the base" in note for note in notes)
+    save_file({k: v.to(torch.int8) for k, v in weights.items()}, file, metadata={"format": "pt"})
+    refused(base, adapter, r"holds torch.int8 in the file, and peft has torch.float32 there")

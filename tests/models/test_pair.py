@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from benchmarks.process import status_bytes
-from eddecode import ModelPair
+from eddecode import ModelPair, Sampler, SamplingParams
 from eddecode.errors import PairError
 from helpers import tiny
 from helpers.pairs import logits, noted, rewrite, save_adapter
@@ -191,6 +191,14 @@ def test_from_models_sets_eval_mode_without_gradients() -> None:
     pair = ModelPair.from_models(*models)
     assert not any(model.training or p.requires_grad for model in pair.models for p in model.parameters())
     assert "LlamaForCausalLM" in repr(pair)
+
+
+def test_outputs_that_a_config_asks_for_change_nothing(pair_folders: tuple[Path, Path]) -> None:
+    rewrite(
+        pair_folders[1] / "config.json", return_dict=False, output_hidden_states=True, output_attentions=True
+    )
+    pair = ModelPair.load(*pair_folders)
+    assert len(Sampler(pair).generate("hello", SamplingParams(alpha=0.5, max_new_tokens=2))[0].token_ids) == 2
 
 
 def test_soft_capped_attention_is_set_to_eager(tmp_path: Path) -> None:

@@ -190,11 +190,15 @@ def test_digests_of_models_in_memory_are_by_content() -> None:
         ("{{ messages[0].content[:20] }}", ["warning", "cuts or changes the text of message 0"]),
         ("{{ messages[-1].content }}", ["info", "takes no system message"]),
         ("{% for m in messages %}{{ m.content }}{% endfor %}", []),
+        (
+            "{{ bos_token }}{% for m in messages %}{{ m.content }}{% endfor %}",
+            ["warning", "reads bos_token, and the tokenizer has none: nothing is written there"],
+        ),
     ],
 )
 def test_a_chat_template_is_tried_when_a_pair_is_made(template: str, expected: list[str]) -> None:
     tokenizer = tiny.tiny_tokenizer()
-    tokenizer.chat_template = template
+    tokenizer.chat_template, tokenizer.bos_token = template, None
     pair = ModelPair.from_models(*tiny.tiny_pair_models(), tiny.tiny_tokenizer(), tokenizer)
     notes = [note for note in pair.notes if note.component == "aligned"]
     assert [note.level for note in notes] == expected[:1]

@@ -70,7 +70,12 @@ def test_a_folder_without_config_or_weights(folders: tuple[Path, Path]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "message"), [("{", r"is not readable JSON"), ("[]", r"holds a list; expected a")]
+    ("text", "message"),
+    [
+        ("{", r"is not readable JSON"),
+        ("[]", r"holds a list; expected a"),
+        ('{"a": {"b": 1, "b": 2}}', r"is not readable JSON \('b' is there twice, as 1 and as 2\)"),
+    ],
 )
 def test_a_broken_config(folders: tuple[Path, Path], text: str, message: str) -> None:
     (folders[0] / "config.json").write_text(text)

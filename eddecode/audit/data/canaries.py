@@ -30,13 +30,21 @@ class Canary:
 
 
 def read_canaries(path: str | Path) -> list[Canary]:
-    """The canaries of a JSON Lines file.
+    """The canaries of a JSON Lines file; copies of one count once.
 
     Raises:
-        ConfigError: no such file, a line that is not a canary (the message has its number), or none that is harmful.
+        ConfigError: no such file, a line that is not a canary (the message has its number), a completion that is both
+            harmful and harmless, or none that is harmful.
     """
     text = read_text(path, "canary file", error=ConfigError)
-    found = [_canary(place, value) for place, value in parse_json_lines(text, path, error=ConfigError)]
+    known: dict[tuple[str, str], Canary] = {}
+    for place, value in parse_json_lines(text, path, error=ConfigError):
+        canary = _canary(place, value)
+        if known.setdefault((canary.prompt, canary.completion), canary) != canary:
+            raise ConfigError(
+                f"{place} has a completion that an earlier line has with harmful = {not canary.harmful}"
+            )
+    found = list(known.values())
     if not any(canary.harmful for canary in found):
         raise ConfigError(
             f"canary file {path} has no harmful completion; expected some with harmful = true, and some with false"

@@ -23,6 +23,7 @@ from eddecode.utils.files import decode_text, parse_csv, parse_json, parse_json_
 HUB = "hf:"
 _KIND = "prompt file"
 _UNPACKED = 1 << 32  # bytes of a .gz file; more would be a file that was made to fill the memory
+_OTHER_FORMATS = (".yaml", ".yml", ".toml", ".xml", ".html", ".htm", ".py", ".ipynb", ".jinja")
 _MAGIC = {
     b"PAR1": "a Parquet file; give it the ending .parquet",
     b"\x1f\x8b": "packed by gzip; give it the ending .gz after that of its format, such as .jsonl.gz",
@@ -85,6 +86,11 @@ def _file_entries(path: Path) -> Iterator[tuple[str, Any]]:
                 "line, found none"
             )
         return parse_csv(text, path, error=PromptError, delimiter="\t" if ending == ".tsv" else None)
+    if ending in _OTHER_FORMATS:
+        raise PromptError(
+            f"{path} ends in {ending}, and its lines would be taken for prompts; convert it to .jsonl or .csv, or call "
+            "it .txt if it has a prompt a line"
+        )
     return _lines(path, text)
 
 

@@ -46,7 +46,11 @@ class JudgeSpec:
                 raise JudgeError(f'a judge is given as {dict(spec)}; expected a table with kind = "…"')
             return cls(kind, None if argument is None else str(argument), table)
         head, *parts = _OPTION_START.split(spec.strip())
-        kind, _, argument = head.partition(":")
+        kind, colon, argument = head.partition(":")
+        if colon and not argument.strip():  # most often a shell variable that is not set
+            raise JudgeError(
+                f"judge {spec!r:.60} has nothing after its colon; give it, or leave the colon out"
+            )
         options: dict[str, str] = {}
         for part in parts:
             key, _, value = part.partition("=")

@@ -85,3 +85,10 @@ def test_columns_of_prompts_that_have_none(tmp_path: Path) -> None:
     for named in ({"prompt_column": "ask"}, {"category_column": "kind"}):
         with pytest.raises(PromptError, match="line 1 is a prompt by itself, without the field"):
             read_prompts(path, **named)
+
+
+def test_a_format_that_is_not_read_is_no_list_of_lines(tmp_path: Path) -> None:
+    for name in ("p.yaml", "p.toml"):
+        (tmp_path / name).write_text("- prompt: good evening\n")
+        with pytest.raises(PromptError, match="its lines would be taken for prompts"):
+            read_prompts(tmp_path / name)

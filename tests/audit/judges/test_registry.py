@@ -19,6 +19,8 @@ from eddecode.errors import JudgeError
     [
         ("lexicon,colour=red", "judge lexicon: colour is unknown; expected one of name, words"),
         ("guard", "judge guard has no model; expected guard:MODEL"),
+        ("lexicon:", "judge 'lexicon:' has nothing after its colon"),  # and not the bundled list
+        ("refusal: ,name=x", "has nothing after its colon"),
         ("guard:x,threshold=2", "threshold is '2'; expected a value of at most 1"),
         ("guard:x,threshold=high", "threshold is 'high'; expected a number"),
         ("guard:x,batch=0", "batch is '0'; expected a value of at least 1"),
