@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gc
 import os
+import sys
 from collections.abc import Generator, Iterator
+from functools import cache
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before transformers is imported: nothing here may reach out
@@ -17,6 +19,23 @@ import pytest
 
 # Where audits draw their pictures.
 DRAWING = ("eddecode.audit.run", "eddecode.audit.merging")
+
+MEMORY = Path("/dev/shm")
+ROOM = 4 << 30  # bytes; a whole run of the tests needs a tenth
+
+
+def pytest_configure() -> None:
+    """Temporary files are in memory where the system offers that: every commit of a run would wait for the disk.
+
+    A killed process leaves the same behind in either place. Only a loss of power would not, and no test has one.
+    """
+    if "PYTEST_DEBUG_TEMPROOT" in os.environ or not os.access(MEMORY, os.W_OK):
+        return
+    about = os.statvfs(MEMORY)
+    if (
+        about.f_bavail * about.f_frsize >= ROOM and not about.f_flag & os.ST_NOEXEC
+    ):  # some tests compile programs
+        os.environ["PYTEST_DEBUG_TEMPROOT"] = str(MEMORY)
 
 
 @pytest.fixture(scope="session")
@@ -47,6 +66,10 @@ def pytest_collection_finish() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(5_000)  # seven times the usual, in a process that makes objects all the time
+    if typer := sys.modules.get(
+        "typer.testing"
+    ):  # a program's commands are built once, not for every call of it
+        typer._get_command = cache(typer._get_command)
 
 
 @pytest.fixture(scope="module")
