@@ -11,6 +11,7 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -310,7 +311,8 @@ def main() -> None:
     try:
         app()
     except OSError as error:  # of what no command writes, such as its help
-        print_error(os_error_in_words(error))
+        with suppress(OSError):  # standard error may be full too, and exit code 1 is a verdict
+            print_error(os_error_in_words(error))
         sys.exit(2)
 
 

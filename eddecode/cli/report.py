@@ -137,6 +137,8 @@ def gate(
         from eddecode.audit.gate_files import lines, write_json, write_junit
         from eddecode.utils.terminal import escape_control_chars
 
+        if json_file is not None and json_file == junit_file:
+            raise ConfigError(f"--json and --junit name one file, {json_file}; give each its own")
         limits = _policy(policy, max_reversal, max_worst_attack)
         decision = judge_run(run, limits, other_policy=other_policy)
         ending.code = decision.exit_code

@@ -26,6 +26,7 @@ _MARKS = {
     codecs.BOM_UTF16_BE: "UTF-16",
 }  # byte order marks of other encodings, the longer ones first
 _HINT = "free some space, make the folder writable, or choose another place"
+_SQLITE = b"SQLite format 3\x00"
 
 
 @contextmanager
@@ -46,6 +47,8 @@ def atomic_path(
         EddecodeError: the file cannot be written; of the class `error`.
     """
     special = os.path.exists(path) and not os.path.isfile(path)
+    if not special and _is_database(path):
+        raise error(f"{path} is a database, most often that of a run, and would be lost; {hint}")
     target = Path(path) if special else Path(os.path.realpath(path))
     # The process id keeps two processes that write the same file from each other's scratch file. The ending stays,
     # because matplotlib chooses a format by it.
@@ -60,6 +63,15 @@ def atomic_path(
         if not special:
             with suppress(OSError):
                 scratch.unlink(missing_ok=True)
+
+
+def _is_database(path: str | Path) -> bool:
+    """Whether a file holds an SQLite database."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(len(_SQLITE)) == _SQLITE
+    except OSError:  # none is there, or it cannot be read, which writing will say
+        return False
 
 
 def atomic_write(

@@ -42,6 +42,11 @@ def test_help_on_a_full_disk(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
     assert "error: No space left on device; free some space" in capsys.readouterr().err
 
 
+def test_no_verdict_where_standard_error_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", Full())
+    assert call(monkeypatch, "gate", str(tmp_path), "--max-reversal", "5%") == 2
+
+
 def test_a_terminal_that_has_not_said_its_width(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -65,6 +70,7 @@ def test_standard_input_without_text(monkeypatch: pytest.MonkeyPatch, data: byte
     [
         (("plan", "--prompts", "300"), "--prompts plan a cluster"),
         (("plan", "--gpus", "4", "--bits", "8"), "--gpus, --bits plan a cluster"),
+        (("gate", "run", "--json", "x", "--junit", "x"), "--json and --junit name one file, x"),
         (("pair", "a", "b", "--top", "5"), "--top is the length of the lists of --tokens"),
         (("generate", "hello", "--top-k", "9" * 25), "top_k is 999"),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sqlite3
 import stat
 from pathlib import Path
 
@@ -38,6 +39,18 @@ def test_a_file_that_cannot_be_written(tmp_path: Path) -> None:
         atomic_write(tmp_path / "no" / "such" / "x", "", error=ConfigError, hint="try y")
     with pytest.raises(StoreError, match="cannot be written"):
         atomic_write(tmp_path, "")
+
+
+def test_the_database_of_a_run_is_not_replaced(tmp_path: Path) -> None:
+    """As by `eddecode report run --out run/run.sqlite`."""
+    path = tmp_path / "run.sqlite"
+    sqlite3.connect(path).execute("CREATE TABLE kept (a)").connection.close()
+    before = path.read_bytes()
+    with pytest.raises(
+        ConfigError, match="is a database, most often that of a run, and would be lost; choose another"
+    ):
+        atomic_write(path, "text", error=ConfigError, hint="choose another with --out")
+    assert path.read_bytes() == before
 
 
 def test_a_link_is_followed_and_a_pipe_is_written_to(tmp_path: Path) -> None:

@@ -108,11 +108,13 @@ class StoreQueries:
         """Completions that the finished run has.
 
         Raises:
-            StoreError: the run was never started.
+            StoreError: the run was never started, or lacks the digest of its identity.
         """
         fingerprint = self.note("identity")
         if fingerprint is None:
             raise StoreError("the run was not started; start it with eddecode audit")
+        if self.note("digest") is None:
+            raise StoreError("the run has no digest of its identity: the file is damaged; restore a copy")
         conditions, prompts = self._row(
             "SELECT (SELECT count(*) FROM condition), (SELECT count(*) FROM prompt)"
         )

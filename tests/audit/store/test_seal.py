@@ -58,6 +58,18 @@ def test_a_changed_row_is_named(tmp_path: Path, trigger: str, statement: str, ta
         run(config(tmp_path / "run"))
 
 
+def test_a_run_without_its_digest_is_damaged(tmp_path: Path) -> None:
+    run(config(tmp_path / "run"))
+    with sqlite3.connect(tmp_path / "run" / "run.sqlite") as database:
+        database.execute("DROP TRIGGER run_delete")
+        database.execute("DELETE FROM run WHERE name = 'digest'")
+    with (
+        Store.read(tmp_path / "run") as store,
+        pytest.raises(StoreError, match="has no digest of its identity"),
+    ):
+        store.expected()
+
+
 def test_a_seal_covers_what_sqlite_gives_back() -> None:
     """SQLite stores no NaN, no negative zero and no boolean, and makes a float of an integer in a column of floats."""
     pairs = [(float("nan"), None), (-0.0, 0.0), (1, 1.0)]
