@@ -9,6 +9,7 @@ what the release was trained with.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,6 +108,7 @@ def _as_in_file(tokenizer: Any, checkpoint: Checkpoint) -> tuple[Any, list[Diagn
     if not file.is_file():
         return tokenizer, []
     raw = Tokenizer.from_file(str(file))
+    _refuse_shared_ids(raw)
     raw.no_truncation()
     raw.no_padding()
     if not (found := differences(tokenizer, raw)):
@@ -131,6 +133,18 @@ def _as_in_file(tokenizer: Any, checkpoint: Checkpoint) -> tuple[Any, list[Diagn
         )
         notes.append(Diagnostic("warning", checkpoint.side, note, way_out))
     return tokenizer, notes
+
+
+def _refuse_shared_ids(raw: Tokenizer) -> None:
+    """Two tokens with one id: the id would decode to the one that a table without an order happens to give last."""
+    vocabulary = raw.get_vocab(with_added_tokens=False)
+    if len(set(vocabulary.values())) == len(vocabulary):
+        return
+    number, count = Counter(vocabulary.values()).most_common(1)[0]
+    names = ", ".join(repr(token) for token in sorted(vocabulary) if vocabulary[token] == number)
+    raise PairError(
+        f"tokenizer.json gives the id {number} to {count} tokens ({names:.200}); fetch the file again"
+    )
 
 
 def differences(tokenizer: Any, raw: Tokenizer) -> list[Difference]:

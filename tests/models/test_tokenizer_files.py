@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
+from eddecode.errors import PairError
 from eddecode.models.checkpoint import Checkpoint
 from eddecode.models.tokenizer_files import read_tokenizer
 from helpers import tiny
@@ -133,3 +134,17 @@ def test_a_tokenizer_that_agrees_is_left_alone(tmp_path: Path) -> None:
     tiny.tiny_tokenizer(extra=("<|end|>",)).save_pretrained(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
     assert read_tokenizer(Checkpoint("x", tmp_path, "base", {}, (), has_tokenizer=True))[1] == []
+
+
+def test_an_id_of_two_tokens_is_refused_and_not_read_by_chance(tmp_path: Path) -> None:
+    """A reader's table has no order, so that either of the two could be what the id decodes to."""
+    checkpoint = saved(tmp_path, trained(), "llama", tokenizer_class="PreTrainedTokenizerFast")
+    file = tmp_path / "tokenizer.json"
+    content = json.loads(file.read_text())
+    vocabulary = content["model"]["vocab"]
+    (fifty,) = (token for token, number in vocabulary.items() if number == 50)
+    vocabulary["~twice"] = 50
+    file.write_text(json.dumps(content))
+    with pytest.raises(PairError) as raised:
+        read_tokenizer(checkpoint)
+    assert f"gives the id 50 to 2 tokens ({fifty!r}, '~twice'); fetch the file again" in str(raised.value)
