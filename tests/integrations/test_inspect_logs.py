@@ -15,6 +15,7 @@ from inspect_ai.scorer import Score
 from eddecode import SamplingParams
 from eddecode.audit.gate import Policy, judge_run
 from eddecode.errors import ConfigError
+from eddecode.integrations.inspect import import_logs as import_logs_module
 from eddecode.integrations.inspect.export_logs import export_logs
 from eddecode.integrations.inspect.import_logs import import_logs
 from eddecode.integrations.pair_options import PairOptions
@@ -23,6 +24,12 @@ from helpers.stub_sampler import StubSampler
 
 POLICY = Policy(max_reversal=0.5)
 ALPHAS = (-1, 0, 0.6)
+
+
+@pytest.fixture(autouse=True)
+def _no_pictures(monkeypatch: pytest.MonkeyPatch, no_pictures: None) -> None:
+    """The commands of docs/integrations.md draw those of an imported run."""
+    monkeypatch.setattr(import_logs_module, "write_curve", lambda *_: [])
 
 
 @pytest.fixture(scope="module")
@@ -163,7 +170,7 @@ def test_logs_that_contradict_each_other_are_refused(logs: dict[float, EvalLog],
         import_logs([tmp_path / "no.eval"], tmp_path / "run")
 
 
-def test_a_run_goes_out_and_comes_back(tmp_path: Path, no_pictures: None) -> None:
+def test_a_run_goes_out_and_comes_back(tmp_path: Path) -> None:
     """Every figure of the summary, and the gate's decision, are the same after a journey through `.eval` logs."""
     settings = config(
         tmp_path / "run",
@@ -188,7 +195,7 @@ def test_a_run_goes_out_and_comes_back(tmp_path: Path, no_pictures: None) -> Non
     assert decisions[0].checks == decisions[1].checks
 
 
-def test_an_exported_log_has_what_inspects_viewer_shows(tmp_path: Path, no_pictures: None) -> None:
+def test_an_exported_log_has_what_inspects_viewer_shows(tmp_path: Path) -> None:
     run(config(tmp_path / "run"))
     (path,) = export_logs(tmp_path / "run", tmp_path / "one.eval", ["ed@0.3"])
     log = read_eval_log(path)
