@@ -1,4 +1,4 @@
-"""The benchmark of scale, on 20,000 completions: goals hold, and merged shards are the run of one process."""
+"""The benchmark of scale, on 10,000 completions: goals hold, and merged shards are the run of one process."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from eddecode.audit.export.formats import export_jsonl
 from eddecode.audit.store.store import Store
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
-SIZE = scale.Size(prompts=400, samples=5, tokens=16)
+SIZE = scale.Size(prompts=200, samples=5, tokens=16)
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, float]]:
-    """A run of 20,000 completions, and how long its parts took."""
+    """A run of 10,000 completions, and how long its parts took."""
     folder = tmp_path_factory.mktemp("scale") / "run"
     with (
         pytest.MonkeyPatch.context() as patch
