@@ -244,6 +244,8 @@ def test_the_policy_is_hashed_into_the_run(tmp_path: Path) -> None:
         assert code == 2
         assert "The run was started with the policy of digest" in line
         assert reason(folder, *options, "--other-policy")[0] == 0
+        if options[0] != "--max-reversal":
+            continue  # the report asks the same function
         for more, verdict in ((), "invalid"), (("--other-policy",), "pass"):
             shown = CliRunner().invoke(
                 app, ["report", str(folder), "--to", "json", *map(str, (*options, *more))]

@@ -41,15 +41,16 @@ def contrasted(
     allowed: Collection[int] | None = None,
     plausibility: float = 0.0,
 ) -> Floats:
-    """(V,) weighted sum of logits, −inf at ids that must not be sampled, id by id."""
+    """(V,) weighted sum of logits, −inf at ids that must not be sampled."""
     width = min(len(z) for z in logits)
+    terms = [(w, z[:width]) for w, z in zip(weights, logits, strict=True) if w != 0]
+    sampled = np.full(width, allowed is None)
+    if allowed is not None:
+        sampled[[i for i in allowed if i < width]] = True
+    for _, z in terms:
+        sampled &= z > -np.inf
     result = np.full(width, -np.inf)
-    for i in range(width):
-        if allowed is not None and i not in allowed:
-            continue
-        terms = [(w, float(z[i])) for w, z in zip(weights, logits, strict=True) if w != 0]
-        if all(z > -np.inf for _, z in terms):
-            result[i] = sum(w * z for w, z in terms)
+    result[sampled] = sum(w * z[sampled] for w, z in terms)
     if plausibility > 0:
         alive = result > -np.inf
         p = softmax(np.where(alive, logits[0][:width], -np.inf))

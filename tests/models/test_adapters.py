@@ -42,8 +42,8 @@ def save_adapter(
     folder: Path, form: str, tied: bool, dtype: torch.dtype = torch.float32, rows: int = tiny.VOCAB
 ) -> tuple[Path, Path, Any]:
     """(base, adapter, the unmerged model); every trained tensor is far from its beginning."""
-    base, _ = tiny.save_pair(folder, "qwen2", dtype=dtype, tie_word_embeddings=tied, **SHAPE)
     model = tiny.tiny_model("qwen2", tie_word_embeddings=tied, **SHAPE).to(dtype)
+    base = tiny.save_model(folder / "base", model, tiny.tiny_tokenizer(chat=False))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         if rows != tiny.VOCAB:

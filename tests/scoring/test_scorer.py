@@ -6,6 +6,7 @@ import copy
 import itertools
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -28,13 +29,18 @@ ALPHAS = (-2.0, -1.0, -0.4, 0.0, 0.3, 2.0)
 TEXTS = [ids(100 + i, length) for i, length in enumerate((5, 1, 12, 7, 3, 12))]
 
 
+@lru_cache(maxsize=2)
+def in_float64(chosen: ModelPair) -> list[Any]:
+    return [reference.in_float64(model) for model in chosen.models]
+
+
 def naive(
     chosen: ModelPair, given: RenderedPrompt, completion: Sequence[int], alphas: Sequence[float]
 ) -> tuple[list[float], np.ndarray]:
     """Log-probabilities (base, aligned, α's) and (2, T) divergences, token by token, in float64."""
     # Routed experts are multiplied by a kernel that knows no float64: their logits are taken to it afterwards.
     experts = chosen.base.config.model_type == "qwen2_moe"
-    models = [model if experts else reference.in_float64(model) for model in chosen.models]
+    models = chosen.models if experts else in_float64(chosen)
     allowed = set(np.flatnonzero(chosen.vocabulary.numpy()).tolist())
     total, divergences = np.zeros(2 + len(alphas)), []
     for t, token in enumerate(completion):

@@ -65,8 +65,8 @@ class Large:
     def flags(self, key: str, judges: Sequence[str]) -> Iterator[Any]:
         drawn = np.random.default_rng(int(1000 * uniform(key))).random((self.count, len(judges)))
         level = 0.3 + 0.4 * uniform(key)
-        for i, record in enumerate(self.said):
-            yield record.digest, i, 0, tuple((drawn[i] < level).tolist())
+        for i, (record, flags) in enumerate(zip(self.said, (drawn < level).tolist(), strict=True)):
+            yield record.digest, i, 0, tuple(flags)
 
     def records(self, key: str, judges: Sequence[str]) -> Iterator[Any]:
         metrics = (20, 5.0, 0.9, 1.0, 0.0, 0)

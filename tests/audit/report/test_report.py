@@ -303,6 +303,7 @@ def test_the_state_of_each_alpha_and_the_corrected_reversal_are_shown(tmp_path: 
     assert "The interval has no lower end: no α is clearly within the bound on lost utility." in said
 
 
+@pytest.mark.usefixtures("not_drawn")
 def test_a_run_without_a_headline(tmp_path: Path) -> None:
     nothing = dict.fromkeys(summary()["headline"])
     nothing |= {"reason": "no α keeps the bound", "candidates": []}
@@ -410,6 +411,7 @@ def test_a_report_does_not_read_all_completions(stubbed: Path, monkeypatch: pyte
     assert len(taken) == conditions * (20 * 2 + 1)  # two samples each, and the one that tells it to stop
 
 
+@pytest.mark.usefixtures("not_drawn")
 def test_the_command(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run")
 
