@@ -79,7 +79,7 @@ def configured(out: Path, **changes: Any) -> AuditConfig:
     pair = bundled_pair()
     options: dict[str, Any] = {
         **{"base": str(pair.base), "aligned": str(pair.aligned), "base_template": str(pair.base_template)},
-        **{"prompts": [f"hello, where is my kettle number {n}?" for n in range(24)], "judges": ["lexicon"]},
+        **{"prompts": [f"hello, where is my kettle number {n}?" for n in range(12)], "judges": ["lexicon"]},
         **{"alphas": "0.3,0.6", "samples": 2, "temperature": 0.7, "max_new_tokens": 24, "dtype": "float32"},
     }
     return AuditConfig(out=str(out), **{**options, **changes})
@@ -87,25 +87,28 @@ def configured(out: Path, **changes: Any) -> AuditConfig:
 
 @pytest.mark.slow
 def test_a_killed_worker_loses_nothing_and_doubles_nothing(
-    tmp_path: Path, ray_at_home: Any, no_pictures: None
+    tmp_path: Path, ray_at_home: Any, no_pictures: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    samplers: list[RaySampler] = []
+    """It is killed once the first part is back: either worker has at least one more then, of four."""
+    monkeypatch.setattr("eddecode.audit.decode._COMMIT_ROWS", 8)
+    processes: list[int] = []
     killed = threading.Event()
 
     def load(config: AuditConfig, model: str) -> RaySampler:
-        samplers.append(RaySampler(config, model, Workers("local", 2)))
-        return samplers[-1]
+        sampler = RaySampler(config, model, Workers("local", 2))
+        processes.extend(sampler.processes())  # now, since a worker that decodes answers when it is done
+        return sampler
 
     def kill_one(progress: Progress) -> None:
-        if progress.stage == "decode" and progress.done >= 20 and not killed.is_set():
+        if progress.stage == "decode" and progress.done >= 8 and not killed.is_set():
             killed.set()
-            os.kill(samplers[0].processes()[0], signal.SIGKILL)
+            os.kill(processes[0], signal.SIGKILL)
 
     audit(configured(tmp_path / "workers"), sampler=LoadedSamplers(load), on_progress=kill_one)
     assert killed.is_set()
     audit(configured(tmp_path / "alone"))
     several, alone = exported(tmp_path / "workers"), exported(tmp_path / "alone")
-    assert len(several) == 24 * 2 * 4
+    assert len(several) == 12 * 2 * 4
     assert [(row["name"], row["prompt_index"], row["sample"], row["token_ids"]) for row in several] == [
         (row["name"], row["prompt_index"], row["sample"], row["token_ids"]) for row in alone
     ]
