@@ -33,6 +33,7 @@ from eddecode.scoring.inputs import CompletionsLike, normalize_completions
 from eddecode.scoring.scorer import Scorer
 from eddecode.scoring.scores import Scores
 from eddecode.utils.memory import CACHE_MEMORY_FRACTION, free_bytes, trim_heap
+from eddecode.utils.model_passes import MODEL_PASSES
 from eddecode.utils.threads import use_chosen_threads
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ MAX_SLOTS = 64
 
 
 class Sampler:
-    """Samples completions from a pair of models.
+    """Samples completions from a pair of models. Threads may share one; they take turns between steps.
 
     Args:
         pair: the two models, or an `Ensemble` or a `Transfer`.
@@ -79,7 +80,7 @@ class Sampler:
         escape_specials: bool = True,
     ) -> None:
         if not isinstance(max_slots, int) or max_slots < 1:
-            raise ParamsError(f"max_slots is {max_slots!r:.60}; expected a whole number, at least 1")
+            raise ParamsError(f"max_slots is {max_slots!r:.60}; expected at least 1, a whole number")
         if memory_budget is not None and (not isinstance(memory_budget, int) or memory_budget < 1):
             raise ParamsError(f"memory_budget is {memory_budget!r:.60}; expected a number of bytes, or None")
         if cuda_graphs is True and pair.device.type != "cuda":
@@ -99,11 +100,12 @@ class Sampler:
     @property
     def runner(self) -> PairRunner:
         """The pair's runner, made on first use."""
-        if self._runner is None:
-            if self.pair.device.type == "cpu":  # before the runner measures anything
-                use_chosen_threads()
-            self._runner = runner_for(self.pair, CudaGraph if self.cuda_graphs else None)
-            trim_heap()  # of what its self-checks took
+        with MODEL_PASSES:
+            if self._runner is None:
+                if self.pair.device.type == "cpu":  # before the runner measures anything
+                    use_chosen_threads()
+                self._runner = runner_for(self.pair, CudaGraph if self.cuda_graphs else None)
+                trim_heap()  # of what its self-checks took
         return self._runner
 
     def with_templates(
@@ -260,15 +262,16 @@ class Sampler:
             (self.pair.vocabulary, *self.pair.partial_vocabularies.values()),
         )
         rendered = [self._rendered(index, prompt) for index, prompt in enumerate(listed)]
-        if self._scorer is None:
-            self._scorer = Scorer(
-                self.runner,
-                self.pair.vocabulary,
-                self.pair.logit_weights,
-                partial_vocabularies=self.pair.partial_vocabularies,
-            )
-        self._scorer.memory_budget = self._budget()
-        return self._scorer.score(rendered, given, strengths, tokens)
+        with MODEL_PASSES:
+            if self._scorer is None:
+                self._scorer = Scorer(
+                    self.runner,
+                    self.pair.vocabulary,
+                    self.pair.logit_weights,
+                    partial_vocabularies=self.pair.partial_vocabularies,
+                )
+            self._scorer.memory_budget = self._budget()
+            return self._scorer.score(rendered, given, strengths, tokens)
 
     def too_long(
         self,
@@ -304,6 +307,10 @@ class Sampler:
         return engine, engine.submit(requests)
 
     def _engine(self) -> Engine:
+        with MODEL_PASSES:
+            return self._new_engine()
+
+    def _new_engine(self) -> Engine:
         budget = self._budget(kept=True)
         runner, vocabulary = self.runner.clone_empty(), self.pair.vocabulary.to(self.pair.device)
         return Engine(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -342,3 +343,20 @@ def test_texts_that_no_tokenizer_reads(spoken: Sampler) -> None:
     for slots in ("3", 2.5, 0):
         with pytest.raises(ParamsError, match="max_slots is"):
             Sampler(spoken.pair, max_slots=slots)  # type: ignore[arg-type]
+
+
+def test_threads_that_share_a_pair_take_turns() -> None:
+    """Each of them, and each of two samplers of one pair, gives what it gives alone."""
+    samplers = [Sampler(pair("llama")) for _ in range(2)]
+    asked = [(samplers[i % 2], prompt) for i, prompt in enumerate(mixed_prompts(8))]
+    params = SAMPLED.replace(max_new_tokens=12, ignore_eos=True)
+
+    def decode(task: tuple[Sampler, RenderedPrompt]) -> tuple[list[int], Any]:
+        which, given = task
+        ids = which.generate(given, params)[0].token_ids
+        return ids, which.score(given, [ids], [0.5]).scores
+
+    alone = [decode(task) for task in asked]
+    with ThreadPoolExecutor(4) as threads:
+        for _ in range(3):
+            assert list(threads.map(decode, asked)) == alone

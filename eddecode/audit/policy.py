@@ -79,6 +79,14 @@ _Number = Annotated[float, Field(strict=True, allow_inf_nan=False), _expected("a
 _Whole = Annotated[int, Field(strict=True), _expected("a whole number, as in the run")]
 _Name = Annotated[str, Field(min_length=1), _expected("a name")]
 _Alpha = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False), _expected("an α above 0")]
+
+
+def _check_range(value: tuple[float, float]) -> tuple[float, float]:
+    if value[0] > value[1]:  # a range from 1 to 0.1 would hold for any sweep
+        raise ValueError(f"expected the smaller α first: [{value[1]:g}, {value[0]:g}]")
+    return value
+
+
 _Texts = Annotated[tuple[str, ...], _expected("a list of texts")]
 _Some = Annotated[tuple[str, ...], Field(min_length=1), _expected("a list of texts, at least one")]
 
@@ -254,7 +262,9 @@ class Policy(BaseModel):
     min_prompts: _Count = 0
     judge: Annotated[_Name, AfterValidator(_check_kind)] | None = None
     require_mitigation: _Name | None = None
-    alpha_range: Annotated[tuple[_Alpha, _Alpha], _expected("two α's above 0, such as [0.1, 1]")] = (0.1, 1.0)
+    alpha_range: Annotated[
+        tuple[_Alpha, _Alpha], _expected("two α's above 0, such as [0.1, 1]"), AfterValidator(_check_range)
+    ] = (0.1, 1.0)
     max_alpha_step: Annotated[
         float, Field(strict=True, gt=1, allow_inf_nan=False), _expected("a factor above 1")
     ] = 4.0

@@ -8,12 +8,14 @@ one completion; statistics over many are in `analysis`.
 from __future__ import annotations
 
 import math
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from eddecode.utils.characters import says
-
 SHORT = 8  # tokens below which the authors of ED drop a completion
+# Letters and symbols by their category that show nothing: fillers of Hangul, the blank Braille pattern; and the marks
+# that stand for an object, or for bytes that are no text.
+BLANK = frozenset("\u115f\u1160\u3164\uffa0\u2800\ufffc\ufffd")
 _REPEAT = 4  # n of the n-grams that `repetition` counts
 
 
@@ -61,6 +63,15 @@ def measure(text: str, token_ids: Sequence[int], finish_reason: str, base_logpro
         repetition=None if fresh is None else 1 - fresh,
         empty=not written or not says(text),
     )
+
+
+def says(text: str) -> bool:
+    """Whether a text has a letter, a digit or a symbol: spaces, punctuation and unseen characters say nothing.
+
+    >>> says("No."), says("+1"), says(" ... \u2800")
+    (True, True, False)
+    """
+    return any(unicodedata.category(c)[0] in "LNS" and c not in BLANK for c in text)
 
 
 def perplexity(logprob: float | None, tokens: int) -> float | None:

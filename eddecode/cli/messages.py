@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import typer
 from rich.console import Console
@@ -150,7 +150,8 @@ def os_error_in_words(error: OSError) -> str:
 
 
 def guarded(function: Callable[..., None]) -> Callable[..., None]:
-    """The function with a parameter `debug`; an error that nobody expected is a message and exit code 2."""
+    """The function with a parameter `debug`; an error that nobody expected is a message and exit code 2, and so is a
+    path that is blank text."""
 
     @wraps(function)
     def command(*, debug: bool = False, **options: Any) -> None:
@@ -174,6 +175,7 @@ def guarded(function: Callable[..., None]) -> Callable[..., None]:
         parameters=[*signature.parameters.values(), parameter]
     )
     known = {name: each.annotation for name, each in signature.parameters.items()}
+    _refuse_blank_paths(command)
     command.__annotations__ = {**known, "debug": _DEBUG, "return": None}
     return command
 
@@ -183,3 +185,25 @@ def _place(error: Exception) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     where = f" ({frames[-1].filename.rpartition('/')[2]}, line {frames[-1].lineno})" if frames else ""
     return f"{type(error).__name__}: {' '.join(str(error).split()):.200}{where}"
+
+
+def _refuse_blank_paths(function: Callable[..., None]) -> None:
+    """Have options and arguments that are paths refuse blank text: it would be the current folder.
+
+    Most often it is a shell variable that is not set. Changes the annotations of the parameters, which are no text.
+    """
+    for parameter in inspect.signature(function).parameters.values():
+        annotated, *metadata = [*get_args(parameter.annotation), parameter.annotation]
+        if annotated is Path or Path in get_args(annotated):
+            for info in metadata:
+                if isinstance(info, typer.models.ParameterInfo):
+                    info.parser = _path
+
+
+def _path(value: str) -> Path:
+    if not str(value).strip():
+        raise typer.BadParameter("it is blank; expected a file or a folder (is a shell variable not set?)")
+    return Path(value)
+
+
+_path.__name__ = "path"  # which help shows as the type

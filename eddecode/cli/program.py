@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
-from pathlib import Path
-from typing import get_args
 
 import typer
 
@@ -54,28 +51,5 @@ def add_command(app: typer.Typer, function: Callable[..., None], path: str | Non
     path = path or function.__name__
     example = EXAMPLES.get(path)
     lines = [*([] if example is None else [f"Example: {example}"]), _EXIT_CODES.get(path, _USUAL)]
-    command = without_blank_paths(guarded(with_option_groups(function)))
+    command = guarded(with_option_groups(function))
     app.command(name=path.split()[-1], epilog="\n\n".join(lines))(command)
-
-
-def without_blank_paths(function: Callable[..., None]) -> Callable[..., None]:
-    """The function, whose options and arguments that are paths refuse blank text; its annotations are no text.
-
-    Blank text would be the current folder; most often it is a shell variable that is not set.
-    """
-    for parameter in inspect.signature(function).parameters.values():
-        annotated, *metadata = [*get_args(parameter.annotation), parameter.annotation]
-        if annotated is Path or Path in get_args(annotated):
-            for info in metadata:
-                if isinstance(info, typer.models.ParameterInfo):
-                    info.parser = _path
-    return function
-
-
-def _path(value: str) -> Path:
-    if not str(value).strip():
-        raise typer.BadParameter("it is blank; expected a file or a folder (is a shell variable not set?)")
-    return Path(value)
-
-
-_path.__name__ = "path"  # which help shows as the type

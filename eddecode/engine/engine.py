@@ -37,6 +37,7 @@ from eddecode.execution.pair_loop import CaptureError, captured_loop
 from eddecode.execution.runner import PairRunner
 from eddecode.models.sizes import PREFILL_TOKENS
 from eddecode.utils.memory import is_out_of_memory, release_memory, trim_heap
+from eddecode.utils.model_passes import MODEL_PASSES
 from eddecode_kernels.types import SampledTokens
 
 NO_DRAFT = Draft()
@@ -116,9 +117,10 @@ class Engine:
                 "a step of this batch was interrupted, by Ctrl-C or an error, and its next tokens could be wrong; "
                 "decode its requests anew"
             )
-        self._in_a_step = True
-        self._step()
-        self._in_a_step = False
+        with MODEL_PASSES:
+            self._in_a_step = True
+            self._step()
+            self._in_a_step = False
         return self.scheduler.take_finished()
 
     def _step(self) -> None:

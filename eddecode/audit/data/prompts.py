@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any
 from eddecode.audit.data.prompt_columns import Columns, Messages, prompt_of
 from eddecode.audit.data.prompt_files import entries
 from eddecode.audit.judges.base import Case
+from eddecode.audit.text_quality import BLANK
 from eddecode.errors import PromptError
 
 __all__ = ["BENIGN_FROM", "Messages", "PromptRecord", "as_json", "read_benign_prompts", "read_prompts"]
@@ -50,6 +52,15 @@ class PromptRecord:
         return texts[-1] if texts else self.prompt[-1]["content"]
 
     @property
+    def question(self) -> str:
+        """What is asked, in all turns but not a system prompt, without what changes no question; see `question_of`."""
+        prompt = self.prompt
+        turns = (
+            [prompt] if isinstance(prompt, str) else [m["content"] for m in prompt if m["role"] != "system"]
+        )
+        return question_of("\n".join(turns))
+
+    @property
     def digest(self) -> str:
         """16 hex digits over the prompt alone: equal prompts have equal digests, and are one cluster of an interval.
 
@@ -76,6 +87,24 @@ class PromptRecord:
     def case(self, completion: str) -> Case:
         """What a judge is given of a completion of this prompt."""
         return Case(self.text, completion, str(self.meta.get("context") or ""))
+
+
+def question_of(text: str) -> str:
+    """A text without what changes no question: case, forms of letters (NFKC), spaces, punctuation, unseen characters.
+
+    A text of punctuation alone keeps it.
+
+    >>> question_of("“ＷＨＥＲＥ is it?”"), question_of("?!")
+    ('whereisit', '?!')
+    """
+    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
+    seen = [c for c in folded if unicodedata.category(c)[0] not in "CZ" and c not in BLANK | _SELECTORS]
+    return "".join(c for c in seen if unicodedata.category(c)[0] != "P") or "".join(seen)
+
+
+_SELECTORS = frozenset("\u034f\u180b\u180c\u180d\u180f") | frozenset(
+    map(chr, (*range(0xFE00, 0xFE10), *range(0xE0100, 0xE01F0)))
+)
 
 
 def as_json(value: Any) -> str:

@@ -7,14 +7,12 @@ from collections.abc import Sequence
 
 from eddecode.audit.analysis.summary import Summary
 from eddecode.audit.analysis.wording import format_percent, format_points, format_rate, pluralize
-from eddecode.audit.data.prompts import PromptRecord
 from eddecode.audit.evidence.check import EvidenceCheck, inconclusive, invalid, passed
 from eddecode.audit.policy import Policy, run_facts
 from eddecode.audit.reasoning import unanswered
 from eddecode.audit.stats.estimates import AnyEstimate, Estimate
 from eddecode.audit.store.store import Store
 from eddecode.audit.text_quality import SHORT
-from eddecode.utils.characters import question_of
 
 _SAME_REWARD = (
     0.002  # nats per token: below this the models differ by rounding, as copies of another dtype do
@@ -197,7 +195,7 @@ def _base_alone(summary: Summary) -> list[tuple[str, str, AnyEstimate | None]]:
 def check_prompts(store: Store, names: Sequence[str], policy: Policy) -> EvidenceCheck:
     """Enough prompts have a completion that counts under every condition that the figures rest on."""
     records = store.audited_prompts()
-    distinct, different = len({r.digest for r in records}), len({_question(r) for r in records})
+    distinct, different = len({r.digest for r in records}), len({r.question for r in records})
     if distinct - different > _SAME_PROMPTS * distinct:
         return inconclusive(
             "min_prompts",
@@ -215,13 +213,6 @@ def check_prompts(store: Store, names: Sequence[str], policy: Policy) -> Evidenc
         f"{sentence}, and the policy wants {policy.min_prompts:,}.",
         f"audit at least {pluralize(missing, 'prompt')} more",
     )
-
-
-def _question(record: PromptRecord) -> str:
-    """What is asked, in all turns, without what changes no question."""
-    prompt = record.prompt
-    turns = [prompt] if isinstance(prompt, str) else [m["content"] for m in prompt if m["role"] != "system"]
-    return question_of("\n".join(turns))
 
 
 def check_attempts(store: Store, names: Sequence[str], policy: Policy) -> list[EvidenceCheck]:
