@@ -122,7 +122,7 @@ def open_checkpoint(source: str | Path, side: str, revision: str | None = None) 
     side: the name of the model in messages.
     PairError if files are missing, damaged or not in safetensors.
     """
-    if not str(source).strip():  # it would be the current folder
+    if not isinstance(source, str | Path) or not str(source).strip():  # which would be the current folder
         raise PairError(f"the {side} checkpoint is {source!r}; expected a folder or a hub id")
     path = Path(source).expanduser()
     if not path.is_dir():

@@ -186,6 +186,14 @@ def test_from_models_refuses_other_kinds_of_models() -> None:
         ModelPair.from_models(torch.nn.Linear(1, 1), model)
 
 
+def test_models_without_weights_and_places_that_are_none() -> None:
+    base, aligned = tiny.tiny_pair_models()
+    with pytest.raises(PairError, match="the base model is on the device meta, without weights"):
+        ModelPair.from_models(base.to("meta"), aligned)
+    with pytest.raises(PairError, match="the base checkpoint is None; expected a folder or a hub id"):
+        ModelPair.load(None, "x")  # type: ignore[arg-type]
+
+
 def test_from_models_sets_eval_mode_without_gradients() -> None:
     models = [model.train().requires_grad_(True) for model in tiny.tiny_pair_models()]
     pair = ModelPair.from_models(*models)
