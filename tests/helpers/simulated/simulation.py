@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from functools import cache
 from typing import Any
 
 import torch
@@ -39,6 +40,11 @@ class DeviceMode(TorchDispatchMode):
     def __init__(self, cuda: Simulation) -> None:
         super().__init__()
         self.cuda = cuda
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Nothing is compiled by torch here; to tell it so for each operation takes long."""
+        return False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return self.cuda.run(func, args, kwargs or {})
@@ -104,7 +110,7 @@ class Simulation:
     def run(self, func: Any, args: Any, kwargs: Any) -> Any:
         """What an operation of torch gives; see the module."""
         name = func._schema.name
-        given = leaves((args, kwargs))
+        given = leaves((args, kwargs)) if kwargs else leaves(args)
         ours = [each for each in given if isinstance(each, DeviceTensor)]
         if func.namespace == "eddecode" and self.interpreted:  # its parts are seen one by one
             with DeviceMode(self):
@@ -114,19 +120,16 @@ class Simulation:
             return self._pin(func, args, kwargs)
         if not ours and (wanted is None or wanted.type != "cuda"):
             return self._is_pinned(args[0]) if name == "aten::is_pinned" else func(*args, **kwargs)
-        if (
-            torch.is_inference_mode_enabled()
-            and func.has_kernel_for_dispatch_key(torch._C.DispatchKey.CompositeImplicitAutograd)
-            and name != "aten::scaled_dot_product_attention"
-        ):
-            with DeviceMode(self):
-                return func.decompose(*args, **kwargs)
-        copies = name in COPIES
-        return self._copy(func, name, args, kwargs) if copies else self._compute(func, name, args, kwargs)
+        if torch.is_inference_mode_enabled() and _has_parts(func):
+            with DeviceMode(self):  # by torch's own code, not by what Python has for it, which takes longer
+                return func._op_dk(torch._C.DispatchKey.CompositeImplicitAutograd, *args, **kwargs)
+        if name in COPIES:
+            return self._copy(func, name, args, kwargs)
+        return self._compute(func, name, args, kwargs, given, ours)
 
-    def _compute(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
-        values = leaves((args, kwargs))
-        ours = [each for each in values if isinstance(each, DeviceTensor)]
+    def _compute(
+        self, func: Any, name: str, args: Any, kwargs: Any, values: list[Any], ours: list[DeviceTensor]
+    ) -> Any:
         device = ours[0].device if ours else self.device(kwargs["device"])
         if any(each.device != device for each in ours):
             raise SimulatedCudaError(f"{func}: tensors on {sorted({str(each.device) for each in ours})}")
@@ -317,8 +320,22 @@ def _is_plain_index(name: str, args: Any) -> bool:
 def _written(func: Any, args: Any, kwargs: Any) -> list[DeviceTensor]:
     """The tensors that an operation writes, by its schema."""
     found: list[Any] = []
-    for i, argument in enumerate(func._schema.arguments):
-        if argument.alias_info is not None and argument.alias_info.is_write:
-            value = args[i] if i < len(args) else kwargs.get(argument.name)
-            found += leaves(value)
+    for i, name in _arguments_written(func):
+        found += leaves(args[i] if i < len(args) else kwargs.get(name))
     return [each for each in found if isinstance(each, DeviceTensor)]
+
+
+@cache
+def _arguments_written(func: Any) -> list[tuple[int, str]]:
+    """Place and name of each."""
+    arguments = enumerate(func._schema.arguments)
+    return [
+        (i, each.name) for i, each in arguments if each.alias_info is not None and each.alias_info.is_write
+    ]
+
+
+@cache
+def _has_parts(func: Any) -> bool:
+    """Whether torch computes it by other operations, which are seen one by one."""
+    composite = func.has_kernel_for_dispatch_key(torch._C.DispatchKey.CompositeImplicitAutograd)
+    return composite and func._schema.name != "aten::scaled_dot_product_attention"

@@ -92,19 +92,29 @@ def index_of(key: Any) -> Any:
 
 def leaves(values: Any) -> list[Any]:
     """What arguments and results hold; torch's own function for it takes longer than the operation."""
-    if isinstance(values, dict):
+    kind = type(values)
+    if kind is dict:
         values = values.values()
-    elif not isinstance(values, tuple | list):
+    elif kind is not tuple and kind is not list and not isinstance(values, tuple | list):
         return [values]
     found: list[Any] = []
     for each in values:
-        found.extend(leaves(each) if isinstance(each, tuple | list | dict) else (each,))
+        if isinstance(each, NESTED):
+            found += leaves(each)
+        else:
+            found.append(each)
     return found
 
 
+NESTED = (tuple, list, dict)
+
+
 def mapped(function: Any, values: Any) -> Any:
+    """The same, with what it holds given to a function."""
     if isinstance(values, tuple | list):
-        return type(values)([mapped(function, each) for each in values])
+        return type(values)(
+            [mapped(function, each) if isinstance(each, NESTED) else function(each) for each in values]
+        )
     if isinstance(values, dict):
         return {key: mapped(function, each) for key, each in values.items()}
     return function(values)
@@ -115,4 +125,5 @@ def _inner_of(value: Any) -> Any:
 
 
 def inner(values: Any) -> Any:
+    """The same, with the numbers of tensors in their place."""
     return mapped(_inner_of, values)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import hashlib
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from eddecode.execution import capture
 from eddecode_kernels import layers_triton
-from eddecode_kernels.jit import find_compiler
+from eddecode_kernels.jit import cache_folder, find_compiler
 from helpers.simulated.graphs import SimulatedGraph
 from helpers.simulated.simulation import DeviceMode, Simulation
 from helpers.simulated.streams import SIMULATIONS, SimulatedCudaError, SimulatedEvent, SimulatedStream
@@ -122,13 +123,17 @@ static bool known = (device_guard_impl_registry[static_cast<size_t>(DeviceType::
 @cache
 def _load_guard() -> None:
     """Let torch's own C++ name a CUDA device as the current one: without one it raises before anything is simulated."""
-    root = Path(torch.__file__).parent
-    with tempfile.TemporaryDirectory() as folder:
-        library = Path(folder) / "guard.so"
-        compiler = [*find_compiler(), "-std=c++20", "-shared", "-fPIC", "-x", "c++", "-"]
-        paths = [f"-I{root}/include", f"-L{root}/lib", "-lc10", "-o", str(library)]
-        subprocess.run([*compiler, *paths], input=GUARD, text=True, check=True, timeout=100)
-        ctypes.CDLL(str(library))
+    root, compiler = Path(torch.__file__).parent, find_compiler()
+    facts = repr((torch.__version__, str(root), compiler, GUARD))
+    library = cache_folder() / f"simulated-{hashlib.blake2b(facts.encode(), digest_size=12).hexdigest()}.so"
+    if not library.exists():  # compiling takes longer than a test
+        with tempfile.TemporaryDirectory(dir=library.parent) as folder:
+            made = Path(folder) / library.name
+            command = [*compiler, "-std=c++20", "-shared", "-fPIC", "-x", "c++", "-"]
+            paths = [f"-I{root}/include", f"-L{root}/lib", "-lc10", "-o", str(made)]
+            subprocess.run([*command, *paths], input=GUARD, text=True, check=True, timeout=100)
+            made.replace(library)  # another process never sees half of it
+    ctypes.CDLL(str(library))
 
 
 def _patch_interpreter(cuda: Simulation, stack: contextlib.ExitStack) -> None:
