@@ -57,14 +57,22 @@ class CaptureCheck(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func.has_kernel_for_dispatch_key(torch._C.DispatchKey.CompositeImplicitAutograd):
+        if _is_composite(func):
             with self:  # in inference mode composite operations arrive whole: check what they are made of
                 return func.decompose(*args, **kwargs)
-        tags = func.tags
-        by_value = torch.Tag.data_dependent_output in tags or torch.Tag.dynamic_output_shape in tags
-        if by_value and not (func is torch.ops.aten.index.Tensor and not _has_boolean(args[1])):
+        if _goes_by_value(func) and not (func is torch.ops.aten.index.Tensor and not _has_boolean(args[1])):
             raise UnsupportedLayersError(f"a step that depends on the values of tensors ({func})")
         return func(*args, **kwargs)
+
+
+@cache
+def _is_composite(func: Any) -> bool:
+    return bool(func.has_kernel_for_dispatch_key(torch._C.DispatchKey.CompositeImplicitAutograd))
+
+
+@cache
+def _goes_by_value(func: Any) -> bool:
+    return torch.Tag.data_dependent_output in func.tags or torch.Tag.dynamic_output_shape in func.tags
 
 
 def _has_boolean(indices: Any) -> bool:

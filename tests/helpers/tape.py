@@ -12,9 +12,9 @@ from typing import Any
 
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from eddecode.execution.capture import check_capturable
+from helpers.simulated.tensors import leaves
 
 
 class Recorder(TorchDispatchMode):
@@ -24,17 +24,25 @@ class Recorder(TorchDispatchMode):
         super().__init__()
         self.operations: list[tuple[Any, Any, Any, list[Any]]] = []
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Nothing is compiled by torch here; to tell it so for each operation takes long."""
+        return False
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        given = {
-            leaf.untyped_storage().data_ptr()
-            for leaf in tree_leaves((args, kwargs))
-            if isinstance(leaf, Tensor)
-        }
-        results = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
-        if not (func.is_view and all(leaf.untyped_storage().data_ptr() in given for leaf in results)):
+        results = _tensors(result)
+        if not (func.is_view and _addresses(results) <= _addresses(_tensors((args, kwargs or {})))):
             self.operations.append((func, args, kwargs or {}, results))
         return result
+
+
+def _tensors(values: Any) -> list[Tensor]:
+    return [leaf for leaf in leaves(values) if isinstance(leaf, Tensor)]
+
+
+def _addresses(tensors: list[Tensor]) -> set[int]:
+    return {each.untyped_storage().data_ptr() for each in tensors}
 
 
 class Tape:
@@ -57,7 +65,7 @@ class Tape:
     def __call__(self) -> Tensor:
         Tape.played += 1
         for func, args, kwargs, results in self.operations:
-            again = [leaf for leaf in tree_leaves(func(*args, **kwargs)) if isinstance(leaf, Tensor)]
+            again = _tensors(func(*args, **kwargs))
             for old, new in zip(results, again, strict=True):
                 if old.data_ptr() != new.data_ptr():  # else a view, or written in place
                     old.copy_(new)
