@@ -1,4 +1,4 @@
-"""Compiles the Triton kernels that models launch, for GPUs that are not there; run as a script, a line per kernel.
+"""Compiles the Triton kernels that models launch, for GPUs that are not there; run as a script, see `main`.
 
 Layers of the shapes of real models are run on tensors of the "meta" device, which have sizes and no values. What they
 launch is compiled, as it would be on the GPU, and not run: so arguments have the types, the alignment and the
@@ -302,13 +302,13 @@ def widths_of_copies() -> dict[int, list[int]]:
 
 
 def main(arguments: list[str]) -> None:
-    """`count`: print `kernels_of_a_pair`; `copies`: `widths_of_copies`; else compile all cases."""
-    if arguments:
-        print({"count": kernels_of_a_pair, "copies": widths_of_copies}[arguments[0]]())
-        return
-    seen: set[Any] = set()
-    for capability, name in CASES:
-        report(capability, name, seen)
+    """A line of `kernels_of_a_pair`. Without `count`: also one of `widths_of_copies`, and one for each kernel."""
+    print(kernels_of_a_pair())  # first: what is compiled already would not be counted
+    if arguments != ["count"]:
+        print(widths_of_copies())
+        seen: set[Any] = set()
+        for capability, name in CASES:
+            report(capability, name, seen)
 
 
 if __name__ == "__main__":

@@ -47,23 +47,21 @@ KERNELS = {  # all that there are
     *("add_term", "forbid", "plausible_peak", "contrast_part", "sweep", "kept_mass", "pick", "token_logprob"),
 }
 
-compiles = pytest.mark.skipif(
-    os.environ.get("TRITON_INTERPRET") == "1", reason="the process without the interpreter compiles"
-)
 
-
-def compiled(*arguments: str) -> list[str]:
-    """The lines that `helpers.triton_compile` prints."""
-    command = [sys.executable, str(ROOT / "tests" / "helpers" / "triton_compile.py"), *arguments]
+@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="the interpreter compiles nothing")
+def test_what_is_compiled_for_gpus() -> None:
+    """In one process, as importing takes as long as compiling."""
+    command = [sys.executable, str(ROOT / "tests" / "helpers" / "triton_compile.py")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout.splitlines()
+    count, copies, *lines = done.stdout.splitlines()
+    check_that_kernels_fit_into_their_gpus([line.split() for line in lines])
+    check_that_kernels_are_few(ast.literal_eval(count))
+    assert ast.literal_eval(copies) == {2: [2], 4: [4], 16: [16]}  # a thread copies sixteen bytes at once
 
 
-@compiles
-def test_the_kernels_of_real_models_compile_and_fit_into_their_gpus() -> None:
+def check_that_kernels_fit_into_their_gpus(lines: list[list[str]]) -> None:
     """Into shared memory, and into registers: a tile that does not is many times slower."""
-    lines = [line.split() for line in compiled()]
     assert {kernel for _, _, kernel, *_ in lines} == KERNELS
     assert {capability for _, capability, *_ in lines} == {"80", "89", "90", "100"}
     assert not [line for line in lines if line[-1] != "fits"]
@@ -71,10 +69,8 @@ def test_the_kernels_of_real_models_compile_and_fit_into_their_gpus() -> None:
     assert not [line for line in lines if int(line[5]) > limit["float32" in line[0]]]
 
 
-@compiles
-def test_a_pair_compiles_few_kernels_whatever_its_rows_and_positions() -> None:
+def check_that_kernels_are_few(found: dict[str, int]) -> None:
     """Prompts and steps of any size; a kernel more would be about half a second more of a first call."""
-    found = ast.literal_eval(compiled("count")[0])
     assert found == {
         **{"linear": 6, "rotate_and_write": 1, "gate": 1, "attend_tile": 1},
         "attend": 2,  # one chunk of keys, or more
@@ -83,8 +79,3 @@ def test_a_pair_compiles_few_kernels_whatever_its_rows_and_positions() -> None:
         **{"philox_uniforms": 1, "forbid": 1, "plausible_peak": 1, "contrast_part": 1, "pick": 1},
         **{"add_term": 2, "sweep": 2, "kept_mass": 2, "token_logprob": 1},
     }
-
-
-@compiles
-def test_a_thread_copies_sixteen_bytes_at_once() -> None:
-    assert ast.literal_eval(compiled("copies")[0]) == {2: [2], 4: [4], 16: [16]}
