@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,8 +14,9 @@ from eddecode.audit.store import store, verified
 
 
 @pytest.fixture(autouse=True)
-def _pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+def _pictures_and_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(audit_run, "write_curve", audit_run.write_curve)  # the benchmark replaces it
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # where the tests keep theirs: waits for no disk
 
 
 def test_small_cases_are_right(capsys: pytest.CaptureFixture[str]) -> None:
