@@ -84,6 +84,13 @@ def model_cache(tmp_path_factory: pytest.TempPathFactory) -> ModelCache:
     return ModelCache(tmp_path_factory.mktemp("models"))
 
 
+@pytest.fixture
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Completions of twelve tokens: models of a few steps never end theirs, and write nothing new after that."""
+    for module in (harness_module, theory_decoding):
+        monkeypatch.setattr(module, "MAX_NEW_TOKENS", 12)
+
+
 # Preferences ---------------------------------------------------------------------------------------------------------
 
 
@@ -237,6 +244,7 @@ def test_distillation_is_zero_at_the_teacher_itself() -> None:
 # The harness --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("short")
 def test_conditions_are_measured_once_and_alpha_minus_one_is_the_aligned_model(tmp_path: Path) -> None:
     stages: list[str] = []
     harness = ExperimentHarness(ModelCache(tmp_path, lambda what, done, total: stages.append(what)), SCALE)
@@ -257,6 +265,7 @@ def test_conditions_are_measured_once_and_alpha_minus_one_is_the_aligned_model(t
     assert np.array_equal(alone.tokens, more[0.0].tokens)  # no token under ED is the base
 
 
+@pytest.mark.usefixtures("short")
 def test_targets_of_several_models_decode(tmp_path: Path) -> None:
     harness = ExperimentHarness(ModelCache(tmp_path), SCALE)
     one, two = (FineTuned(harness.base, config=FEW, seed=seed) for seed in (0, 1))
@@ -283,6 +292,7 @@ def test_depth_is_measured_on_rude_replies_that_neither_model_wrote(tmp_path: Pa
     assert all(language.is_rude(depth.rude_reply(request, rng)) for request in harness.requests)
 
 
+@pytest.mark.usefixtures("short")
 def test_pairs_in_one_contrast_are_averaged(tmp_path: Path) -> None:
     harness = ExperimentHarness(ModelCache(tmp_path), SCALE)
     base, other = harness.base, Pretrained(TINY, FEW, seed=1)
@@ -396,6 +406,7 @@ def test_independent_bases_differ_from_the_base_and_from_one_another(tmp_path: P
     )  # trained once
 
 
+@pytest.mark.usefixtures("short")
 def test_rude_words_are_counted_over_several_completions_a_request(tmp_path: Path) -> None:
     harness = ExperimentHarness(ModelCache(tmp_path), SCALE)
     target = ContrastTarget.single(harness.base)

@@ -23,9 +23,9 @@ CHROMIUM = next(
 )
 
 
-@pytest.fixture
-def page(tmp_path: Path) -> str:
-    return html_report(Summary.read(write_run(tmp_path / "run")))
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return html_report(Summary.read(write_run(tmp_path_factory.mktemp("layout") / "run")))
 
 
 def test_accessible(page: str) -> None:

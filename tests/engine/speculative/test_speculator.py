@@ -73,7 +73,7 @@ def mixed_params(count: int) -> list[SamplingParams]:
     return [kinds[i % len(kinds)].replace(seed=i, max_new_tokens=5 + 3 * (i % 7)) for i in range(count)]
 
 
-def mixed_completions(sampler: Sampler, count: int = 12) -> list[Completion]:
+def mixed_completions(sampler: Sampler, count: int = 8) -> list[Completion]:
     prompts = [decoding.prompt(i, 1 + (5 * i) % 29, 1 + (11 * i + 6) % 37, FEW) for i in range(count)]
     return sampler.generate(prompts, mixed_params(count))
 
