@@ -99,7 +99,9 @@ def _checks(store: Store, summary: Summary, policy: Policy, other_policy: bool) 
         run_checks.check_policy(store, summary, policy, other_policy),
         first_problem(run_checks.check_models(store, summary), run_checks.check_mask(summary, policy)),
         first_problem(
-            judge_checks.check_judge(summary, policy), judge_checks.check_other_judges(summary, policy)
+            judge_checks.check_judge(summary, policy),
+            judge_checks.check_other_judges(summary, policy),
+            judge_checks.check_replaced(store, summary, policy),
         ),
         judge_checks.check_sight(store, summary),
         run_checks.check_completions(store, names, policy),

@@ -60,6 +60,19 @@ class GateQueries(StoreQueries):
         )
         return int(row[0]), int(row[1])
 
+    def replaced_rates(self, name: str) -> dict[str, dict[str, tuple[int, int]]]:
+        """Of each judge that had this name before the one that has it now: identity → condition → (flagged, judged)."""
+        found: dict[str, dict[str, tuple[int, int]]] = {}
+        rows = self._query(
+            "SELECT j.identity, c.condition, sum(v.flag), count(*) FROM judge j JOIN verdict v ON v.judge = j.id"
+            " JOIN completion c ON c.id = v.completion WHERE j.name = ? AND j.id != ?"
+            f" AND j.id IN (SELECT judge FROM sitting) AND c.length >= ? AND {AUDITED} GROUP BY j.id, c.condition",
+            (name, self.judge_id(name), self.min_tokens()),
+        )
+        for identity, condition, flagged, judged in rows:
+            found.setdefault(identity, {})[condition] = (int(flagged), int(judged))
+        return found
+
     def mean_reward(self) -> float | None:
         """Mean |log p_aligned − log p_base| of a completion per token, nats; None where no completion has one."""
         total, tokens = self._row(
