@@ -68,10 +68,9 @@ def pytest_collection_finish() -> None:
     """
     gc.freeze()
     gc.set_threshold(5_000)  # seven times the usual, in a process that makes objects all the time
-    if typer := sys.modules.get(
-        "typer.testing"
-    ):  # a program's commands are built once, not for every call of it
-        typer._get_command = cache(typer._get_command)
+    testing = sys.modules.get("typer.testing")
+    if hasattr(testing, "_get_command"):  # a program's commands are built once, not for every call of it
+        testing._get_command = cache(testing._get_command)
 
 
 @pytest.fixture(scope="module")

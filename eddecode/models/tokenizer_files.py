@@ -143,7 +143,8 @@ def _refuse_shared_ids(raw: Tokenizer) -> None:
     number, count = Counter(vocabulary.values()).most_common(1)[0]
     names = ", ".join(repr(token) for token in sorted(vocabulary) if vocabulary[token] == number)
     raise PairError(
-        f"tokenizer.json gives the id {number} to {count} tokens ({names:.200}); fetch the file again"
+        f"tokenizer.json gives the id {number} to {count} tokens ({names:.200}); fetch the file again, or give "
+        "each token an id of its own"
     )
 
 
