@@ -180,8 +180,9 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """An object of a JSON file, in which no name has two values: readers differ in which one counts."""
     found: dict[str, Any] = {}
     for name, value in pairs:
-        if found.setdefault(name, value) != value:
+        if name in found and found[name] != value:
             raise ValueError(f"{name!r:.60} is there twice, as {found[name]!r:.60} and as {value!r:.60}")
+        found[name] = value
     return found
 
 

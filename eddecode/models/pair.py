@@ -250,7 +250,8 @@ class ModelPair:
                     f"the {side} model is a {type(model).__name__}; expected a transformers causal language model, "
                     "with a config and an output embedding"
                 )
-            if all(parameter.is_meta for parameter in model.parameters()):
+            offloaded = any(hasattr(module, "_hf_hook") for module in model.modules())  # by accelerate
+            if not offloaded and all(parameter.is_meta for parameter in model.parameters()):
                 raise PairError(f"the {side} model is on the device meta, without weights; load them first")
             require_eager_for_softcap(model.config)
             freeze(model)
