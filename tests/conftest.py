@@ -73,6 +73,16 @@ def pytest_collection_finish() -> None:
         testing._get_command = cache(testing._get_command)
 
 
+@pytest.fixture(autouse=True)
+def _own_threads() -> Iterator[None]:
+    """How many threads a test, or a command in it, asks of torch ends with the test: sums depend on their number."""
+    torch = sys.modules.get("torch")
+    before = torch.get_num_threads() if torch else 0
+    yield
+    if torch and torch.get_num_threads() != before:
+        torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="module")
 def no_pictures() -> Iterator[None]:
     """Pictures of an audit are drawn after everything is on disk, take longest, and have tests of their own."""

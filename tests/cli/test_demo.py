@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,7 @@ def test_no_completion_is_shown(demo: tuple[Any, Path]) -> None:
     assert not [text for text in texts if len(text) > 20 and text in shown]
 
 
-def test_again_and_afresh(demo: tuple[Any, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_again_and_afresh(demo: tuple[Any, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A second demo shows the same table at once; one of another configuration is refused; --fresh deletes the run."""
     result, out = demo
     for name, value in (("_DEMO_PROMPTS", 30), ("_DEMO_SAMPLES", 2), ("_DEMO_ALPHAS", "0.6,4")):
@@ -84,6 +85,7 @@ def test_again_and_afresh(demo: tuple[Any, Path], monkeypatch: pytest.MonkeyPatc
     assert refused.exit_code == 2
     assert "samples: 2 in the run, 1 now" in refused.stderr
     assert "--fresh" in refused.stderr
+    out = Path(shutil.copytree(out, tmp_path / "run"))
     (out / "mine.txt").write_text("keep")
     fresh = CliRunner().invoke(app, ["demo", "--out", str(out), "--fresh"])
     assert fresh.exit_code == 0

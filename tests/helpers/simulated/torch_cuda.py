@@ -151,6 +151,10 @@ def _patch_interpreter(cuda: Simulation, stack: contextlib.ExitStack) -> None:
 def simulated_cuda(devices: int = 1, capability: tuple[int, int] = (9, 0)) -> Iterator[Simulation]:
     """Within the block there are that many GPUs; see the module."""
     _load_guard()
+    with torch.device("meta"):
+        torch.empty(
+            0
+        )  # torch notes now which functions make tensors, and not while some of them are replaced
     for kept in (capture._memory, capture._warm_stream, capture.side_stream):  # of another simulation
         getattr(kept, "cache_clear", getattr(kept, "clear", None))()
     cuda = Simulation(devices, capability)
