@@ -32,6 +32,7 @@ from eddecode.cli import report as cli_report
 from eddecode.cli import runs as cli_runs
 from eddecode.cli import utility as cli_utility
 from eddecode.cli.common import hide_download_bars, print_json, run_audit, standard_input
+from eddecode.cli.help_pages import PlainGroup
 from eddecode.cli.messages import (
     errors_as_messages,
     os_error_in_words,
@@ -65,6 +66,8 @@ if TYPE_CHECKING:
     from eddecode.audit.config import AuditConfig
 
 app = typer.Typer(
+    cls=PlainGroup,
+    rich_markup_mode=None,
     name="eddecode",
     help="Measure, before a release, how far an aligned model can be reversed by anyone who also has its base model.",
     epilog=EXIT_CODES,

@@ -17,7 +17,9 @@ from eddecode.cli.program import add_command
 from eddecode.errors import ConfigError
 from eddecode.utils.terminal import escape_control_chars
 
-import_app = typer.Typer(help="Make a run of what another tool has logged.", no_args_is_help=True)
+import_app = typer.Typer(
+    help="Make a run of what another tool has logged.", no_args_is_help=True, rich_markup_mode=None
+)
 
 
 def register(app: typer.Typer) -> None:

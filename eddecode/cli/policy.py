@@ -13,7 +13,9 @@ from eddecode.cli.messages import errors_as_messages
 from eddecode.cli.options import AsJson
 from eddecode.cli.program import add_command
 
-_program = typer.Typer(help="The policy by which the gate judges a run.", no_args_is_help=True)
+_program = typer.Typer(
+    help="The policy by which the gate judges a run.", no_args_is_help=True, rich_markup_mode=None
+)
 
 
 def register(app: typer.Typer) -> None:

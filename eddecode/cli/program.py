@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import typer
 
+from eddecode.cli.help_pages import PlainCommand
 from eddecode.cli.messages import guarded
 from eddecode.cli.option_groups import with_option_groups
 
@@ -52,4 +53,5 @@ def add_command(app: typer.Typer, function: Callable[..., None], path: str | Non
     example = EXAMPLES.get(path)
     lines = [*([] if example is None else [f"Example: {example}"]), _EXIT_CODES.get(path, _USUAL)]
     command = guarded(with_option_groups(function))
-    app.command(name=path.split()[-1], epilog="\n\n".join(lines))(command)
+    what = " ".join((function.__doc__ or "").split("\n\n")[0].split())  # whole: click would cut it
+    app.command(name=path.split()[-1], epilog="\n\n".join(lines), short_help=what, cls=PlainCommand)(command)
