@@ -21,6 +21,7 @@ from torch import Tensor
 from transformers import AttentionInterface
 
 from eddecode.errors import UnsupportedLayersError
+from eddecode.models.sizes import has_accelerate_hooks
 from eddecode_kernels.layers_cpu import attend, attention_available
 
 T = TypeVar("T")
@@ -185,6 +186,6 @@ def attention_in(config: Any, name: str = NAME) -> Iterator[None]:
 
 def can_attend(model: Any) -> bool:
     """Whether compiled attention serves a model: its dtype and device, and all of its layers on that device."""
-    if any(hasattr(module, "_hf_hook") for module in model.modules()):
+    if has_accelerate_hooks(model):
         return False  # layers on several devices: their masks are copied, and the copies would be empty
     return attention_available(model.dtype, model.device)

@@ -33,6 +33,7 @@ from eddecode.execution.compiled.replace import CompiledModules
 from eddecode.execution.interfaces import PrefillResult
 from eddecode.execution.kv_cache import LENGTH_STEP, BatchedKVCache, WritePositions
 from eddecode.execution.runner import CachedModelRunner
+from eddecode.models.sizes import has_accelerate_hooks
 from eddecode.utils.device import to_device
 from eddecode.utils.memory import free_bytes, is_out_of_memory, register_idle
 
@@ -315,7 +316,7 @@ class GraphModelRunner(CachedModelRunner):
             UnsupportedLayersError: it cannot be captured.
             EngineError: CUDA refuses it.
         """
-        if any(hasattr(module, "_hf_hook") for module in self.model.modules()):
+        if has_accelerate_hooks(self.model):
             raise UnsupportedLayersError("weights that are moved as they are needed, or on several devices")
         try:
             return self.capture(body)

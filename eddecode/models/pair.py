@@ -30,7 +30,7 @@ from eddecode.models.end_of_text import Sources, eos_sources, source_notes
 from eddecode.models.load_config import LoadConfig
 from eddecode.models.load_group import CheckpointRef, LoadedModels, MemoryRequirement, load_group
 from eddecode.models.loader import freeze, require_eager_for_softcap
-from eddecode.models.sizes import input_device
+from eddecode.models.sizes import has_accelerate_hooks, input_device
 from eddecode.models.template_notes import template_notes
 from eddecode.models.tensor_bytes import model_digest
 from eddecode.models.tokenizer_compat import (
@@ -250,8 +250,7 @@ class ModelPair:
                     f"the {side} model is a {type(model).__name__}; expected a transformers causal language model, "
                     "with a config and an output embedding"
                 )
-            offloaded = any(hasattr(module, "_hf_hook") for module in model.modules())  # by accelerate
-            if not offloaded and all(parameter.is_meta for parameter in model.parameters()):
+            if not has_accelerate_hooks(model) and all(parameter.is_meta for parameter in model.parameters()):
                 raise PairError(f"the {side} model is on the device meta, without weights; load them first")
             require_eager_for_softcap(model.config)
             freeze(model)

@@ -37,6 +37,11 @@ def weights_bytes(model: Any) -> int:
     return sum(held.values())
 
 
+def has_accelerate_hooks(model: Any) -> bool:
+    """Whether accelerate has placed a model's layers: its hooks move weights and inputs as they are needed."""
+    return any(hasattr(module, "_hf_hook") for module in model.modules())
+
+
 def input_device(model: Any) -> torch.device:
     """Where token ids go in; for an offloaded embedding, the device that its weights are brought to when it runs."""
     embedding = model.get_input_embeddings()
