@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,7 +11,6 @@ from typer.core import TyperCommand, TyperGroup
 _BaseContext: Any = TyperCommand.context_class
 _BaseFormatter: Any = _BaseContext.formatter_class
 
-_HYPHEN = re.compile(r"(?<=\S)-(?=\S)|(?<!\S)-(?=-)")
 _WHOLE = "\u2011"  # a hyphen at which no line ends
 
 
@@ -20,10 +18,10 @@ class _Formatter(_BaseFormatter):  # type: ignore[misc]
     """Wraps lines at spaces alone: a name such as --max-reversal can be copied from the page."""
 
     def write_text(self, text: str) -> None:
-        super().write_text(_HYPHEN.sub(_WHOLE, text))
+        super().write_text(text.replace("-", _WHOLE))
 
     def write_dl(self, rows: Sequence[tuple[str, str]], *widths: int, **named: int) -> None:
-        super().write_dl([(name, _HYPHEN.sub(_WHOLE, text)) for name, text in rows], *widths, **named)
+        super().write_dl([(name, text.replace("-", _WHOLE)) for name, text in rows], *widths, **named)
 
     def getvalue(self) -> str:
         return str(super().getvalue()).replace(_WHOLE, "-")

@@ -11,6 +11,7 @@ import typer
 from rich.text import Text
 
 from eddecode.cli.common import print_files, print_json, print_summary
+from eddecode.cli.help_pages import PlainGroup
 from eddecode.cli.messages import errors_as_messages, stderr_console, stdout_console
 from eddecode.cli.options import AsJson, ConditionNames, RunFolder
 from eddecode.cli.program import add_command
@@ -18,7 +19,10 @@ from eddecode.errors import ConfigError
 from eddecode.utils.terminal import escape_control_chars
 
 import_app = typer.Typer(
-    help="Make a run of what another tool has logged.", no_args_is_help=True, rich_markup_mode=None
+    help="Make a run of what another tool has logged.",
+    no_args_is_help=True,
+    cls=PlainGroup,
+    rich_markup_mode=None,
 )
 
 

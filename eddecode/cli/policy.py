@@ -9,12 +9,16 @@ import typer
 
 from eddecode.cli.audit import merge_options
 from eddecode.cli.draft import write_draft
+from eddecode.cli.help_pages import PlainGroup
 from eddecode.cli.messages import errors_as_messages
 from eddecode.cli.options import AsJson
 from eddecode.cli.program import add_command
 
 _program = typer.Typer(
-    help="The policy by which the gate judges a run.", no_args_is_help=True, rich_markup_mode=None
+    help="The policy by which the gate judges a run.",
+    no_args_is_help=True,
+    cls=PlainGroup,
+    rich_markup_mode=None,
 )
 
 
