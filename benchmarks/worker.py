@@ -69,7 +69,7 @@ def main(arguments: list[str]) -> None:
     """Answer requests until standard input ends."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print is no answer
-    gc.set_threshold(10_000)  # imports make a million objects and no garbage
+    gc.set_threshold(10_000)  # as `eddecode.utils.collection`, which the other checkout may lack
     worker = Worker(Path(arguments[0]).resolve(), int(arguments[1]), cpu_time=arguments[2] == "cpu")
     for line in sys.stdin:
         request = json.loads(line)

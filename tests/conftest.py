@@ -32,9 +32,8 @@ def pytest_configure() -> None:
     if "PYTEST_DEBUG_TEMPROOT" in os.environ or not os.access(MEMORY, os.W_OK):
         return
     about = os.statvfs(MEMORY)
-    if (
-        about.f_bavail * about.f_frsize >= ROOM and not about.f_flag & os.ST_NOEXEC
-    ):  # some tests compile programs
+    runs_programs = not about.f_flag & os.ST_NOEXEC  # which some tests compile
+    if about.f_bavail * about.f_frsize >= ROOM and runs_programs:
         os.environ["PYTEST_DEBUG_TEMPROOT"] = str(MEMORY)
 
 

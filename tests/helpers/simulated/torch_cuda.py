@@ -151,10 +151,8 @@ def _patch_interpreter(cuda: Simulation, stack: contextlib.ExitStack) -> None:
 def simulated_cuda(devices: int = 1, capability: tuple[int, int] = (9, 0)) -> Iterator[Simulation]:
     """Within the block there are that many GPUs; see the module."""
     _load_guard()
-    with torch.device("meta"):
-        torch.empty(
-            0
-        )  # torch notes now which functions make tensors, and not while some of them are replaced
+    with torch.device("meta"):  # torch notes which functions make tensors: now, not while some are replaced
+        torch.empty(0)
     for kept in (capture._memory, capture._warm_stream, capture.side_stream):  # of another simulation
         getattr(kept, "cache_clear", getattr(kept, "clear", None))()
     cuda = Simulation(devices, capability)
